@@ -1,0 +1,63 @@
+"""ggufnorm: does a GGUF model still compute what its source computed, and if not, where?
+
+    >>> import ggufnorm
+    >>> report = ggufnorm.drift("model-f16.gguf", "model-Q4_K_M.gguf")  # doctest: +SKIP
+    >>> report.logits.mean_kld, report.culprit                          # doctest: +SKIP
+
+Names are imported when they are first used, so that ``import ggufnorm`` is quick and
+works without llama.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ggufnorm.comparison.run import drift
+    from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.model import Inspection, NormSite
+    from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
+    from ggufnorm.inspection import inspect
+
+__all__ = [
+    "DriftReport",
+    "EngineError",
+    "GGUFError",
+    "GgufnormError",
+    "InputError",
+    "Inspection",
+    "NormSite",
+    "drift",
+    "group_norm",
+    "inspect",
+    "l2_norm",
+    "layer_norm",
+    "rms_norm",
+]
+
+_HOMES = {
+    "DriftReport": "ggufnorm.core.drift",
+    "EngineError": "ggufnorm.errors",
+    "GGUFError": "ggufnorm.errors",
+    "GgufnormError": "ggufnorm.errors",
+    "InputError": "ggufnorm.errors",
+    "Inspection": "ggufnorm.core.model",
+    "NormSite": "ggufnorm.core.model",
+    "drift": "ggufnorm.comparison.run",
+    "group_norm": "ggufnorm.core.norms",
+    "inspect": "ggufnorm.inspection",
+    "l2_norm": "ggufnorm.core.norms",
+    "layer_norm": "ggufnorm.core.norms",
+    "rms_norm": "ggufnorm.core.norms",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

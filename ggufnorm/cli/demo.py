@@ -1,0 +1,63 @@
+"""``ggufnorm demo``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from ggufnorm.cli.output import emit
+from ggufnorm.cli.progress import progress_bar
+
+FAULTY = "blk.2.ffn_down.weight"
+
+
+@click.command("demo")
+@click.option("--chunks", default=8, show_default=True, type=click.IntRange(min=1))
+def command(chunks: int) -> int:
+    """Quantize the bundled sample, show its drift, then damage a tensor and find it."""
+    from ggufnorm.comparison.run import drift
+    from ggufnorm.engines.llama.quantize import quantize
+    from ggufnorm.samples import sample_model
+
+    model = sample_model()
+    with tempfile.TemporaryDirectory(prefix="ggufnorm-demo-") as name:
+        folder = Path(name)
+        quant, faulty = folder / "sotu-Q4_K_M.gguf", folder / "sotu-Q4_K_M-damaged.gguf"
+        click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
+        quantize(model, quant, "Q4_K_M")
+        with progress_bar("drift") as show:
+            emit(drift(model, quant, chunks=chunks, on_progress=show), "text", None)
+
+        damage(quant, faulty, FAULTY)
+        click.secho(
+            f"\nNow the same file with one damaged tensor: every 16th row of {FAULTY} is zero.\n",
+            bold=True,
+        )
+        sys.stdout.flush()
+        with progress_bar("drift") as show:
+            report = drift(model, faulty, chunks=chunks, on_progress=show)
+        emit(report, "text", None)
+    named = report.culprit.tensor if report.culprit else None
+    if named != FAULTY:
+        click.secho(f"\nThe report names {named}, not {FAULTY}.", fg="red", err=True)
+        return 1
+    click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
+    return 0
+
+
+def damage(source: Path, target: Path, tensor: str) -> None:
+    """Copy a GGUF file and set every 16th row of one tensor to zero bytes."""
+    from ggufnorm.formats.gguf import GGUFFile
+
+    with GGUFFile(source) as file:
+        t = file.tensors[tensor]
+    row = t.n_bytes // t.shape[1]
+    shutil.copyfile(source, target)
+    with target.open("r+b") as out:
+        for i in range(0, t.shape[1], 16):
+            out.seek(t.offset + i * row)
+            out.write(bytes(row))

@@ -1,0 +1,68 @@
+"""The ``ggufnorm`` command: its subcommands are imported when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ggufnorm import __version__
+from ggufnorm.errors import EngineError, GgufnormError
+
+_COMMANDS = {
+    "inspect": "List every norm of a GGUF file.",
+    "drift": "Run two versions of a model and show where they part.",
+    "demo": "Show what drift finds, on the bundled sample.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists its commands without importing them, so that --help starts fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ggufnorm")
+def cli() -> None:
+    """Tell whether a GGUF model still computes what its source computed.
+
+    Exit codes: 0 fine, 1 a threshold was crossed, 2 usage, 3 an input cannot be read,
+    4 llama.cpp failed, 130 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command line; every error becomes a line on stderr and an exit code."""
+    try:
+        code = cli.main(prog_name="ggufnorm", standalone_mode=False)
+    except GgufnormError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        if isinstance(error, EngineError) and error.log:
+            click.echo("llama.cpp's last lines:", err=True)
+            for line in error.log:
+                click.echo(f"  {line}", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

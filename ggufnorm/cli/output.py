@@ -1,0 +1,98 @@
+"""Where results go: ``--format`` and ``-o``, shared by all commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ggufnorm.errors import InputError
+from ggufnorm.report.document import Result, to_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FORMATS = ("text", "json")
+_SUFFIXES = {".json": "json", ".txt": "text"}
+
+
+def output_options(command: F) -> F:
+    """Add ``--format`` and ``-o/--output`` to a command."""
+    command = click.option(
+        "-o",
+        "--output",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Write to this file; .json or .txt decides the format.",
+    )(command)
+    return click.option(
+        "--format",
+        "fmt",
+        type=click.Choice(_FORMATS),
+        help="What to write.  [default: by the suffix of -o, else text]",
+    )(command)
+
+
+def choose_format(fmt: str | None, output: Path | None) -> str:
+    """The format asked for, or else the one that the file's suffix stands for.
+
+    Raises:
+        click.UsageError: the suffix stands for none.
+    """
+    if fmt:
+        return fmt
+    if output is None:
+        return "text"
+    known = _SUFFIXES.get(output.suffix.lower())
+    if known is None:
+        raise click.UsageError(
+            f"cannot tell the format of {output} from its suffix: give --format"
+            f" {'|'.join(_FORMATS)}"
+        )
+    return known
+
+
+def emit(result: Result, fmt: str, output: Path | None) -> None:
+    """Print a result, or write it to a file that appears only when it is complete.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if output is None:
+        click.echo(_render(result, fmt, sys.stdout.isatty()), nl=False)
+        return
+    text = _render(result, fmt, on_terminal=False)
+    try:
+        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+        unfinished = Path(name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            unfinished.chmod(0o666 & ~_umask())
+            unfinished.replace(output)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from None
+
+
+def _render(result: Result, fmt: str, on_terminal: bool) -> str:
+    if fmt == "json":
+        return to_json(result)
+    from ggufnorm.report.terminal import WIDTH, render
+
+    if not on_terminal:
+        return render(result)
+    color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    return render(result, width=shutil.get_terminal_size((WIDTH, 24)).columns, color=color)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

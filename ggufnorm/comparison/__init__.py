@@ -1,0 +1,1 @@
+"""From engines' observations to a :class:`~ggufnorm.core.drift.DriftReport`."""

@@ -1,0 +1,239 @@
+"""Where drift enters, and whether a norm is at fault: one culprit at most, and a sentence.
+
+The judgement rests on *local* errors: what an operation does to the reference's own
+input. They do not depend on what happened upstream, so a fault is told where it is made,
+not where it is passed on.
+
+- A norm's weight, bias and epsilon are never quantized: any local error is a difference
+  between the files. It is a fault if it is more than a tenth of what quantization does to
+  a typical matrix product in the same file (:data:`NORM_SHARE`), or if the file is not
+  quantized at all.
+- Any other operation that reads a tensor has its local error from that tensor. It is
+  suspected if the error is out of line with its peers (the same role and type in other
+  layers), and at fault if the tensor is then found to be further from the reference's
+  than a fresh quantization to its type would be (:data:`WEIGHT_RATIO`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ggufnorm.comparison.weights import WeightError
+from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
+
+if TYPE_CHECKING:
+    from ggufnorm.core.metrics import LogitStatistics
+
+NORM_SHARE = 0.1
+"""A norm is at fault above this share of the typical local error of a matrix product."""
+ROUNDING = 1e-6
+"""Relative L2 below which two float32 computations of one formula cannot be told apart."""
+KERNEL_RESIDUAL = 1e-4
+"""llama.cpp's result against NumPy's: above this it is not the same formula."""
+PEER_RATIO = 1.5
+"""An operation is suspected at this multiple of its peers' median local error."""
+WEIGHT_RATIO = 2.0
+"""A tensor is damaged at this multiple of a fresh quantization's error."""
+_MOST_SUSPECTS = 16
+"""Tensors that are quantized again at most, the worst first."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    error: float
+    culprit: Culprit
+
+
+WeightCheck = Callable[[str], WeightError | None]
+"""Measures a tensor by name: :func:`ggufnorm.comparison.weights.weight_error`."""
+
+
+def judge(
+    norms: Sequence[NormDrift],
+    operations: Sequence[OperationDrift],
+    logits: LogitStatistics | None,
+    check_weight: WeightCheck,
+) -> tuple[Culprit | None, str]:
+    """Name the one thing that is out of line, and say in words where drift enters.
+
+    Args:
+        norms: in graph order.
+        operations: in graph order.
+        logits: None for a model without predictions.
+        check_weight: asked about tensors that look damaged.
+
+    Returns:
+        The culprit, or None; and the verdict.
+    """
+    noise = typical_local_error(operations)
+    faults = norm_faults(norms, noise)
+    culprit = (
+        _non_finite(operations)
+        or _worst(faults)
+        or _wrong_formula(norms)
+        or _damaged_weight(operations, norms, check_weight)
+    )
+    return culprit, _sentence(culprit, len(faults), norms, operations, logits)
+
+
+def typical_local_error(operations: Sequence[OperationDrift]) -> float:
+    """Median local relative L2 over the operations that quantization touched; 0 if none."""
+    errors = [o.local.rel_l2 or 0.0 for o in operations if o.role == "matmul"]
+    errors = [e for e in errors if e > ROUNDING]
+    return statistics.median(errors) if errors else 0.0
+
+
+def norm_faults(norms: Sequence[NormDrift], noise: float) -> list[_Fault]:
+    """Norms whose own error counts beside ``noise``, in graph order."""
+    found = []
+    for n in norms:
+        error = n.local.rel_l2 or 0.0
+        if error > max(ROUNDING, NORM_SHARE * noise):
+            found.append(_Fault(error, Culprit(n.tensor, n.node, n.layer, _norm_reason(n))))
+    return found
+
+
+def _norm_reason(n: NormDrift) -> str:
+    differences = []
+    if n.epsilon_used != n.epsilon_used_ref:
+        differences.append(
+            f"its epsilon is {n.epsilon_used:g} where the reference uses {n.epsilon_used_ref:g}"
+        )
+    w = n.weight
+    if w is None or w.non_finite_rows:
+        differences.append("its weight holds NaN or infinity" if w else "its weight is missing")
+    elif w.rel_l2 is None or w.rel_l2 > 0:
+        ratio = "" if w.rms_ratio is None else f", RMS {w.rms_ratio:.4g} times the reference's"
+        size = "wholly" if w.rel_l2 is None else f"by {w.rel_l2:.3g}"
+        differences.append(f"its weight differs {size}{ratio}")
+    what = " and ".join(differences) or "its formula differs"
+    return (
+        f"given the reference's input this norm is off by {n.local.rel_l2 or 0:.3g}"
+        f" (relative L2): {what}"
+    )
+
+
+def _wrong_formula(norms: Sequence[NormDrift]) -> Culprit | None:
+    for n in norms:
+        residual, own = n.recompute_residual, n.recompute_residual_ref
+        if residual is not None and residual > KERNEL_RESIDUAL and (own or 0) <= KERNEL_RESIDUAL:
+            return Culprit(
+                n.tensor,
+                n.node,
+                n.layer,
+                f"llama.cpp's result is off by {residual:.3g} (relative L2) from NumPy's with"
+                " the same input, weight and epsilon: the kernel computes something else",
+            )
+    return None
+
+
+def _non_finite(operations: Sequence[OperationDrift]) -> Culprit | None:
+    for o in operations:
+        c = o.local if o.local.non_finite_rows else o.cumulative
+        if c.non_finite_rows:
+            return Culprit(
+                o.tensor,
+                o.node,
+                o.layer,
+                f"the first NaN or infinity appears here, at token {c.non_finite_token}",
+            )
+    return None
+
+
+def _damaged_weight(
+    operations: Sequence[OperationDrift], norms: Sequence[NormDrift], check_weight: WeightCheck
+) -> Culprit | None:
+    for o, peers in _suspects(operations, norms)[:_MOST_SUSPECTS]:
+        assert o.tensor is not None
+        w = check_weight(o.tensor)
+        if w is None or (w.actual or 0.0) <= max(ROUNDING, WEIGHT_RATIO * w.expected):
+            continue
+        beside = f", its peers in {o.dtype} by {peers:.3g}" if peers is not None else ""
+        return Culprit(
+            o.tensor,
+            o.node,
+            o.layer,
+            f"given the reference's input it is off by {o.local.rel_l2:.3g}{beside}"
+            f" (relative L2), because its weight is off by {w.actual:.3g} where"
+            f" {o.dtype} costs {w.expected:.3g}: it is damaged or another tensor",
+        )
+    return None
+
+
+def _suspects(
+    operations: Sequence[OperationDrift], norms: Sequence[NormDrift]
+) -> list[tuple[OperationDrift, float | None]]:
+    """Operations out of line with their peers and the peers' median, the worst first."""
+    norm_nodes = {n.node for n in norms}
+    watched = [o for o in operations if o.tensor and o.node not in norm_nodes]
+    groups: dict[tuple[str | None, str], list[float]] = defaultdict(list)
+    for o in watched:
+        groups[o.dtype, role_of(o)].append(o.local.rel_l2 or 0.0)
+    found = []
+    for o in watched:
+        error = o.local.rel_l2 or 0.0
+        others = list(groups[o.dtype, role_of(o)])
+        others.remove(error)
+        peers = statistics.median(others) if others else None
+        if error > max(ROUNDING, PEER_RATIO * (peers or 0.0)):
+            found.append((error - (peers or 0.0), o, peers))
+    found.sort(key=lambda row: -row[0])
+    return [(o, peers) for _excess, o, peers in found]
+
+
+def role_of(operation: OperationDrift) -> str:
+    """What the operation's tensor is in its block: ``ffn_down``, ``attn_q`` …"""
+    return (operation.tensor or "").removesuffix(".weight").rpartition(".")[2]
+
+
+def _worst(faults: Sequence[_Fault]) -> Culprit | None:
+    return max(faults, key=lambda f: f.error).culprit if faults else None
+
+
+def _sentence(
+    culprit: Culprit | None,
+    n_faults: int,
+    norms: Sequence[NormDrift],
+    operations: Sequence[OperationDrift],
+    logits: LogitStatistics | None,
+) -> str:
+    if all(o.cumulative.rel_l2 == 0 for o in operations) and not (logits and logits.max_kld):
+        return "No drift: the two models compute the same at every watched node."
+    if culprit is not None:
+        where = f" (layer {culprit.layer})" if culprit.layer is not None else ""
+        start = f"Drift enters at {culprit.tensor or culprit.node}{where}: {culprit.reason}."
+    else:
+        start = _gradual(operations)
+    return f"{start} {_about_norms(n_faults, norms)}"
+
+
+def _gradual(operations: Sequence[OperationDrift]) -> str:
+    lossy = [o for o in operations if (o.local.rel_l2 or 0) > ROUNDING]
+    if not lossy:
+        return "Drift enters nowhere in particular: no operation adds more than rounding."
+    worst = max(lossy, key=lambda o: o.local.rel_l2 or 0)
+    return (
+        f"Drift enters gradually, at {len(lossy)} of {len(operations)} operations; the largest"
+        f" share is {worst.tensor or worst.node}'s ({worst.local.rel_l2:.3g} relative L2,"
+        f" {worst.dtype or worst.op}), and none is out of line."
+    )
+
+
+def _about_norms(n_faults: int, norms: Sequence[NormDrift]) -> str:
+    if not norms:
+        return "The graph has no norm."
+    if n_faults == 0:
+        exact = sum(n.local.rel_l2 == 0 for n in norms)
+        if exact == len(norms):
+            return f"No norm is at fault: all {exact} only pass on what reaches them."
+        return (
+            f"No norm is at fault: {exact} of {len(norms)} only pass on what reaches them, the"
+            " others add less than a tenth of what quantization does."
+        )
+    if n_faults == 1:
+        return f"1 of {len(norms)} norms is at fault."
+    return f"{n_faults} of {len(norms)} norms are at fault."

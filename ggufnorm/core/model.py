@@ -1,0 +1,94 @@
+"""What a norm is, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+NormKind = Literal["rms", "layer", "group", "l2"]
+"""RMSNorm, LayerNorm, GroupNorm, L2 norm: ggml's RMS_NORM, NORM, GROUP_NORM, L2_NORM."""
+
+
+@dataclass(frozen=True)
+class WeightStatistics:
+    """How a norm's weight is distributed, over all its elements.
+
+    Attributes:
+        mean: arithmetic mean.
+        rms: square root of the mean square.
+        minimum: smallest element.
+        maximum: largest element.
+        non_finite: how many elements are NaN or infinite; the other figures leave
+            them out, and are None if nothing is left.
+    """
+
+    mean: float | None
+    rms: float | None
+    minimum: float | None
+    maximum: float | None
+    non_finite: int
+
+
+@dataclass(frozen=True)
+class NormSite:
+    """One normalization as a GGUF file describes it.
+
+    Attributes:
+        tensor: name of the weight's tensor, None for a norm without one.
+        bias: name of the bias's tensor, None if the norm adds none.
+        layer: block number, None outside the blocks.
+        role: what it normalizes: ``attn``, ``ffn``, ``q``, ``k``, ``output`` …
+        kind: None if the metadata does not tell.
+        epsilon: as stored (float32), None if the metadata does not tell.
+        epsilon_key: the metadata key that holds ``epsilon``.
+        groups: how many groups a group norm splits the channels into.
+        dtype: ggml type name of the weight, for example ``F32``.
+        shape: of the weight, in ggml's order: ``shape[0]`` runs along a row.
+        weight: how the weight's values are distributed.
+        note: why ``kind`` or ``epsilon`` is unknown; empty if both are known.
+    """
+
+    tensor: str | None
+    bias: str | None
+    layer: int | None
+    role: str
+    kind: NormKind | None
+    epsilon: float | None
+    epsilon_key: str | None
+    groups: int | None
+    dtype: str | None
+    shape: tuple[int, ...]
+    weight: WeightStatistics | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that was not looked at, and why."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All norms of one model file.
+
+    Attributes:
+        path: the file.
+        architecture: ``general.architecture``.
+        name: ``general.name``, None if the file has none.
+        n_layers: ``{architecture}.block_count``, None if the file has none.
+        file_type: the quantization mix that the file claims, for example
+            ``MOSTLY_Q4_K_M``, None if the file does not say.
+        norms: in file order.
+        skipped: norm-like tensors that are not reported as a norm.
+    """
+
+    path: str
+    architecture: str
+    name: str | None
+    n_layers: int | None
+    file_type: str | None
+    norms: tuple[NormSite, ...]
+    skipped: tuple[Skipped, ...]

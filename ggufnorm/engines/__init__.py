@@ -1,0 +1,1 @@
+"""What runs models: each engine turns a model and tokens into observations."""

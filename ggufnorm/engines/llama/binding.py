@@ -1,0 +1,313 @@
+"""All ctypes: llama.cpp's functions, and a mirror of ``struct ggml_tensor``.
+
+llama-cpp-python binds ``llama.h`` but not the tensor structure, through which alone a
+graph node's operation, sources, parameters and data can be seen. So it is mirrored here,
+and :func:`check_layout` compares the mirror with what ggml itself says of a tensor built
+for the purpose. A layout that does not agree is refused: a wrong offset would give wrong
+numbers without a word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ggufnorm.errors import EngineMissingError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from numpy.typing import NDArray
+
+INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
+
+# GGML_MAX_SRC, GGML_MAX_NAME and GGML_MAX_OP_PARAMS in ggml/include/ggml.h.
+_MAX_SRC, _MAX_NAME, _MAX_OP_PARAMS = 10, 64, 64
+
+
+class TensorStruct(ctypes.Structure):
+    """``struct ggml_tensor`` of ``ggml/include/ggml.h``."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_uint8 * _MAX_OP_PARAMS),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * _MAX_SRC),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * _MAX_NAME),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    )
+
+
+class _InitParams(ctypes.Structure):
+    """``struct ggml_init_params``."""
+
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
+
+
+@cache
+def llama() -> ModuleType:
+    """The ``llama_cpp`` module, its layout checked and its backends started.
+
+    Raises:
+        EngineMissingError: llama-cpp-python is absent, broken, or of an unknown layout.
+    """
+    try:
+        import llama_cpp
+    except ImportError as error:
+        raise EngineMissingError(
+            f"this needs llama.cpp, but llama-cpp-python is not installed: {INSTALL_HINT}"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise EngineMissingError(
+            f"llama-cpp-python is installed but its library does not load ({error});"
+            f" reinstall it: {INSTALL_HINT}"
+        ) from error
+    check_layout()
+    llama_cpp.llama_backend_init()
+    module: ModuleType = llama_cpp
+    return module
+
+
+def engine_version() -> str:
+    """For reports: which llama-cpp-python runs."""
+    return f"llama-cpp-python {llama().__version__}"
+
+
+@cache
+def ggml() -> ctypes.CDLL:
+    """The ggml library with the prototypes that are used here."""
+    from llama_cpp._ggml import libggml
+
+    lib: ctypes.CDLL = libggml
+    tensor, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+    for name, result, arguments in (
+        ("ggml_op_name", text, [ctypes.c_int]),
+        ("ggml_type_name", text, [ctypes.c_int]),
+        ("ggml_get_name", text, [tensor]),
+        ("ggml_nbytes", size, [tensor]),
+        ("ggml_init", ctypes.c_void_p, [_InitParams]),
+        ("ggml_free", None, [ctypes.c_void_p]),
+        ("ggml_new_tensor_4d", tensor, [ctypes.c_void_p, ctypes.c_int] + [ctypes.c_int64] * 4),
+        ("ggml_set_name", tensor, [tensor, text]),
+        ("ggml_rms_norm", tensor, [ctypes.c_void_p, tensor, ctypes.c_float]),
+        ("ggml_mul", tensor, [ctypes.c_void_p, tensor, tensor]),
+        ("ggml_view_1d", tensor, [ctypes.c_void_p, tensor, ctypes.c_int64, size]),
+        ("ggml_tensor_overhead", size, []),
+        ("ggml_get_data", ctypes.c_void_p, [tensor]),
+        ("ggml_backend_buffer_is_host", ctypes.c_bool, [ctypes.c_void_p]),
+        ("ggml_backend_tensor_get", None, [tensor, ctypes.c_void_p, size, size]),
+        ("ggml_row_size", size, [ctypes.c_int, ctypes.c_int64]),
+        (
+            "ggml_quantize_chunk",
+            size,
+            [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+            + [ctypes.c_int64] * 3
+            + [ctypes.c_void_p],
+        ),
+        ("ggml_backend_tensor_set", None, [tensor, ctypes.c_void_p, size, size]),
+    ):
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+def check_layout() -> None:
+    """Compare the mirror with ggml's own account of a few tensors.
+
+    Raises:
+        EngineMissingError: they disagree.
+    """
+    lib = ggml()
+    dims, epsilon, name = (8, 3, 5, 2), 0.0009765625, b"ggufnorm layout check"
+    ctx = lib.ggml_init(_InitParams(1 << 20, None, False))
+    try:
+        x = lib.ggml_new_tensor_4d(ctx, 0, *dims)
+        lib.ggml_set_name(x, name)
+        norm = lib.ggml_rms_norm(ctx, x, epsilon)
+        product = lib.ggml_mul(ctx, norm, x)
+        view = lib.ggml_view_1d(ctx, x, 4, 16)
+        a, b, c, d = (TensorStruct.from_address(t) for t in (x, norm, product, view))
+        facts = {
+            "ne": tuple(a.ne) == dims,
+            "nb": tuple(a.nb) == (4, 32, 96, 480),
+            "name": a.name == name == lib.ggml_get_name(x),
+            "data": a.data == lib.ggml_get_data(x),
+            "size": lib.ggml_nbytes(x) == 480 * 2,
+            "type": lib.ggml_type_name(a.type) == b"f32",
+            "op": [lib.ggml_op_name(t.op) for t in (a, b, c, d)]
+            == [b"NONE", b"RMS_NORM", b"MUL", b"VIEW"],
+            "op_params": struct.unpack_from("f", bytes(b.op_params))[0] == epsilon,
+            "src": list(c.src[:3]) == [norm, x, None],
+            "view_src": (d.view_src, d.view_offs) == (x, 16),
+            "overhead": ctypes.sizeof(TensorStruct)
+            <= lib.ggml_tensor_overhead()
+            <= ctypes.sizeof(TensorStruct) + 64,
+        }
+    finally:
+        lib.ggml_free(ctx)
+    wrong = [fact for fact, holds in facts.items() if not holds]
+    if wrong:
+        raise EngineMissingError(
+            "this llama-cpp-python lays out ggml_tensor in a way that ggufnorm does not know"
+            f" ({', '.join(wrong)} differ): {INSTALL_HINT}"
+        )
+
+
+@cache
+def op_name(op: int) -> str:
+    """Ggml's name of an operation, for example ``RMS_NORM``."""
+    return str(ggml().ggml_op_name(op).decode())
+
+
+@cache
+def type_name(ggml_type: int) -> str:
+    """Ggml's name of a type in upper case, for example ``F32`` or ``Q4_K``."""
+    return str(ggml().ggml_type_name(ggml_type).decode()).upper()
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What can be told of a graph node before it is computed.
+
+    Attributes:
+        address: of the structure; good within one graph.
+        name: as llama.cpp labelled it, a scheduler's ``BACKEND#name#n`` taken off.
+        op: ggml's name of the operation.
+        dtype: ggml's name of its type.
+        shape: ``ne`` without trailing ones.
+        params: the raw bytes of ``op_params``.
+        sources: addresses of its sources.
+    """
+
+    address: int
+    name: str
+    op: str
+    dtype: str
+    shape: tuple[int, ...]
+    params: bytes
+    sources: tuple[int, ...]
+
+    @classmethod
+    def at(cls, address: int) -> NodeView:
+        """Read the structure at ``address``."""
+        t = TensorStruct.from_address(address)
+        name = t.name.decode(errors="replace")
+        parts = name.split("#")
+        # ggml_backend_sched_split_graph in ggml/src/ggml-backend.cpp names its copies so.
+        if len(parts) == 3 and parts[2].isdigit():
+            name = parts[1]
+        shape = list(t.ne)
+        while len(shape) > 1 and shape[-1] == 1:
+            shape.pop()
+        return cls(
+            address=address,
+            name=name,
+            op=op_name(t.op),
+            dtype=type_name(t.type),
+            shape=tuple(shape),
+            params=bytes(t.op_params),
+            sources=tuple(s for s in t.src if s),
+        )
+
+
+_READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
+
+
+def is_readable(dtype: str) -> bool:
+    """Whether :func:`read_node` takes values of that ggml type."""
+    return dtype in _READABLE
+
+
+def read_node(address: int) -> NDArray[np.float32]:
+    """A copy of a just-computed node's values.
+
+    Returns:
+        float32 in NumPy's order, ``(ne[3], ne[2], ne[1], ne[0])``.
+    """
+    t = TensorStruct.from_address(address)
+    dtype = _READABLE[type_name(t.type)]
+    shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
+    if 0 in shape:
+        return np.empty(shape, np.float32)
+    span = dtype.itemsize + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    raw: Any
+    if _is_host(t):
+        raw = (ctypes.c_uint8 * span).from_address(t.data)
+    else:
+        raw = np.empty(span, np.uint8)
+        ggml().ggml_backend_tensor_get(address, raw.ctypes.data, 0, span)
+    strided: NDArray[Any] = np.ndarray(shape, dtype, raw, strides=strides)
+    return np.array(strided, dtype=np.float32, order="C")
+
+
+def write_node(address: int, values: NDArray[np.float32]) -> None:
+    """Replace a just-computed F32 node's values: every later node reads the new ones.
+
+    Args:
+        address: of a contiguous F32 node.
+        values: what :func:`read_node` gave for the same node of another context.
+    """
+    t = TensorStruct.from_address(address)
+    data = np.ascontiguousarray(values, dtype=np.float32)
+    if data.nbytes != ggml().ggml_nbytes(address):
+        raise ValueError("a node is replaced by values of its own size only")
+    if _is_host(t):
+        ctypes.memmove(t.data, data.ctypes.data, data.nbytes)
+    else:
+        ggml().ggml_backend_tensor_set(address, data.ctypes.data, 0, data.nbytes)
+
+
+def _is_host(t: TensorStruct) -> bool:
+    buffer = t.buffer or (TensorStruct.from_address(t.view_src).buffer if t.view_src else None)
+    return buffer is None or bool(ggml().ggml_backend_buffer_is_host(buffer))
+
+
+def is_contiguous(address: int) -> bool:
+    """Whether a node's values lie without gaps in ggml's order."""
+    t = TensorStruct.from_address(address)
+    expected = _READABLE[type_name(t.type)].itemsize
+    for n, stride in zip(t.ne, t.nb, strict=True):
+        if n != 1 and stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def quantize_rows(rows: NDArray[np.float32], ggml_type: int) -> NDArray[np.uint8]:
+    """Quantize rows as llama-quantize does without an importance matrix.
+
+    Args:
+        rows: ``(rows, columns)``; the columns divide into blocks of the type.
+        ggml_type: ggml's number of the type.
+
+    Returns:
+        ``(rows, bytes of a row)``.
+
+    Source: ``ggml_quantize_chunk`` in ``ggml/src/ggml.c``.
+    """
+    data = np.ascontiguousarray(rows, dtype=np.float32)
+    n_rows, n_columns = data.shape
+    out = np.empty((n_rows, ggml().ggml_row_size(ggml_type, n_columns)), np.uint8)
+    # Some types insist on an importance matrix: an even one changes nothing.
+    even = np.ones(n_columns, np.float32)
+    ggml().ggml_quantize_chunk(
+        ggml_type, data.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, even.ctypes.data
+    )
+    return out

@@ -1,0 +1,261 @@
+"""Several contexts walk the same graph together and meet at every watched node.
+
+A lane is a context with its own thread. Lanes take turns: lane 0, the reference,
+computes up to the next stop and puts its value down; each other lane then computes up to
+the same stop, has its value compared, and hands on. So only one stop's values are held,
+however long the text and deep the model, and every lane has all threads to itself while
+it computes.
+
+A pinned lane goes on with the reference's value instead of its own: what it shows at the
+next stop is the error that the operations in between make by themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.model import Skipped
+from ggufnorm.engines.llama.binding import NodeView, is_contiguous, read_node, write_node
+from ggufnorm.engines.llama.graph import Graph, Stop, build_graph
+from ggufnorm.engines.llama.session import (
+    MAX_BATCH,
+    EngineOptions,
+    LlamaContext,
+    LlamaModel,
+)
+from ggufnorm.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One decode: tokens, the position of the first, and how many give logits."""
+
+    tokens: NDArray[np.int32]
+    position: int
+    n_outputs: int
+
+
+def batches(chunk: NDArray[np.int32], first_output: int) -> list[Batch]:
+    """Cut a chunk into decodes; logits are wanted from position ``first_output`` on."""
+    cut = []
+    for start in range(0, len(chunk), MAX_BATCH):
+        part = chunk[start : start + MAX_BATCH]
+        n_outputs = max(0, min(len(part), start + len(part) - first_output))
+        cut.append(Batch(part, start, n_outputs))
+    return cut
+
+
+class Lane:
+    """A context with the plan of its graph, walked stop by stop.
+
+    Attributes:
+        graphs: one per batch of a chunk (a later batch may build another graph).
+    """
+
+    def __init__(
+        self, model: LlamaModel, options: EngineOptions, tensors: frozenset[str], *, pin: bool
+    ) -> None:
+        self.pin = pin
+        self.graphs: list[Graph] = []
+        self.error: BaseException | None = None
+        self._tensors = tensors
+        self._views: list[NodeView] | None = None
+        self._next = 0
+        self._stops: dict[int, int] = {}
+        self._graph: Graph | None = None
+        self._on_stop: Callable[[int, int], bool] = lambda _stop, _address: True
+        self.context = LlamaContext(model, options, self._on_eval)
+
+    def plan(self, chunk: list[Batch]) -> None:
+        """Decode a chunk once and learn the graph of each of its batches."""
+        self.context.clear()
+        for batch in chunk:
+            self._views = []
+            self.context.decode(batch.tokens, batch.position, batch.n_outputs)
+            self._raise()
+            # The sources are read while the graph still exists.
+            self.graphs.append(build_graph(self._views, self._tensors))
+        self._views = None
+
+    def walk(
+        self, graph: Graph, stops: Sequence[int], batch: Batch, on_stop: Callable[[int, int], bool]
+    ) -> None:
+        """Decode a batch and call ``on_stop(k, address)`` at the k-th of the given nodes.
+
+        Raises:
+            EngineError: the decode failed, or the graph is not the one that was planned.
+        """
+        self._graph, self._next = graph, 0
+        self._stops = {index: k for k, index in enumerate(stops)}
+        self._on_stop = on_stop
+        self.context.decode(batch.tokens, batch.position, batch.n_outputs)
+        self._raise()
+        if self._next != len(graph.nodes):
+            raise self._changed(f"it had {len(graph.nodes)} nodes and now has {self._next}")
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def _changed(self, how: str) -> EngineError:
+        return EngineError(
+            f"{self.context.model.path}: llama.cpp's graph changed between two runs: {how}"
+        )
+
+    def _on_eval(self, address: int, ask: bool) -> bool:
+        # Nothing may be raised through llama.cpp: ctypes would print and swallow it.
+        try:
+            if self._views is not None:
+                self._views.append(NodeView.at(address))
+                return False
+            if ask:
+                self._next += 1
+                return self._next - 1 in self._stops
+            return self._arrive(address)
+        except BaseException as error:
+            self.error = self.error or error
+            return False
+
+    def _arrive(self, address: int) -> bool:
+        assert self._graph is not None
+        index = self._next - 1
+        node, now = self._graph.nodes[index], NodeView.at(address)
+        if (node.name, node.op, node.shape) != (now.name, now.op, now.shape):
+            raise self._changed(f"node {index} was {node.name} and now is {now.name}")
+        return self._on_stop(self._stops[index], address)
+
+
+class Observer(Protocol):
+    """What wants to see the values. Calls come one at a time, in graph order."""
+
+    def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
+        """Lane 0's value at a stop, ``(ne[3], ne[2], ne[1], ne[0])``."""
+
+    def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
+        """Another lane's value at the same stop."""
+
+
+class Lockstep:
+    """Walks all lanes through one batch after another."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.lanes = lanes
+        self.matches = [
+            match_stops([lane.graphs[i] for lane in lanes]) for i in range(len(lanes[0].graphs))
+        ]
+
+    def run(self, index: int, batch: Batch, observer: Observer) -> None:
+        """Decode the chunk's ``index``-th batch in all lanes.
+
+        Raises:
+            EngineError: a lane failed.
+        """
+        match = self.matches[index]
+        turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(self.lanes))]
+        failed: list[BaseException] = []
+        slot: list[Array] = []
+
+        def hand_on(i: int) -> None:
+            turns[(i + 1) % len(turns)].release()
+
+        def on_stop(i: int, k: int, address: int) -> bool:
+            if failed:
+                return False
+            value = read_node(address)
+            if i == 0:
+                slot[:] = [value]
+                observer.reference(match.stops[k], batch, value)
+            else:
+                observer.compare(match.stops[k], i, batch, slot[0], value)
+                if self.lanes[i].pin and match.stops[k].pin and is_contiguous(address):
+                    write_node(address, slot[0])
+            hand_on(i)
+            turns[i].acquire()
+            return not failed
+
+        def work(i: int) -> None:
+            turns[i].acquire()
+            lane = self.lanes[i]
+            try:
+                if not failed:
+                    lane.walk(
+                        lane.graphs[index],
+                        match.indices[i],
+                        batch,
+                        lambda k, address: on_stop(i, k, address),
+                    )
+            except BaseException as error:
+                failed.append(error)
+            for turn in turns if failed else ():
+                turn.release()
+            hand_on(i)
+
+        threads = [
+            threading.Thread(target=work, args=(i,), name=f"lane {i}")
+            for i in range(len(self.lanes))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if failed:
+            raise failed[0]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The stops that all lanes share.
+
+    Attributes:
+        stops: lane 0's, in graph order.
+        indices: for each lane the nodes' indices of those stops.
+        skipped: stops that some lane lacks, or has in another place.
+    """
+
+    stops: tuple[Stop, ...]
+    indices: tuple[tuple[int, ...], ...]
+    skipped: tuple[Skipped, ...]
+
+
+def match_stops(graphs: Sequence[Graph]) -> Match:
+    """Pair the stops of several graphs by their keys, in an order that all share."""
+    reference = graphs[0]
+    kept = list(reference.stops)
+    skipped: list[Skipped] = []
+    at: list[dict[str, int]] = []
+    for graph in graphs[1:]:
+        where = {s.key: s.index for s in graph.stops}
+        at.append(where)
+        shapes = {s.key: graph.nodes[s.index].shape for s in graph.stops}
+        found, last = [], -1
+        for stop in kept:
+            index = where.get(stop.key)
+            if index is None:
+                skipped.append(Skipped(stop.key, "the other model's graph has no such node"))
+            elif index <= last:
+                skipped.append(Skipped(stop.key, "the other model's graph has it elsewhere"))
+            elif shapes[stop.key] != reference.nodes[stop.index].shape:
+                skipped.append(Skipped(stop.key, "the other model's graph has another shape there"))
+            else:
+                found.append(stop)
+                last = index
+        known = {s.key for s in reference.stops}
+        skipped += [
+            Skipped(s.key, "the reference's graph has no such node")
+            for s in graph.stops
+            if s.key not in known
+        ]
+        kept = found
+    indices = [tuple(s.index for s in kept)]
+    indices += [tuple(where[s.key] for s in kept) for where in at]
+    return Match(tuple(kept), tuple(indices), tuple(dict.fromkeys(skipped)))

@@ -1,0 +1,70 @@
+"""Every error that ggufnorm raises on purpose, and the exit code of each.
+
+    GgufnormError
+    ├── InputError              3   an input cannot be read
+    │   ├── GGUFError           3   … because it is not well-formed GGUF
+    │   ├── TextError           3   … because the text cannot be used
+    │   └── MismatchError       3   … because two models are not the same network
+    └── EngineError             4   llama.cpp could not do what was asked of it
+        └── EngineMissingError  4   … because it is not installed
+
+Exit code 0 means that all is well, 1 that a threshold was crossed, 2 that the
+command line was wrong (click's own errors), 130 that the user interrupted.
+A message is one line: what failed, where, and what to try.
+"""
+
+from __future__ import annotations
+
+
+class GgufnormError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is the CLI's exit code."""
+
+    exit_code = 1
+
+
+class InputError(GgufnormError):
+    """A file cannot be read, or cannot be used for what was asked."""
+
+    exit_code = 3
+
+
+class GGUFError(InputError):
+    """A file is not well-formed GGUF.
+
+    Attributes:
+        path: the file.
+        offset: byte offset in the file at which the trouble was found.
+        field: what stands there, for example ``"metadata key 3"``.
+    """
+
+    def __init__(self, path: str, offset: int, field: str, problem: str) -> None:
+        super().__init__(f"{path}: byte {offset}: {field}: {problem}")
+        self.path = path
+        self.offset = offset
+        self.field = field
+
+
+class TextError(InputError):
+    """The text to run cannot be read or is too short."""
+
+
+class MismatchError(InputError):
+    """The two models are not two versions of one network."""
+
+
+class EngineError(GgufnormError):
+    """llama.cpp refused, failed or crashed.
+
+    Attributes:
+        log: the last lines that llama.cpp wrote, oldest first.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, log: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class EngineMissingError(EngineError):
+    """llama-cpp-python is not installed, or its layout is not one we know."""

@@ -1,0 +1,1 @@
+"""From bytes to a :class:`~ggufnorm.core.model.Model`."""

@@ -1,0 +1,1 @@
+"""One document, several faces: plain data, terminal text, JSON."""

@@ -1,0 +1,29 @@
+"""Results as one versioned document of plain data.
+
+Names in a document are a promise to scripts: new ones come, none is renamed or removed
+within a version.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.model import Inspection
+from ggufnorm.core.plain import to_plain
+
+Result = Inspection | DriftReport
+
+VERSION = 1
+_SCHEMAS: dict[type, str] = {Inspection: "ggufnorm/inspect", DriftReport: "ggufnorm/drift"}
+
+
+def document(result: Result) -> dict[str, Any]:
+    """A result as a JSON-like dict that begins with ``schema`` and ``version``."""
+    return {"schema": _SCHEMAS[type(result)], "version": VERSION, **to_plain(result)}
+
+
+def to_json(result: Result) -> str:
+    """The document as JSON text; numbers that JSON does not have are null."""
+    return json.dumps(document(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,30 @@
+"""The bundled model and text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggufnorm.errors import InputError
+
+
+def sample_path(name: str) -> Path:
+    """Where a bundled file lies: in the installed package, or in a source tree.
+
+    Raises:
+        InputError: it is in neither.
+    """
+    package = Path(__file__).parent
+    for folder in (package / "data", package.parent / "samples"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"the bundled file {name} is missing: reinstall ggufnorm")
+
+
+def sample_model() -> Path:
+    """The bundled F16 model (samples/README.md tells how it was trained)."""
+    return sample_path("sotu-f16.gguf")
+
+
+def default_text() -> str:
+    """The bundled text, which the sample model has not seen: about 16,000 tokens for it."""
+    return sample_path("heldout.txt").read_text(encoding="utf-8")
