@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggufnorm.core.drift import DriftReport, ModelFacts
@@ -125,7 +124,7 @@ def model_facts(file: GGUFFile) -> ModelFacts:
         architecture=file.architecture,
         name=file.metadata.string("general.name"),
         file_type=file_type(file),
-        n_bytes=Path(file.path).stat().st_size,
+        n_bytes=file.storage.size,
     )
 
 

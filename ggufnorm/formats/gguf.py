@@ -12,17 +12,16 @@ offset), padding to ``general.alignment``, tensor data.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.errors import GGUFError
+from ggufnorm.formats.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,13 +104,18 @@ class Metadata(Mapping[str, Value]):
 
 
 class GGUFFile:
-    """A GGUF file, opened read-only. A context manager.
+    """A GGUF file, read-only. A context manager.
+
+    Args:
+        source: a path, or a storage already opened.
 
     Attributes:
-        path: as given.
+        path: of the file, as given, or its storage's name.
+        storage: what its bytes are read from.
         version: 2 or 3.
         byte_order: ``"<"`` for little endian, ``">"`` for big endian.
         alignment: of the tensor data, in bytes.
+        header_size: bytes before the padding that precedes the tensor data.
         metadata: key to value, lazily decoded.
         tensors: name to :class:`Tensor`, in file order.
         raw_metadata_at: key to (value type, byte offset of the value).
@@ -121,18 +125,31 @@ class GGUFFile:
         GGUFError: it is not well-formed.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._map = _map(self.path)
+    def __init__(self, source: str | os.PathLike[str] | Storage) -> None:
+        is_path = isinstance(source, (str, os.PathLike))
+        self.storage: Storage = LocalStorage(source) if is_path else source
+        self.path = self.storage.name
         try:
-            _Header(self).read()
+            self._read_header()
         except BaseException:
             self.close()
             raise
 
+    def _read_header(self) -> None:
+        """Read a growing front part until the whole header is in it."""
+        size = self.storage.size
+        n = size if isinstance(self.storage, LocalStorage) else min(size, _FIRST_READ)
+        while True:
+            try:
+                _Header(self, self.storage.read(0, n), size).read()
+                return
+            except _MoreNeeded as more:
+                n = min(size, max(more.n_bytes, 4 * n))
+
     version: int
     byte_order: str
     alignment: int
+    header_size: int
     metadata: Metadata
     tensors: dict[str, Tensor]
     raw_metadata_at: dict[str, tuple[int, int]]
@@ -150,7 +167,7 @@ class GGUFFile:
 
     def close(self) -> None:
         """Give the file back. Arrays already read stay valid: they are copies."""
-        self._map.close()
+        self.storage.close()
 
     @property
     def architecture(self) -> str:
@@ -164,28 +181,27 @@ class GGUFFile:
             KeyError: there is no such tensor.
         """
         t = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, t.n_bytes, t.offset).copy()
+        return np.frombuffer(self.storage.read(t.offset, t.n_bytes), np.uint8).copy()
 
 
-def _map(path: str) -> mmap.mmap:
-    try:
-        with Path(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise GGUFError(path, 0, "magic", "the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot open {path}: {reason}") from None
+_FIRST_READ = 1 << 16
+"""Bytes of the first read of a header that is not on this machine."""
+
+
+class _MoreNeeded(Exception):
+    """The header goes on behind the part that was read."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
 
 
 class _Header:
     """One walk over a header. ``pos`` is where it stands."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile, buffer: bytes | memoryview, size: int) -> None:
         self.file = file
-        self.buffer = file._map
-        self.size = len(file._map)
+        self.buffer = buffer
+        self.size = size  # of the file; the buffer may hold its front part only
         self.pos = 0
 
     def fail(self, field: str, problem: str, at: int | None = None) -> GGUFError:
@@ -193,7 +209,7 @@ class _Header:
 
     def read(self) -> None:
         file = self.file
-        magic = self.buffer[:4]
+        magic = bytes(self.buffer[:4])
         if magic != b"GGUF":
             raise self.fail("magic", f"this is not a GGUF file (it begins with {magic!r})")
         self.pos = 4
@@ -212,6 +228,7 @@ class _Header:
         file.metadata = Metadata(file.raw_metadata_at, self.decode)
         file.alignment = self.alignment()
         file.tensors = self.tensors(n_tensors)
+        file.header_size = self.pos
 
     def scalar(self, code: str, field: str) -> int:
         n = struct.calcsize("=" + code)
@@ -225,6 +242,12 @@ class _Header:
             raise self.fail(
                 field, f"needs {n} bytes, but the file ends {self.size - self.pos} bytes on"
             )
+        self.buffered(n)
+
+    def buffered(self, n: int) -> None:
+        """Ask for a longer front part of the file unless it holds the next ``n`` bytes."""
+        if self.pos + n > len(self.buffer):
+            raise _MoreNeeded(self.pos + n)
 
     def count(self, field: str, smallest: int) -> int:
         """A u64 that counts things of at least ``smallest`` bytes each."""
@@ -236,7 +259,8 @@ class _Header:
 
     def string(self, field: str) -> str:
         n = self.count(f"length of {field}", smallest=1)
-        raw = self.buffer[self.pos : self.pos + n]
+        self.buffered(n)
+        raw = bytes(self.buffer[self.pos : self.pos + n])
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:
@@ -289,10 +313,12 @@ class _Header:
 
     def skip_strings(self, n: int, key: str) -> None:
         # The hot loop of a large vocabulary: no method call per string.
-        unpack, buffer, pos, last = self._u64, self.buffer, self.pos, self.size - 8
+        unpack, buffer, pos, last = self._u64, self.buffer, self.pos, len(self.buffer) - 8
         for i in range(n):
             if pos > last:
-                raise self.fail(f"string {i} of {key!r}", "the file ends inside it", pos)
+                if pos > self.size - 8:
+                    raise self.fail(f"string {i} of {key!r}", "the file ends inside it", pos)
+                raise _MoreNeeded(pos + 8)
             pos += 8 + unpack(buffer, pos)[0]
         if pos > self.size:
             raise self.fail(f"last string of {key!r}", "the file ends inside it")

@@ -1,0 +1,70 @@
+"""What a file's bytes are read from."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ggufnorm.errors import GGUFError, InputError
+
+
+class Storage(Protocol):
+    """Somewhere that byte ranges can be read from, never written to.
+
+    Attributes:
+        name: as messages call it: the path or the address.
+        size: in bytes.
+    """
+
+    name: str
+    size: int
+
+    def read(self, offset: int, n: int) -> bytes | memoryview:
+        """``n`` bytes from ``offset``; both lie within ``size``.
+
+        Raises:
+            InputError: they cannot be had.
+        """
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """Several ``(offset, n)`` at once; what lies close together is fetched as one."""
+
+    def close(self) -> None:
+        """Give back what is held open. Bytes already read stay valid."""
+
+
+class LocalStorage:
+    """A file on disk, memory-mapped read-only.
+
+    Raises:
+        InputError: it cannot be opened.
+        GGUFError: it is empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            with Path(path).open("rb") as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size == 0:
+                    raise GGUFError(self.name, 0, "magic", "the file is empty")
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"cannot open {self.name}: {reason}") from None
+        self._view = memoryview(self._map)
+
+    def read(self, offset: int, n: int) -> memoryview:
+        """A view of the map: nothing is copied."""
+        return self._view[offset : offset + n]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """Views of the map."""
+        return [self.read(*r) for r in ranges]
+
+    def close(self) -> None:
+        """Drop the map; it is unmapped when the last view of it is gone."""
+        del self._view
