@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.core.model import Inspection, NormSite, Skipped, WeightStatistics
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.naming import NormName, norm_parameters, parse_norm_name
-
-if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:

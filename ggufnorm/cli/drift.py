@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ggufnorm.cli.output import choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import TextError
-
-if TYPE_CHECKING:
-    from ggufnorm.core.drift import DriftReport
 
 
 class _Share(click.ParamType[float]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison, WeightCache
 from ggufnorm.comparison.verdict import judge
@@ -15,6 +17,7 @@ from ggufnorm.core.drift import DriftReport, ModelFacts, NormDrift, OperationDri
 from ggufnorm.core.metrics import Difference, DifferenceSum, LogitSum, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import engine_version, llama
 from ggufnorm.engines.llama.graph import NormPlan, layer_of_node
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
@@ -23,13 +26,6 @@ from ggufnorm.errors import EngineError, InputError, TextError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.naming import layer_of, norm_parameters, parse_norm_name
 from ggufnorm.inspection import shortest_float32
-
-if TYPE_CHECKING:
-    import threading
-
-    from numpy.typing import NDArray
-
-    from ggufnorm.engines.child import Emit, peak_memory
 
 
 def measure(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,11 @@ from numpy.typing import NDArray
 from ggufnorm.core.metrics import DifferenceSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.norms import normalize
+from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
+from ggufnorm.engines.llama.walk import Batch
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
-    from ggufnorm.engines.llama.walk import Batch
-    from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf import GGUFFile
 
 Array = NDArray[np.float32]
 

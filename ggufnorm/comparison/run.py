@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.plain import from_plain, to_plain
@@ -14,9 +15,6 @@ from ggufnorm.errors import MismatchError, TextError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.inspection import file_type
 from ggufnorm.samples import default_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MIN_CTX = 8
 """Fewer positions than this leave nothing to score."""

@@ -20,13 +20,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ggufnorm.comparison.weights import WeightError
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
-
-if TYPE_CHECKING:
-    from ggufnorm.core.metrics import LogitStatistics
+from ggufnorm.core.metrics import LogitStatistics
 
 NORM_SHARE = 0.1
 """A norm is at fault above this share of the typical local error of a matrix product."""

@@ -9,18 +9,15 @@ moves a weight's plain error up a little); damage does not.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.core.metrics import difference
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import dequantize_rows, read_tensor
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf import GGUFFile
 
 _SAMPLE = 1 << 20
 """Elements quantized again: rows spread evenly over the tensor."""

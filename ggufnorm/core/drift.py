@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ggufnorm.core.metrics import Difference, LogitStatistics
-    from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.metrics import Difference, LogitStatistics
+from ggufnorm.core.model import NormKind, Skipped
 
 
 @dataclass(frozen=True)

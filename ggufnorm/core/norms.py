@@ -14,13 +14,10 @@ of ``x`` squared); in L2Norm it has the unit of ``x``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from ggufnorm.core.model import NormKind
+from ggufnorm.core.model import NormKind
 
 Array = NDArray[np.float32]
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf import GGUFFile
 
 
 def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:

@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from types import TracebackType
+from typing import cast
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ggufnorm.errors import GGUFError
 from ggufnorm.formats.storage import LocalStorage, Storage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import TracebackType
-
-    from gguf import GGMLQuantizationType
 
 Value = bool | int | float | str | list["Value"]
 """A metadata value as Python sees it."""
@@ -126,8 +122,11 @@ class GGUFFile:
     """
 
     def __init__(self, source: str | os.PathLike[str] | Storage) -> None:
-        is_path = isinstance(source, (str, os.PathLike))
-        self.storage: Storage = LocalStorage(source) if is_path else source
+        self.storage: Storage
+        if isinstance(source, (str, os.PathLike)):
+            self.storage = LocalStorage(source)
+        else:
+            self.storage = source
         self.path = self.storage.name
         try:
             self._read_header()
@@ -143,7 +142,7 @@ class GGUFFile:
             try:
                 _Header(self, self.storage.read(0, n), size).read()
                 return
-            except _MoreNeeded as more:
+            except _MoreNeededError as more:
                 n = min(size, max(more.n_bytes, 4 * n))
 
     version: int
@@ -188,7 +187,7 @@ _FIRST_READ = 1 << 16
 """Bytes of the first read of a header that is not on this machine."""
 
 
-class _MoreNeeded(Exception):
+class _MoreNeededError(Exception):
     """The header goes on behind the part that was read."""
 
     def __init__(self, n_bytes: int) -> None:
@@ -247,7 +246,7 @@ class _Header:
     def buffered(self, n: int) -> None:
         """Ask for a longer front part of the file unless it holds the next ``n`` bytes."""
         if self.pos + n > len(self.buffer):
-            raise _MoreNeeded(self.pos + n)
+            raise _MoreNeededError(self.pos + n)
 
     def count(self, field: str, smallest: int) -> int:
         """A u64 that counts things of at least ``smallest`` bytes each."""
@@ -318,7 +317,7 @@ class _Header:
             if pos > last:
                 if pos > self.size - 8:
                     raise self.fail(f"string {i} of {key!r}", "the file ends inside it", pos)
-                raise _MoreNeeded(pos + 8)
+                raise _MoreNeededError(pos + 8)
             pos += 8 + unpack(buffer, pos)[0]
         if pos > self.size:
             raise self.fail(f"last string of {key!r}", "the file ends inside it")
@@ -423,8 +422,6 @@ class _Header:
 
 
 def _ggml_type(number: int) -> GGMLQuantizationType | None:
-    from gguf import GGMLQuantizationType
-
     try:
         return GGMLQuantizationType(number)
     except ValueError:
@@ -433,6 +430,4 @@ def _ggml_type(number: int) -> GGMLQuantizationType | None:
 
 def _block_size(ggml_type: GGMLQuantizationType) -> tuple[int, int]:
     """(elements, bytes) of one block, from gguf-py's own table."""
-    from gguf import GGML_QUANT_SIZES
-
     return cast("tuple[int, int]", GGML_QUANT_SIZES[ggml_type])

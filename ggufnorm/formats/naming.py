@@ -11,11 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ggufnorm.core.model import NormKind
-    from ggufnorm.formats.gguf import Metadata
+from ggufnorm.core.model import NormKind
+from ggufnorm.formats.gguf import Metadata
 
 _ROLES = {
     "post_attention_norm": "post_attn",

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
+from ggufnorm.core.metrics import Difference, LogitStatistics
 from ggufnorm.core.model import Inspection, NormSite, Skipped
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
-    from ggufnorm.core.metrics import Difference, LogitStatistics
 
 WIDTH = 100
 """Columns when the output is not a terminal."""

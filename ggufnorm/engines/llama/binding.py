@@ -13,16 +13,13 @@ import ctypes
 import struct
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.errors import EngineMissingError
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from numpy.typing import NDArray
 
 INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.engines.llama.binding import NodeView, is_readable
-
-if TYPE_CHECKING:
-    from collections.abc import Container
 
 NORM_OPS: dict[str, NormKind] = {
     "RMS_NORM": "rms",

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.errors import EngineError
-
-if TYPE_CHECKING:
-    import threading
 
 
 def quantize(

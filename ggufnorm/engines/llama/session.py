@@ -5,17 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.errors import EngineError
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from numpy.typing import NDArray
 
 MAX_BATCH = 512
 """Most tokens in one decode: llama.cpp's own default for ``-ub``."""

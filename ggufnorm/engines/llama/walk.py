@@ -13,8 +13,9 @@ next stop is the error that the operations in between make by themselves.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +30,6 @@ from ggufnorm.engines.llama.session import (
     LlamaModel,
 )
 from ggufnorm.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 Array = NDArray[np.float32]
 
