@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.output import choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
@@ -94,6 +95,9 @@ def command(
             on_progress=show,
         )
     emit(report, fmt, output)
+    if report.run.n_chunks < report.run.n_chunks_planned:
+        click.echo("interrupted: the report covers the chunks that were run", err=True)
+        return INTERRUPTED
     crossed = crossed_thresholds(report, max_kld, min_top1)
     for line in crossed:
         click.secho(line, fg="red", err=True)

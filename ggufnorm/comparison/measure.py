@@ -240,7 +240,8 @@ class _Run:
                     input=_result(comparison.free, norm.input_key),
                     output=_result(comparison.free, norm.output_key),
                     local=_result(comparison.pinned, norm.output_key),
-                    weight=_weight_drift(plan, weights),
+                    weight=_tensor_drift(plan.weight, weights),
+                    bias=_tensor_drift(plan.bias, weights),
                     recompute_residual=norm.residual[FREE].result().rel_l2,
                     recompute_residual_ref=norm.residual[REFERENCE].result().rel_l2,
                 )
@@ -262,12 +263,9 @@ def _place(plan: NormPlan, output_key: str) -> tuple[int | None, str]:
     return layer_of_node(output_key), role
 
 
-def _weight_drift(plan: NormPlan, weights: dict[int, WeightCache]) -> Difference | None:
-    """Drift of weight and bias as one vector."""
-    names = [n for n in (plan.weight, plan.bias) if n]
-    if not names:
+def _tensor_drift(name: str | None, weights: dict[int, WeightCache]) -> Difference | None:
+    """Drift of a norm's weight or bias between the files."""
+    if name is None:
         return None
-    ref, quant = (
-        np.concatenate([weights[lane].get(n).ravel() for n in names]) for lane in (REFERENCE, FREE)
-    )
-    return difference(ref, quant) if ref.shape == quant.shape else None
+    ref, quant = (weights[lane].get(name) for lane in (REFERENCE, FREE))
+    return difference(ref.ravel(), quant.ravel()) if ref.shape == quant.shape else None

@@ -100,14 +100,17 @@ def _norm_reason(n: NormDrift) -> str:
         differences.append(
             f"its epsilon is {n.epsilon_used:g} where the reference uses {n.epsilon_used_ref:g}"
         )
-    w = n.weight
-    if w is None or w.non_finite_rows:
-        differences.append("its weight holds NaN or infinity" if w else "its weight is missing")
-    elif w.rel_l2 is None or w.rel_l2 > 0:
-        ratio = "" if w.rms_ratio is None else f", RMS {w.rms_ratio:.4g} times the reference's"
-        size = "wholly" if w.rel_l2 is None else f"by {w.rel_l2:.3g}"
-        differences.append(f"its weight differs {size}{ratio}")
-    what = " and ".join(differences) or "its formula differs"
+    for part, d in (("weight", n.weight), ("bias", n.bias)):
+        if d is None or (d.rel_l2 == 0 and not d.non_finite_rows):
+            continue
+        if d.non_finite_rows:
+            differences.append(f"its {part} holds NaN or infinity")
+        elif d.rel_l2 is None:
+            differences.append(f"its {part} is zero in the reference")
+        else:
+            ratio = f"RMS {d.rms_ratio:.4g} times the reference's"
+            differences.append(f"its {part} differs by {d.rel_l2:.3g}, {ratio}")
+    what = " and ".join(differences) or "the files agree on it, so llama.cpp computed it otherwise"
     return (
         f"given the reference's input this norm is off by {n.local.rel_l2 or 0:.3g}"
         f" (relative L2): {what}"

@@ -25,7 +25,9 @@ class NormDrift:
         output: cumulative drift of the weighted result.
         local: drift of the result when the input is the reference's: the norm's own
             share, exactly zero if weight, bias and epsilon are the reference's.
-        weight: drift of the weight (and bias) between the files; None without a weight.
+        weight: drift of the weight between the files; None for a norm without one, or
+            where its shapes differ.
+        bias: the same of the bias.
         recompute_residual: relative L2 distance of llama.cpp's result in the second model
             from NumPy's, computed from the captured input, the file's weight and bias and
             the epsilon used; None if it could not be computed.
@@ -44,6 +46,7 @@ class NormDrift:
     output: Difference
     local: Difference
     weight: Difference | None
+    bias: Difference | None
     recompute_residual: float | None
     recompute_residual_ref: float | None
 

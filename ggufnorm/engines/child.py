@@ -36,6 +36,14 @@ Task = Callable[[dict[str, Any], Emit, threading.Event], dict[str, Any]]
 
 _LOG_LINES = 12
 
+_ENVIRONMENT = {
+    # The lanes' thread teams take turns: a team that spins while it waits for its turn
+    # takes the processors from the one whose turn it is.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
+    "GGML_NO_BACKTRACE": "1",
+}
+
 
 def run_in_child(
     task: Task, job: Mapping[str, Any], on_message: Callable[[dict[str, Any]], None]
@@ -59,9 +67,7 @@ def run_in_child(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
-        # The lanes' thread teams take turns: a team that spins while it waits for its
-        # turn takes the processors from the one whose turn it is.
-        env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+        env={**_ENVIRONMENT, **os.environ},
     )
     assert process.stdin
     assert process.stdout

@@ -104,24 +104,32 @@ EvalCallback = Callable[[int, bool], bool]
 
 
 class LlamaContext:
-    """One context of a model, with a callback at every graph node. A context manager.
+    """One context of a model. A context manager.
+
+    Args:
+        model: whose weights it uses.
+        options: how to run.
+        on_eval: called at every graph node; None to run unobserved.
 
     Raises:
         EngineError: llama.cpp cannot make the context (usually: not enough memory).
     """
 
-    def __init__(self, model: LlamaModel, options: EngineOptions, on_eval: EvalCallback) -> None:
+    def __init__(
+        self, model: LlamaModel, options: EngineOptions, on_eval: EvalCallback | None
+    ) -> None:
         lib = llama()
         params = lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
         params.n_batch = params.n_ubatch = min(options.n_ctx, MAX_BATCH)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
-        # Kept on self: ctypes does not keep a callback alive.
-        self._callback = lib.ggml_backend_sched_eval_callback(
-            lambda tensor, ask, _data: on_eval(tensor, ask)
-        )
-        params.cb_eval = self._callback
+        if on_eval is not None:
+            # Kept on self: ctypes does not keep a callback alive.
+            self._callback = lib.ggml_backend_sched_eval_callback(
+                lambda tensor, ask, _data: on_eval(tensor, ask)
+            )
+            params.cb_eval = self._callback
         self.model = model
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
