@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufnorm.core.metrics import DifferenceSum, LogitSum, difference
+from ggufnorm.core.logits import LogitSum
+from ggufnorm.core.metrics import DifferenceSum, difference
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -162,15 +162,16 @@ def _death(
     return EngineError(how, tuple(log))
 
 
-# What llama.cpp logs on every load, and says nothing about a failure; and the frames of
-# the backtrace that ggml prints when it aborts.
-_NOISE = re.compile(r"^(llama_|load|print_info|\.+$|create_|sched_|set_|~|\[New|#\d|0x|warning: )")
+# What llama.cpp logs on every load, and says nothing about a failure.
+_NOISE = re.compile(r"^(llama_|load|print_info|init_|\.+$|create_|sched_|graph_|resolve_|set_|~)")
 
 
 def _keep_last(stream: IO[bytes], log: deque[str]) -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip()
-        important = re.search(r"error|fail|assert|abort|invalid|unsupported", line, re.I)
+        important = re.search(
+            r"error|fail|assert|abort|invalid|support|does not|cannot", line, re.I
+        )
         if line and (important or not _NOISE.match(line)):
             log.append(line)
 
