@@ -29,8 +29,8 @@ import numpy as np
 from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
 from ggufnorm.engines.llama.quantize import quantize
-from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
-from ggufnorm.engines.llama.walk import Batch, Lane, Lockstep, batches
+from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
 from ggufnorm.formats.gguf import GGUFFile
 
 N_CTX, N_VOCAB = 512, 16384
@@ -96,7 +96,7 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
         }
         models = [stack.enter_context(LlamaModel(files[i].path, options)) for i in (0, 1)]
         names = [frozenset(files[i].tensors) for i in (0, 1)]
-        cut = [batches(c, N_CTX // 2) for c in chunks]
+        cut = [cut_chunk(models[0], c, i * N_CTX, N_CTX) for i, c in enumerate(chunks)]
 
         plain = []
         for model in models:
@@ -137,7 +137,7 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
 def decode(context: LlamaContext, chunk: list[Batch]) -> None:
     context.clear()
     for batch in chunk:
-        context.decode(batch.tokens, batch.position, batch.n_outputs)
+        context.decode(batch)
 
 
 def timed(run: Callable[[], object]) -> float:
