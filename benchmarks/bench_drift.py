@@ -97,18 +97,10 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
         models = [stack.enter_context(LlamaModel(files[i].path, options)) for i in (0, 1)]
         names = [frozenset(files[i].tensors) for i in (0, 1)]
         cut = [cut_chunk(models[0], c, i * N_CTX, N_CTX) for i, c in enumerate(chunks)]
-
-        plain = []
-        for model in models:
-            with LlamaContext(model, options, None) as context:
-                decode(context, cut[0])  # fault in the weights
-                plain.append(timed(lambda c=context: [decode(c, chunk) for chunk in cut]))
-            emit({"type": "phase", "text": f"plain {plain[-1]:.1f} s"})
-
+        plain = [stack.enter_context(LlamaContext(m, options, None)) for m in models]
         lanes = [
-            Lane(models[0], options, names[0], pin=False),
-            Lane(models[1], options, names[1], pin=False),
-            Lane(models[1], options, names[1], pin=True),
+            Lane(models[i], options, names[i], pin=pin)
+            for i, pin in ((REFERENCE, False), (FREE, False), (FREE, True))
         ]
         for lane in lanes:
             stack.enter_context(lane.context)
@@ -116,22 +108,32 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
             lane.plan(cut[0])
         lanes[PINNED].graphs = lanes[FREE].graphs
         graphs = list(zip(lanes[0].graphs, lanes[1].graphs, strict=True))
-        result: dict[str, object] = {"plain": plain, "nodes": len(lanes[0].graphs[0].stops)}
-        for name, walkers in (("free", lanes[:PINNED]), ("pinned", lanes)):
-            lockstep = Lockstep(walkers)
-            comparison = Comparison(graphs, files)
 
-            def walk(lockstep: Lockstep = lockstep, comparison: Comparison = comparison) -> None:
-                for chunk in cut:
-                    for lane in lockstep.lanes:
-                        lane.context.clear()
-                    for k, batch in enumerate(chunk):
-                        lockstep.run(k, batch, comparison)
+        def walk(walkers: list[Lane]) -> Callable[[list[Batch]], None]:
+            lockstep, comparison = Lockstep(walkers), Comparison(graphs, files)
 
-            result[name] = timed(walk)
-            emit({"type": "phase", "text": f"{name} {result[name]:.1f} s"})
-        result["peak"] = peak_memory()
-        return result
+            def run(chunk: list[Batch]) -> None:
+                for lane in walkers:
+                    lane.context.clear()
+                for k, batch in enumerate(chunk):
+                    lockstep.run(k, batch, comparison)
+
+            return run
+
+        runs: dict[str, Callable[[list[Batch]], None]] = {
+            "plain_ref": lambda chunk: decode(plain[0], chunk),
+            "plain_quant": lambda chunk: decode(plain[1], chunk),
+            "free": walk(lanes[:PINNED]),
+            "pinned": walk(lanes),
+        }
+        # In turns, chunk by chunk: what else the machine does then weighs on all alike.
+        seconds = dict.fromkeys(runs, 0.0)
+        for i, chunk in enumerate([cut[0], *cut]):
+            for name, run in runs.items():
+                took = timed(lambda run=run, chunk=chunk: run(chunk))
+                seconds[name] += took if i else 0.0  # the first time, pages are faulted in
+            emit({"type": "phase", "text": f"chunk {i} of {len(cut)}"})
+        return {**seconds, "nodes": len(lanes[0].graphs[0].stops), "peak": peak_memory()}
 
 
 def decode(context: LlamaContext, chunk: list[Batch]) -> None:
@@ -167,7 +169,7 @@ def main() -> None:
         from benchmarks.bench_drift import measure as task
 
         r = run_in_child(task, job, lambda _message: None)
-    ref, under_test = r["plain"]
+    ref, under_test = r["plain_ref"], r["plain_quant"]
     two, three = ref + under_test, ref + 2 * under_test
     print(f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {r['nodes']} watched nodes\n")
     print("| | seconds | ratio to plain decodes |")

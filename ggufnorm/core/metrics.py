@@ -23,6 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+_BLOCK = 1 << 17
+"""Elements compared at a time: small enough to stay in a processor's cache."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far observations are from their references, over all rows compared.
@@ -82,6 +86,19 @@ class DifferenceSum:
         if r.size == 0:
             return
         rows_per_token = max(1, len(r) // max(1, n_tokens))
+        step = max(1, _BLOCK // r.shape[1])
+        for start in range(0, len(r), step):
+            part = slice(start, start + step)
+            self._add_block(r[part], q[part], start, first_token, rows_per_token)
+
+    def _add_block(
+        self,
+        r: NDArray[np.float32],
+        q: NDArray[np.float32],
+        start: int,
+        first_token: int,
+        rows_per_token: int,
+    ) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             d = q - r
             dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
@@ -89,7 +106,7 @@ class DifferenceSum:
         if not good.all():
             self._bad_rows += int((~good).sum())
             if self._bad_token is None:
-                self._bad_token = first_token + int(np.argmin(good)) // rows_per_token
+                self._bad_token = first_token + (start + int(np.argmin(good))) // rows_per_token
             dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
         self._rows += len(d)
         self._dd += float(dd.sum())
@@ -101,7 +118,7 @@ class DifferenceSum:
         row, channel = divmod(int(d.argmax()), d.shape[1])
         if d[row, channel] > self._max:
             self._max = float(d[row, channel])
-            row = int(np.flatnonzero(good)[row])
+            row = start + int(np.flatnonzero(good)[row])
             self._max_at = (first_token + row // rows_per_token, channel)
 
     def state(self) -> list[Any]:

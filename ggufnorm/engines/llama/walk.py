@@ -12,6 +12,8 @@ next stop is the error that the operations in between make by themselves.
 
 from __future__ import annotations
 
+import functools
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -165,6 +167,43 @@ class Observer(Protocol):
         """Another lane's value at the same stop."""
 
 
+class _Watching:
+    """Calls an observer in a thread of its own, in order, while the lanes compute on.
+
+    A context manager: on leaving it everything was observed.
+
+    Attributes:
+        error: the first that the observer raised.
+    """
+
+    _AHEAD = 4
+    """Values that may wait: what bounds the memory."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(self._AHEAD)
+        self._thread = threading.Thread(target=self._work, name="observer")
+
+    def __enter__(self) -> _Watching:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._calls.put(None)
+        self._thread.join()
+
+    def call(self, observe: Callable[..., None], *arguments: object) -> None:
+        self._calls.put(functools.partial(observe, *arguments))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                if self.error is None:
+                    call()
+            except BaseException as error:
+                self.error = error
+
+
 class Lockstep:
     """Walks all lanes through one batch after another."""
 
@@ -180,6 +219,12 @@ class Lockstep:
         Raises:
             EngineError: a lane failed.
         """
+        with _Watching() as watching:
+            self._walk(index, batch, observer, watching)
+        if watching.error is not None:
+            raise watching.error
+
+    def _walk(self, index: int, batch: Batch, observer: Observer, watching: _Watching) -> None:
         match = self.matches[index]
         turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(self.lanes))]
         failed: list[BaseException] = []
@@ -189,14 +234,14 @@ class Lockstep:
             turns[(i + 1) % len(turns)].release()
 
         def on_stop(i: int, k: int, address: int) -> bool:
-            if failed:
+            if failed or watching.error:
                 return False
             value = read_node(address)
             if i == 0:
                 slot[:] = [value]
-                observer.reference(match.stops[k], batch, value)
+                watching.call(observer.reference, match.stops[k], batch, value)
             else:
-                observer.compare(match.stops[k], i, batch, slot[0], value)
+                watching.call(observer.compare, match.stops[k], i, batch, slot[0], value)
                 if self.lanes[i].pin and match.stops[k].pin and is_contiguous(address):
                     write_node(address, slot[0])
             hand_on(i)
@@ -228,7 +273,7 @@ class Lockstep:
             thread.start()
         for thread in threads:
             thread.join()
-        if failed:
+        if failed and not watching.error:
             raise failed[0]
 
 
