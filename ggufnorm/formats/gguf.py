@@ -8,13 +8,18 @@ Layout (``ggml/include/gguf.h``): magic ``GGUF``, version u32, tensor count u64,
 count u64, the metadata (key, type, value), the tensor infos (name, dimensions, type,
 offset), padding to ``general.alignment``, tensor data.
 
-What ``gguf_init_from_file`` (``ggml/src/gguf.cpp``) reads is read here too, the same way,
-but for files that it cannot mean well: keys and names that are not UTF-8, that hold a NUL
-(llama.cpp would cut them there) or exceed 65,535 bytes, tensor data outside the file
-(``llama-model-loader.cpp`` refuses it later), empty tensors whose other dimensions no
-array could have, tensor types that gguf-py does not know. It is stricter elsewhere: big
-endian on a little-endian machine, names of 64 bytes and more, nested arrays, gaps between
-tensors and tensors out of file order are read here and not there.
+What ``gguf_init_from_file`` (``ggml/src/gguf.cpp``) reads is read here too, with the same
+result: tensors without dimensions or with a dimension of zero, names without a letter.
+Refused here and read there are
+
+- keys and tensor names that are not UTF-8 or are longer than 65,535 bytes, and those that
+  hold a NUL, where llama.cpp would cut them;
+- tensors whose data is not in the file (``src/llama-model-loader.cpp`` refuses them) and
+  empty ones whose other dimensions no array could have;
+- tensor types that gguf-py does not know.
+
+Read here and refused there are big endian on a little-endian machine, tensor names of 64
+bytes and more, arrays of arrays, and tensors in any order, with gaps between them.
 """
 
 from __future__ import annotations
@@ -101,7 +106,8 @@ class Tensor:
 class Metadata(Mapping[str, Value]):
     """The metadata of a file, decoded key by key when asked for.
 
-    Asking for a value whose strings are not UTF-8 raises a :class:`GGUFError`.
+    Asking for a value whose strings are not UTF-8 raises a :class:`GGUFError`. An array
+    becomes a list, whose elements take up to 40 bytes each.
 
     Args:
         at: key to (value type, byte offset of the value).
