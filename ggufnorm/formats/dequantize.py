@@ -22,6 +22,8 @@ def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
     tensor = file.tensors[name]
     raw = file.read_bytes(name)
     shape = tensor.shape[::-1]
+    if tensor.n_bytes == 0:
+        return np.empty(shape, np.float32)
     plain = {"F32": "f4", "F16": "f2", "F64": "f8"}.get(tensor.dtype)
     if plain:
         return raw.view(file.byte_order + plain).astype(np.float32).reshape(shape)
