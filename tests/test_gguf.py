@@ -13,7 +13,14 @@ from pathlib import Path
 import gguf as gguf_py
 import numpy as np
 import pytest
-from fuzz.fuzz_gguf import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats import gguf
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.gguf import GGUFFile, Tensor
+from tests.fuzz.fuzz_gguf import (
     ARRAY,
     BOOL,
     CODES,
@@ -38,13 +45,6 @@ from fuzz.fuzz_gguf import (
     nested_draft,
     rich_draft,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats import gguf
-from ggufnorm.formats.dequantize import read_tensor
-from ggufnorm.formats.gguf import GGUFFile, Tensor
 
 KEY_AT, KIND_AT, VALUE_AT = 24, 33, 37  # of the first metadata if its key has one letter
 N_DIMS_AT, SHAPE_AT, TYPE_AT, OFFSET_AT = 33, 37, 45, 49  # of a 1-D tensor, one letter, first

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 _BLOCK = 1 << 17
 """Elements compared at a time: small enough to stay in a processor's cache."""
 
