@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ggufnorm.cli.output import choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import TextError
@@ -58,7 +58,7 @@ class _Share(click.ParamType[float]):
     type=_Share(),
     help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
 )
-@output_options
+@output_options(*FORMATS)
 def command(
     ref: Path,
     quant: Path,

@@ -14,6 +14,7 @@ from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison, Wei
 from ggufnorm.comparison.verdict import judge
 from ggufnorm.comparison.weights import weight_error
 from ggufnorm.core.drift import DriftReport, ModelFacts, NormDrift, OperationDrift, RunFacts
+from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.metrics import Difference, DifferenceSum, LogitSum, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
@@ -24,8 +25,7 @@ from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.engines.llama.walk import Batch, Lane, Lockstep, batches
 from ggufnorm.errors import EngineError, InputError, TextError
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.formats.naming import layer_of, norm_parameters, parse_norm_name
-from ggufnorm.inspection import shortest_float32
+from ggufnorm.formats.naming import NormName, layer_of, norm_parameters, parse_norm_name
 
 
 def measure(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:
@@ -222,17 +222,17 @@ class _Run:
         norms = []
         for norm in comparison.norms.values():
             plan = norm.plan
-            layer, role = _place(plan, norm.output_key)
-            has_bias = plan.bias is not None
             file = self.files[FREE]
-            stated = norm_parameters(file.metadata, file.architecture, has_bias=has_bias)
+            name = _place(plan, norm.output_key, file)
+            has_bias = plan.bias is not None
+            stated = norm_parameters(file.metadata, file.architecture, name, has_bias=has_bias)
             epsilon = stated.epsilon if stated.kind == plan.kind else None
             norms.append(
                 NormDrift(
                     tensor=plan.weight,
                     node=norm.output_key,
-                    layer=layer,
-                    role=role,
+                    layer=name.layer,
+                    role=name.role,
                     kind=plan.kind,
                     epsilon_metadata=shortest_float32(epsilon),
                     epsilon_used=shortest_float32(plan.epsilon) or 0.0,
@@ -252,14 +252,14 @@ def _result(sums: dict[str, DifferenceSum], key: str) -> Difference:
     return sums.get(key, DifferenceSum()).result()
 
 
-def _place(plan: NormPlan, output_key: str) -> tuple[int | None, str]:
+def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
-    name = parse_norm_name(plan.weight) if plan.weight else None
+    name = parse_norm_name(plan.weight, file.tensors) if plan.weight else None
     if name is not None:
-        return name.layer, name.role
+        return name
     label = output_key.partition("@")[0].rpartition("-")[0] or output_key
     role = {"result_norm": "output"}.get(label, label.removesuffix("_norm"))
-    return layer_of_node(output_key), role
+    return NormName(layer_of_node(output_key), role)
 
 
 def _weight_drift(plan: NormPlan, weights: dict[int, WeightCache]) -> Difference | None:
