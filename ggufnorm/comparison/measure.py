@@ -254,9 +254,10 @@ def _result(sums: dict[str, DifferenceSum], key: str) -> Difference:
 
 def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
-    name = parse_norm_name(plan.weight, file.tensors) if plan.weight else None
-    if name is not None:
-        return name
+    if plan.weight:
+        name = parse_norm_name(plan.weight, file.architecture, file.tensors)
+        if name is not None:
+            return name
     label = output_key.partition("@")[0].rpartition("-")[0] or output_key
     role = {"result_norm": "output"}.get(label, label.removesuffix("_norm"))
     return NormName(layer_of_node(output_key), role)

@@ -35,9 +35,9 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def sparkline(histogram: Sequence[int]) -> str:
-    """A histogram as a row of blocks: an empty bin is blank, any other at least a low one."""
+    """A histogram as a row of blocks: a dot is an empty bin."""
     most = max(histogram, default=0)
-    return "".join(_BLOCKS[-(-n * len(_BLOCKS) // most) - 1] if n else " " for n in histogram)
+    return "".join(_BLOCKS[-(-n * len(_BLOCKS) // most) - 1] if n else "·" for n in histogram)
 
 
 def title(inspection: Inspection) -> str:

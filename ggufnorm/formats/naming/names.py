@@ -165,6 +165,17 @@ EXCLUDED: dict[str, str] = {
 """Norm-like members that are no norm's weight, and why (tools/mtmd/models/parakeet.cpp)."""
 
 
+# Architectures that give a name to another norm than it says (src/models/*.cpp).
+_OTHER_ROLES: dict[tuple[str, str], str] = {
+    ("dbrx", "attn_output"): "ffn",
+    ("lfm2", "token_embd"): "output",  # LLM_TENSOR_OUTPUT_NORM_LFM2 in src/llama-arch.cpp
+    ("lfm2moe", "token_embd"): "output",
+    ("minimax-01", "attn_2"): "attn_output",
+    ("rwkv6", "attn_2"): "ffn",
+    ("rwkv7", "attn_2"): "ffn",
+}
+
+
 @dataclass(frozen=True)
 class NormName:
     """A norm's tensor name, taken apart.
@@ -185,7 +196,9 @@ _NORM_WORD = re.compile(r"(layer|group|batch|rms|[ehqkv])?norm\d*|ln\d*|bn\d*")
 _WORD_ROLES = {"ln1": "attn", "ln2": "ffn", "enorm": "embd", "hnorm": "hidden"}
 
 
-def parse_norm_name(tensor: str, beside: Container[str] | None = None) -> NormName | None:
+def parse_norm_name(
+    tensor: str, architecture: str = "", beside: Container[str] | None = None
+) -> NormName | None:
     """Layer and role of a norm's weight or bias, None if it is not a norm's name.
 
     A name that gguf-py does not know is taken for a norm's if a word of its last part is
@@ -193,6 +206,7 @@ def parse_norm_name(tensor: str, beside: Container[str] | None = None) -> NormNa
 
     Args:
         tensor: its name.
+        architecture: ``general.architecture``: some call a norm by another's name.
         beside: the names of the file's tensors; they tell the two meanings of
             ``post_attention_norm`` apart. Without them it is the attention's.
     """
@@ -203,7 +217,7 @@ def parse_norm_name(tensor: str, beside: Container[str] | None = None) -> NormNa
     if role is not None:
         if role == "post_attn" and beside is not None and _is_before_ffn(stem, beside):
             role = "ffn"
-        return NormName(layer, role)
+        return NormName(layer, _OTHER_ROLES.get((architecture, role), role))
     if weight_or_bias and is_norm_like(stem):
         return NormName(layer, _guess_role(stem), inferred=True)
     return None

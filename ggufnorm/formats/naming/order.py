@@ -6,7 +6,7 @@ from ggufnorm.core.model import NormSite
 
 # Parts of a model by the beginning of a role, in the order in which data flows; what
 # begins otherwise is a language model's own.
-_PARTS = ("v.", "mm.", "a.", "mm.a.", "a.gen.", "enc.", "", "dec.")
+_PARTS = ("v.", "mm.", "a.", "mm.a.", "a.gen.", "enc.", "posnet.", "", "dec.")
 
 # Within a block; what is not listed stands between the attention and the FFN.
 _BEFORE_ATTENTION = (

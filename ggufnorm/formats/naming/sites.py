@@ -67,7 +67,9 @@ def _of_tensor(file: GGUFFile, tensor: Tensor) -> NormSite | Skipped | None:
     reason = excluded(tensor.name)
     if reason is not None:
         return Skipped(tensor.name, reason)
-    name = _projector_norm(file, tensor.name) or parse_norm_name(tensor.name, file.tensors)
+    name = _projector_norm(file, tensor.name) or parse_norm_name(
+        tensor.name, file.architecture, file.tensors
+    )
     if name is None:
         return None
     stem, _, suffix = tensor.name.rpartition(".")

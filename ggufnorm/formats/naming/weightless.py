@@ -43,7 +43,7 @@ def _once(_file: GGUFFile) -> Iterator[int | None]:
 
 
 def _every_layer(file: GGUFFile) -> Iterator[int | None]:
-    yield from range(_count(file, Keys.LLM.BLOCK_COUNT))
+    yield from range(_blocks(file))
 
 
 def _layers_with(template: str) -> Where:
@@ -62,7 +62,7 @@ def _rope_layers(file: GGUFFile) -> Iterator[int | None]:
     if _count(file, Keys.LLM.EXPERT_COUNT) == 128:
         return
     window = file.metadata.integer(Keys.Attention.SLIDING_WINDOW.format(arch=file.architecture))
-    layers = _count(file, Keys.LLM.BLOCK_COUNT)
+    layers = _blocks(file)
     step = layers if window == 0 else 4
     yield from (i for i in range(layers) if (i + 1) % step)
 
@@ -70,13 +70,13 @@ def _rope_layers(file: GGUFFile) -> Iterator[int | None]:
 def _layers_with_keys(file: GGUFFile) -> Iterator[int | None]:
     # gemma3n.cpp, gemma4.cpp: later layers read the cache of earlier ones (has_kv).
     shared = _count(file, Keys.Attention.SHARED_KV_LAYERS)
-    layers = _count(file, Keys.LLM.BLOCK_COUNT)
+    layers = _blocks(file)
     own = 20 if file.architecture == "gemma3n" else layers - shared
     yield from range(min(layers, own))
 
 
 def _every_encoder_layer(file: GGUFFile) -> Iterator[int | None]:
-    yield from range(_count(file, Keys.ClipVision.BLOCK_COUNT))
+    yield from range(_blocks(file, Keys.ClipVision.BLOCK_COUNT))
 
 
 def _delta_net(source: str, template: str) -> tuple[Weightless, ...]:
@@ -165,7 +165,10 @@ def weightless_norms(file: GGUFFile) -> Iterator[tuple[NormName, Rule]]:
             yield NormName(layer, norm.role), norm.rule
 
 
+def _blocks(file: GGUFFile, key: str = Keys.LLM.BLOCK_COUNT) -> int:
+    # A block has a tensor at least: more blocks than tensors are not to be believed.
+    return min(_count(file, key), len(file.tensors))
+
+
 def _count(file: GGUFFile, key: str) -> int:
-    # A block has a tensor at least: more blocks than tensors is not to be believed.
-    count = file.metadata.integer(key.format(arch=file.architecture)) or 0
-    return min(count, len(file.tensors))
+    return file.metadata.integer(key.format(arch=file.architecture)) or 0
