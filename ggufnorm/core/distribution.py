@@ -36,11 +36,19 @@ def weight_statistics(weight: NDArray[np.float32]) -> WeightStatistics:
         minimum=float(finite.min()),
         maximum=float(finite.max()),
         non_finite=bad,
-        histogram=tuple(int(n) for n in np.histogram(finite, bins=BINS)[0]),
+        histogram=_histogram(finite),
         n_outliers=len(outliers),
         outliers=tuple(outliers[:_MOST_OUTLIERS]),
         offset=offset,
     )
+
+
+def _histogram(values: NDArray[np.float64]) -> tuple[int, ...]:
+    # np.histogram refuses values whose range is narrower than their spacing.
+    low, high = values.min(), values.max()
+    bins = (values - low) * (BINS / (high - low)) if high > low else np.zeros(values.size)
+    counts = np.bincount(np.minimum(bins.astype(np.int64), BINS - 1), minlength=BINS)
+    return tuple(int(n) for n in counts)
 
 
 def find_outliers(values: NDArray[np.float64]) -> list[Outlier]:

@@ -71,7 +71,7 @@ def _judge(w: NDArray[np.float64], fitting: list[int], f16: float) -> tuple[int 
     # Where several fit, the finest grid explains the values without a coincidence.
     best = fitting[0]
     if any(_coincidence_bits(w - best, w - k) < CONCLUSIVE_BITS for k in fitting[1:]):
-        return None, f"offsets {' and '.join(map(str, fitting))} fit alike"
+        return None, f"offsets {', '.join(map(str, fitting))} fit alike"
     return best, ""
 
 

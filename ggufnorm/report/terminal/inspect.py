@@ -21,7 +21,7 @@ from ggufnorm.report.text import (
 )
 
 _LEFT = ("Norm", "Kind", "Type", "Weights", "Outlier", "Tensor")
-_DROPPED_FIRST = ("Tensor", "RMS", "Mean", "Shape", "Type", "Weights", "Epsilon")
+_DROPPED_FIRST = ("Tensor", "RMS", "Mean", "Shape", "Type", "Weights", "Epsilon", "Min", "Max")
 """Columns that go, in this order, until a table fits."""
 _WIDEST_NORM = 24
 _GAP = 2
