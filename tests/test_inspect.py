@@ -369,16 +369,16 @@ def test_a_weight_that_is_not_finite_stands_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epsilon", [float("nan"), float("inf"), -1e-5, 0.0])
 def test_an_unusable_epsilon_is_shown_as_it_stands(tmp_path: Path, epsilon: float) -> None:
-    path = write_model(tmp_path / "m.gguf", "llama", {KEY: epsilon}, ["output_norm.weight"])
+    path = write_model(tmp_path / "m.gguf", "llama", {KEY: epsilon}, norms_of())
 
-    assert f"epsilon {epsilon:g} ({KEY})" in run(path).output
+    assert f"5 RMSNorms, epsilon {epsilon:g} ({KEY})" in run(path).output
     json.loads(to_json(inspect(path)))
 
 
 def test_a_model_without_norms_says_so(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.gguf", "llama", {KEY: 1e-5}, ["token_embd.weight"])
 
-    assert "No tensor of this file is a norm's" in run(path).output
+    assert "No norms: " in run(path).output
     assert run(path, "--format", "markdown").output.startswith("## m.gguf")
 
 

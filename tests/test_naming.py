@@ -229,6 +229,13 @@ def test_without_any_key_kind_and_epsilon_stay_unknown(tmp_path: Path) -> None:
     assert "llama.attention.layer_norm_rms_epsilon" in site.note
 
 
+def test_a_layer_norm_architecture_with_the_other_key_only_is_noted(tmp_path: Path) -> None:
+    metadata = {f"gpt2.attention.{RMS}": EPSILON}
+    (site,) = sites_of(write_model(tmp_path / "m.gguf", "gpt2", metadata, ["output_norm.weight"]))
+
+    assert "gpt2.attention.layer_norm_epsilon" in site.note
+
+
 def test_nemotron_h_falls_back_on_the_layer_norm_key_but_stays_rms(tmp_path: Path) -> None:
     metadata = {f"nemotron_h_moe.attention.{LAYER}": EPSILON}
     names = ["blk.1.attn_norm.weight", "blk.1.nextn.shared_head_norm.weight"]
@@ -324,6 +331,17 @@ def test_delta_nets_have_l2_norms_in_their_linear_layers(tmp_path: Path, name: s
     )
 
     assert weightless(path) == {(1, "q", "l2", EPSILON), (1, "k", "l2", EPSILON)}
+
+
+def test_deepseek4_normalizes_queries_and_hyper_connections(tmp_path: Path) -> None:
+    metadata = {f"deepseek4.attention.{RMS}": EPSILON}
+    names = ["output_hc_fn.weight", "blk.0.hc_attn_fn.weight", "blk.1.hc_ffn_fn.weight"]
+    path = write_model(tmp_path / "m.gguf", "deepseek4", metadata, names)
+
+    assert weightless(path) == {
+        (0, "q", "rms", EPSILON), (1, "q", "rms", EPSILON), (0, "hc_attn", "rms", EPSILON),
+        (1, "hc_ffn", "rms", EPSILON), (None, "output_hc", "rms", EPSILON),
+    }  # fmt: skip
 
 
 def test_rwkv7_has_an_l2_norm_of_a_literal_epsilon(tmp_path: Path) -> None:

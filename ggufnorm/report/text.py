@@ -16,7 +16,7 @@ KIND_NAMES: dict[NormKind | None, str] = {
     "layer": "LayerNorm",
     "group": "GroupNorm",
     "l2": "L2 norm",
-    None: "norm of unknown kind",
+    None: "unknown norm",
 }
 
 
@@ -92,14 +92,16 @@ def summary(inspection: Inspection) -> Iterator[str]:
     """Kinds, epsilons and the offset fingerprint, one line each."""
     norms = inspection.norms
     if not norms:
-        yield "No tensor of this file is a norm's, and its architecture is known for no other."
-    for (kind, epsilon, key), n in Counter(
-        (x.kind, x.epsilon, x.epsilon_key) for x in norms
-    ).items():
-        line = counted(n, KIND_NAMES[kind])
-        told = "epsilon unknown" if epsilon is None else f"epsilon {epsilon:g} ({key})"
-        yield printable(f"{line}, {told}")
+        yield "No norms: those without weights are listed for known architectures only."
+    for (kind, epsilon), n in Counter((x.kind, _epsilon(x)) for x in norms).items():
+        yield printable(f"{counted(n, KIND_NAMES[kind])}, {epsilon}")
     yield from _offsets([n.weight.offset for n in norms if n.weight])
+
+
+def _epsilon(norm: NormSite) -> str:
+    if norm.epsilon is None:
+        return "epsilon unknown"
+    return f"epsilon {norm.epsilon:g} ({norm.epsilon_key})"
 
 
 def _offsets(found: Sequence[OffsetFingerprint]) -> Iterator[str]:

@@ -79,10 +79,33 @@ def _every_encoder_layer(file: GGUFFile) -> Iterator[int | None]:
     yield from range(_blocks(file, Keys.ClipVision.BLOCK_COUNT))
 
 
-def _delta_net(source: str, template: str) -> tuple[Weightless, ...]:
+def _with_output_fn(file: GGUFFile) -> Iterator[int | None]:
+    if "output_hc_fn.weight" in file.tensors:
+        yield None
+
+
+def _rms(source: str, *where: tuple[str, Where]) -> tuple[Weightless, ...]:
+    rule = keyed("rms", _MODELS + source, _RMS)
+    return tuple(Weightless(role, layers, rule) for role, layers in where)
+
+
+def _delta_net(
+    source: str, convolution: str, epsilon: float | None = None
+) -> tuple[Weightless, ...]:
     # An L2 norm in effect: an RMSNorm with epsilon / n, divided by the root of n.
-    rule = keyed("l2", f"{_MODELS}{source}, {_DELTA}", _RMS)
-    return tuple(Weightless(role, _layers_with(template), rule) for role in ("q", "k"))
+    source = f"{_MODELS}{source}, {_DELTA}"
+    rule = keyed("l2", source, _RMS) if epsilon is None else fixed("l2", source, epsilon)
+    layers = _layers_with(f"blk.{{}}.{convolution}.weight")
+    return tuple(Weightless(role, layers, rule) for role in ("q", "k"))
+
+
+def _hyper_connections(source: str) -> tuple[Weightless, ...]:
+    return _rms(
+        source,
+        ("hc_attn", _layers_with("blk.{}.hc_attn_fn.weight")),
+        ("hc_ffn", _layers_with("blk.{}.hc_ffn_fn.weight")),
+        ("output_hc", _with_output_fn),
+    )
 
 
 _LANGUAGE: dict[str, tuple[Weightless, ...]] = {
@@ -90,37 +113,41 @@ _LANGUAGE: dict[str, tuple[Weightless, ...]] = {
         Weightless(role, where, keyed("layer", _MODELS + "olmo.cpp", _LAYER))
         for role, where in (("attn", _every_layer), ("ffn", _every_layer), ("output", _once))
     ),
-    "llama4": tuple(
-        Weightless(role, _rope_layers, keyed("rms", _MODELS + "llama4.cpp", _RMS))
-        for role in ("q", "k")
+    "llama4": _rms("llama4.cpp", ("q", _rope_layers), ("k", _rope_layers)),
+    "gemma3n": _rms("gemma3n.cpp", ("v", _layers_with_keys)),
+    "gemma4": _rms(
+        "gemma4.cpp",
+        ("v", _layers_with_keys),
+        ("ffn_router", _layers_with("blk.{}.ffn_gate_inp.weight")),
     ),
-    "gemma3n": (Weightless("v", _layers_with_keys, keyed("rms", _MODELS + "gemma3n.cpp", _RMS)),),
-    "gemma4": (
-        Weightless("v", _layers_with_keys, keyed("rms", _MODELS + "gemma4.cpp", _RMS)),
-        Weightless(
-            "ffn_router",
-            _layers_with("blk.{}.ffn_gate_inp.weight"),
-            keyed("rms", _MODELS + "gemma4.cpp", _RMS),
-        ),
+    "talkie": _rms(
+        "talkie.cpp",
+        ("token_embd", _once),
+        ("attn", _every_layer),
+        ("k", _every_layer),
+        ("ffn", _every_layer),
+        ("output", _once),
     ),
-    "talkie": tuple(
-        Weightless(role, where, keyed("rms", _MODELS + "talkie.cpp", _RMS))
-        for role, where in (
-            ("token_embd", _once), ("attn", _every_layer), ("k", _every_layer),
-            ("ffn", _every_layer), ("output", _once),
-        )
-    ),
-    "muse-glimmer": (
-        Weightless("token_embd", _once, keyed("rms", _MODELS + "muse-glimmer.cpp", _RMS)),
-    ),
+    "muse-glimmer": _rms("muse-glimmer.cpp", ("token_embd", _once)),
     "rwkv7": (Weightless("k", _every_layer, fixed("l2", _MODELS + "rwkv7-base.cpp", 1e-12)),),
     "arwkv7": (Weightless("k", _every_layer, fixed("l2", _MODELS + "rwkv7-base.cpp", 1e-12)),),
-    "qwen3next": _delta_net("qwen3next.cpp", "blk.{}.ssm_conv1d.weight"),
-    "qwen35": _delta_net("qwen35.cpp", "blk.{}.ssm_conv1d.weight"),
-    "qwen35moe": _delta_net("qwen35moe.cpp", "blk.{}.ssm_conv1d.weight"),
-    "kimi-linear": _delta_net("kimi-linear.cpp", "blk.{}.ssm_conv1d_q.weight"),
-    "kimi-k3": _delta_net("kimi-k3.cpp", "blk.{}.ssm_conv1d_q.weight"),
-}  # fmt: skip
+    "qwen3next": _delta_net("qwen3next.cpp", "ssm_conv1d"),
+    "qwen35": _delta_net("qwen35.cpp", "ssm_conv1d"),
+    "qwen35moe": _delta_net("qwen35moe.cpp", "ssm_conv1d"),
+    "qwen4exp": _delta_net("qwen4exp.cpp", "ssm_conv1d"),
+    "kimi-linear": _delta_net("kimi-linear.cpp", "ssm_conv1d_q"),
+    "kimi-k3": _delta_net("kimi-k3.cpp", "ssm_conv1d_q"),
+    "bailingmoe3": _delta_net("bailingmoe3.cpp", "ssm_conv1d_q"),
+    "glm5-next": (
+        *_delta_net("glm5-next.cpp", "ssm_conv1d_q", 1e-6),
+        *_hyper_connections("glm5-next.cpp"),
+    ),
+    "deepseek4": (
+        *_rms("deepseek4.cpp", ("q", _every_layer)),
+        *_hyper_connections("deepseek4.cpp"),
+    ),
+    "hy_v4": _hyper_connections("hy-v4.cpp"),
+}
 
 _VISION: str = Keys.ClipVision.Attention.LAYERNORM_EPS
 _MTMD = "tools/mtmd/models/"
