@@ -252,6 +252,16 @@ def _result(sums: dict[str, DifferenceSum], key: str) -> Difference:
     return sums.get(key, DifferenceSum()).result()
 
 
+# What llama.cpp's graphs call the results of norms without weights (cb() in src/models).
+_ROLE_OF_LABEL = {
+    "result": "output",
+    "embd": "token_embd",
+    "Qcur": "q",
+    "Kcur": "k",
+    "Vcur": "v",
+}
+
+
 def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
     if plan.weight:
@@ -259,7 +269,8 @@ def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
         if name is not None:
             return name
     label = output_key.partition("@")[0].rpartition("-")[0] or output_key
-    role = {"result_norm": "output"}.get(label, label.removesuffix("_norm"))
+    label = label.removesuffix("_normed").removesuffix("_norm")
+    role = _ROLE_OF_LABEL.get(label, label)
     return NormName(layer_of_node(output_key), role)
 
 
