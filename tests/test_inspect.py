@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -82,6 +82,7 @@ def test_f16_representable_weights_are_counted() -> None:
     assert offset_fingerprint(half).f16 == 0.75
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     npst.arrays(
         np.float32,
@@ -183,7 +184,7 @@ def test_text_has_a_row_per_norm_and_a_summary(model: Path) -> None:
         ["–", "output", "rms", "1e-05"],
     ]  # fmt: skip
     assert f"5 RMSNorms, epsilon 1e-05 ({KEY})" in lines
-    assert any(line.startswith("5 weights: offset unknown, not BF16 values") for line in lines)
+    assert any(line.startswith("5 weights: not BF16 values (0% of w, ") for line in lines)
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
@@ -226,6 +227,7 @@ def test_layers_and_roles_choose_norms(
     ("arguments", "problem"),
     [
         (["--layer", "x"], "neither a number nor a range"),
+        (["--layer", "9" * 5000], "neither a number nor a range"),
         (["--layer", "3-1"], "ends before it begins"),
         (["--layer", "7"], "there are 2 layers"),
         (["--role", "attention"], "attn, ffn, output"),

@@ -22,10 +22,11 @@ class _Layers(click.ParamType[range]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> range:
-        first, dash, last = str(value).partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        first, _, last = str(value).partition("-")
+        try:
+            layers = range(int(first), int(last or first) + 1)
+        except ValueError:
             self.fail(f"{value!r} is neither a number nor a range such as 0-3", param, ctx)
-        layers = range(int(first), int(last or first) + 1)
         if not layers:
             self.fail(f"{value!r} ends before it begins", param, ctx)
         return layers

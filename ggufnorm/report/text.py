@@ -111,18 +111,20 @@ def _offsets(found: Sequence[OffsetFingerprint]) -> Iterator[str]:
     for (offset, note), group in alike.items():
         weights = counted(len(group), "weight")
         if offset is not None:
-            baked = f"{offset:+d} was baked in" if offset else "nothing was baked in"
-            yield f"{weights}: BF16 values, {baked}"
-        elif group[0].fits:
-            yield f"{weights}: offset unknown, {note}"
-        else:
-            shares = [f"{_mean_share(group, k):.0%} of w{-k:+d}" for k in OFFSETS if k]
-            shares = [f"{_mean_share(group, 0):.0%} of w", *shares]
-            yield f"{weights}: offset unknown, {note} ({', '.join(shares)})"
+            baked = f"{offset:+d}" if offset else "no offset"
+            yield f"{weights}: BF16 values, {baked} was baked in"
+            continue
+        shares = "" if group[0].fits else f" ({_shares(group)})"
+        yield f"{weights}: {note}{shares}: they do not tell whether an offset was baked in"
 
 
-def _mean_share(group: Sequence[OffsetFingerprint], k: int) -> float:
-    return sum(f.bf16[str(k)] for f in group) / len(group)
+def _shares(group: Sequence[OffsetFingerprint]) -> str:
+    """How many of the elements are BF16 with each offset taken off; never rounded up to all."""
+    parts = []
+    for k in OFFSETS:
+        share = sum(f.bf16[str(k)] for f in group) / len(group)
+        parts.append(f"{int(share * 100)}% of {f'w{-k:+d}' if k else 'w'}")
+    return ", ".join(parts)
 
 
 def notes(inspection: Inspection) -> Iterator[str]:
