@@ -3,101 +3,83 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ggufnorm.core.model import Inspection, NormSite, Skipped, WeightStatistics
+from ggufnorm.core.distribution import weight_statistics
+from ggufnorm.core.model import Inspection, NormSite, TensorFacts
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.formats.naming import NormName, norm_parameters, parse_norm_name
+from ggufnorm.formats.naming import norm_sites
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
+def inspect(path: str | os.PathLike[str], *, tensors: bool = False) -> Inspection:
     """List every norm of a GGUF file.
 
     Args:
         path: a GGUF file; opened read-only.
+        tensors: whether to list all tensors too.
 
     Returns:
-        One :class:`~ggufnorm.core.model.NormSite` per norm that has a tensor, in file
-        order. A norm without weight and bias leaves no trace in a file and is found
-        only by running the model (:func:`ggufnorm.comparison.run.drift`).
+        One :class:`~ggufnorm.core.model.NormSite` per norm, in execution order. A norm
+        without weight and bias leaves no trace in a file: those of the architectures that
+        are known for one are listed with ``tensor`` None; any other is found only by
+        running the model (:func:`ggufnorm.comparison.run.drift`).
 
     Raises:
         InputError: the file cannot be opened.
         GGUFError: it is not well-formed GGUF.
     """
     with GGUFFile(path) as file:
-        norms: list[NormSite] = []
-        skipped: list[Skipped] = []
-        for tensor in file.tensors:
-            name = parse_norm_name(tensor)
-            if name is None:
-                continue
-            stem, _, suffix = tensor.rpartition(".")
-            if suffix == "bias" and f"{stem}.weight" in file.tensors:
-                continue  # told with its weight
-            if suffix == "bias":
-                skipped.append(Skipped(tensor, "a norm's bias without a weight"))
-                continue
-            norms.append(_site(file, tensor, name))
+        norms, skipped = norm_sites(file)
         return Inspection(
             path=file.path,
             architecture=file.architecture,
             name=file.metadata.string("general.name"),
             n_layers=file.metadata.integer(f"{file.architecture}.block_count"),
             file_type=file_type(file),
-            norms=tuple(norms),
-            skipped=tuple(skipped),
+            norms=_with_weights(file, norms),
+            skipped=skipped,
+            tensors=_all_tensors(file) if tensors else None,
         )
 
 
-def _site(file: GGUFFile, tensor: str, name: NormName) -> NormSite:
-    bias = tensor.removesuffix("weight") + "bias"
-    has_bias = bias in file.tensors
-    parameters = norm_parameters(file.metadata, file.architecture, has_bias=has_bias)
-    note = parameters.note
-    statistics = None
+def _with_weights(file: GGUFFile, norms: Collection[NormSite]) -> tuple[NormSite, ...]:
+    """The same norms, each with what its weight's values show."""
+    return tuple(_with_weight(file, norm) if norm.tensor else norm for norm in norms)
+
+
+def _with_weight(file: GGUFFile, norm: NormSite) -> NormSite:
+    assert norm.tensor is not None
     try:
-        statistics = weight_statistics(read_tensor(file, tensor))
+        return replace(norm, weight=weight_statistics(read_tensor(file, norm.tensor)))
     except InputError as error:
-        note = f"{note}; {error}".lstrip("; ")
-    return NormSite(
-        tensor=tensor,
-        bias=bias if has_bias else None,
-        layer=name.layer,
-        role=name.role,
-        kind=parameters.kind,
-        epsilon=shortest_float32(parameters.epsilon),
-        epsilon_key=parameters.epsilon_key,
-        groups=parameters.groups,
-        dtype=file.tensors[tensor].dtype,
-        shape=file.tensors[tensor].shape,
-        weight=statistics,
-        note=note,
+        return replace(norm, note="; ".join(n for n in (norm.note, str(error)) if n))
+
+
+def _all_tensors(file: GGUFFile) -> tuple[TensorFacts, ...]:
+    return tuple(
+        TensorFacts(t.name, t.dtype, t.shape, t.n_bytes, t.offset) for t in file.tensors.values()
     )
 
 
-def weight_statistics(weight: NDArray[np.float32]) -> WeightStatistics:
-    """Mean, RMS, minimum and maximum of a weight of any shape."""
-    finite = weight[np.isfinite(weight)].astype(np.float64)
-    bad = int(weight.size - finite.size)
-    if finite.size == 0:
-        return WeightStatistics(None, None, None, None, bad)
-    return WeightStatistics(
-        mean=float(finite.mean()),
-        rms=float(np.sqrt(np.mean(finite**2))),
-        minimum=float(finite.min()),
-        maximum=float(finite.max()),
-        non_finite=bad,
+def select(
+    inspection: Inspection, *, layers: Sequence[range] = (), roles: Collection[str] = ()
+) -> Inspection:
+    """The same with those norms only that are in one of the layers and have one of the roles.
+
+    Args:
+        inspection: what was found.
+        layers: of block numbers; empty for all, and for what is outside the blocks.
+        roles: empty for all.
+    """
+    norms = tuple(
+        n
+        for n in inspection.norms
+        if (not layers or any(n.layer in r for r in layers)) and (not roles or n.role in roles)
     )
-
-
-def shortest_float32(value: float | None) -> float | None:
-    """The shortest decimal that reads back as the same float32: 1e-05, not 9.99999975e-06."""
-    return None if value is None else float(str(np.float32(value)))
+    return replace(inspection, norms=norms)
 
 
 def file_type(file: GGUFFile) -> str | None:

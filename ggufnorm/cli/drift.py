@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.output import F, choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, F, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import TextError
@@ -125,7 +125,7 @@ def _side(values: dict[str, Any], prefix: str) -> SideOptions:
     type=_Share(),
     help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
 )
-@output_options
+@output_options(*FORMATS)
 def command(
     ref: Path,
     quant: Path,

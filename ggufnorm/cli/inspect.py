@@ -2,19 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli.output import choose_format, emit, output_options
+from ggufnorm.core.model import Inspection, InspectionSet, Skipped
+from ggufnorm.errors import InputError
+
+_FORMATS = ("text", "json", "markdown", "csv")
+
+
+class _Layers(click.ParamType[range]):
+    """A block number or a range of them: 3 or 0-3."""
+
+    name = "layers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> range:
+        first, _, last = str(value).partition("-")
+        try:
+            layers = range(int(first), int(last or first) + 1)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor a range such as 0-3", param, ctx)
+        if not layers:
+            self.fail(f"{value!r} ends before it begins", param, ctx)
+        return layers
 
 
 @click.command("inspect")
-@click.argument("model", type=click.Path(path_type=Path))
-@output_options
-def command(model: Path, fmt: str | None, output: Path | None) -> None:
-    """List every norm of the GGUF file MODEL: kind, epsilon, shape, weights."""
-    fmt = choose_format(fmt, output)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--layer", "layers", type=_Layers(), multiple=True, help="Only these blocks: 3 or 0-3."
+)
+@click.option(
+    "--role", "roles", metavar="NAME", multiple=True, help="Only these norms: attn, ffn, q …"
+)
+@click.option("--tensors", is_flag=True, help="List all tensors too.")
+@output_options(*_FORMATS)
+def command(
+    models: tuple[str, ...],
+    layers: tuple[range, ...],
+    roles: tuple[str, ...],
+    tensors: bool,
+    fmt: str | None,
+    output: Path | None,
+) -> int:
+    """List every norm of the GGUF file MODEL: kind, epsilon, shape, weights.
+
+    Of several files each is listed; one that cannot be read does not keep the others back.
+    """
+    fmt = choose_format(fmt, output, _FORMATS)
+    if tensors and fmt == "csv":
+        raise click.UsageError("--tensors does not go with csv, which has one table")
+    found = [_try_inspect(model, tensors) for model in models]
+    inspections = [f for f in found if isinstance(f, Inspection)]
+    failed = [f for f in found if isinstance(f, InputError)]
+    if failed and len(models) == 1:
+        raise failed[0]
+    for error in failed:
+        click.secho(f"error: {error}", fg="red", err=True)
+    if inspections:
+        chosen = _select(inspections, layers, roles)
+        skipped = tuple(
+            Skipped(m, str(f))
+            for m, f in zip(models, found, strict=True)
+            if isinstance(f, InputError)
+        )
+        emit(chosen[0] if len(models) == 1 else InspectionSet(chosen, skipped), fmt, output)
+    return InputError.exit_code if failed else 0
+
+
+def _try_inspect(model: str, tensors: bool) -> Inspection | InputError:
     from ggufnorm.inspection import inspect
 
-    emit(inspect(model), fmt, output)
+    try:
+        return inspect(model, tensors=tensors)
+    except InputError as error:
+        return error
+
+
+def _select(
+    inspections: Sequence[Inspection], layers: Sequence[range], roles: Sequence[str]
+) -> tuple[Inspection, ...]:
+    """What was asked for of each model.
+
+    Raises:
+        click.UsageError: that is nothing.
+    """
+    from ggufnorm.inspection import select
+
+    chosen = tuple(select(i, layers=layers, roles=roles) for i in inspections)
+    if (layers or roles) and not any(i.norms for i in chosen):
+        known = dict.fromkeys(n.role for i in inspections for n in i.norms)
+        blocks = max(
+            (n.layer + 1 for i in inspections for n in i.norms if n.layer is not None), default=0
+        )
+        raise click.UsageError(
+            f"no norm matches --layer and --role: there are {blocks} layers and the roles"
+            f" {', '.join(known) or '(none)'}"
+        )
+    return chosen

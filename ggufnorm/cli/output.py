@@ -6,52 +6,59 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import Result, to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_FORMATS = ("text", "json")
-_SUFFIXES = {".json": "json", ".txt": "text"}
+FORMATS = ("text", "json")
+"""What every command can write."""
+
+_SUFFIXES = {".json": "json", ".txt": "text", ".md": "markdown", ".csv": "csv"}
 
 
-def output_options(command: F) -> F:
-    """Add ``--format`` and ``-o/--output`` to a command."""
-    command = click.option(
-        "-o",
-        "--output",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Write to this file; .json or .txt decides the format.",
-    )(command)
-    return click.option(
-        "--format",
-        "fmt",
-        type=click.Choice(_FORMATS),
-        help="What to write.  [default: by the suffix of -o, else text]",
-    )(command)
+def output_options(*formats: str) -> Callable[[F], F]:
+    """Add ``--format`` and ``-o/--output`` to a command that can write these formats."""
+    suffixes = [s for s, fmt in _SUFFIXES.items() if fmt in formats]
+
+    def add(command: F) -> F:
+        command = click.option(
+            "-o",
+            "--output",
+            type=click.Path(dir_okay=False, path_type=Path),
+            help=f"Write to this file; {', '.join(suffixes)} decides the format.",
+        )(command)
+        return click.option(
+            "--format",
+            "fmt",
+            type=click.Choice(formats),
+            help="What to write.  [default: by the suffix of -o, else text]",
+        )(command)
+
+    return add
 
 
-def choose_format(fmt: str | None, output: Path | None) -> str:
+def choose_format(fmt: str | None, output: Path | None, formats: Sequence[str] = FORMATS) -> str:
     """The format asked for, or else the one that the file's suffix stands for.
 
     Raises:
-        click.UsageError: the suffix stands for none.
+        click.UsageError: the suffix stands for none of ``formats``.
     """
     if fmt:
         return fmt
     if output is None:
         return "text"
     known = _SUFFIXES.get(output.suffix.lower())
-    if known is None:
+    if known is None or known not in formats:
         raise click.UsageError(
-            f"cannot tell the format of {output} from its suffix: give --format"
-            f" {'|'.join(_FORMATS)}"
+            f"cannot tell the format of {output} from its suffix: give --format {'|'.join(formats)}"
         )
     return known
 
@@ -84,6 +91,14 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
 def _render(result: Result, fmt: str, on_terminal: bool) -> str:
     if fmt == "json":
         return to_json(result)
+    if fmt == "markdown" and not isinstance(result, DriftReport):
+        from ggufnorm.report.markdown import to_markdown
+
+        return to_markdown(result)
+    if fmt == "csv" and not isinstance(result, DriftReport):
+        from ggufnorm.report.csv import to_csv
+
+        return to_csv(result)
     from ggufnorm.report.terminal import WIDTH, render
 
     if not on_terminal:

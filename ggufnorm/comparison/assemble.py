@@ -13,12 +13,12 @@ from ggufnorm.comparison.observe import (
     WeightCache,
 )
 from ggufnorm.core.drift import NormDrift, NormSplit, OperationDrift
+from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.engines.llama.graph import NormPlan, layer_of_node
 from ggufnorm.engines.llama.walk import Match
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.formats.naming import layer_of, norm_parameters, parse_norm_name
-from ggufnorm.inspection import shortest_float32
+from ggufnorm.formats.naming import NormName, layer_of, norm_parameters, parse_norm_name
 
 
 def operations(
@@ -62,8 +62,9 @@ def _norm(
     norm: NormSum, comparison: Comparison, file: GGUFFile, weights: dict[int, WeightCache]
 ) -> NormDrift:
     plan = norm.plan
-    layer, role = _place(plan, norm.output_key)
-    stated = norm_parameters(file.metadata, file.architecture, has_bias=plan.bias is not None)
+    name = _place(plan, norm.output_key, file)
+    has_bias = plan.bias is not None
+    stated = norm_parameters(file.metadata, file.architecture, name, has_bias=has_bias)
     epsilon = stated.epsilon if stated.kind == plan.kind else None
     into = comparison.stops.get(norm.input_key, StopSum())
     out = comparison.stops.get(norm.output_key, StopSum())
@@ -71,8 +72,8 @@ def _norm(
     return NormDrift(
         tensor=plan.weight,
         node=norm.output_key,
-        layer=layer,
-        role=role,
+        layer=name.layer,
+        role=name.role,
         kind=plan.kind,
         epsilon_metadata=shortest_float32(epsilon),
         epsilon_used=shortest_float32(plan.epsilon) or 0.0,
@@ -93,14 +94,26 @@ def _norm(
     )
 
 
-def _place(plan: NormPlan, output_key: str) -> tuple[int | None, str]:
+# What llama.cpp's graphs call the results of norms without weights (cb() in src/models).
+_ROLE_OF_LABEL = {
+    "result": "output",
+    "embd": "token_embd",
+    "Qcur": "q",
+    "Kcur": "k",
+    "Vcur": "v",
+}
+
+
+def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
-    name = parse_norm_name(plan.weight) if plan.weight else None
-    if name is not None:
-        return name.layer, name.role
+    if plan.weight:
+        name = parse_norm_name(plan.weight, file.architecture, file.tensors)
+        if name is not None:
+            return name
     label = output_key.partition("@")[0].rpartition("-")[0] or output_key
-    role = {"result_norm": "output"}.get(label, label.removesuffix("_norm"))
-    return layer_of_node(output_key), role
+    label = label.removesuffix("_normed").removesuffix("_norm")
+    role = _ROLE_OF_LABEL.get(label, label)
+    return NormName(layer_of_node(output_key), role)
 
 
 def _tensor_drift(name: str | None, weights: dict[int, WeightCache]) -> Difference | None:

@@ -5,8 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.fingerprint import OffsetFingerprint
+
 NormKind = Literal["rms", "layer", "group", "l2"]
 """RMSNorm, LayerNorm, GroupNorm, L2 norm: ggml's RMS_NORM, NORM, GROUP_NORM, L2_NORM."""
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """An element of a weight that stands out.
+
+    Attributes:
+        index: of the channel; of a 2-D weight, counted on from row to row.
+        value: of the element.
+        z: robust z-score: distance from the median in standard deviations.
+    """
+
+    index: int
+    value: float
+    z: float
 
 
 @dataclass(frozen=True)
@@ -20,6 +37,11 @@ class WeightStatistics:
         maximum: largest element.
         non_finite: how many elements are NaN or infinite; the other figures leave
             them out, and are None if nothing is left.
+        histogram: elements in bins of equal width from ``minimum`` to ``maximum``; empty
+            if nothing is left.
+        n_outliers: how many channels are outliers.
+        outliers: the most extreme of them.
+        offset: which offset the converter baked into the weight.
     """
 
     mean: float | None
@@ -27,6 +49,10 @@ class WeightStatistics:
     minimum: float | None
     maximum: float | None
     non_finite: int
+    histogram: tuple[int, ...]
+    n_outliers: int
+    outliers: tuple[Outlier, ...]
+    offset: OffsetFingerprint
 
 
 @dataclass(frozen=True)
@@ -38,14 +64,17 @@ class NormSite:
         bias: name of the bias's tensor, None if the norm adds none.
         layer: block number, None outside the blocks.
         role: what it normalizes: ``attn``, ``ffn``, ``q``, ``k``, ``output`` …
-        kind: None if the metadata does not tell.
+        kind: None if neither the metadata nor the architecture tells.
         epsilon: as stored (float32), None if the metadata does not tell.
         epsilon_key: the metadata key that holds ``epsilon``.
         groups: how many groups a group norm splits the channels into.
-        dtype: ggml type name of the weight, for example ``F32``.
+        dtype: ggml type name of the weight, for example ``F32``; None without one.
         shape: of the weight, in ggml's order: ``shape[0]`` runs along a row.
         weight: how the weight's values are distributed.
-        note: why ``kind`` or ``epsilon`` is unknown; empty if both are known.
+        note: why ``kind`` or ``epsilon`` is unknown, or what else is out of the ordinary;
+            empty if nothing is.
+        inferred: gguf-py does not know the architecture or the tensor's name; the norm
+            was told by the shape of its name.
     """
 
     tensor: str | None
@@ -60,6 +89,7 @@ class NormSite:
     shape: tuple[int, ...]
     weight: WeightStatistics | None
     note: str = ""
+    inferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +98,25 @@ class Skipped:
 
     what: str
     reason: str
+
+
+@dataclass(frozen=True)
+class TensorFacts:
+    """A tensor as the header describes it.
+
+    Attributes:
+        name: as in the file.
+        dtype: ggml type name, for example ``Q4_K``.
+        shape: in ggml's order.
+        n_bytes: size of the data.
+        offset: of the first byte, from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    offset: int
 
 
 @dataclass(frozen=True)
@@ -81,8 +130,9 @@ class Inspection:
         n_layers: ``{architecture}.block_count``, None if the file has none.
         file_type: the quantization mix that the file claims, for example
             ``MOSTLY_Q4_K_M``, None if the file does not say.
-        norms: in file order.
+        norms: in execution order: embeddings, layer by layer, output.
         skipped: norm-like tensors that are not reported as a norm.
+        tensors: all tensors in file order; None if they were not asked for.
     """
 
     path: str
@@ -92,3 +142,17 @@ class Inspection:
     file_type: str | None
     norms: tuple[NormSite, ...]
     skipped: tuple[Skipped, ...]
+    tensors: tuple[TensorFacts, ...] | None = None
+
+
+@dataclass(frozen=True)
+class InspectionSet:
+    """Several model files.
+
+    Attributes:
+        models: those that could be read, as they were given.
+        failed: those that could not, and why.
+    """
+
+    models: tuple[Inspection, ...]
+    failed: tuple[Skipped, ...]

@@ -10,13 +10,17 @@ import json
 from typing import Any
 
 from ggufnorm.core.drift import DriftReport
-from ggufnorm.core.model import Inspection
+from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | DriftReport
+Result = Inspection | InspectionSet | DriftReport
 
 VERSION = 1
-_SCHEMAS: dict[type, str] = {Inspection: "ggufnorm/inspect", DriftReport: "ggufnorm/drift"}
+_SCHEMAS: dict[type, str] = {
+    Inspection: "ggufnorm/inspect",
+    InspectionSet: "ggufnorm/inspect-set",
+    DriftReport: "ggufnorm/drift",
+}
 
 
 def document(result: Result) -> dict[str, Any]:

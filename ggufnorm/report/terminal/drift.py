@@ -1,14 +1,12 @@
-"""Results as text for a terminal. The only module that knows rich."""
+"""A drift report as text."""
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -23,126 +21,19 @@ from ggufnorm.core.drift import (
 )
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
-from ggufnorm.core.model import Inspection, NormSite, Skipped
-
-WIDTH = 100
-"""Columns when the output is not a terminal."""
+from ggufnorm.report.terminal.common import (
+    cells,
+    layer_cell,
+    new_table,
+    skipped_lines,
+)
+from ggufnorm.report.text import number, printable
 
 _MOST_OPERATIONS = 8
-_MOST_SKIPPED = 10
 
 
-def render(result: Inspection | DriftReport, *, width: int = WIDTH, color: bool = False) -> str:
-    """A result as text.
-
-    Args:
-        result: what to show.
-        width: columns to keep to.
-        color: whether to colour with ANSI escapes.
-    """
-    parts = _inspection(result) if isinstance(result, Inspection) else _drift(result, width)
-    out = io.StringIO()
-    console = Console(
-        file=out,
-        width=width,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        highlight=False,
-        emoji=False,
-        markup=False,
-    )
-    for part in parts:
-        console.print(part)
-    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
-
-
-def printable(text: str) -> str:
-    """Text from a file without characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in as few characters as ``digits`` significant digits allow; – for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
-
-
-def _table(*columns: str, left: Iterable[str] = ()) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
-
-
-def _cells(row: Iterable[str | Text]) -> list[RenderableType]:
-    return [cell if isinstance(cell, Text) else Text(cell) for cell in row]
-
-
-def _layer(layer: int | None) -> str:
-    return "–" if layer is None else str(layer)
-
-
-# -- inspect ---------------------------------------------------------------------------
-
-
-def _inspection(result: Inspection) -> Iterable[RenderableType]:
-    title = f"{Path(result.path).name}: {result.architecture or 'unknown architecture'}"
-    facts = [printable(result.name)] if result.name else []
-    facts += [f"{result.n_layers} layers"] if result.n_layers is not None else []
-    facts += [result.file_type] if result.file_type else []
-    facts += [f"{len(result.norms)} norms"]
-    yield Text(f"{printable(title)}, {', '.join(facts)}", style="bold")
-    yield ""
-    left = ("Role", "Kind", "Tensor", "Type")
-    table = _table(
-        "Layer", "Role", "Kind", "Epsilon", "Tensor", "Type", "Shape", "Mean", "RMS", "Min",
-        "Max", "Bias", left=left,
-    )  # fmt: skip
-    table.columns[4].overflow = "ellipsis"
-    for n in result.norms:
-        table.add_row(*_cells(_norm_row(n)))
-    yield table
-    yield ""
-    yield from _epsilon_lines(result.norms)
-    notes = {n.note for n in result.norms if n.note}
-    for note in sorted(notes):
-        count = sum(n.note == note for n in result.norms)
-        yield Text(f"{count} norms: {printable(note)}", style="yellow")
-    if not result.norms:
-        yield Text("No tensor of this file is a norm's: its norms, if any, have no weights.")
-    yield from _skipped(result.skipped)
-
-
-def _norm_row(n: NormSite) -> list[str | Text]:
-    w = n.weight
-    figures = (w.mean, w.rms, w.minimum, w.maximum) if w else (None,) * 4
-    return [
-        _layer(n.layer),
-        n.role,
-        n.kind or "?",
-        "?" if n.epsilon is None else f"{n.epsilon:g}",
-        printable(n.tensor or "(none)"),
-        Text(n.dtype or "–", style="" if n.dtype == "F32" else "yellow"),
-        "×".join(map(str, n.shape)),
-        *(number(f) for f in figures),
-        "yes" if n.bias else "no",
-    ]
-
-
-def _epsilon_lines(norms: Sequence[NormSite]) -> Iterable[Text]:
-    found = dict.fromkeys((n.kind, n.epsilon, n.epsilon_key) for n in norms if n.epsilon_key)
-    for kind, epsilon, key in found:
-        count = sum((n.kind, n.epsilon_key) == (kind, key) for n in norms)
-        yield Text(f"epsilon {epsilon:g} of {count} {kind} norms: {printable(key or '')}")
-
-
-# -- drift -----------------------------------------------------------------------------
-
-
-def _drift(report: DriftReport, width: int) -> Iterable[RenderableType]:
+def drift_parts(report: DriftReport, width: int) -> Iterable[RenderableType]:
+    """The parts of the text, from top to bottom, for ``width`` columns."""
     yield from _run_facts(report)
     yield Text("\nNorms: relative L2 drift from the reference, in graph order", style="bold")
     yield _norm_table(report.norms, report.culprit, width)
@@ -164,7 +55,7 @@ def _drift(report: DriftReport, width: int) -> Iterable[RenderableType]:
             f"\nPooled output of {d.rows} chunks: relative L2 {number(d.rel_l2)},"
             f" cosine {number(d.cosine, 7)}"
         )
-    yield from _skipped(report.skipped)
+    yield from skipped_lines(report.skipped)
     yield ""
     yield Text(printable(report.verdict), style="bold red" if report.culprit else "bold green")
 
@@ -173,14 +64,14 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
     run = report.run
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, m in (("reference", report.reference), ("quant", report.quant)):
-        grid.add_row(*_cells([label, _model_line(m)]))
-    grid.add_row(*_cells(["text", f"{printable(run.text)}, {run.n_text_tokens:,} tokens"]))
+        grid.add_row(*cells([label, _model_line(m)]))
+    grid.add_row(*cells(["text", f"{printable(run.text)}, {run.n_text_tokens:,} tokens"]))
     stopped = run.n_chunks < run.n_chunks_planned
     of = f" of {run.n_chunks_planned} (stopped early)" if stopped else ""
     where = f"{run.n_threads} threads"
     where += f", {run.n_gpu_layers} GPU layers" if run.n_gpu_layers else ""
     grid.add_row(
-        *_cells(
+        *cells(
             [
                 "run",
                 f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens in {report.cost.seconds:.1f} s"
@@ -190,7 +81,7 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
     )
     for label, side in (("reference", run.reference), ("quant", run.quant)):
         if special := _special_options(side):
-            grid.add_row(*_cells([label, special]))
+            grid.add_row(*cells([label, special]))
     yield grid
 
 
@@ -219,14 +110,14 @@ _WIDE = 96
 
 def _norm_table(norms: Sequence[NormDrift], culprit: Culprit | None, width: int) -> Table:
     shown = [c for c in _NORM_COLUMNS if width >= _WIDE or c not in _WIDE_ONLY]
-    table = _table(*shown, left=("Norm", "Kind"))
+    table = new_table(*shown, left=("Norm", "Kind"))
     table.padding = (0, 0, 0, 0)
     table.columns[1].overflow = "ellipsis"
     for n in norms:
         at_fault = culprit is not None and culprit.node == n.node
         row = dict(zip(_NORM_COLUMNS, _norm_drift_row(n), strict=True))
-        cells = _cells(row[c] for c in shown)
-        table.add_row(*cells, style="bold red" if at_fault else "")
+        shown_cells = cells(row[c] for c in shown)
+        table.add_row(*shown_cells, style="bold red" if at_fault else "")
     return table
 
 
@@ -238,7 +129,7 @@ def _norm_drift_row(n: NormDrift) -> list[str | Text]:
     elif n.epsilon_metadata not in (None, n.epsilon_used):
         epsilon += "*"
     return [
-        _layer(n.layer),
+        layer_cell(n.layer),
         printable(n.role),
         n.kind,
         epsilon,
@@ -272,7 +163,7 @@ def _kernel_line(norms: Sequence[NormDrift]) -> Iterable[Text]:
 
 
 def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | None) -> Table:
-    table = _table(
+    table = new_table(
         "Layer", "Operation", "Reads", "Type", "Own", "Cumulative",
         left=("Operation", "Reads", "Type"),
     )  # fmt: skip
@@ -286,7 +177,7 @@ def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | No
         if o.dtype_ref and o.dtype_ref != o.dtype:
             types = f"{o.dtype_ref}→{types}"
         row: list[str | Text] = [
-            _layer(o.layer),
+            layer_cell(o.layer),
             o.role,
             printable(o.tensor or o.node),
             types,
@@ -294,9 +185,9 @@ def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | No
             _drift_cell(o.cumulative),
         ]
         at_fault = culprit is not None and culprit.node == o.node
-        table.add_row(*_cells(row), style="bold red" if at_fault else "")
+        table.add_row(*cells(row), style="bold red" if at_fault else "")
     if not table.rows:
-        table.add_row(*_cells(["–", "none: every operation gives the reference's result"]))
+        table.add_row(*cells(["–", "none: every operation gives the reference's result"]))
     return table
 
 
@@ -304,7 +195,7 @@ def _where(found: Localisation) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
 
     def row(label: str, text: str) -> None:
-        grid.add_row(*_cells([label, printable(text)]))
+        grid.add_row(*cells([label, printable(text)]))
 
     if found.layers:
         first, last = found.layers[0], found.layers[-1]
@@ -378,7 +269,7 @@ def _logit_table(s: LogitStatistics, floor: LogitStatistics | None) -> Table:
     if s.non_finite_tokens:
         rows.append(("left out", f"{s.non_finite_tokens} positions with a NaN or infinite logit"))
     for row in rows:
-        grid.add_row(*_cells(row))
+        grid.add_row(*cells(row))
     return grid
 
 
@@ -388,13 +279,3 @@ def _kld_quantiles(s: LogitStatistics) -> str:
         return "–"
     shown = {"50": "median", "90": "90 %", "99": "99 %", "99.9": "99.9 %", "100": "max"}
     return ", ".join(f"{label} {number(found[p])}" for p, label in shown.items())
-
-
-def _skipped(skipped: Sequence[Skipped]) -> Iterable[Text]:
-    if not skipped:
-        return
-    yield Text(f"\nSkipped: {len(skipped)}", style="bold")
-    for s in skipped[:_MOST_SKIPPED]:
-        yield Text(f"  {printable(s.what)}: {printable(s.reason)}")
-    if len(skipped) > _MOST_SKIPPED:
-        yield Text(f"  … and {len(skipped) - _MOST_SKIPPED} more (see --format json)")

@@ -1,0 +1,26 @@
+"""Which numbers the small floating-point formats can hold."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_bf16(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Where a value is exactly a bfloat16: a float32 whose low 16 bits are zero."""
+    with np.errstate(over="ignore"):
+        narrow = np.asarray(values, dtype=np.float32)
+    return np.asarray((narrow == values) & (narrow.view(np.uint32) & 0xFFFF == 0))
+
+
+def is_f16(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Where a value is exactly an IEEE half-precision number."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.asarray(values, dtype=np.float16) == values)
+
+
+def shortest_float32(value: float | None) -> float | None:
+    """The shortest decimal that reads back as the same float32: 1e-05, not 9.99999975e-06."""
+    if value is None or abs(value) > np.finfo(np.float32).max:
+        return value
+    return float(str(np.float32(value)))

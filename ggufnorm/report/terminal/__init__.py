@@ -1,0 +1,54 @@
+"""Results as text for a terminal. The only room that knows rich."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+
+from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.report.document import Result
+from ggufnorm.report.terminal.drift import drift_parts
+from ggufnorm.report.terminal.inspect import inspection_parts
+from ggufnorm.report.text import number, printable
+
+__all__ = ["WIDTH", "number", "printable", "render"]
+
+WIDTH = 100
+"""Columns when the output is not a terminal."""
+
+
+def render(result: Result, *, width: int = WIDTH, color: bool = False) -> str:
+    """A result as text.
+
+    Args:
+        result: what to show.
+        width: columns to keep to.
+        color: whether to colour with ANSI escapes.
+    """
+    out = io.StringIO()
+    console = Console(
+        file=out,
+        width=width,
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    for part in _parts(result, width):
+        console.print(part)
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def _parts(result: Result, width: int) -> Iterable[RenderableType]:
+    if isinstance(result, Inspection):
+        yield from inspection_parts(result, width)
+    elif isinstance(result, InspectionSet):
+        for i, model in enumerate(result.models):
+            if i:
+                yield ""
+            yield from inspection_parts(model, width)
+    else:
+        yield from drift_parts(result, width)
