@@ -7,6 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, Skipped, WeightStatistics
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
@@ -111,3 +112,14 @@ def file_type(file: GGUFFile) -> str | None:
         return str(LlamaFileType(number).name)
     except ValueError:
         return f"unknown ({number})"
+
+
+def model_facts(file: GGUFFile) -> ModelFacts:
+    """What a report says of a model file."""
+    return ModelFacts(
+        path=file.path,
+        architecture=file.architecture,
+        name=file.metadata.string("general.name"),
+        file_type=file_type(file),
+        n_bytes=file.storage.size,
+    )

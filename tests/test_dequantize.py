@@ -10,7 +10,7 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggufnorm.errors import InputError
+from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows, read_tensor
 from ggufnorm.formats.gguf import GGUFFile
@@ -221,12 +221,15 @@ def test_big_endian_numbers_are_read_rightly(kind, tmp_path):
 def test_big_endian_blocks_are_refused(tmp_path):
     kind = GGMLQuantizationType.Q8_0
     path = write(tmp_path / "a.gguf", {"x": (random_blocks(kind), kind)}, GGUFEndian.BIG)
-    with GGUFFile(path) as file, pytest.raises(InputError, match=r"a\.gguf: x: big-endian Q8_0"):
+    with (
+        GGUFFile(path) as file,
+        pytest.raises(TensorTypeError, match=r"a\.gguf: x: big-endian Q8_0"),
+    ):
         read_tensor(file, "x")
 
 
 def test_a_type_that_nobody_reads_is_an_error(tmp_path):
     kind = GGMLQuantizationType.Q8_K
     path = write(tmp_path / "a.gguf", {"x": (random_blocks(kind), kind)})
-    with GGUFFile(path) as file, pytest.raises(InputError, match=r"a\.gguf: x: .* read Q8_K"):
+    with GGUFFile(path) as file, pytest.raises(TensorTypeError, match=r"a\.gguf: x: .* read Q8_K"):
         read_tensor(file, "x")

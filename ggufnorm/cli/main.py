@@ -13,6 +13,7 @@ from ggufnorm.errors import EngineError, GgufnormError
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
     "drift": "Run two versions of a model and show where they part.",
+    "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "demo": "Show what drift finds, on the bundled sample.",
 }
 

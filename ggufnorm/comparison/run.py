@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ggufnorm.core.drift import DriftReport, ModelFacts
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import MismatchError, TextError
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.inspection import file_type
+from ggufnorm.inspection import model_facts
 from ggufnorm.samples import default_text
 
 MIN_CTX = 8
@@ -37,6 +37,11 @@ class Progress:
     total: int = 0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
+
+    @property
+    def speed(self) -> str:
+        """The speed for a person."""
+        return f"{self.tokens_per_second:,.0f} tokens/s"
 
 
 def drift(
@@ -112,17 +117,6 @@ def _progress(message: dict[str, Any]) -> Progress:
         total,
         message["tokens"] / max(seconds, 1e-9),
         seconds / done * (total - done),
-    )
-
-
-def model_facts(file: GGUFFile) -> ModelFacts:
-    """What a report says of a model file."""
-    return ModelFacts(
-        path=file.path,
-        architecture=file.architecture,
-        name=file.metadata.string("general.name"),
-        file_type=file_type(file),
-        n_bytes=file.storage.size,
     )
 
 

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quant_shape_from_byte_shape
 from numpy.typing import NDArray
 
-from ggufnorm.errors import InputError
+from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.gguf import GGUFFile
 
@@ -29,7 +29,7 @@ def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
 
     Raises:
         KeyError: there is no such tensor.
-        InputError: its type cannot be read.
+        TensorTypeError: its type cannot be read.
     """
     return read_rows(file, name).reshape(file.tensors[name].shape[::-1])
 
@@ -56,7 +56,7 @@ def read_rows(
 
     Raises:
         KeyError: there is no such tensor.
-        InputError: its type cannot be read.
+        TensorTypeError: its type cannot be read.
     """
     tensor = file.tensors[name]
     rows = n_rows(file, name)
@@ -65,7 +65,7 @@ def read_rows(
     if file.byte_order == ">":
         word = _WORD.get(tensor.dtype)
         if word is None:
-            raise InputError(
+            raise TensorTypeError(
                 f"{file.path}: {name}: big-endian {tensor.dtype} cannot be read:"
                 " convert the file with gguf-py's gguf_convert_endian.py"
             )
@@ -73,7 +73,7 @@ def read_rows(
     try:
         return dequantize_rows(raw.reshape(n, size), tensor.ggml_type)
     except NotImplementedError:
-        raise InputError(
+        raise TensorTypeError(
             f"{file.path}: {name}: neither llama.cpp nor gguf-py can read {tensor.dtype} here;"
             " try a newer gguf or llama-cpp-python"
         ) from None

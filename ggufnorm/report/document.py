@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | DriftReport
+Result = Inspection | DriftReport | DiffReport
 
 VERSION = 1
-_SCHEMAS: dict[type, str] = {Inspection: "ggufnorm/inspect", DriftReport: "ggufnorm/drift"}
+_SCHEMAS: dict[type, str] = {
+    Inspection: "ggufnorm/inspect",
+    DriftReport: "ggufnorm/drift",
+    DiffReport: "ggufnorm/diff",
+}
 
 
 def document(result: Result) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Results as text for a terminal. The only module that knows rich."""
+"""Results as text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
+from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.drift import Culprit, DriftReport, NormDrift, OperationDrift
 from ggufnorm.core.metrics import Difference, LogitStatistics
-from ggufnorm.core.model import Inspection, NormSite, Skipped
+from ggufnorm.core.model import Inspection, NormSite
+from ggufnorm.report.diff import diff_parts
+from ggufnorm.report.layout import cells as _cells
+from ggufnorm.report.layout import layer_cell as _layer
+from ggufnorm.report.layout import make_table as _table
+from ggufnorm.report.layout import model_line as _model_line
+from ggufnorm.report.layout import number, printable
+from ggufnorm.report.layout import skipped_lines as _skipped
 
 WIDTH = 100
 """Columns when the output is not a terminal."""
 
 _MOST_OPERATIONS = 8
-_MOST_SKIPPED = 10
 
 
-def render(result: Inspection | DriftReport, *, width: int = WIDTH, color: bool = False) -> str:
+def render(
+    result: Inspection | DriftReport | DiffReport, *, width: int = WIDTH, color: bool = False
+) -> str:
     """A result as text.
 
     Args:
@@ -30,7 +38,6 @@ def render(result: Inspection | DriftReport, *, width: int = WIDTH, color: bool 
         width: columns to keep to.
         color: whether to colour with ANSI escapes.
     """
-    parts = _inspection(result) if isinstance(result, Inspection) else _drift(result, width)
     out = io.StringIO()
     console = Console(
         file=out,
@@ -41,38 +48,17 @@ def render(result: Inspection | DriftReport, *, width: int = WIDTH, color: bool 
         emoji=False,
         markup=False,
     )
-    for part in parts:
+    for part in _parts(result, width):
         console.print(part)
     return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
-def printable(text: str) -> str:
-    """Text from a file without characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in as few characters as ``digits`` significant digits allow; – for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
-
-
-def _table(*columns: str, left: Iterable[str] = ()) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
-
-
-def _cells(row: Iterable[str | Text]) -> list[RenderableType]:
-    return [cell if isinstance(cell, Text) else Text(cell) for cell in row]
-
-
-def _layer(layer: int | None) -> str:
-    return "–" if layer is None else str(layer)
+def _parts(result: Inspection | DriftReport | DiffReport, width: int) -> Iterable[RenderableType]:
+    if isinstance(result, Inspection):
+        return _inspection(result)
+    if isinstance(result, DriftReport):
+        return _drift(result, width)
+    return diff_parts(result)
 
 
 # -- inspect ---------------------------------------------------------------------------
@@ -171,11 +157,6 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
         )
     )
     yield grid
-
-
-def _model_line(m: ModelFacts) -> str:
-    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
-    return printable("  ".join(p for p in parts if p))
 
 
 _NORM_COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "In", "Out", "Cosine", "Ratio", "Max |Δ|",
@@ -290,13 +271,3 @@ def _logit_table(s: LogitStatistics) -> Table:
     for row in rows:
         grid.add_row(*_cells(row))
     return grid
-
-
-def _skipped(skipped: Sequence[Skipped]) -> Iterable[Text]:
-    if not skipped:
-        return
-    yield Text(f"\nSkipped: {len(skipped)}", style="bold")
-    for s in skipped[:_MOST_SKIPPED]:
-        yield Text(f"  {printable(s.what)}: {printable(s.reason)}")
-    if len(skipped) > _MOST_SKIPPED:
-        yield Text(f"  … and {len(skipped) - _MOST_SKIPPED} more (see --format json)")
