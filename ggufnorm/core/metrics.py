@@ -51,11 +51,16 @@ class Difference:
 
 
 class DifferenceSum:
-    """Accumulates a :class:`Difference` over calls of :meth:`add`."""
+    """Accumulates a :class:`Difference` over calls of :meth:`add`.
 
-    def __init__(self) -> None:
+    Args:
+        floor: the largest ``|d|`` of a sum into which this one will be merged: only a
+            larger one is searched for.
+    """
+
+    def __init__(self, floor: float = -1.0) -> None:
         self._dd = self._dr = self._rr = 0.0
-        self._max = -1.0
+        self._max = floor
         self._max_at = (0, 0)
         self._rows = 0
         self._bad_rows = 0
@@ -120,6 +125,11 @@ class DifferenceSum:
     def non_finite_rows(self) -> int:
         """Rows left out so far."""
         return self._bad_rows
+
+    @property
+    def max_abs(self) -> float:
+        """The largest ``|d|`` so far, -1 before any."""
+        return self._max
 
     @property
     def squared_error(self) -> float:
