@@ -375,6 +375,22 @@ def test_another_checkpoint_is_called_one_and_nothing_is_called_damaged(file):
     assert "damaged" not in report.verdict
 
 
+def test_checkpoints_of_different_architectures(file):
+    other = {**METADATA, "general.architecture": "qwen2"}
+    report = ggufnorm.diff(file(), file(metadata=other, seed=1))
+    assert report.different_checkpoints
+    assert "different checkpoints of different architectures (llama and qwen2):" in report.verdict
+
+
+def test_a_tensor_that_was_changed_by_itself_is_told(file):
+    name = "blk.0.ffn_up.weight"
+    report = ggufnorm.diff(file(), file({name: network()[name] * np.float32(1.01)}))
+    assert f"1 of 7 tensors beside them differ, the most {name} (F32) by 0.01" in report.verdict
+    assert f"{name} differs by 0.01 where its F32 peers differ by 0: it was changed by itself." in (
+        report.verdict
+    )
+
+
 def test_what_follows_from_the_architecture_does_not_make_checkpoints_the_same(file):
     rope = {"rope_freqs.weight": np.arange(64, dtype=np.float32)}
     report = ggufnorm.diff(file(rope), file(rope, seed=1))
@@ -494,7 +510,7 @@ def test_files_without_a_tensor_in_common(tmp_path):
     x = np.ones(4, np.float32)
     paths = [write(tmp_path / f"{n}.gguf", {n: x}) for n in "xy"]
     report = ggufnorm.diff(*paths)
-    assert report.verdict.startswith("The files have no tensor in common")
+    assert report.verdict.startswith("No tensor has the same name and shape in both files")
     assert not report.identical
     assert not report.different_checkpoints
 
@@ -670,6 +686,7 @@ def test_an_unreadable_input_is_one_line_and_leaves_no_file(pair, tmp_path, monk
 def test_progress_ends_at_the_total(pair):
     seen = []
     report = ggufnorm.diff(*pair, on_progress=seen.append)
+    assert (seen[0].phase, seen[0].total) == ("reading metadata", 0)
     done = [p.done for p in seen]
     assert done == sorted(set(done))
     assert done[-1] == seen[-1].total == report.n_weights

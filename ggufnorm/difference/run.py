@@ -33,7 +33,7 @@ class DiffProgress:
     Attributes:
         phase: what is being done, for a person.
         done: elements compared.
-        total: elements in all.
+        total: elements in all, 0 before they are counted.
         weights_per_second: elements compared in a second so far.
     """
 
@@ -74,11 +74,13 @@ def diff(
         raise ValueError(f"n_threads must be at least 1, not {n_threads}")
     started = time.perf_counter()
     with GGUFFile(a) as first, GGUFFile(b) as second:
+        on_progress(DiffProgress("reading metadata", 0, 0, 0.0))
+        metadata = metadata_differences(first, second)
         compared = _Comparison(first, second, on_progress)
         with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
             compared.run(pool)
         findings = Findings(
-            metadata=metadata_differences(first, second),
+            metadata=metadata,
             norms=tuple(compared.norms),
             tensors=worst_first(compared.tensors, compared.non_finite),
             non_finite=tuple(compared.non_finite),

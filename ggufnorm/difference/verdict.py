@@ -59,7 +59,7 @@ def judge(findings: Findings) -> Judgement:
     same_values = not any(n.n_differing for n in f.norms) and all(t.identical for t in f.tensors)
     complete = not f.unmatched and not f.skipped
     if not f.norms and not f.tensors:
-        sentences = ["The files have no tensor in common: nothing could be compared."]
+        sentences = ["No tensor has the same name and shape in both files: nothing was compared."]
     elif same_values:
         sentences = [_no_difference(f)]
     elif different:
@@ -128,7 +128,9 @@ def _different(f: Findings) -> str:
     stems = _norm_stems(f.norms)
     changed = sum(stems.values())
     norms = f", and so do {changed} of {len(stems)} norms" if stems else ""
-    return f"These are different checkpoints: every matrix differs wholly{typical}{norms}."
+    names = [(m.a, m.b) for m in f.metadata if m.key == "general.architecture"]
+    of = "".join(f" of different architectures ({a} and {b})" for a, b in names)
+    return f"These are different checkpoints{of}: every matrix differs wholly{typical}{norms}."
 
 
 def _about_non_finite(found: Sequence[NonFinite]) -> list[str]:
@@ -182,7 +184,9 @@ def _about_outliers(tensors: Sequence[TensorDifference]) -> list[str]:
     for t, peers in found[:_MOST_NAMED]:
         size = "wholly" if t.rel_l2 is None else f"by {t.rel_l2:.3g}"
         beside = "" if peers is None else f" where its {types(t)} peers differ by {peers:.3g}"
-        lines.append(f"{t.tensor} differs {size}{beside}: it is damaged or another tensor.")
+        changed_only = t.dtype_a == t.dtype_b and error(t) < WHOLLY
+        cause = "was changed by itself" if changed_only else "is damaged or another tensor"
+        lines.append(f"{t.tensor} differs {size}{beside}: it {cause}.")
     if len(found) > _MOST_NAMED:
         lines.append(f"{_tensors(len(found) - _MOST_NAMED)} more are out of line.")
     return lines

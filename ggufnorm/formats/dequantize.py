@@ -1,7 +1,7 @@
 """Tensor data to float32: by ggml where llama.cpp is installed, else by gguf-py.
 
-Both give the same bits (``tests/test_dequantize.py``); ggml is 5 to 30 times as fast, and
-lets other threads run meanwhile.
+Both give the same bits (``tests/test_dequantize.py``). ggml is faster, for Q4_K by a
+factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads run meanwhile.
 """
 
 from __future__ import annotations
