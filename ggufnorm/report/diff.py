@@ -49,7 +49,8 @@ def diff_parts(report: DiffReport) -> Iterable[RenderableType]:
     yield from _unmatched(report.unmatched)
     yield from skipped_lines(report.skipped)
     yield ""
-    yield Text(printable(report.verdict), style="bold green" if report.identical else "bold")
+    sound = report.identical and not report.non_finite
+    yield Text(printable(report.verdict), style="bold green" if sound else "bold")
 
 
 def _facts(report: DiffReport) -> Table:
