@@ -506,6 +506,13 @@ def test_tensors_of_one_side_and_of_another_shape_are_listed(file):
     assert "blk.0.attn_q.weight: 256×256→512×256" in text
 
 
+def test_a_trailing_dimension_of_one_is_no_other_shape(file):
+    name = "output_norm.weight"
+    report = ggufnorm.diff(file(), file({name: network()[name].reshape(1, 1, -1)}))
+    assert report.unmatched == ()
+    assert report.identical
+
+
 def test_files_without_a_tensor_in_common(tmp_path):
     x = np.ones(4, np.float32)
     paths = [write(tmp_path / f"{n}.gguf", {n: x}) for n in "xy"]
@@ -518,11 +525,14 @@ def test_files_without_a_tensor_in_common(tmp_path):
 def test_a_tensor_of_a_type_that_nobody_reads_is_skipped(file):
     size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q8_K][1]
     odd = {"blk.0.odd.weight": (np.zeros((2, size), np.uint8), "Q8_K")}
-    report = ggufnorm.diff(file(odd), file(odd))
+    seen = []
+    report = ggufnorm.diff(file(odd), file(odd), on_progress=seen.append)
     (skipped,) = report.skipped
     assert skipped.what == "blk.0.odd.weight"
     assert "Q8_K" in skipped.reason
     assert len(report.tensors) + len(report.norms) == 12
+    assert report.n_weights == sum(v.size for v in network().values())
+    assert seen[-1].done == seen[-1].total == report.n_weights + 2 * 256
     assert not report.identical
     assert "1 tensor could not be compared." in report.verdict
 

@@ -32,7 +32,7 @@ class DiffProgress:
 
     Attributes:
         phase: what is being done, for a person.
-        done: elements compared.
+        done: elements compared or skipped.
         total: elements in all, 0 before they are counted.
         weights_per_second: elements compared in a second so far.
     """
@@ -103,7 +103,7 @@ def diff(
             identical=judgement.identical,
             different_checkpoints=judgement.different_checkpoints,
             verdict=judgement.verdict,
-            n_weights=compared.done,
+            n_weights=compared.n_weights,
             seconds=time.perf_counter() - started,
         )
 
@@ -119,8 +119,8 @@ class _Comparison:
         self.tensors: list[TensorDifference] = []
         self.non_finite: list[NonFinite] = []
         self.skipped: list[Skipped] = []
-        self.done = 0
-        self._names = [n for n, t in a.tensors.items() if _shape(b, n) == t.shape]
+        self.n_weights = self._done = 0
+        self._names = [n for n in a.tensors if _shape(a, n) == _shape(b, n)]
         self._total = sum(a.tensors[name].n_elements for name in self._names)
         self._on_progress = on_progress
         self._started = time.perf_counter()
@@ -129,9 +129,10 @@ class _Comparison:
         for name in self._names:
             try:
                 self._compare(name, pool)
+                self.n_weights += self.a.tensors[name].n_elements
             except TensorTypeError as error:
                 self.skipped.append(Skipped(name, str(error)))
-                self._total -= self.a.tensors[name].n_elements
+                self._advance(self.a.tensors[name].n_elements)
 
     def _compare(self, name: str, pool: ThreadPoolExecutor) -> None:
         if parse_norm_name(name) is None:
@@ -144,14 +145,20 @@ class _Comparison:
         self.non_finite += bad
 
     def _advance(self, n: int) -> None:
-        self.done += n
-        speed = self.done / max(time.perf_counter() - self._started, 1e-9)
-        self._on_progress(DiffProgress("comparing", self.done, self._total, speed))
+        self._done += n
+        speed = self._done / max(time.perf_counter() - self._started, 1e-9)
+        self._on_progress(DiffProgress("comparing", self._done, self._total, speed))
 
 
 def _shape(file: GGUFFile, name: str) -> tuple[int, ...] | None:
+    """A tensor's shape without trailing ones, which some writers keep; None without it."""
     tensor = file.tensors.get(name)
-    return None if tensor is None else tensor.shape
+    if tensor is None:
+        return None
+    n = len(tensor.shape)
+    while n > 1 and tensor.shape[n - 1] == 1:
+        n -= 1
+    return tensor.shape[:n]
 
 
 def _unmatched(a: GGUFFile, b: GGUFFile) -> tuple[Unmatched, ...]:
