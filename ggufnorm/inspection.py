@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from ggufnorm.core.distribution import weight_statistics
+from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, TensorFacts
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
@@ -93,3 +95,29 @@ def file_type(file: GGUFFile) -> str | None:
         return str(LlamaFileType(number).name)
     except ValueError:
         return f"unknown ({number})"
+
+
+def fingerprint(file: GGUFFile) -> str:
+    """A digest that tells two model files apart without reading all of either.
+
+    SHA-256 over the size, the header, and 64 pages of 4 KiB spread evenly over the data.
+    """
+    size = file.storage.size
+    digest = hashlib.sha256(str(size).encode())
+    digest.update(file.storage.read(0, file.header_size))
+    for i in range(64):
+        at = file.header_size + (size - file.header_size) * i // 64
+        digest.update(file.storage.read(at, min(4096, size - at)))
+    return digest.hexdigest()
+
+
+def model_facts(file: GGUFFile) -> ModelFacts:
+    """What a report says of a model file."""
+    return ModelFacts(
+        path=file.path,
+        architecture=file.architecture,
+        name=file.metadata.string("general.name"),
+        file_type=file_type(file),
+        n_bytes=file.storage.size,
+        fingerprint=fingerprint(file),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from typing import Any
 
 import psutil
 
-from ggufnorm import __version__
-from ggufnorm.core.drift import DriftReport, ModelFacts
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 from ggufnorm.errors import EngineError, MismatchError, TextError
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.inspection import file_type
+from ggufnorm.inspection import model_facts
 from ggufnorm.samples import default_text
+from ggufnorm.version import __version__
 
 MIN_CTX = 8
 """Fewer positions than this leave nothing to score."""
@@ -54,6 +53,11 @@ class Progress:
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     warning: bool = False
+
+    @property
+    def speed(self) -> str:
+        """The speed for a person."""
+        return f"{self.tokens_per_second:,.0f} tokens/s"
 
 
 def drift(
@@ -174,32 +178,6 @@ def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
             f" memory, and {free / 1e9:.1f} GB are free: use a machine with more, smaller"
             " files, or a smaller -c (--no-memory-check tries all the same)"
         )
-
-
-def model_facts(file: GGUFFile) -> ModelFacts:
-    """What a report says of a model file."""
-    return ModelFacts(
-        path=file.path,
-        architecture=file.architecture,
-        name=file.metadata.string("general.name"),
-        file_type=file_type(file),
-        n_bytes=file.storage.size,
-        fingerprint=fingerprint(file),
-    )
-
-
-def fingerprint(file: GGUFFile) -> str:
-    """A digest that tells two model files apart without reading all of either.
-
-    SHA-256 over the size, the header, and 64 pages of 4 KiB spread evenly over the data.
-    """
-    size = file.storage.size
-    digest = hashlib.sha256(str(size).encode())
-    digest.update(file.storage.read(0, file.header_size))
-    for i in range(64):
-        at = file.header_size + (size - file.header_size) * i // 64
-        digest.update(file.storage.read(at, min(4096, size - at)))
-    return digest.hexdigest()
 
 
 def check_same_network(ref: GGUFFile, quant: GGUFFile) -> None:
