@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from ggufnorm.core.model import Inspection, NormSite, Skipped, WeightStatistics
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import open_model
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import NormName, norm_parameters, parse_norm_name
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """List every norm of a GGUF file.
+def inspect(location: str | os.PathLike[str]) -> Inspection:
+    """List every norm of a GGUF model.
 
     Args:
-        path: a GGUF file; opened read-only.
+        location: a path, or any other location (:mod:`ggufnorm.formats.location`); of a
+            remote model only the header and the norms are fetched.
 
     Returns:
         One :class:`~ggufnorm.core.model.NormSite` per norm that has a tensor, in file
@@ -26,11 +28,11 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         only by running the model (:func:`ggufnorm.comparison.run.drift`).
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: the model cannot be found or opened.
         GGUFError: it is not well-formed GGUF.
     """
-    with GGUFFile(path) as file:
-        norms: list[NormSite] = []
+    with open_model(location) as file:
+        sites: dict[str, NormName] = {}
         skipped: list[Skipped] = []
         for tensor in file.tensors:
             name = parse_norm_name(tensor)
@@ -42,7 +44,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
             if suffix == "bias":
                 skipped.append(Skipped(tensor, "a norm's bias without a weight"))
                 continue
-            norms.append(_site(file, tensor, name))
+            sites[tensor] = name
+        weights = file.read_many(sites)
+        norms = [_site(file, tensor, name, weights[tensor]) for tensor, name in sites.items()]
         return Inspection(
             path=file.path,
             architecture=file.architecture,
@@ -54,14 +58,14 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         )
 
 
-def _site(file: GGUFFile, tensor: str, name: NormName) -> NormSite:
+def _site(file: ModelFile, tensor: str, name: NormName, raw: NDArray[np.uint8]) -> NormSite:
     bias = tensor.removesuffix("weight") + "bias"
     has_bias = bias in file.tensors
     parameters = norm_parameters(file.metadata, file.architecture, has_bias=has_bias)
     note = parameters.note
     statistics = None
     try:
-        statistics = weight_statistics(read_tensor(file, tensor))
+        statistics = weight_statistics(read_tensor(file, tensor, raw))
     except InputError as error:
         note = f"{note}; {error}".lstrip("; ")
     return NormSite(
@@ -100,7 +104,7 @@ def shortest_float32(value: float | None) -> float | None:
     return None if value is None else float(str(np.float32(value)))
 
 
-def file_type(file: GGUFFile) -> str | None:
+def file_type(file: ModelFile) -> str | None:
     """The mix that the file claims to be (``general.file_type``), None if it does not."""
     from gguf import LlamaFileType
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.output import choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
@@ -31,8 +32,7 @@ class _Share(click.ParamType[float]):
 
 
 @click.command("drift")
-@click.argument("ref", type=click.Path(path_type=Path))
-@click.argument("quant", type=click.Path(path_type=Path))
+@model_arguments("REF", "QUANT")
 @click.option(
     "-f",
     "--file",
@@ -60,8 +60,8 @@ class _Share(click.ParamType[float]):
 )
 @output_options
 def command(
-    ref: Path,
-    quant: Path,
+    models: tuple[str, ...],
+    hf_repos: tuple[str, ...],
     text_file: Path | None,
     ctx_size: int,
     chunks: int | None,
@@ -72,11 +72,14 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Run the GGUF files REF and QUANT on the same text and show where they part.
+    """Run the GGUF models REF and QUANT on the same text and show where they part.
 
     REF is right by definition; QUANT is the same network, quantized or converted
-    otherwise. Both run in llama.cpp, node by node in step with each other.
+    otherwise. Both run in llama.cpp, node by node in step with each other. They must be
+    on this machine: paths (any shard of a split model), ollama:name, or
+    hf://org/repo/file.gguf once downloaded.
     """
+    ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
     from ggufnorm.comparison.run import drift
 

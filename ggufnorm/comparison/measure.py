@@ -23,7 +23,8 @@ from ggufnorm.engines.llama.graph import NormPlan, layer_of_node
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.engines.llama.walk import Batch, Lane, Lockstep, batches
 from ggufnorm.errors import EngineError, InputError, TextError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import open_model
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, norm_parameters, parse_norm_name
 from ggufnorm.inspection import shortest_float32
 
@@ -33,8 +34,8 @@ def measure(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str,
     options = from_plain(EngineOptions, job["options"])
     with ExitStack() as stack:
         files = {
-            REFERENCE: stack.enter_context(GGUFFile(job["reference"]["path"])),
-            FREE: stack.enter_context(GGUFFile(job["quant"]["path"])),
+            REFERENCE: stack.enter_context(open_model(job["reference"]["path"])),
+            FREE: stack.enter_context(open_model(job["quant"]["path"])),
         }
         llama()
         emit({"type": "phase", "text": "loading the reference"})
@@ -58,7 +59,7 @@ class _Run:
         self,
         job: dict[str, Any],
         options: EngineOptions,
-        files: dict[int, GGUFFile],
+        files: dict[int, ModelFile],
         reference: LlamaModel,
         quant: LlamaModel,
         stack: ExitStack,

@@ -12,7 +12,8 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import MismatchError, TextError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import file_type
 from ggufnorm.samples import default_text
 
@@ -54,8 +55,9 @@ def drift(
     """Run two versions of a model on one text and measure where they part.
 
     Args:
-        ref: the GGUF file that is right by definition.
-        quant: the GGUF file under test; the same network.
+        ref: location of the model that is right by definition; it must be on this machine
+            (:mod:`ggufnorm.formats.location`).
+        quant: location of the model under test; the same network.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
@@ -65,7 +67,7 @@ def drift(
         on_progress: called as the run goes on.
 
     Raises:
-        InputError: a file cannot be opened or is not GGUF.
+        InputError: a file cannot be opened, is not GGUF or is not on this machine.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
@@ -82,7 +84,7 @@ def drift(
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
-    with GGUFFile(ref) as a, GGUFFile(quant) as b:
+    with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
     options = EngineOptions(
@@ -115,18 +117,18 @@ def _progress(message: dict[str, Any]) -> Progress:
     )
 
 
-def model_facts(file: GGUFFile) -> ModelFacts:
+def model_facts(file: ModelFile) -> ModelFacts:
     """What a report says of a model file."""
     return ModelFacts(
         path=file.path,
         architecture=file.architecture,
         name=file.metadata.string("general.name"),
         file_type=file_type(file),
-        n_bytes=file.storage.size,
+        n_bytes=file.size,
     )
 
 
-def check_same_network(ref: GGUFFile, quant: GGUFFile) -> None:
+def check_same_network(ref: ModelFile, quant: ModelFile) -> None:
     """Refuse two files whose hidden states cannot be compared.
 
     Raises:

@@ -6,11 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 
 
-def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
+def read_tensor(
+    file: ModelFile, name: str, raw: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
     """A tensor's values as float32, whatever its type.
+
+    Args:
+        file: the model.
+        name: the tensor's.
+        raw: its bytes, if they have been read already.
 
     Returns:
         The values in NumPy's order: the reverse of ggml's ``ne``, rows on the last axis.
@@ -20,7 +27,7 @@ def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
         InputError: gguf-py cannot dequantize its type.
     """
     tensor = file.tensors[name]
-    raw = file.read_bytes(name)
+    raw = file.read_bytes(name) if raw is None else raw
     shape = tensor.shape[::-1]
     plain = {"F32": "f4", "F16": "f2", "F64": "f8"}.get(tensor.dtype)
     if plain:

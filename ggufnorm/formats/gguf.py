@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import cast
@@ -143,7 +143,7 @@ class GGUFFile:
                 _Header(self, self.storage.read(0, n), size).read()
                 return
             except _MoreNeededError as more:
-                n = min(size, max(more.n_bytes, 4 * n))
+                n = min(size, more.n_bytes + more.n_bytes // 5 + _SPARE)
 
     version: int
     byte_order: str
@@ -169,6 +169,11 @@ class GGUFFile:
         self.storage.close()
 
     @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return self.storage.size
+
+    @property
     def architecture(self) -> str:
         """``general.architecture``, or the empty string."""
         return self.metadata.string("general.architecture") or ""
@@ -179,16 +184,34 @@ class GGUFFile:
         Raises:
             KeyError: there is no such tensor.
         """
-        t = self.tensors[name]
-        return np.frombuffer(self.storage.read(t.offset, t.n_bytes), np.uint8).copy()
+        return self.read_many([name])[name]
+
+    def read_many(
+        self, names: Iterable[str]
+    ) -> dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+        """The raw bytes of several tensors; a storage that is not local fetches them together.
+
+        Raises:
+            KeyError: one of them does not exist.
+            InputError: their bytes cannot be had.
+        """
+        wanted = [self.tensors[name] for name in names]
+        parts = self.storage.read_many([(t.offset, t.n_bytes) for t in wanted])
+        return {
+            t.name: np.frombuffer(part, np.uint8).copy()
+            for t, part in zip(wanted, parts, strict=True)
+        }
 
 
-_FIRST_READ = 1 << 16
+_FIRST_READ = 1 << 17
 """Bytes of the first read of a header that is not on this machine."""
+
+_SPARE = 1 << 17
+"""Bytes that a further read may take too many, beyond a fifth of what is surely needed."""
 
 
 class _MoreNeededError(Exception):
-    """The header goes on behind the part that was read."""
+    """The header goes on behind the part that was read, at least to ``n_bytes``."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
@@ -317,7 +340,7 @@ class _Header:
             if pos > last:
                 if pos > self.size - 8:
                     raise self.fail(f"string {i} of {key!r}", "the file ends inside it", pos)
-                raise _MoreNeededError(pos + 8)
+                raise _MoreNeededError(pos + 8 * (n - i))
             pos += 8 + unpack(buffer, pos)[0]
         if pos > self.size:
             raise self.fail(f"last string of {key!r}", "the file ends inside it")
