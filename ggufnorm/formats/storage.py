@@ -11,6 +11,9 @@ from typing import Protocol, TypeVar
 
 from ggufnorm.errors import GGUFError, InputError
 
+_BATCH = 16
+"""Items that a worker's queue holds: more would go on for long after a failure."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -112,9 +115,13 @@ def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) ->
     """Results in the order of the items; the first failure stops what has not begun."""
     if len(items) <= 1:
         return [function(item) for item in items]
+    results: list[B] = []
+    batch = workers * _BATCH
     with ThreadPoolExecutor(min(workers, len(items))) as pool:
-        try:
-            return list(pool.map(function, items))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for start in range(0, len(items), batch):
+            try:
+                results += pool.map(function, items[start : start + batch])
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return results
