@@ -73,14 +73,8 @@ def find_file(location: str) -> HubFile:
         InputError: the location is malformed; the repository, the revision, the file or
             the quant does not exist; or the Hub cannot be reached.
     """
-    parts = _LOCATION.fullmatch(location)
-    if parts is None:
-        raise InputError(
-            f"{location}: write hf://org/repo/file.gguf, hf://org/repo@revision/file.gguf"
-            " or hf://org/repo:QUANT"
-        )
-    repo = parts["repo"]
-    asked = None if parts["revision"] is None else unquote(parts["revision"])
+    parts = _parse(location)
+    repo, asked = parts["repo"], _revision(parts)
     commit, files = list_files(location, repo, asked)
     if parts["file"]:
         path = parts["file"]
@@ -167,18 +161,43 @@ def hub_place(location: str) -> RemotePlace:
 def downloaded(location: str) -> Path:
     """The file of a location in the local cache.
 
+    The Hub is not asked where the location names a file that is there.
+
     Raises:
         InputError: it is not there; the message says how to download it.
     """
+    parts = _parse(location)
+    found = parts["file"] and _cached(parts["repo"], parts["file"], _revision(parts))
+    if found:
+        return found
     file = find_file(location)
-    found: Any = try_to_load_from_cache(file.repo, file.path, revision=file.revision)
-    if isinstance(found, str):
-        return Path(found)
+    found = _cached(file.repo, file.path, file.revision)
+    if found:
+        return found
     names = " ".join(all_shards(file.path))
     raise InputError(
         f"{location}: running a model needs it on this machine: download it first with"
         f" `hf download {file.repo} {names}`"
     )
+
+
+def _parse(location: str) -> re.Match[str]:
+    parts = _LOCATION.fullmatch(location)
+    if parts is None:
+        raise InputError(
+            f"{location}: write hf://org/repo/file.gguf, hf://org/repo@revision/file.gguf"
+            " or hf://org/repo:QUANT"
+        )
+    return parts
+
+
+def _revision(parts: re.Match[str]) -> str | None:
+    return unquote(parts["revision"]) if parts["revision"] else None
+
+
+def _cached(repo: str, path: str, revision: str | None) -> Path | None:
+    found: Any = try_to_load_from_cache(repo, path, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _hints(repo: str) -> Mapping[int, str]:

@@ -128,6 +128,7 @@ def public_address(url: str) -> str:
     """An address without what may be secret in it: user, password, query and fragment."""
     try:
         parts = urlsplit(url)
+        _ = parts.port  # the only check of it that there is
     except ValueError as error:
         raise InputError(f"the address {url} is malformed: {error}") from None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
