@@ -182,8 +182,8 @@ def truncate(at_most: int, *, honest: bool) -> Trouble:
         handler.send_header("Content-Range", f"bytes {start}-{last}/{len(body)}")
         handler.send_header("Content-Length", str(last + 1 - start))
         handler.end_headers()
-        handler.wfile.write(part)
         request.sent = len(part)
+        handler.wfile.write(part)
         handler.close_connection = True
         return True
 

@@ -168,7 +168,7 @@ def test_an_audit_fetches_the_header_and_the_norms_and_little_else(
 
 
 def test_requests_are_made_several_at_a_time(server: RangeServer, big: Path) -> None:
-    server.trouble = servers.slow(0.01)
+    server.trouble = servers.slow(0.03)
     inspect(serve(server, big))
     assert 8 <= server.most_at_once <= 16
 
@@ -594,7 +594,7 @@ def test_a_hostile_shard_count_asks_for_few_shards(server: RangeServer, tmp_path
         open_model(path)
     with pytest.raises(InputError, match="404"):
         open_model(serve(server, path))
-    assert len(server.requests) < 40
+    assert len(server.requests) < 140
 
 
 def test_a_file_of_one_shard_is_a_plain_file(tmp_path: Path) -> None:

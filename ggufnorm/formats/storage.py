@@ -119,9 +119,5 @@ def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) ->
     batch = workers * _BATCH
     with ThreadPoolExecutor(min(workers, len(items))) as pool:
         for start in range(0, len(items), batch):
-            try:
-                results += pool.map(function, items[start : start + batch])
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            results += pool.map(function, items[start : start + batch])
     return results
