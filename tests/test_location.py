@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import struct
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hub import choose_file, find_file
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.formats.remote import Connection, Patience, RemotePlace, public_address
+from ggufnorm.formats.remote import FRONT, Connection, Patience, RemotePlace, public_address
 from ggufnorm.formats.split import SplitFile, all_shards
 from ggufnorm.formats.storage import coalesce, in_parallel
 from ggufnorm.inspection import inspect
@@ -309,6 +310,41 @@ def test_more_bytes_than_asked_for_are_refused(server: RangeServer, tmp_path: Pa
     server.trouble = generous
     with pytest.raises(InputError, match="more than asked"):
         place(server).open()
+
+
+def test_a_transfer_that_fails_after_its_last_byte(server: RangeServer, tmp_path: Path) -> None:
+    def boast(handler: servers.Handler, request: servers.Request, body: bytes) -> bool:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{len(body)}")
+        handler.send_header("Content-Length", str(len(body) + 5))
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+        return True
+
+    serve(server, write_model(tmp_path / "m.gguf"))
+    server.trouble = boast
+    with GGUFFile(place(server).open()) as file:
+        assert file.architecture == "llama"
+    assert len(server.requests) == 1
+
+
+def test_a_header_without_end_is_not_fetched(server: RangeServer) -> None:
+    def huge(handler: servers.Handler, request: servers.Request, body: bytes) -> bool:
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes 0-{len(body) - 1}/{1 << 50}")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+        return True
+
+    u8_array = struct.pack("<Q1sIIQ", 1, b"a", 9, 0, 1 << 40)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + u8_array
+    server.files["/m.gguf"] = head.ljust(FRONT, b"\0")
+    server.trouble = huge
+    with pytest.raises(InputError, match="claims a header of"):
+        GGUFFile(place(server).open())
+    assert len(server.requests) == 1
 
 
 def test_nobody_listens() -> None:

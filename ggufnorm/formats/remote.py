@@ -19,6 +19,9 @@ from ggufnorm.formats.storage import coalesce, in_parallel
 FRONT = 1 << 17
 """Bytes that opening a model fetches: most headers without a vocabulary end in them."""
 
+_LONGEST_FRONT = 1 << 28
+"""Bytes of header that are believed; a vocabulary of 262,144 tokens takes 16 MiB."""
+
 _SPARE = 1 << 16
 """Bytes between tensors that a read of many may fetch, beyond a fifth of what is asked for."""
 
@@ -170,6 +173,8 @@ class RemoteStorage:
         if offset + n <= held:
             return memoryview(self._front)[offset : offset + n]
         if offset == 0:
+            if n > _LONGEST_FRONT:
+                raise InputError(f"cannot read {self.name}: it claims a header of {n:,} bytes")
             self._front += self._fetch(held, n - held)
             return self._front
         return self._fetch(offset, n)
@@ -219,6 +224,8 @@ class RemoteStorage:
 
     def _receive(self, offset: int, n: int, got: bytearray) -> None:
         """One attempt to append to ``got`` what it lacks of the range."""
+        if self.size >= 0 and len(got) == min(n, self.size - offset):
+            return  # all had come before the last attempt failed
         own, direct = httpx2.URL(self._place.url), self._direct
         url = direct or own
         headers = dict(self._place.headers) if _origin(url) == _origin(own) else {}
