@@ -8,6 +8,7 @@ import sys
 import click
 
 from ggufnorm import __version__
+from ggufnorm.cli import INTERRUPTED
 from ggufnorm.errors import EngineError, GgufnormError
 
 _COMMANDS = {
@@ -61,7 +62,7 @@ def main() -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         code = 0

@@ -24,6 +24,9 @@ def progress_bar(label: str) -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             nonlocal bar
+            if progress.warning:
+                click.secho(f"warning: {progress.phase}", fg="yellow", err=True)
+                return
             if not sys.stderr.isatty():
                 return
             if progress.total == 0:

@@ -1,40 +1,28 @@
-"""Turns the values that the lanes show into statistics per operation and per norm."""
+"""Turns the values that the lanes show into sums per operation and per norm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.metrics import DifferenceSum
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.norms import normalize
 from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
-from ggufnorm.engines.llama.walk import Batch
+from ggufnorm.engines.llama.session import Batch
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
-REFERENCE, FREE, PINNED = 0, 1, 2
-"""The lanes of a drift run."""
-
-
-@dataclass
-class _NormSum:
-    """What is being gathered of one norm."""
-
-    plan: NormPlan
-    ref_plan: NormPlan
-    input_key: str
-    output_key: str
-    residual: dict[int, DifferenceSum] = field(
-        default_factory=lambda: {REFERENCE: DifferenceSum(), FREE: DifferenceSum()}
-    )
+REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
+"""The lanes of a drift run; the last is the reference again, if its own noise is asked for."""
 
 
 class WeightCache:
@@ -51,54 +39,109 @@ class WeightCache:
         return self._read[name]
 
 
+@dataclass
+class NormSum:
+    """What is being gathered of one norm.
+
+    Attributes:
+        plan: in the model under test.
+        ref_plan: in the reference.
+        input_key: of the stop that holds the input.
+        output_key: of the stop that holds the result.
+        kernel: llama.cpp's result against NumPy's, under test.
+        kernel_ref: the same in the reference.
+        weight: the reference's recompute with the other weight and bias against itself.
+        epsilon: with the other epsilon.
+        input: with the other input.
+    """
+
+    plan: NormPlan
+    ref_plan: NormPlan
+    input_key: str
+    output_key: str
+    kernel: DifferenceSum = field(default_factory=DifferenceSum)
+    kernel_ref: DifferenceSum = field(default_factory=DifferenceSum)
+    weight: DifferenceSum = field(default_factory=DifferenceSum)
+    epsilon: DifferenceSum = field(default_factory=DifferenceSum)
+    input: DifferenceSum = field(default_factory=DifferenceSum)
+
+    PARTS = ("kernel", "kernel_ref", "weight", "epsilon", "input")
+
+
+@dataclass
+class StopSum:
+    """What is being gathered of one stop.
+
+    Attributes:
+        free: drift in the free run.
+        pinned: drift with the reference's values upstream.
+        peak: largest value in the free run.
+        peak_ref: largest value in the reference.
+        channels: energies per channel, of residual sums only.
+    """
+
+    free: DifferenceSum = field(default_factory=DifferenceSum)
+    pinned: DifferenceSum = field(default_factory=DifferenceSum)
+    peak: PeakSum = field(default_factory=PeakSum)
+    peak_ref: PeakSum = field(default_factory=PeakSum)
+    channels: ChannelSum | None = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A value as ``(rows, channels)``, and which tokens its rows belong to."""
+
+    values: Array
+    first_token: int
+    n_tokens: int
+
+    @classmethod
+    def of(cls, value: Array, batch: Batch) -> _Rows:
+        n_tokens, first = tokens_of(value.shape, batch)
+        return cls(token_rows(value, n_tokens), batch.first + first, n_tokens)
+
+    def compare(self, total: DifferenceSum, observed: _Rows) -> None:
+        total.add(self.values, observed.values, self.first_token, self.n_tokens)
+
+
 class Comparison:
     """Observes a lockstep walk; see :class:`ggufnorm.engines.llama.walk.Observer`.
 
     Attributes:
-        free: per stop's key, drift in the free run.
-        pinned: per stop's key, drift with the reference's values upstream.
+        stops: per stop's key.
         norms: per norm's key, in graph order.
-        skipped: norms that could not be recomputed, and why.
+        skipped: norms that could not be recomputed or have no partner, and why.
     """
 
     def __init__(self, graphs: Sequence[tuple[Graph, Graph]], files: dict[int, ModelFile]) -> None:
         """Prepare for the graphs (reference's and quant's) of each batch of a chunk."""
-        self.free: dict[str, DifferenceSum] = {}
-        self.pinned: dict[str, DifferenceSum] = {}
-        self.norms: dict[str, _NormSum] = {}
+        self.stops: dict[str, StopSum] = {}
+        self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
-        self.first_token = 0
         self._weights = {lane: WeightCache(file) for lane, file in files.items()}
-        self._held: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        self._expected: dict[str, _Rows] = {}
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
     def _pair_norms(self, reference: Graph, quant: Graph) -> None:
         theirs = {n.key: n for n in quant.norms}
         for ref_plan in reference.norms:
-            plan = theirs.get(ref_plan.key)
+            plan = theirs.pop(ref_plan.key, None)
             if plan is None:
                 self._skip(ref_plan.key, "the other model's graph has no such norm")
                 continue
-            self.norms.setdefault(
-                ref_plan.key,
-                _NormSum(
-                    plan,
-                    ref_plan,
-                    reference.nodes[ref_plan.input].key,
-                    reference.nodes[ref_plan.output].key,
-                ),
-            )
-        known = {n.key for n in reference.norms}
-        for key in theirs.keys() - known:
+            into, out = (reference.nodes[i].key for i in (ref_plan.input, ref_plan.output))
+            self.norms.setdefault(ref_plan.key, NormSum(plan, ref_plan, into, out))
+        for key in theirs:
             self._skip(key, "the reference's graph has no such norm")
 
     def _skip(self, what: str, reason: str) -> None:
         self.skipped.setdefault(what, Skipped(what, reason))
 
     @cached_property
-    def _by_output(self) -> dict[str, list[_NormSum]]:
-        found: dict[str, list[_NormSum]] = {}
+    def _by_output(self) -> dict[str, list[NormSum]]:
+        found: dict[str, list[NormSum]] = {}
         for norm in self.norms.values():
             found.setdefault(norm.output_key, []).append(norm)
         return found
@@ -110,41 +153,137 @@ class Comparison:
 
     def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
         """Lane 0 at a stop."""
-        self._recompute(REFERENCE, stop, batch, value)
+        rows = _Rows.of(value, batch)
+        total = self.stops.setdefault(stop.key, StopSum())
+        total.peak_ref.add(rows.values, rows.first_token, rows.n_tokens)
+        for norm in self._by_output.get(stop.key, ()):
+            x = self._inputs[REFERENCE].get(norm.input_key)
+            expected = self._recompute(norm.ref_plan, x, value.shape, REFERENCE)
+            if expected is not None:
+                self._expected[norm.ref_plan.key] = _Rows.of(expected, batch)
+                self._expected[norm.ref_plan.key].compare(norm.kernel_ref, rows)
+        self._hold(REFERENCE, stop, value)
 
     def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
         """Another lane at the same stop."""
-        if lane == FREE:
-            self._recompute(FREE, stop, batch, value)
-        totals = self.free if lane == FREE else self.pinned
-        self._add(totals.setdefault(stop.key, DifferenceSum()), reference, value, batch)
-
-    def _add(self, total: DifferenceSum, reference: Array, value: Array, batch: Batch) -> None:
-        n_tokens, first = rows_of(value.shape, batch)
-        total.add(
-            token_rows(reference, n_tokens),
-            token_rows(value, n_tokens),
-            self.first_token + batch.position + first,
-            n_tokens,
-        )
-
-    def _recompute(self, lane: int, stop: Stop, batch: Batch, value: Array) -> None:
-        held = self._held[lane]
+        if lane == FLOOR:
+            return
+        total = self.stops[stop.key]
+        ref, observed = _Rows.of(reference, batch), _Rows.of(value, batch)
+        ref.compare(total.free if lane == FREE else total.pinned, observed)
+        if lane != FREE:
+            return
+        total.peak.add(observed.values, observed.first_token, observed.n_tokens)
+        if stop.role == "residual":
+            if total.channels is None:
+                total.channels = ChannelSum(observed.values.shape[1])
+            total.channels.add(ref.values, observed.values)
+        self._hold(FREE, stop, value)
         for norm in self._by_output.get(stop.key, ()):
-            x = held.get(norm.input_key)
-            if x is None:
-                continue
-            try:
-                plan = norm.plan if lane == FREE else norm.ref_plan
-                expected = recompute(plan, x, value.shape, self._weights[lane])
-            except (InputError, ValueError) as error:
-                self._skip(f"recompute of {norm.plan.key}", str(error))
-            else:
-                self._add(norm.residual[lane], expected, value, batch)
-            if self._last_use[norm.input_key] == stop.key:
-                held.pop(norm.input_key, None)
+            self._split(norm, batch, value)
+        self._release(stop)
+
+    def _hold(self, lane: int, stop: Stop, value: Array) -> None:
         if stop.key in self._last_use:
-            held[stop.key] = value
+            self._inputs[lane][stop.key] = value
+
+    def _release(self, stop: Stop) -> None:
+        for norm in self._by_output.get(stop.key, ()):
+            self._expected.pop(norm.ref_plan.key, None)
+            if self._last_use[norm.input_key] == stop.key:
+                for held in self._inputs.values():
+                    held.pop(norm.input_key, None)
+
+    def _split(self, norm: NormSum, batch: Batch, value: Array) -> None:
+        """Add to a norm's kernel residual and to the parts of its drift."""
+        x = {lane: held.get(norm.input_key) for lane, held in self._inputs.items()}
+        expected = self._recompute(norm.plan, x[FREE], value.shape, FREE)
+        if expected is None:
+            return
+        _Rows.of(expected, batch).compare(norm.kernel, _Rows.of(value, batch))
+        base = self._expected.get(norm.ref_plan.key)
+        if base is None:
+            return
+        same_weight = self._same_weight(norm)
+        same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
+        with_input: Array | None = expected
+        if not (same_weight and same_epsilon):
+            with_input = self._recompute(norm.ref_plan, x[FREE], value.shape, REFERENCE)
+        with_weight = with_epsilon = None
+        if not same_weight:
+            with_weight = self._recompute(norm.ref_plan, x[REFERENCE], value.shape, FREE)
+        if not same_epsilon:
+            with_epsilon = self._recompute(norm.plan, x[REFERENCE], value.shape, REFERENCE)
+        for part, other in (
+            (norm.input, with_input),
+            (norm.weight, with_weight),
+            (norm.epsilon, with_epsilon),
+        ):
+            base.compare(part, base if other is None else _Rows.of(other, batch))
+
+    def _same_weight(self, norm: NormSum) -> bool:
+        names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
+        ref, quant = self._weights[REFERENCE], self._weights[FREE]
+        return all(np.array_equal(ref.get(n), quant.get(n)) for n in names)
+
+    def _recompute(
+        self, plan: NormPlan, x: Array | None, shape: tuple[int, ...], lane: int
+    ) -> Array | None:
+        if x is None:
+            return None
+        try:
+            return recompute(plan, x, shape, self._weights[lane])
+        except (InputError, KeyError, ValueError) as error:
+            self._skip(f"recompute of {plan.key}", str(error))
+            return None
+
+    def state(self) -> dict[str, Any]:
+        """All that was gathered, as plain data that JSON keeps exactly."""
+        return {
+            "stops": {key: _stop_state(total) for key, total in self.stops.items()},
+            "norms": {
+                key: {part: getattr(norm, part).state() for part in NormSum.PARTS}
+                for key, norm in self.norms.items()
+            },
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state` of the same job."""
+        self.stops = {key: _stop_from_state(data) for key, data in state["stops"].items()}
+        for key, parts in state["norms"].items():
+            for part, data in parts.items():
+                setattr(self.norms[key], part, DifferenceSum.from_state(data))
+
+
+def _stop_state(total: StopSum) -> dict[str, Any]:
+    peaks = {
+        name: None if peak is None else [peak.value, peak.token, peak.channel]
+        for name, peak in (("peak", total.peak.peak), ("peak_ref", total.peak_ref.peak))
+    }
+    channels = total.channels and [
+        total.channels.reference.tolist(),
+        total.channels.error.tolist(),
+    ]
+    return {
+        "free": total.free.state(),
+        "pinned": total.pinned.state(),
+        "channels": channels,
+        **peaks,
+    }
+
+
+def _stop_from_state(data: dict[str, Any]) -> StopSum:
+    channels = None
+    if data["channels"]:
+        channels = ChannelSum(len(data["channels"][0]))
+        channels.reference, channels.error = (np.array(v) for v in data["channels"])
+    return StopSum(
+        free=DifferenceSum.from_state(data["free"]),
+        pinned=DifferenceSum.from_state(data["pinned"]),
+        peak=PeakSum(data["peak"] and Peak(*data["peak"])),
+        peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
+        channels=channels,
+    )
 
 
 def recompute(plan: NormPlan, x: Array, shape: tuple[int, ...], weights: WeightCache) -> Array:
@@ -192,7 +331,7 @@ def _repeat(values: Array, ne: tuple[int, ...], shape: tuple[int, ...]) -> Array
     return np.tile(values, times) if max(times) > 1 else values
 
 
-def rows_of(shape: tuple[int, ...], batch: Batch) -> tuple[int, int]:
+def tokens_of(shape: tuple[int, ...], batch: Batch) -> tuple[int, int]:
     """How many tokens a value covers, and the first of them within its batch.
 
     After the last layer's attention only the rows that give logits are left; those are

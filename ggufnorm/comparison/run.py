@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
+from ggufnorm import __version__
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
-from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import MismatchError, TextError
+from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
+from ggufnorm.errors import EngineError, MismatchError, TextError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import file_type
@@ -19,6 +23,17 @@ from ggufnorm.samples import default_text
 
 MIN_CTX = 8
 """Fewer positions than this leave nothing to score."""
+
+
+@dataclass(frozen=True)
+class SideOptions:
+    """How one side is run; see :class:`~ggufnorm.engines.llama.session.EngineOptions`."""
+
+    flash_attention: FlashAttention = "auto"
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    use_extra_bufts: bool = False
+    unfused_norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class Progress:
         total: chunks in all, 0 before that is known.
         tokens_per_second: over the chunks finished; 0 before the first.
         seconds_left: estimate; None before the first chunk is finished.
+        warning: whether ``phase`` is a warning.
     """
 
     phase: str
@@ -38,6 +54,7 @@ class Progress:
     total: int = 0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
+    warning: bool = False
 
 
 def drift(
@@ -50,6 +67,11 @@ def drift(
     chunks: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
+    options: SideOptions = SideOptions(),
+    options_ref: SideOptions = SideOptions(),
+    floor: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> DriftReport:
     """Run two versions of a model on one text and measure where they part.
@@ -57,13 +79,19 @@ def drift(
     Args:
         ref: location of the model that is right by definition; it must be on this machine
             (:mod:`ggufnorm.formats.location`).
-        quant: location of the model under test; the same network.
+        quant: location of the model under test; the same network. May be the same file, to
+            measure what other options do.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
         chunks: run at most so many; None for the whole text.
         n_threads: CPU threads; None for all.
         n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
+        options: how the model under test is run.
+        options_ref: how the reference is run.
+        floor: also run the reference against itself: the engine's own noise.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
+        check_memory: refuse models that do not fit into the memory that is free.
         on_progress: called as the run goes on.
 
     Raises:
@@ -71,7 +99,7 @@ def drift(
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
-        EngineError: llama.cpp fails or crashes.
+        EngineError: llama.cpp fails or crashes, or the models do not fit into memory.
         ValueError: ``n_ctx`` or ``chunks`` is out of range.
 
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
@@ -87,16 +115,24 @@ def drift(
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
-    options = EngineOptions(
-        n_ctx=n_ctx, n_threads=n_threads or os.cpu_count() or 1, n_gpu_layers=n_gpu_layers
-    )
+        if check_memory:
+            require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
+    n_threads = n_threads or os.cpu_count() or 1
+    sides = [
+        EngineOptions(n_ctx, n_threads, n_gpu_layers, **to_plain(side))
+        for side in (options_ref, options)
+    ]
     job = {
+        "version": __version__,
         "reference": to_plain(facts[0]),
         "quant": to_plain(facts[1]),
         "text": text,
         "text_name": text_name,
         "chunks": chunks,
-        "options": to_plain(options),
+        "options_ref": to_plain(sides[0]),
+        "options": to_plain(sides[1]),
+        "floor": floor,
+        "checkpoint": None if resume is None else os.fspath(resume),
     }
     from ggufnorm.comparison.measure import measure
 
@@ -105,16 +141,41 @@ def drift(
 
 
 def _progress(message: dict[str, Any]) -> Progress:
-    if message["type"] == "phase":
-        return Progress(message["text"])
+    if message["type"] != "progress":
+        return Progress(message["text"], warning=message["type"] == "warning")
     done, total, seconds = message["done"], message["total"], message["seconds"]
-    return Progress(
-        "running",
-        done,
-        total,
-        message["tokens"] / max(seconds, 1e-9),
-        seconds / done * (total - done),
-    )
+    run = message["run"]  # chunks of this run: others came from a checkpoint
+    speed = run * message["tokens"] / max(seconds, 1e-9)
+    return Progress("running", done, total, speed, seconds / run * (total - done))
+
+
+def require_memory(files: Sequence[ModelFile], n_ctx: int, n_lanes: int) -> None:
+    """Refuse to load what does not fit into the memory that is free.
+
+    Counted are the files, and per lane the cache of keys and values (F16), the logits of
+    half a chunk, and the activations of one batch.
+
+    Raises:
+        EngineError: it does not fit.
+    """
+    m, arch = files[0].metadata, files[0].architecture
+    n_layer = m.integer(f"{arch}.block_count") or 0
+    n_embd = m.integer(f"{arch}.embedding_length") or 0
+    n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
+    tokens = m.get("tokenizer.ggml.tokens")
+    n_vocab = len(tokens) if isinstance(tokens, list) else 0
+    batch = min(n_ctx, MAX_BATCH)
+    cache = 2 * 2 * n_layer * n_embd * n_ctx
+    activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
+    need = sum(f.size for f in files)
+    need += n_lanes * (cache + activations + 4 * n_ctx // 2 * n_vocab)
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise EngineError(
+            f"running {' and '.join(f.path for f in files)} takes about {need / 1e9:.1f} GB of"
+            f" memory, and {free / 1e9:.1f} GB are free: use a machine with more, smaller"
+            " files, or a smaller -c (--no-memory-check tries all the same)"
+        )
 
 
 def model_facts(file: ModelFile) -> ModelFacts:
@@ -125,7 +186,25 @@ def model_facts(file: ModelFile) -> ModelFacts:
         name=file.metadata.string("general.name"),
         file_type=file_type(file),
         n_bytes=file.size,
+        fingerprint=fingerprint(file),
     )
+
+
+def fingerprint(file: ModelFile) -> str:
+    """A digest that tells two model files apart without reading all of either.
+
+    SHA-256 over the size, the header, and 64 pages of 4 KiB spread evenly over the data,
+    of every shard.
+    """
+    digest = hashlib.sha256()
+    for shard in file.shards:
+        size = shard.size
+        digest.update(str(size).encode())
+        digest.update(shard.storage.read(0, shard.header_size))
+        for i in range(64):
+            at = shard.header_size + (size - shard.header_size) * i // 64
+            digest.update(shard.storage.read(at, min(4096, size - at)))
+    return digest.hexdigest()
 
 
 def check_same_network(ref: ModelFile, quant: ModelFile) -> None:

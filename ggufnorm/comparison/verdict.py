@@ -21,9 +21,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ggufnorm.comparison.localise import first_non_finite, role_of
 from ggufnorm.comparison.weights import WeightError
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
-from ggufnorm.core.metrics import LogitStatistics
+from ggufnorm.core.logits import LogitStatistics
 
 NORM_SHARE = 0.1
 """A norm is at fault above this share of the typical local error of a matrix product."""
@@ -100,14 +101,17 @@ def _norm_reason(n: NormDrift) -> str:
         differences.append(
             f"its epsilon is {n.epsilon_used:g} where the reference uses {n.epsilon_used_ref:g}"
         )
-    w = n.weight
-    if w is None or w.non_finite_rows:
-        differences.append("its weight holds NaN or infinity" if w else "its weight is missing")
-    elif w.rel_l2 is None or w.rel_l2 > 0:
-        ratio = "" if w.rms_ratio is None else f", RMS {w.rms_ratio:.4g} times the reference's"
-        size = "wholly" if w.rel_l2 is None else f"by {w.rel_l2:.3g}"
-        differences.append(f"its weight differs {size}{ratio}")
-    what = " and ".join(differences) or "its formula differs"
+    for part, d in (("weight", n.weight), ("bias", n.bias)):
+        if d is None or (d.rel_l2 == 0 and not d.non_finite_rows):
+            continue
+        if d.non_finite_rows:
+            differences.append(f"its {part} holds NaN or infinity")
+        elif d.rel_l2 is None:
+            differences.append(f"its {part} is zero in the reference")
+        else:
+            ratio = f"RMS {d.rms_ratio:.4g} times the reference's"
+            differences.append(f"its {part} differs by {d.rel_l2:.3g}, {ratio}")
+    what = " and ".join(differences) or "the files agree on it, so llama.cpp computed it otherwise"
     return (
         f"given the reference's input this norm is off by {n.local.rel_l2 or 0:.3g}"
         f" (relative L2): {what}"
@@ -129,16 +133,11 @@ def _wrong_formula(norms: Sequence[NormDrift]) -> Culprit | None:
 
 
 def _non_finite(operations: Sequence[OperationDrift]) -> Culprit | None:
-    for o in operations:
-        c = o.local if o.local.non_finite_rows else o.cumulative
-        if c.non_finite_rows:
-            return Culprit(
-                o.tensor,
-                o.node,
-                o.layer,
-                f"the first NaN or infinity appears here, at token {c.non_finite_token}",
-            )
-    return None
+    place = first_non_finite(operations)
+    if place is None:
+        return None
+    reason = f"the first NaN or infinity appears here, at token {place.token}"
+    return Culprit(place.tensor, place.node, place.layer, reason)
 
 
 def _damaged_weight(
@@ -182,11 +181,6 @@ def _suspects(
     return [(o, peers) for _excess, o, peers in found]
 
 
-def role_of(operation: OperationDrift) -> str:
-    """What the operation's tensor is in its block: ``ffn_down``, ``attn_q`` …"""
-    return (operation.tensor or "").removesuffix(".weight").rpartition(".")[2]
-
-
 def _worst(faults: Sequence[_Fault]) -> Culprit | None:
     return max(faults, key=lambda f: f.error).culprit if faults else None
 
@@ -216,7 +210,7 @@ def _gradual(operations: Sequence[OperationDrift]) -> str:
     return (
         f"Drift enters gradually, at {len(lossy)} of {len(operations)} operations; the largest"
         f" share is {worst.tensor or worst.node}'s ({worst.local.rel_l2:.3g} relative L2,"
-        f" {worst.dtype or worst.op}), and none is out of line."
+        f" {worst.dtype or worst.role}), and none is out of line."
     )
 
 

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.metrics import Difference, LogitStatistics
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
+
+
+@dataclass(frozen=True)
+class NormSplit:
+    """What a norm's drift is made of: each part's own effect on the result, as relative L2.
+
+    Each is computed in NumPy with that part from the model under test and everything else
+    from the reference. None where it could not be computed.
+
+    Attributes:
+        weight: of weight and bias.
+        epsilon: of the epsilon used.
+        input: of the hidden state.
+        kernel: distance between llama.cpp's result and NumPy's in the model under test.
+    """
+
+    weight: float | None
+    epsilon: float | None
+    input: float | None
+    kernel: float | None
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,10 @@ class NormDrift:
         output: cumulative drift of the weighted result.
         local: drift of the result when the input is the reference's: the norm's own
             share, exactly zero if weight, bias and epsilon are the reference's.
-        weight: drift of the weight (and bias) between the files; None without a weight.
+        weight: drift of the weight between the files; None for a norm without one, or
+            where its shapes differ.
+        bias: the same of the bias.
+        split: what the drift of the result is made of.
         recompute_residual: relative L2 distance of llama.cpp's result in the second model
             from NumPy's, computed from the captured input, the file's weight and bias and
             the epsilon used; None if it could not be computed.
@@ -44,6 +68,8 @@ class NormDrift:
     output: Difference
     local: Difference
     weight: Difference | None
+    bias: Difference | None
+    split: NormSplit
     recompute_residual: float | None
     recompute_residual_ref: float | None
 
@@ -55,13 +81,17 @@ class OperationDrift:
     Attributes:
         node: llama.cpp's label, ``@k`` behind it for the k-th of that label.
         op: ggml's name of the operation.
-        role: ``embedding``, ``matmul``, ``attention``, ``norm``, ``norm_input``, ``other``.
+        role: what it does: ``embedding``, ``matmul``, ``bias``, ``attention``,
+            ``recurrent``, ``activation``, ``norm``, ``residual``, ``norm_input``,
+            ``output``, ``other``.
         tensor: the file's tensor that it reads, None if it reads none.
         layer: block number, None outside the blocks.
         dtype: the tensor's type in the second file.
         dtype_ref: and in the reference.
         cumulative: drift in the free run: everything upstream counts.
         local: drift when everything upstream is the reference's: this operation's own.
+        peak: largest value in the model under test.
+        peak_ref: largest value in the reference.
     """
 
     node: str
@@ -73,6 +103,111 @@ class OperationDrift:
     dtype_ref: str | None
     cumulative: Difference
     local: Difference
+    peak: Peak | None
+    peak_ref: Peak | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in the graph.
+
+    Attributes:
+        node: llama.cpp's label.
+        tensor: that is read there, None if none is.
+        layer: block number, None outside the blocks.
+        token: counted from 0 over the whole run, None if all are meant.
+        channel: within a row, None if all are meant.
+        value: what stands out there; see where it is used.
+    """
+
+    node: str
+    tensor: str | None
+    layer: int | None
+    token: int | None
+    channel: int | None
+    value: float | None
+
+
+@dataclass(frozen=True)
+class LayerDrift:
+    """Drift of the hidden state that leaves a layer.
+
+    Attributes:
+        layer: block number.
+        node: at which it was taken: the layer's last residual sum.
+        rel_l2: cumulative drift.
+        growth: ``rel_l2`` divided by the layer's before; below 1 drift heals. None in the
+            first layer, or where the layer before has none.
+    """
+
+    layer: int
+    node: str
+    rel_l2: float
+    growth: float | None
+
+
+@dataclass(frozen=True)
+class TokenDrift:
+    """A token whose prediction drifted most.
+
+    Attributes:
+        token: counted from 0 over the whole run.
+        text: of the token.
+        context: text of the tokens before it.
+        kld: KL divergence of its prediction, nats.
+        p_ref: probability that the reference gave it.
+        p_quant: probability that the model under test gave it.
+    """
+
+    token: int
+    text: str
+    context: str
+    kld: float
+    p_ref: float
+    p_quant: float
+
+
+@dataclass(frozen=True)
+class ChannelDrift:
+    """A channel of the hidden state that stands out.
+
+    Attributes:
+        layer: block number of ``node``.
+        node: the residual sum at which it is largest.
+        channel: its index.
+        error_share: its share of the squared error there, 0 to 1.
+        energy_share: its share of the reference's squares there, 0 to 1.
+    """
+
+    layer: int | None
+    node: str
+    channel: int
+    error_share: float
+    energy_share: float
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """Where in layers, tokens and channels the drift is.
+
+    Attributes:
+        first_non_finite: the first NaN or infinity in the model under test.
+        first_jump: the first operation out of line with the same role in other layers; its
+            ``value`` is the robust z-score of its local error's logarithm.
+        layers: the hidden state after each layer.
+        worst_tokens: by KL divergence, the worst first.
+        outlier_channels: by share of the error, the worst first.
+        peak: the largest value in the model under test; its ``value``.
+        f16_headroom: 65504 divided by that: how far from overflowing in half precision.
+    """
+
+    first_non_finite: Place | None
+    first_jump: Place | None
+    layers: tuple[LayerDrift, ...]
+    worst_tokens: tuple[TokenDrift, ...]
+    outlier_channels: tuple[ChannelDrift, ...]
+    peak: Place | None
+    f16_headroom: float | None
 
 
 @dataclass(frozen=True)
@@ -102,6 +237,7 @@ class ModelFacts:
         name: ``general.name``.
         file_type: the mix the file claims, for example ``MOSTLY_Q4_K_M``.
         n_bytes: size of the file.
+        fingerprint: digest of the size, the header and a sample of the data.
     """
 
     path: str
@@ -109,6 +245,26 @@ class ModelFacts:
     name: str | None
     file_type: str | None
     n_bytes: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class SideFacts:
+    """How one side was run, in llama.cpp's words.
+
+    Attributes:
+        flash_attention: ``-fa``: auto, on or off.
+        cache_type_k: ``-ctk``.
+        cache_type_v: ``-ctv``.
+        use_extra_bufts: whether weights were repacked for production kernels.
+        unfused_norms: whether norms were watched from inside, which keeps them unfused.
+    """
+
+    flash_attention: str
+    cache_type_k: str
+    cache_type_v: str
+    use_extra_bufts: bool
+    unfused_norms: bool
 
 
 @dataclass(frozen=True)
@@ -124,9 +280,8 @@ class RunFacts:
         n_chunks_planned: chunks that were asked for (more, if the run was interrupted).
         n_threads: CPU threads.
         n_gpu_layers: as asked for.
-        seconds: duration of the lockstep walk.
-        peak_memory: most resident memory of the engine's process, in bytes; None where the
-            system does not tell.
+        reference: options of the reference.
+        quant: options of the model under test.
     """
 
     engine: str
@@ -137,7 +292,23 @@ class RunFacts:
     n_chunks_planned: int
     n_threads: int
     n_gpu_layers: int
+    reference: SideFacts
+    quant: SideFacts
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run took. Differs from run to run, so it stands in no document.
+
+    Attributes:
+        seconds: of the lockstep walk, this time.
+        tokens_per_second: of text, this time.
+        peak_memory: most resident memory of the engine's process, in bytes; None where the
+            system does not tell.
+    """
+
     seconds: float
+    tokens_per_second: float
     peak_memory: int | None
 
 
@@ -152,10 +323,15 @@ class DriftReport:
         operations: every watched node, in graph order.
         logits: what drift does to the predictions; None for a model that makes none (an
             embedding model).
+        floor: the same of the reference against itself, if asked for: what the engine's own
+            noise does.
+        embedding: drift of the pooled output; None for a model without one.
+        localisation: where the drift is.
         culprit: the one thing that is out of line; None if nothing is.
         verdict: one or two sentences: where drift enters, and whether a norm is at fault.
         skipped: what was not watched or not computed, and why.
         run: how it was run.
+        cost: what that took.
     """
 
     reference: ModelFacts
@@ -163,7 +339,11 @@ class DriftReport:
     norms: tuple[NormDrift, ...]
     operations: tuple[OperationDrift, ...]
     logits: LogitStatistics | None
+    floor: LogitStatistics | None
+    embedding: Difference | None
+    localisation: Localisation
     culprit: Culprit | None
     verdict: str
     skipped: tuple[Skipped, ...]
     run: RunFacts
+    cost: RunCost

@@ -16,10 +16,14 @@ are counted and left out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_BLOCK = 1 << 17
+"""Elements compared at a time: small enough to stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ class DifferenceSum:
         if r.size == 0:
             return
         rows_per_token = max(1, len(r) // max(1, n_tokens))
+        step = max(1, _BLOCK // r.shape[1])
+        for start in range(0, len(r), step):
+            part = slice(start, start + step)
+            self._add_block(r[part], q[part], start, first_token, rows_per_token)
+
+    def _add_block(
+        self,
+        r: NDArray[np.float32],
+        q: NDArray[np.float32],
+        start: int,
+        first_token: int,
+        rows_per_token: int,
+    ) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             d = q - r
             dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
@@ -88,7 +105,7 @@ class DifferenceSum:
         if not good.all():
             self._bad_rows += int((~good).sum())
             if self._bad_token is None:
-                self._bad_token = first_token + int(np.argmin(good)) // rows_per_token
+                self._bad_token = first_token + (start + int(np.argmin(good))) // rows_per_token
             dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
         self._rows += len(d)
         self._dd += float(dd.sum())
@@ -100,8 +117,22 @@ class DifferenceSum:
         row, channel = divmod(int(d.argmax()), d.shape[1])
         if d[row, channel] > self._max:
             self._max = float(d[row, channel])
-            row = int(np.flatnonzero(good)[row])
+            row = start + int(np.flatnonzero(good)[row])
             self._max_at = (first_token + row // rows_per_token, channel)
+
+    def state(self) -> list[Any]:
+        """All that was gathered, as numbers that JSON keeps exactly."""
+        return [self._dd, self._dr, self._rr, self._max, list(self._max_at), self._rows,
+                self._bad_rows, self._bad_token]  # fmt: skip
+
+    @classmethod
+    def from_state(cls, state: list[Any]) -> DifferenceSum:
+        """The inverse of :meth:`state`."""
+        total = cls()
+        total._dd, total._dr, total._rr, total._max, at, *rest = state
+        total._max_at = (at[0], at[1])
+        total._rows, total._bad_rows, total._bad_token = rest
+        return total
 
     def result(self) -> Difference:
         """The statistics of all that was added so far."""
@@ -132,6 +163,59 @@ class DifferenceSum:
         )
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The value of largest magnitude at a node.
+
+    Attributes:
+        value: with its sign, in the units of the activation.
+        token: counted from 0 over the whole run.
+        channel: within its row.
+    """
+
+    value: float
+    token: int
+    channel: int
+
+
+class PeakSum:
+    """Keeps the :class:`Peak` over calls of :meth:`add`; NaN and infinities do not count."""
+
+    def __init__(self, peak: Peak | None = None) -> None:
+        self.peak = peak
+
+    def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int) -> None:
+        """Take in ``(rows, channels)`` whose rows are shared out evenly to the tokens."""
+        if v.size == 0:
+            return
+        high, low = v.max(), v.min()
+        if not (np.isfinite(high) and np.isfinite(low)):
+            v = np.where(np.isfinite(v), v, np.float32(0))
+            high, low = v.max(), v.min()
+        value = float(high if high >= -low else low)
+        if self.peak is not None and abs(value) <= abs(self.peak.value):
+            return
+        row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
+        rows_per_token = max(1, len(v) // max(1, n_tokens))
+        self.peak = Peak(value, first_token + row // rows_per_token, channel)
+
+
+class ChannelSum:
+    """Per channel, the energy of the reference and of the error: ``Σ r²`` and ``Σ d²``."""
+
+    def __init__(self, n_channels: int) -> None:
+        self.reference = np.zeros(n_channels)
+        self.error = np.zeros(n_channels)
+
+    def add(self, r: NDArray[np.float32], q: NDArray[np.float32]) -> None:
+        """Take in two arrays ``(rows, channels)``; values that are not finite do not count."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = q - r
+            error, reference = np.einsum("ij,ij->j", d, d), np.einsum("ij,ij->j", r, r)
+        self.error += np.where(np.isfinite(error), error, 0.0)
+        self.reference += np.where(np.isfinite(reference), reference, 0.0)
+
+
 def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
     """The :class:`Difference` of two whole arrays of one shape, ``(…, channels)``."""
     total = DifferenceSum()
@@ -147,140 +231,3 @@ def _row_dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
     if np.isfinite(fast).all():
         return fast
     return np.asarray(np.einsum("ij,ij->i", a, b, dtype=np.float64, casting="safe"))
-
-
-@dataclass(frozen=True)
-class LogitStatistics:
-    """What quantization did to the predictions.
-
-    All over the ``n_tokens`` scored positions. With ``p`` the reference's and ``q`` the
-    observed next-token distribution: KL divergence ``Σ p (ln p - ln q)`` in nats.
-
-    Attributes:
-        n_tokens: scored positions.
-        mean_kld: mean KL divergence, nats per token.
-        mean_kld_se: its standard error.
-        p999_kld: 99.9 % quantile (linear between order statistics).
-        max_kld: largest.
-        same_top1: share of positions with the same most likely token, 0 to 1.
-        same_top1_se: its standard error.
-        ppl_ref: the reference's perplexity.
-        ppl_ref_se: its standard error.
-        ppl_quant: the observed model's perplexity.
-        ppl_quant_se: its standard error.
-        ppl_ratio: ``ppl_quant / ppl_ref``.
-        ppl_ratio_se: its standard error (the two are correlated, which is counted in).
-        non_finite_tokens: positions left out because a logit was NaN or infinite.
-    """
-
-    n_tokens: int
-    mean_kld: float | None
-    mean_kld_se: float | None
-    p999_kld: float | None
-    max_kld: float | None
-    same_top1: float | None
-    same_top1_se: float | None
-    ppl_ref: float | None
-    ppl_ref_se: float | None
-    ppl_quant: float | None
-    ppl_quant_se: float | None
-    ppl_ratio: float | None
-    ppl_ratio_se: float | None
-    non_finite_tokens: int
-
-
-class LogitSum:
-    """Accumulates :class:`LogitStatistics`; keeps three numbers a token, no logits."""
-
-    _BLOCK = 1 << 22
-    """Logits converted to float64 at a time: 32 MiB."""
-
-    def __init__(self) -> None:
-        self._kld: list[NDArray[np.float64]] = []
-        self._nll_ref: list[NDArray[np.float64]] = []
-        self._nll_quant: list[NDArray[np.float64]] = []
-        self._same = 0
-        self._bad = 0
-
-    def add(
-        self,
-        ref: NDArray[np.float32],
-        quant: NDArray[np.float32],
-        next_tokens: NDArray[np.int32],
-    ) -> None:
-        """Compare the logits of some positions.
-
-        Args:
-            ref: ``(positions, vocabulary)`` float32.
-            quant: the same shape.
-            next_tokens: ``(positions,)``: the token that really follows each.
-        """
-        step = max(1, self._BLOCK // max(1, ref.shape[1]))
-        for start in range(0, len(ref), step):
-            part = slice(start, start + step)
-            self._add_block(ref[part], quant[part], next_tokens[part])
-
-    def _add_block(
-        self,
-        ref: NDArray[np.float32],
-        quant: NDArray[np.float32],
-        next_tokens: NDArray[np.int32],
-    ) -> None:
-        good = np.isfinite(ref).all(axis=1) & np.isfinite(quant).all(axis=1)
-        if not good.all():
-            self._bad += int((~good).sum())
-            ref, quant, next_tokens = ref[good], quant[good], next_tokens[good]
-        if len(ref) == 0:
-            return
-        log_p, log_q = _log_softmax(ref), _log_softmax(quant)
-        at = (np.arange(len(ref)), next_tokens)
-        self._nll_ref.append(-log_p[at])
-        self._nll_quant.append(-log_q[at])
-        self._same += int((ref.argmax(axis=1) == quant.argmax(axis=1)).sum())
-        self._kld.append(np.einsum("ij,ij->i", np.exp(log_p), log_p - log_q))
-
-    def result(self) -> LogitStatistics:
-        """The statistics of all that was added so far."""
-        n = sum(map(len, self._kld))
-        if n == 0:
-            nothing: dict[str, None] = dict.fromkeys(
-                f.name for f in fields(LogitStatistics) if f.type == "float | None"
-            )
-            return LogitStatistics(n_tokens=0, **nothing, non_finite_tokens=self._bad)
-        kld = np.concatenate(self._kld)
-        ref, quant = np.concatenate(self._nll_ref), np.concatenate(self._nll_quant)
-        top1 = self._same / n
-        ppl_ref, ppl_quant = math.exp(ref.mean()), math.exp(quant.mean())
-        ratio = math.exp((quant - ref).mean())
-
-        def scaled(factor: float, se: float | None) -> float | None:
-            return None if se is None else factor * se
-
-        return LogitStatistics(
-            n_tokens=n,
-            mean_kld=float(kld.mean()),
-            mean_kld_se=_standard_error(kld),
-            p999_kld=float(np.quantile(kld, 0.999)),
-            max_kld=float(kld.max()),
-            same_top1=top1,
-            same_top1_se=math.sqrt(top1 * (1 - top1) / (n - 1)) if n > 1 else None,
-            ppl_ref=ppl_ref,
-            ppl_ref_se=scaled(ppl_ref, _standard_error(ref)),
-            ppl_quant=ppl_quant,
-            ppl_quant_se=scaled(ppl_quant, _standard_error(quant)),
-            ppl_ratio=ratio,
-            ppl_ratio_se=scaled(ratio, _standard_error(quant - ref)),
-            non_finite_tokens=self._bad,
-        )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide
-
-
-def _standard_error(values: NDArray[np.float64]) -> float | None:
-    """Standard error of the mean, None from a single value."""
-    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None

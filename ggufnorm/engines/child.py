@@ -36,6 +36,14 @@ Task = Callable[[dict[str, Any], Emit, threading.Event], dict[str, Any]]
 
 _LOG_LINES = 12
 
+_ENVIRONMENT = {
+    # The lanes' thread teams take turns: a team that spins while it waits for its turn
+    # takes the processors from the one whose turn it is.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
+    "GGML_NO_BACKTRACE": "1",
+}
+
 
 def run_in_child(
     task: Task, job: Mapping[str, Any], on_message: Callable[[dict[str, Any]], None]
@@ -59,9 +67,7 @@ def run_in_child(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
-        # The lanes' thread teams take turns: a team that spins while it waits for its
-        # turn takes the processors from the one whose turn it is.
-        env={**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+        env={**_ENVIRONMENT, **os.environ},
     )
     assert process.stdin
     assert process.stdout
@@ -156,15 +162,16 @@ def _death(
     return EngineError(how, tuple(log))
 
 
-# What llama.cpp logs on every load, and says nothing about a failure; and the frames of
-# the backtrace that ggml prints when it aborts.
-_NOISE = re.compile(r"^(llama_|load|print_info|\.+$|create_|sched_|set_|~|\[New|#\d|0x|warning: )")
+# What llama.cpp logs on every load, and says nothing about a failure.
+_NOISE = re.compile(r"^(llama_|load|print_info|init_|\.+$|create_|sched_|graph_|resolve_|set_|~)")
 
 
 def _keep_last(stream: IO[bytes], log: deque[str]) -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip()
-        important = re.search(r"error|fail|assert|abort|invalid|unsupported", line, re.I)
+        important = re.search(
+            r"error|fail|assert|abort|invalid|support|does not|cannot", line, re.I
+        )
         if line and (important or not _NOISE.match(line)):
             log.append(line)
 

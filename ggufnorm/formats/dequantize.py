@@ -29,6 +29,8 @@ def read_tensor(
     tensor = file.tensors[name]
     raw = file.read_bytes(name) if raw is None else raw
     shape = tensor.shape[::-1]
+    if tensor.n_bytes == 0:
+        return np.empty(shape, np.float32)
     plain = {"F32": "f4", "F16": "f2", "F64": "f8"}.get(tensor.dtype)
     if plain:
         return raw.view(file.byte_order + plain).astype(np.float32).reshape(shape)

@@ -1,13 +1,25 @@
 """A bounded, lazy reader of GGUF headers; tensor data on demand.
 
-The header is walked once over a read-only memory map. Strings and arrays are skipped
-by their lengths and decoded when they are asked for, so a vocabulary of 262,144 tokens
-costs the walk and nothing more. Every count, length and offset is checked against the
-file's size before it is used.
+The header is walked once. Strings and arrays are skipped by their lengths and decoded
+when they are asked for, so a vocabulary of 262,144 tokens costs the walk and nothing
+more. Every count, length and offset is checked against the file's size before it is used.
 
 Layout (``ggml/include/gguf.h``): magic ``GGUF``, version u32, tensor count u64, metadata
 count u64, the metadata (key, type, value), the tensor infos (name, dimensions, type,
 offset), padding to ``general.alignment``, tensor data.
+
+What ``gguf_init_from_file`` (``ggml/src/gguf.cpp``) reads is read here too, with the same
+result: tensors without dimensions or with a dimension of zero, names without a letter.
+Refused here and read there are
+
+- keys and tensor names that are not UTF-8 or are longer than 65,535 bytes, and those that
+  hold a NUL, where llama.cpp would cut them;
+- tensors whose data is not in the file (``src/llama-model-loader.cpp`` refuses them) and
+  empty ones whose other dimensions no array could have;
+- tensor types that gguf-py does not know.
+
+Read here and refused there are big endian on a little-endian machine, tensor names of 64
+bytes and more, arrays of arrays, and tensors in any order, with gaps between them.
 """
 
 from __future__ import annotations
@@ -15,38 +27,69 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import repeat
+from math import prod
+from operator import attrgetter, length_hint
 from types import TracebackType
-from typing import cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
-from ggufnorm.errors import GGUFError
+from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.storage import LocalStorage, Storage
+
+ByteOrder = Literal["<", ">"]
+"""Little or big endian, as the struct module and NumPy write it."""
 
 Value = bool | int | float | str | list["Value"]
 """A metadata value as Python sees it."""
 
-# enum gguf_type in ggml/include/gguf.h: struct code of each scalar.
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
-            12: "d"}  # fmt: skip
-_STRING, _ARRAY = 8, 9
-_MAX_NESTING = 8
+_SCALARS: dict[int, np.dtype[Any]] = {
+    int(kind): np.dtype(scalar) for kind, scalar in GGUFReader.gguf_scalar_to_np.items()
+}
+_STRING, _ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
+_UINT32 = int(GGUFValueType.UINT32)
+# The fewest bytes that a value of each type takes.
+_SMALLEST = {kind: scalar.itemsize for kind, scalar in _SCALARS.items()} | {_STRING: 8, _ARRAY: 12}
+_SMALLEST_METADATA = 8 + 1 + 4 + 1  # key, type, value
+_SMALLEST_TENSOR = 8 + 4 + 4 + 8  # name, number of dimensions, type, offset
+
+_TYPES: dict[int, tuple[str, int, int]] = {
+    int(kind): (kind.name, *GGML_QUANT_SIZES[kind])
+    for kind in GGMLQuantizationType
+    if kind in GGML_QUANT_SIZES
+}
+"""ggml's number of a tensor type to its name and the elements and bytes of one block."""
+
+_DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 _MAX_DIMS = 4  # GGML_MAX_DIMS in ggml/include/ggml.h
+_MAX_NAME = 65_535  # longest key that the format allows
+_MAX_NESTING = 8
+_MAX_QUOTED = 64
+_MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
+_FIRST_READ = 1 << 16
+"""Bytes of the first read of a header that is not on this machine."""
+_SPARE = 1 << 17
+"""Bytes that a further read may take too many, beyond a fifth of what is surely needed."""
+_MAX_FETCHED = 1 << 28
+"""Most bytes that are fetched for one header that is not on this machine."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """Where a tensor lies in its file, and what it is.
 
     Attributes:
         name: as in the file.
-        shape: ggml's ``ne``: ``shape[0]`` is the length of a row.
+        shape: ggml's ``ne`` without the ones at its end that the file leaves out:
+            ``shape[0]`` is the length of a row. ``(1,)`` if the file names no dimension.
         dtype: ggml type name in upper case, for example ``Q4_K``.
         ggml_type: ggml's number of that type (``enum ggml_type``).
         offset: of the first byte, from the start of the file.
-        n_bytes: size of the data.
+        n_bytes: size of the data; 0 if a dimension is.
     """
 
     name: str
@@ -59,21 +102,31 @@ class Tensor:
     @property
     def n_elements(self) -> int:
         """Product of the dimensions."""
-        n = 1
-        for d in self.shape:
-            n *= d
-        return n
+        return prod(self.shape)
 
 
 class Metadata(Mapping[str, Value]):
-    """The metadata of a file, decoded key by key when asked for."""
+    """The metadata of a file, decoded key by key when asked for.
 
-    def __init__(self, at: dict[str, tuple[int, int]], decode: Callable[[int, int], Value]) -> None:
+    Asking for a value whose strings are not UTF-8 raises a :class:`GGUFError`. An array
+    becomes a list, whose elements take up to 40 bytes each.
+
+    Args:
+        at: key to (value type, byte offset of the value).
+        decode: the value, from its type, its offset and what messages call it.
+    """
+
+    def __init__(
+        self, at: dict[str, tuple[int, int]], decode: Callable[[int, int, str], Value]
+    ) -> None:
         self._at = at
         self._decode = decode
 
     def __getitem__(self, key: str) -> Value:
-        return self._decode(*self._at[key])
+        return self._decode(*self._at[key], _value_of(key))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._at
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._at)
@@ -83,20 +136,23 @@ class Metadata(Mapping[str, Value]):
 
     def string(self, key: str) -> str | None:
         """The value, if it is there and is a string."""
-        value = self.get(key)
+        value = self._not_array(key)
         return value if isinstance(value, str) else None
 
     def integer(self, key: str) -> int | None:
         """The value, if it is there and is an integer."""
-        value = self.get(key)
+        value = self._not_array(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
     def number(self, key: str) -> float | None:
         """The value, if it is there and is a number (float32 values stay float32's)."""
-        value = self.get(key)
+        value = self._not_array(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return None
         return float(value)
+
+    def _not_array(self, key: str) -> Value | None:
+        return None if key not in self or self._at[key][0] == _ARRAY else self[key]
 
 
 class GGUFFile:
@@ -117,7 +173,7 @@ class GGUFFile:
         raw_metadata_at: key to (value type, byte offset of the value).
 
     Raises:
-        InputError: the file cannot be opened.
+        InputError: the file cannot be opened or read.
         GGUFError: it is not well-formed.
     """
 
@@ -129,29 +185,17 @@ class GGUFFile:
             self.storage = source
         self.path = self.storage.name
         try:
-            self._read_header()
+            header = _read_header(self.storage)
         except BaseException:
             self.close()
             raise
-
-    def _read_header(self) -> None:
-        """Read a growing front part until the whole header is in it."""
-        size = self.storage.size
-        n = size if isinstance(self.storage, LocalStorage) else min(size, _FIRST_READ)
-        while True:
-            try:
-                _Header(self, self.storage.read(0, n), size).read()
-                return
-            except _MoreNeededError as more:
-                n = min(size, more.n_bytes + more.n_bytes // 5 + _SPARE)
-
-    version: int
-    byte_order: str
-    alignment: int
-    header_size: int
-    metadata: Metadata
-    tensors: dict[str, Tensor]
-    raw_metadata_at: dict[str, tuple[int, int]]
+        self.version = header.version
+        self.byte_order = header.byte_order
+        self.alignment = header.alignment
+        self.header_size = header.n_bytes
+        self.raw_metadata_at = header.metadata_at
+        self.metadata = Metadata(header.metadata_at, header.decode)
+        self.tensors = header.tensors
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -174,6 +218,11 @@ class GGUFFile:
         return self.storage.size
 
     @property
+    def shards(self) -> tuple[GGUFFile, ...]:
+        """The files that the model is in: this one."""
+        return (self,)
+
+    @property
     def architecture(self) -> str:
         """``general.architecture``, or the empty string."""
         return self.metadata.string("general.architecture") or ""
@@ -183,6 +232,7 @@ class GGUFFile:
 
         Raises:
             KeyError: there is no such tensor.
+            InputError: the bytes cannot be had.
         """
         return self.read_many([name])[name]
 
@@ -197,260 +247,406 @@ class GGUFFile:
         """
         wanted = [self.tensors[name] for name in names]
         parts = self.storage.read_many([(t.offset, t.n_bytes) for t in wanted])
-        return {
-            t.name: np.frombuffer(part, np.uint8).copy()
-            for t, part in zip(wanted, parts, strict=True)
-        }
+        found: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        for t, part in zip(wanted, parts, strict=True):
+            whole = _checked(part, self.storage, t.offset, t.n_bytes)
+            found[t.name] = np.frombuffer(whole, np.uint8).copy()
+        return found
 
 
-_FIRST_READ = 1 << 17
-"""Bytes of the first read of a header that is not on this machine."""
+@dataclass(frozen=True)
+class _Header:
+    """What a header says. ``decode`` is :class:`Metadata`'s."""
 
-_SPARE = 1 << 17
-"""Bytes that a further read may take too many, beyond a fifth of what is surely needed."""
+    version: int
+    byte_order: ByteOrder
+    alignment: int
+    n_bytes: int
+    metadata_at: dict[str, tuple[int, int]]
+    decode: Callable[[int, int, str], Value]
+    tensors: dict[str, Tensor]
+
+
+def _read_header(storage: Storage) -> _Header:
+    """Read a growing front part of the file until the whole header is in it."""
+    size = storage.size
+    n = size if isinstance(storage, LocalStorage) else min(size, _FIRST_READ)
+    front = _Front(storage.name, _read(storage, 0, n), size)
+    while True:
+        try:
+            return _parse(front)
+        except _MoreNeededError as more:
+            front = _longer(front, storage, more.n_bytes)
+
+
+def _longer(front: _Front, storage: Storage, needed: int) -> _Front:
+    if needed > _MAX_FETCHED:
+        raise GGUFError(
+            front.path,
+            needed,
+            "header",
+            f"it goes on after {_MAX_FETCHED >> 20} MiB, more than is fetched"
+            " (is it damaged? if not, download the file first)",
+        )
+    have = len(front.buffer)
+    n = min(front.size, max(needed, min(4 * have, needed + needed // 5 + _SPARE, _MAX_FETCHED)))
+    rest = _read(storage, have, n - have)
+    return replace(front, buffer=b"".join((front.buffer, rest)))
+
+
+def _read(storage: Storage, offset: int, n: int) -> bytes | memoryview:
+    return _checked(storage.read(offset, n), storage, offset, n)
+
+
+def _checked(
+    found: bytes | memoryview, storage: Storage, offset: int, n: int
+) -> bytes | memoryview:
+    if len(found) != n:
+        raise InputError(
+            f"{storage.name}: byte {offset}: {len(found)} bytes came instead of {n};"
+            " the file may have changed while it was read"
+        )
+    return found
 
 
 class _MoreNeededError(Exception):
-    """The header goes on behind the part that was read, at least to ``n_bytes``."""
+    """The header goes on behind the part that was read."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
 
 
-class _Header:
-    """One walk over a header. ``pos`` is where it stands."""
+def _parse(front: _Front) -> _Header:
+    """The header at the start of a file.
 
-    def __init__(self, file: GGUFFile, buffer: bytes | memoryview, size: int) -> None:
-        self.file = file
-        self.buffer = buffer
-        self.size = size  # of the file; the buffer may hold its front part only
-        self.pos = 0
+    Raises:
+        GGUFError: it is not well-formed.
+        _MoreNeededError: ``front`` is too short to tell.
+    """
+    start = _Cursor(front, 0)
+    start.magic()
+    version = start.integer("I", "version")
+    order: ByteOrder = "<"
+    # As gguf_init_from_reader: the low half of a version that is read the wrong way
+    # round is zero.
+    if version and version & 0xFFFF == 0:
+        order, version = ">", int.from_bytes(version.to_bytes(4, "little"), "big")
+    if version not in (2, 3):
+        raise start.fail("version", f"version {version} is not 2 or 3", at=4)
+    front = replace(front, order=order)
+
+    cursor = _Cursor(front, start.pos)
+    n_tensors = cursor.count("tensor count", smallest=_SMALLEST_TENSOR)
+    n_metadata = cursor.count("metadata count", smallest=_SMALLEST_METADATA)
+    metadata_at = cursor.metadata(n_metadata)
+    alignment = _alignment(front, metadata_at)
+    tensors = cursor.tensors(n_tensors, alignment)
+    cursor.fetched(0)
+    return _Header(
+        version=version,
+        byte_order=order,
+        alignment=alignment,
+        n_bytes=cursor.pos,
+        metadata_at=metadata_at,
+        decode=lambda kind, at, field: _Cursor(front, at).value(kind, field),
+        tensors=tensors,
+    )
+
+
+def _alignment(front: _Front, metadata_at: dict[str, tuple[int, int]]) -> int:
+    key = "general.alignment"
+    if key not in metadata_at:
+        return _DEFAULT_ALIGNMENT
+    kind, at = metadata_at[key]
+    cursor = _Cursor(front, at)
+    if kind != _UINT32:
+        raise cursor.fail(_value_of(key), "must be an unsigned 32-bit integer")
+    value = cursor.integer("I", _value_of(key))
+    if value == 0 or value & (value - 1):
+        raise cursor.fail(_value_of(key), f"{value} is not a power of two", at)
+    return value
+
+
+@dataclass(frozen=True)
+class _Front:
+    """The front part of a file, or all of it.
+
+    Attributes:
+        path: what messages call the file.
+        buffer: the bytes.
+        size: of the whole file.
+        order: byte order of its numbers.
+    """
+
+    path: str
+    buffer: bytes | memoryview
+    size: int
+    order: ByteOrder = "<"
+
+
+class _TensorInfo(NamedTuple):
+    """A tensor as the header describes it: ``offset`` counts from the tensor data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    ggml_type: int
+    offset: int
+    n_bytes: int
+    at: int  # where the info stands
+
+
+class _Cursor:
+    """A place in a header, which moves on with everything that is read.
+
+    Each step is checked against the size of the file, then against what of it is here.
+    """
+
+    def __init__(self, front: _Front, pos: int) -> None:
+        self.front = front
+        self.pos = pos
 
     def fail(self, field: str, problem: str, at: int | None = None) -> GGUFError:
-        return GGUFError(self.file.path, self.pos if at is None else at, field, problem)
-
-    def read(self) -> None:
-        file = self.file
-        magic = bytes(self.buffer[:4])
-        if magic != b"GGUF":
-            raise self.fail("magic", f"this is not a GGUF file (it begins with {magic!r})")
-        self.pos = 4
-        self.order = "<"
-        version = self.scalar("I", "version")
-        if version & 0xFFFF == 0 and version:
-            self.order = ">"
-            version = int.from_bytes(version.to_bytes(4, "little"), "big")
-        if version not in (2, 3):
-            raise self.fail("version", f"version {version} is not 2 or 3", at=4)
-        file.version, file.byte_order = version, self.order
-        self._u64 = struct.Struct(self.order + "Q").unpack_from
-        n_tensors = self.count("tensor count", smallest=24)
-        n_metadata = self.count("metadata count", smallest=13)
-        file.raw_metadata_at = self.metadata(n_metadata)
-        file.metadata = Metadata(file.raw_metadata_at, self.decode)
-        file.alignment = self.alignment()
-        file.tensors = self.tensors(n_tensors)
-        file.header_size = self.pos
-
-    def scalar(self, code: str, field: str) -> int:
-        n = struct.calcsize("=" + code)
-        self.need(n, field)
-        (value,) = struct.unpack_from(self.order + code, self.buffer, self.pos)
-        self.pos += n
-        return cast("int", value)
+        return GGUFError(self.front.path, self.pos if at is None else at, field, problem)
 
     def need(self, n: int, field: str) -> None:
-        if n > self.size - self.pos:
-            raise self.fail(
-                field, f"needs {n} bytes, but the file ends {self.size - self.pos} bytes on"
-            )
-        self.buffered(n)
+        """Check that ``n`` more bytes lie in the file."""
+        left = self.front.size - self.pos
+        if n > left:
+            raise self.fail(field, f"needs {n} bytes, but the file ends {left} bytes on")
 
-    def buffered(self, n: int) -> None:
-        """Ask for a longer front part of the file unless it holds the next ``n`` bytes."""
-        if self.pos + n > len(self.buffer):
+    def fetched(self, n: int) -> None:
+        """Ask for a longer front part unless it holds the next ``n`` bytes."""
+        if self.pos + n > len(self.front.buffer):
             raise _MoreNeededError(self.pos + n)
+
+    def numbers(self, codes: str, field: str) -> tuple[int, ...]:
+        """Integers of the struct module's ``codes``."""
+        layout = self.front.order + codes
+        n = struct.calcsize(layout)
+        self.need(n, field)
+        self.fetched(n)
+        found = struct.unpack_from(layout, self.front.buffer, self.pos)
+        self.pos += n
+        return found
+
+    def integer(self, code: str, field: str) -> int:
+        return self.numbers(code, field)[0]
 
     def count(self, field: str, smallest: int) -> int:
         """A u64 that counts things of at least ``smallest`` bytes each."""
-        at = self.pos
-        n = self.scalar("Q", field)
-        if n * smallest > self.size - self.pos:
-            raise self.fail(field, f"{n} cannot fit in the rest of the file", at)
+        n = self.integer("Q", field)
+        self.check_count(n, smallest, field, self.pos - 8)
         return n
 
-    def string(self, field: str) -> str:
-        n = self.count(f"length of {field}", smallest=1)
-        self.buffered(n)
-        raw = bytes(self.buffer[self.pos : self.pos + n])
+    def check_count(self, n: int, smallest: int, field: str, at: int) -> None:
+        left = self.front.size - self.pos
+        if n * smallest > left:
+            raise self.fail(field, f"{n} cannot fit in the {left} bytes to the file's end", at)
+
+    def magic(self) -> None:
+        n = min(4, self.front.size)
+        self.fetched(n)
+        found = bytes(self.front.buffer[:n])
+        if found != b"GGUF":
+            raise self.fail("magic", f"this is not a GGUF file (it begins with {found!r})")
+        self.pos = n
+
+    def text(self, n: int, field: str) -> str:
+        """The next ``n`` bytes, which lie in the file."""
+        self.fetched(n)
         try:
-            text = raw.decode()
+            text = str(self.front.buffer[self.pos : self.pos + n], "utf-8")
         except UnicodeDecodeError as error:
             raise self.fail(field, "is not valid UTF-8", self.pos + error.start) from None
         self.pos += n
         return text
 
+    def name(self, field: str) -> str:
+        """A metadata key or a tensor's name."""
+        at = self.pos
+        n = self.count(f"length of {field}", smallest=1)
+        if n > _MAX_NAME:
+            raise self.fail(f"length of {field}", f"{n} is more than {_MAX_NAME}", at)
+        name = self.text(n, field)
+        if "\0" in name:
+            raise self.fail(field, f"{_quoted(name)} holds a NUL character", at)
+        return name
+
     def metadata(self, n: int) -> dict[str, tuple[int, int]]:
-        at: dict[str, tuple[int, int]] = {}
+        """The type and offset of each of ``n`` values."""
+        found: dict[str, tuple[int, int]] = {}
         for i in range(n):
-            start = self.pos
-            key = self.string(f"metadata key {i}")
-            if key in at:
-                raise self.fail(f"metadata key {i}", f"{key!r} stands twice", start)
-            kind = self.scalar("I", f"type of {key!r}")
-            at[key] = (kind, self.pos)
-            self.skip(kind, key)
-        return at
-
-    def skip(self, kind: int, key: str, depth: int = 0) -> None:
-        code = _SCALARS.get(kind)
-        if code is not None:
-            n = struct.calcsize("=" + code)
-            self.need(n, f"value of {key!r}")
-            self.pos += n
-        elif kind == _STRING:
-            n = self.count(f"length of the value of {key!r}", smallest=1)
-            self.pos += n
-        elif kind == _ARRAY:
-            if depth == _MAX_NESTING:
-                raise self.fail(f"value of {key!r}", f"nested deeper than {_MAX_NESTING} arrays")
-            self.skip_array(key, depth)
-        else:
-            raise self.fail(f"type of {key!r}", f"unknown value type {kind}", self.pos - 4)
-
-    def skip_array(self, key: str, depth: int) -> None:
-        kind = self.scalar("I", f"element type of {key!r}")
-        code = _SCALARS.get(kind)
-        if code is not None:
-            width = struct.calcsize("=" + code)
-            n = self.count(f"element count of {key!r}", smallest=width)
-            self.pos += n * width
-        elif kind == _STRING:
-            self.skip_strings(self.count(f"element count of {key!r}", smallest=8), key)
-        elif kind == _ARRAY:
-            for _ in range(self.count(f"element count of {key!r}", smallest=12)):
-                self.skip(_ARRAY, key, depth + 1)
-        else:
-            raise self.fail(f"element type of {key!r}", f"unknown value type {kind}", self.pos - 4)
-
-    def skip_strings(self, n: int, key: str) -> None:
-        # The hot loop of a large vocabulary: no method call per string.
-        unpack, buffer, pos, last = self._u64, self.buffer, self.pos, len(self.buffer) - 8
-        for i in range(n):
-            if pos > last:
-                if pos > self.size - 8:
-                    raise self.fail(f"string {i} of {key!r}", "the file ends inside it", pos)
-                raise _MoreNeededError(pos + 8 * (n - i))
-            pos += 8 + unpack(buffer, pos)[0]
-        if pos > self.size:
-            raise self.fail(f"last string of {key!r}", "the file ends inside it")
-        self.pos = pos
-
-    def decode(self, kind: int, at: int) -> Value:
-        self.pos = at
-        return self.value(kind)
-
-    def value(self, kind: int) -> Value:
-        code = _SCALARS.get(kind)
-        if code is not None:
-            return self.scalar(code, "value")
-        if kind == _STRING:
-            return self.string("value")
-        kind, n = self.scalar("I", "element type"), self.scalar("Q", "element count")
-        code = _SCALARS.get(kind)
-        if code is not None:
-            values = struct.unpack_from(f"{self.order}{n}{code}", self.buffer, self.pos)
-            self.pos += n * struct.calcsize("=" + code)
-            return list(values)
-        return [self.value(kind) for _ in range(n)]
-
-    def alignment(self) -> int:
-        key = "general.alignment"
-        if key not in self.file.raw_metadata_at:
-            return 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
-        kind, at = self.file.raw_metadata_at[key]
-        here = self.pos
-        value = self.decode(kind, at)
-        self.pos = here
-        if isinstance(value, bool) or not isinstance(value, int) or kind != 4:
-            raise self.fail(key, "must be an unsigned 32-bit integer", at)
-        if value == 0 or value & (value - 1):
-            raise self.fail(key, f"{value} is not a power of two", at)
-        return value
-
-    def tensors(self, n: int) -> dict[str, Tensor]:
-        rows: list[tuple[str, tuple[int, ...], int, int, int]] = []
-        names: set[str] = set()
-        for i in range(n):
-            start = self.pos
-            name = self.string(f"name of tensor {i}")
-            if name in names:
-                raise self.fail(f"name of tensor {i}", f"{name!r} stands twice", start)
-            names.add(name)
-            rows.append((name, self.shape(name), *self.type_and_offset(name), start))
-        data = -(-self.pos // self.file.alignment) * self.file.alignment
-        found = {row[0]: self.tensor(*row, data=data) for row in rows}
-        self.check_overlaps(found)
+            at = self.pos
+            key = self.name(f"metadata key {i}")
+            if not key:
+                raise self.fail(f"metadata key {i}", "is empty", at)
+            if key in found:
+                raise self.fail(f"metadata key {i}", f"{_quoted(key)} stands twice", at)
+            field = _value_of(key)
+            kind = self.integer("I", field)
+            found[key] = kind, self.pos
+            self.skip(kind, field)
         return found
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def skip(self, kind: int, field: str, depth: int = 0) -> None:
+        """Pass by a value."""
+        if kind in _SCALARS:
+            n = _SMALLEST[kind]
+            self.need(n, field)
+            self.pos += n
+        elif kind == _STRING:
+            n = self.count(field, smallest=1)
+            self.pos += n
+        elif kind == _ARRAY:
+            self.skip_array(field, depth)
+        else:
+            raise self.fail(field, f"unknown value type {kind}", self.pos - 4)
+
+    def skip_array(self, field: str, depth: int) -> None:
+        kind, n = self.array_head(field, depth)
+        if kind in _SCALARS:
+            self.pos += n * _SMALLEST[kind]
+        elif kind == _STRING:
+            self.skip_strings(n, field)
+        else:
+            for _ in repeat(None, n):
+                self.skip_array(field, depth + 1)
+
+    def array_head(self, field: str, depth: int) -> tuple[int, int]:
+        """Type and number of an array's elements, of which at least the smallest fit."""
         at = self.pos
-        n_dims = self.scalar("I", f"dimension count of {name!r}")
-        if not 1 <= n_dims <= _MAX_DIMS:
+        if depth == _MAX_NESTING:
+            raise self.fail(field, f"arrays are nested more than {_MAX_NESTING} deep")
+        kind, n = self.numbers("IQ", field)
+        smallest = _SMALLEST.get(kind)
+        if smallest is None:
+            raise self.fail(field, f"unknown element type {kind}", at)
+        self.check_count(n, smallest, field, at + 4)
+        return kind, n
+
+    def skip_strings(self, n: int, field: str) -> None:
+        # The hot loop of a large vocabulary: neither a method call nor a comparison per
+        # string. unpack_from itself refuses to read behind the buffer.
+        unpack, buffer = struct.Struct(self.front.order + "Q").unpack_from, self.front.buffer
+        last = pos = self.pos
+        to_come = repeat(None, n)
+        complete = False
+        with suppress(struct.error, OverflowError):
+            for _ in to_come:
+                (length,) = unpack(buffer, pos)
+                last, pos = pos, pos + 8 + length
+            complete = pos <= self.front.size
+        self.pos = pos if pos <= self.front.size else last
+        if not complete:
+            if pos + 8 <= self.front.size:  # each string to come has a length at least
+                lengths = 8 + 8 * length_hint(to_come)
+                self.fetched(min(lengths, self.front.size - pos))
+            # The checked way says what is wrong, or that more must be fetched.
+            self.count(f"a string of the {field}", smallest=1)
+
+    def value(self, kind: int, field: str, depth: int = 0) -> Value:
+        """A value, decoded."""
+        if kind in _SCALARS:
+            return self.scalars(kind, 1, field)[0]
+        if kind == _STRING:
+            return self.text(self.count(field, smallest=1), field)
+        kind, n = self.array_head(field, depth)
+        if kind in _SCALARS:
+            return self.scalars(kind, n, field)
+        return [self.value(kind, field, depth + 1) for _ in repeat(None, n)]
+
+    def scalars(self, kind: int, n: int, field: str) -> list[Value]:
+        scalar = _SCALARS[kind].newbyteorder(self.front.order)
+        n_bytes = n * scalar.itemsize
+        self.need(n_bytes, field)
+        self.fetched(n_bytes)
+        found = np.frombuffer(self.front.buffer, scalar, n, self.pos).tolist()
+        self.pos += n_bytes
+        return cast("list[Value]", found)
+
+    def tensors(self, n: int, alignment: int) -> dict[str, Tensor]:
+        """Where each of ``n`` tensors lies, checked against the file and one another."""
+        infos: dict[str, _TensorInfo] = {}
+        for i in range(n):
+            info = self.tensor_info(i, alignment)
+            if info.name in infos:
+                raise self.fail(
+                    f"name of tensor {i}", f"{_quoted(info.name)} stands twice", info.at
+                )
+            infos[info.name] = info
+        data = -(-self.pos // alignment) * alignment
+        self.check_places(infos.values(), data)
+        return {
+            t.name: Tensor(t.name, t.shape, t.dtype, t.ggml_type, data + t.offset, t.n_bytes)
+            for t in infos.values()
+        }
+
+    def tensor_info(self, i: int, alignment: int) -> _TensorInfo:
+        at = self.pos
+        name = self.name(f"name of tensor {i}")
+        field = f"tensor {_quoted(name)}"
+        n_dims = self.integer("I", f"number of dimensions of {field}")
+        if n_dims > _MAX_DIMS:
             raise self.fail(
-                f"dimension count of {name!r}", f"{n_dims} is not from 1 to {_MAX_DIMS}", at
+                f"number of dimensions of {field}",
+                f"{n_dims} is more than {_MAX_DIMS}",
+                self.pos - 4,
             )
-        return tuple(self.scalar("Q", f"dimension {d} of {name!r}") for d in range(n_dims))
-
-    def type_and_offset(self, name: str) -> tuple[int, int]:
-        kind = self.scalar("I", f"type of {name!r}")
-        return kind, self.scalar("Q", f"offset of {name!r}")
-
-    def tensor(
-        self, name: str, shape: tuple[int, ...], kind: int, offset: int, at: int, *, data: int
-    ) -> Tensor:
-        field = f"tensor {name!r}"
-        ggml_type = _ggml_type(kind)
-        if ggml_type is None:
-            raise self.fail(field, f"unknown tensor type {kind}", at)
-        block, block_bytes = _block_size(ggml_type)
-        if 0 in shape:
-            raise self.fail(field, f"a dimension is zero: {shape}", at)
+        shape_at = self.pos
+        type_at = shape_at + 8 * n_dims
+        *dims, ggml_type, offset = self.numbers(f"{n_dims}QIQ", field)
+        shape = tuple(dims) or (1,)
+        # A zero does not excuse the other dimensions: no array could have them.
+        if prod(d or 1 for d in shape) > _MAX_ELEMENTS:
+            raise self.fail(f"shape of {field}", f"{shape} is too large", shape_at)
+        if ggml_type not in _TYPES:
+            raise self.fail(
+                f"type of {field}",
+                f"unknown tensor type {ggml_type} (a newer gguf package may know it)",
+                type_at,
+            )
+        dtype, block, block_bytes = _TYPES[ggml_type]
         if shape[0] % block:
             raise self.fail(
-                field, f"rows of {shape[0]} do not divide into {ggml_type.name} blocks", at
+                f"shape of {field}",
+                f"rows of {shape[0]} do not divide into {dtype} blocks of {block}",
+                shape_at,
             )
-        n_bytes = block_bytes * (shape[0] // block)
-        for d in shape[1:]:
-            n_bytes *= d
-        if offset % self.file.alignment:
-            raise self.fail(field, f"offset {offset} is not a multiple of the alignment", at)
-        if data + offset + n_bytes > self.size:
-            missing = data + offset + n_bytes - self.size
+        if offset % alignment:
             raise self.fail(
-                field,
-                f"its data ends {missing} bytes after the end of the file (is it truncated?)",
-                at,
+                f"offset of {field}",
+                f"{offset} is not a multiple of the alignment, {alignment}",
+                type_at + 4,
             )
-        return Tensor(name, shape, ggml_type.name, kind, data + offset, n_bytes)
+        n_bytes = prod(shape) // block * block_bytes
+        return _TensorInfo(name, shape, dtype, ggml_type, offset, n_bytes, at)
 
-    def check_overlaps(self, tensors: dict[str, Tensor]) -> None:
+    def check_places(self, infos: Iterable[_TensorInfo], data: int) -> None:
+        """Check that the tensors' data lies in the file and nowhere twice."""
         end, before = 0, ""
-        for t in sorted(tensors.values(), key=lambda t: t.offset):
-            if t.offset < end:
+        for t in sorted(infos, key=attrgetter("offset", "n_bytes")):
+            missing = data + t.offset + t.n_bytes - self.front.size
+            if missing > 0:
                 raise self.fail(
-                    f"tensor {t.name!r}", f"its data overlaps that of {before!r}", t.offset
+                    f"tensor {_quoted(t.name)}",
+                    f"its data ends {missing} bytes after the end of the file (is it truncated?)",
+                    t.at,
                 )
-            end, before = t.offset + t.n_bytes, t.name
+            if t.n_bytes and t.offset < end:
+                raise self.fail(
+                    f"tensor {_quoted(t.name)}",
+                    f"its data overlaps that of {_quoted(before)}",
+                    t.at,
+                )
+            if t.n_bytes:
+                end, before = t.offset + t.n_bytes, t.name
 
 
-def _ggml_type(number: int) -> GGMLQuantizationType | None:
-    try:
-        return GGMLQuantizationType(number)
-    except ValueError:
-        return None
+def _value_of(key: str) -> str:
+    return f"value of {_quoted(key)}"
 
 
-def _block_size(ggml_type: GGMLQuantizationType) -> tuple[int, int]:
-    """(elements, bytes) of one block, from gguf-py's own table."""
-    return cast("tuple[int, int]", GGML_QUANT_SIZES[ggml_type])
+def _quoted(name: str) -> str:
+    """A name on one line of a message, whatever stands in it."""
+    return repr(name if len(name) <= _MAX_QUOTED else name[: _MAX_QUOTED - 1] + "…")

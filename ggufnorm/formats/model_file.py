@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.formats.gguf import Metadata, Tensor
+if TYPE_CHECKING:
+    from ggufnorm.formats.gguf import ByteOrder, GGUFFile, Metadata, Tensor
 
 
 class ModelFile(Protocol):
@@ -24,14 +25,19 @@ class ModelFile(Protocol):
         tensors: name to :class:`~ggufnorm.formats.gguf.Tensor`, in file order; a tensor's
             offset counts from the start of the shard that holds it.
         size: in bytes, of all shards together.
+        shards: the files that the model is in.
     """
 
     path: str
-    byte_order: str
+    byte_order: ByteOrder
     metadata: Metadata
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
+        """See the class."""
+
+    @property
+    def shards(self) -> tuple[GGUFFile, ...]:
         """See the class."""
 
     @property

@@ -19,9 +19,6 @@ from ggufnorm.formats.storage import coalesce, in_parallel
 FRONT = 1 << 17
 """Bytes that opening a model fetches: most headers without a vocabulary end in them."""
 
-_LONGEST_FRONT = 1 << 28
-"""Bytes of header that are believed; a vocabulary of 262,144 tokens takes 16 MiB."""
-
 _SPARE = 1 << 16
 """Bytes between tensors that a read of many may fetch, beyond a fifth of what is asked for."""
 
@@ -168,16 +165,12 @@ class RemoteStorage:
         self._front = self._fetch(0, FRONT)
 
     def read(self, offset: int, n: int) -> bytes | memoryview:
-        """One request, but for what the front part holds; a read from 0 extends that part."""
-        held = len(self._front)
-        if offset + n <= held:
-            return memoryview(self._front)[offset : offset + n]
-        if offset == 0:
-            if n > _LONGEST_FRONT:
-                raise InputError(f"cannot read {self.name}: it claims a header of {n:,} bytes")
-            self._front += self._fetch(held, n - held)
-            return self._front
-        return self._fetch(offset, n)
+        """One request for what the front part does not hold."""
+        held = memoryview(self._front)[offset : offset + n]
+        if len(held) == n:
+            return held
+        rest = self._fetch(offset + len(held), n - len(held))
+        return b"".join((held, rest)) if held else rest
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
         """Several requests at a time; what lies close together is one of them."""

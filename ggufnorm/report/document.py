@@ -20,8 +20,12 @@ _SCHEMAS: dict[type, str] = {Inspection: "ggufnorm/inspect", DriftReport: "ggufn
 
 
 def document(result: Result) -> dict[str, Any]:
-    """A result as a JSON-like dict that begins with ``schema`` and ``version``."""
-    return {"schema": _SCHEMAS[type(result)], "version": VERSION, **to_plain(result)}
+    """A result as a JSON-like dict that begins with ``schema`` and ``version``.
+
+    The same job gives the same document: what a run cost is left out.
+    """
+    body = {name: value for name, value in to_plain(result).items() if name != "cost"}
+    return {"schema": _SCHEMAS[type(result)], "version": VERSION, **body}
 
 
 def to_json(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,8 +12,17 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
-from ggufnorm.core.metrics import Difference, LogitStatistics
+from ggufnorm.core.drift import (
+    Culprit,
+    DriftReport,
+    Localisation,
+    ModelFacts,
+    NormDrift,
+    OperationDrift,
+    SideFacts,
+)
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.metrics import Difference
 from ggufnorm.core.model import Inspection, NormSite, Skipped
 
 WIDTH = 100
@@ -143,9 +153,17 @@ def _drift(report: DriftReport, width: int) -> Iterable[RenderableType]:
         style="bold",
     )
     yield _operation_table(report.operations, report.culprit)
+    yield Text("\nWhere it is", style="bold")
+    yield _where(report.localisation)
     if report.logits is not None:
         yield Text(f"\nPredictions at {report.logits.n_tokens:,} positions", style="bold")
-        yield _logit_table(report.logits)
+        yield _logit_table(report.logits, report.floor)
+    if report.embedding is not None:
+        d = report.embedding
+        yield Text(
+            f"\nPooled output of {d.rows} chunks: relative L2 {number(d.rel_l2)},"
+            f" cosine {number(d.cosine, 7)}"
+        )
     yield from _skipped(report.skipped)
     yield ""
     yield Text(printable(report.verdict), style="bold red" if report.culprit else "bold green")
@@ -165,12 +183,27 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
         *_cells(
             [
                 "run",
-                f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens in {run.seconds:.1f} s"
+                f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens in {report.cost.seconds:.1f} s"
                 f" ({run.engine}, {where})",
             ]
         )
     )
+    for label, side in (("reference", run.reference), ("quant", run.quant)):
+        if special := _special_options(side):
+            grid.add_row(*_cells([label, special]))
     yield grid
+
+
+def _special_options(side: SideFacts) -> str:
+    """The options that are not llama.cpp's usual ones, empty if all are."""
+    parts = []
+    if side.flash_attention != "auto":
+        parts.append(f"flash attention {side.flash_attention}")
+    if (side.cache_type_k, side.cache_type_v) != ("f16", "f16"):
+        parts.append(f"K/V cache {side.cache_type_k}/{side.cache_type_v}")
+    parts += ["repacked weights"] if side.use_extra_bufts else []
+    parts += ["unfused norms"] if side.unfused_norms else []
+    return ", ".join(parts)
 
 
 def _model_line(m: ModelFacts) -> str:
@@ -254,7 +287,7 @@ def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | No
             types = f"{o.dtype_ref}→{types}"
         row: list[str | Text] = [
             _layer(o.layer),
-            o.op,
+            o.role,
             printable(o.tensor or o.node),
             types,
             _drift_cell(o.local),
@@ -267,7 +300,59 @@ def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | No
     return table
 
 
-def _logit_table(s: LogitStatistics) -> Table:
+def _where(found: Localisation) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+
+    def row(label: str, text: str) -> None:
+        grid.add_row(*_cells([label, printable(text)]))
+
+    if found.layers:
+        first, last = found.layers[0], found.layers[-1]
+        bars = sparkline([layer.rel_l2 for layer in found.layers])
+        text = f"{number(first.rel_l2)} after layer {first.layer}"
+        text += f" to {number(last.rel_l2)} after layer {last.layer}"
+        growth = [layer.growth for layer in found.layers if layer.growth is not None]
+        if growth:
+            text += f", × {statistics.median(growth):.3f} per layer (median)"
+        row("by layer", f"{bars}  {text}")
+    if found.first_jump is not None:
+        place = found.first_jump
+        row("jump", f"{place.tensor or place.node}, robust z {number(place.value)}")
+    for label, token in zip(("tokens", "", ""), found.worst_tokens, strict=False):
+        before = token.context.replace("\n", " ")[-24:]
+        row(
+            label,
+            f"“{before}[{token.text}]” KL {number(token.kld)},"
+            f" p {number(token.p_ref)} → {number(token.p_quant)} (token {token.token})",
+        )
+    for label, c in zip(("channels", "", ""), found.outlier_channels, strict=False):
+        row(
+            label,
+            f"{c.channel} holds {c.error_share:.0%} of the error and {c.energy_share:.0%} of"
+            f" the energy at {c.node}",
+        )
+    if found.peak is not None and found.f16_headroom is not None:
+        at = found.peak
+        row(
+            "largest value",
+            f"{number(at.value)} at {at.node}, token {at.token}, channel {at.channel}:"
+            f" half precision holds {number(found.f16_headroom)} times that",
+        )
+    return grid
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Bars from zero to the largest value."""
+    top = max(values, default=0.0)
+    if top <= 0:
+        return _BARS[0] * len(values)
+    return "".join(_BARS[min(7, int(8 * v / top))] for v in values)
+
+
+def _logit_table(s: LogitStatistics, floor: LogitStatistics | None) -> Table:
     def pm(value: float | None, error: float | None, digits: int, unit: float = 1.0) -> str:
         if value is None:
             return "–"
@@ -277,7 +362,9 @@ def _logit_table(s: LogitStatistics) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     rows = [
         ("KL divergence", f"mean {pm(s.mean_kld, s.mean_kld_se, 6)} nats"),
-        ("", f"99.9 % {number(s.p999_kld)}, max {number(s.max_kld)}"),
+        ("", _kld_quantiles(s)),
+        ("Δp of the right token", f"mean {pm(s.mean_delta_p, s.mean_delta_p_se, 3, 100)} %"),
+        ("", f"RMS {pm(s.rms_delta_p, s.rms_delta_p_se, 3, 100)} %"),
         ("same top token", f"{pm(s.same_top1, s.same_top1_se, 3, 100)} %"),
         (
             "perplexity",
@@ -285,11 +372,22 @@ def _logit_table(s: LogitStatistics) -> Table:
             f" ratio {pm(s.ppl_ratio, s.ppl_ratio_se, 6)}",
         ),
     ]
+    if floor is not None:
+        text = f"KL divergence mean {number(floor.mean_kld)}, max {number(floor.max_kld)}"
+        rows.append(("reference with itself", text))
     if s.non_finite_tokens:
         rows.append(("left out", f"{s.non_finite_tokens} positions with a NaN or infinite logit"))
     for row in rows:
         grid.add_row(*_cells(row))
     return grid
+
+
+def _kld_quantiles(s: LogitStatistics) -> str:
+    found = s.kld_percentiles
+    if not found:
+        return "–"
+    shown = {"50": "median", "90": "90 %", "99": "99 %", "99.9": "99.9 %", "100": "max"}
+    return ", ".join(f"{label} {number(found[p])}" for p, label in shown.items())
 
 
 def _skipped(skipped: Sequence[Skipped]) -> Iterable[Text]:

@@ -26,6 +26,7 @@ NORM_OPS: dict[str, NormKind] = {
 
 _VIEW_OPS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 """Operations that compute nothing: ``ggml_op_is_empty`` without NONE."""
+_COPY_OPS = frozenset({"CPY", "CONT", "CAST", "DUP"})
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,20 @@ class NormPlan:
     bias_shape: tuple[int, ...]
 
 
-OperationRole = Literal["embedding", "matmul", "attention", "norm", "norm_input", "other"]
+OperationRole = Literal[
+    "embedding",
+    "matmul",
+    "bias",
+    "attention",
+    "recurrent",
+    "activation",
+    "norm",
+    "residual",
+    "norm_input",
+    "output",
+    "other",
+]
+"""What a watched node does; ``norm_input`` only where none of the others fits."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +136,29 @@ def layer_of_node(key: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def build_graph(views: list[NodeView], tensors: Container[str]) -> Graph:
+def build_graph(
+    views: list[NodeView],
+    tensors: Container[str],
+    *,
+    prefix: str = "",
+    unfused_norms: bool = False,
+) -> Graph:
     """Make sense of the nodes that one decode showed.
 
     Args:
         views: in the order of the scheduler's questions.
         tensors: names of the tensors in the model's file.
+        prefix: put before each key: an encoder and a decoder use the same labels.
+        unfused_norms: make each norm operation a stop of its own.
     """
-    nodes = _nodes(views)
+    nodes = _nodes(views, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
-    return Graph(nodes, norms, _stops(nodes, norms, finder), skipped)
+    stops = _StopFinder(nodes, norms, finder, unfused_norms).find()
+    return Graph(nodes, norms, stops, skipped)
 
 
-def _nodes(views: list[NodeView]) -> tuple[Node, ...]:
+def _nodes(views: list[NodeView], prefix: str) -> tuple[Node, ...]:
     by_address = {v.address: i for i, v in enumerate(views)}
     by_name: dict[str, int] = {}
     times: dict[str, int] = {}
@@ -154,7 +177,7 @@ def _nodes(views: list[NodeView]) -> tuple[Node, ...]:
         nodes.append(
             Node(
                 index=i,
-                key=view.name if n == 1 else f"{view.name}@{n}",
+                key=prefix + (view.name if n == 1 else f"{view.name}@{n}"),
                 name=view.name,
                 op=view.op,
                 dtype=view.dtype,
@@ -241,60 +264,101 @@ class _NormFinder:
         """The file's tensor behind a source: itself, or what a reshape or copy of it shows."""
         while not isinstance(source, str):
             node = self.nodes[source]
-            if node.op not in _VIEW_OPS and node.op not in ("CPY", "CONT", "CAST"):
+            if node.op not in _VIEW_OPS and node.op not in _COPY_OPS:
                 return None
             source = node.sources[0]
         return source if source in self.tensors else None
 
 
-def _stops(
-    nodes: tuple[Node, ...], norms: tuple[NormPlan, ...], finder: _NormFinder
-) -> tuple[Stop, ...]:
-    """The nodes to watch: all that read a tensor of the file, attention, norms' ends.
+class _StopFinder:
+    """Chooses the nodes to watch.
 
-    Everything between two stops is computed without any of the file's numbers, so with
-    the values at the stops replaced by the reference's, what is between cannot differ.
+    All that read a tensor of the file are among them, so everything between two stops is
+    computed without any of the file's numbers: with the values at the stops replaced by
+    the reference's, what is between cannot differ. The rest (attention, activations,
+    residual sums, recurrent states) shows where drift passes.
     """
-    outputs = {n.output for n in norms}
-    inputs = {n.input for n in norms}
-    # What lies inside a norm is not watched: the engine may fuse it (RMS_NORM + MUL).
-    inside = {i for n in norms for i in range(n.norm, n.output)} - inputs
-    stops = []
-    for node in nodes:
-        if not is_readable(node.dtype):
-            continue
-        tensors = [t for t in map(finder.tensor, node.sources) if t]
-        role: OperationRole | None
-        if node.index in outputs:
-            role = "norm"
-        elif node.index in inside and not _matmul(node):
-            continue
-        elif node.op == "GET_ROWS" and tensors:
-            role = "embedding"
-        elif _matmul(node) and tensors:
-            role = "matmul"
-        elif _is_attention(node, nodes):
-            role = "attention"
-        elif tensors and node.op not in _VIEW_OPS and node.op not in ("CPY", "CONT", "CAST"):
-            role = "other"
-        elif node.index in inputs:
-            role = "norm_input"
-        else:
-            continue
-        pin = node.op not in _VIEW_OPS and node.dtype == "F32"
-        tensor = tensors[0] if tensors else None
-        stops.append(Stop(node.index, node.key, node.op, role, tensor, pin))
-    return tuple(stops)
+
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        norms: tuple[NormPlan, ...],
+        finder: _NormFinder,
+        unfused_norms: bool,
+    ) -> None:
+        self.nodes, self.tensor = nodes, finder.tensor
+        self.outputs = {n.output for n in norms}
+        self.inputs = {n.input for n in norms}
+        # What lies inside a norm is not watched: the engine may fuse it (RMS_NORM + MUL).
+        self.inside = {i for n in norms for i in range(n.norm, n.output)} - self.inputs
+        self.cores = {n.norm for n in norms} if unfused_norms else set()
+        self.labelled_attention = any(n.name.startswith(_ATTENTION_LABEL) for n in nodes)
+
+    def find(self) -> tuple[Stop, ...]:
+        stops = []
+        for node in self.nodes:
+            if not is_readable(node.dtype):
+                continue
+            tensors = [t for t in map(self.tensor, node.sources) if t]
+            role = self.role(node, bool(tensors))
+            if role is None:
+                continue
+            # A reshape shows its source's values as they lie; other views may not.
+            own = node.op not in _VIEW_OPS or node.op == "RESHAPE"
+            tensor = tensors[0] if tensors else None
+            pin = own and node.dtype == "F32"
+            stops.append(Stop(node.index, node.key, node.op, role, tensor, pin))
+        return tuple(stops)
+
+    def role(self, node: Node, reads_file: bool) -> OperationRole | None:
+        if node.index in self.outputs or node.index in self.cores:
+            return "norm"
+        if node.index in self.inside and node.op not in _MATMUL_OPS:
+            return None
+        computed = node.op not in _VIEW_OPS and node.op not in _COPY_OPS
+        if reads_file and computed:
+            return _ROLE_OF_READER.get(node.op, "other")
+        found = self.role_without_tensor(node)
+        return "norm_input" if found is None and node.index in self.inputs else found
+
+    def role_without_tensor(self, node: Node) -> OperationRole | None:
+        if node.name == "result_embd_pooled":  # llm_graph_context::build_pooling
+            return "output"
+        if self.is_attention(node):
+            return "attention"
+        if node.op.startswith(("SSM_", "RWKV_", "GATED_")):
+            return "recurrent"
+        if node.op in ("GLU", "UNARY"):
+            return "activation"
+        # Attention scores with a position bias added have heads on a third axis.
+        if (
+            node.op == "ADD"
+            and len(node.shape) <= 2
+            and not any(isinstance(s, str) for s in node.sources)
+        ):
+            return "residual"
+        return None
+
+    def is_attention(self, node: Node) -> bool:
+        """The attention's result, by llama.cpp's label or else by its operations."""
+        if self.labelled_attention:
+            return node.name.startswith(_ATTENTION_LABEL)
+        if node.op == "FLASH_ATTN_EXT":
+            return True
+        return node.op in _MATMUL_OPS and any(
+            isinstance(s, int) and self.nodes[s].op == "SOFT_MAX" for s in node.sources[:2]
+        )
 
 
-def _matmul(node: Node) -> bool:
-    return node.op in ("MUL_MAT", "MUL_MAT_ID")
-
-
-def _is_attention(node: Node, nodes: tuple[Node, ...]) -> bool:
-    """The attention's result: the fused operation, or the values weighted by a softmax."""
-    if node.op == "FLASH_ATTN_EXT":
-        return True
-    return _matmul(node) and any(
-        isinstance(s, int) and nodes[s].op == "SOFT_MAX" for s in node.sources[:2]
-    )
+_ATTENTION_LABEL = "kqv_out"
+"""llm_graph_context::build_attn in src/llama-graph.cpp."""
+_MATMUL_OPS = frozenset({"MUL_MAT", "MUL_MAT_ID"})
+_ROLE_OF_READER: dict[str, OperationRole] = {
+    "GET_ROWS": "embedding",
+    "MUL_MAT": "matmul",
+    "MUL_MAT_ID": "matmul",
+    "ADD": "bias",
+    "ADD_ID": "bias",
+    "SSM_CONV": "recurrent",
+    "SSM_SCAN": "recurrent",
+}

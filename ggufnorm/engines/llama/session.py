@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +18,58 @@ MAX_BATCH = 512
 """Most tokens in one decode: llama.cpp's own default for ``-ub``."""
 
 
+FlashAttention = Literal["auto", "on", "off"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+"""What llama.cpp takes for ``-ctk`` and ``-ctv`` (``kv_cache_types`` in common/arg.cpp)."""
+
+
 @dataclass(frozen=True)
 class EngineOptions:
-    """How llama.cpp is to run, in its own words.
+    """How llama.cpp is to run one model, in its own words.
 
     Attributes:
         n_ctx: ``-c``: tokens of one chunk.
         n_threads: ``-t``.
         n_gpu_layers: ``-ngl``.
+        flash_attention: ``-fa``.
+        cache_type_k: ``-ctk``: type of the cached keys.
+        cache_type_v: ``-ctv``: type of the cached values.
         use_extra_bufts: let llama.cpp repack weights for its fastest CPU kernels. Off,
             the plain kernels run; they are also the only ones that survive on virtual
             machines whose CPU announces AMX without having it.
+        unfused_norms: watch norms from inside, so that llama.cpp cannot fuse RMS_NORM
+            with the MUL behind it.
     """
 
     n_ctx: int
     n_threads: int
     n_gpu_layers: int = 0
+    flash_attention: FlashAttention = "auto"
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
+    unfused_norms: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one call of llama.cpp runs.
+
+    Attributes:
+        tokens: ids.
+        position: of the first of them in its sequence.
+        n_outputs: how many tokens at the end give an output (logits).
+        following: the token that really follows each output; the last may have none.
+        first: number of the first token in the whole text.
+        encode: run the encoder instead of the decoder.
+    """
+
+    tokens: NDArray[np.int32]
+    position: int
+    n_outputs: int
+    following: NDArray[np.int32]
+    first: int
+    encode: bool = False
 
 
 class LlamaModel:
@@ -68,12 +103,33 @@ class LlamaModel:
         llama().llama_model_free(self.handle)
 
     @property
-    def is_decoder_only(self) -> bool:
-        """Whether one decode of a token sequence gives next-token logits."""
+    def has_encoder(self) -> bool:
+        """Whether an encoder must run before the decoder (T5)."""
         lib = llama()
-        return bool(lib.llama_model_has_decoder(self.handle)) and not bool(
-            lib.llama_model_has_encoder(self.handle)
+        return bool(lib.llama_model_has_encoder(self.handle)) and bool(
+            lib.llama_model_has_decoder(self.handle)
         )
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that an encoder-decoder's decoder begins with."""
+        lib = llama()
+        token = int(lib.llama_model_decoder_start_token(self.handle))
+        return token if token >= 0 else int(lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the model gives one pooled vector for a text instead of predictions."""
+        arch = self._metadata("general.architecture")
+        pooling = self._metadata(f"{arch}.pooling_type")
+        causal = self._metadata(f"{arch}.attention.causal")
+        return causal == "false" or pooling not in ("", "0")
+
+    def _metadata(self, key: str) -> str:
+        """A metadata value as llama.cpp prints it, empty if there is none."""
+        buffer = ctypes.create_string_buffer(256)
+        n = llama().llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n >= 0 else ""
 
     @property
     def bos(self) -> int | None:
@@ -98,35 +154,60 @@ class LlamaModel:
             raise EngineError(f"{self.path}: llama.cpp cannot tokenize the text")
         return np.array(buffer[:n], dtype=np.int32)
 
+    def piece(self, token: int) -> str:
+        """The text of a token."""
+        buffer = ctypes.create_string_buffer(256)
+        n = llama().llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)
+        return buffer.raw[: max(0, n)].decode(errors="replace")
+
 
 EvalCallback = Callable[[int, bool], bool]
 """``(tensor address, ask) -> answer``: ggml_backend_sched_eval_callback."""
 
 
 class LlamaContext:
-    """One context of a model, with a callback at every graph node. A context manager.
+    """One context of a model. A context manager.
+
+    Args:
+        model: whose weights it uses.
+        options: how to run.
+        on_eval: called at every graph node; None to run unobserved.
 
     Raises:
         EngineError: llama.cpp cannot make the context (usually: not enough memory).
     """
 
-    def __init__(self, model: LlamaModel, options: EngineOptions, on_eval: EvalCallback) -> None:
+    def __init__(
+        self, model: LlamaModel, options: EngineOptions, on_eval: EvalCallback | None
+    ) -> None:
         lib = llama()
         params = lib.llama_context_default_params()
         params.n_ctx = options.n_ctx
-        params.n_batch = params.n_ubatch = min(options.n_ctx, MAX_BATCH)
+        # An encoder attends to the whole chunk: it cannot be cut into batches.
+        whole = model.is_embedding or model.has_encoder
+        self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
+        params.n_batch = params.n_ubatch = self.max_batch
+        params.embeddings = model.is_embedding
+        params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+        params.type_k = _cache_type(options.cache_type_k)
+        params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
-        # Kept on self: ctypes does not keep a callback alive.
-        self._callback = lib.ggml_backend_sched_eval_callback(
-            lambda tensor, ask, _data: on_eval(tensor, ask)
-        )
-        params.cb_eval = self._callback
+        if on_eval is not None:
+            # Kept on self: ctypes does not keep a callback alive.
+            self._callback = lib.ggml_backend_sched_eval_callback(
+                lambda tensor, ask, _data: on_eval(tensor, ask)
+            )
+            params.cb_eval = self._callback
         self.model = model
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
-            raise EngineError(f"llama.cpp cannot make a context for {model.path}")
-        self._batch: Any = lib.llama_batch_init(min(options.n_ctx, MAX_BATCH), 0, 1)
+            raise EngineError(
+                f"llama.cpp cannot make a context for {model.path}: it may be too large for"
+                " the memory, or the options may not go together (a quantized V cache needs"
+                " flash attention)"
+            )
+        self._batch: Any = lib.llama_batch_init(self.max_batch, 0, 1)
 
     def __enter__(self) -> LlamaContext:
         return self
@@ -144,31 +225,30 @@ class LlamaContext:
     def clear(self) -> None:
         """Forget all tokens."""
         lib = llama()
-        lib.llama_memory_clear(lib.llama_get_memory(self.handle), True)
+        memory = lib.llama_get_memory(self.handle)
+        if memory:  # an encoder keeps none
+            lib.llama_memory_clear(memory, True)
 
-    def decode(self, tokens: NDArray[np.int32], position: int, n_outputs: int) -> None:
-        """Decode one batch of a sequence.
-
-        Args:
-            tokens: at most :data:`MAX_BATCH` ids.
-            position: of the first one in its sequence.
-            n_outputs: for how many tokens at the end logits are wanted.
+    def decode(self, batch: Batch) -> None:
+        """Run one batch: through the encoder or the decoder, as it says.
 
         Raises:
             EngineError: llama.cpp reports a failure.
         """
-        lib, batch = llama(), self._batch
-        n = len(tokens)
-        batch.n_tokens = n
-        for i, token in enumerate(tokens.tolist()):
-            batch.token[i] = token
-            batch.pos[i] = position + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = i >= n - n_outputs
-        status = lib.llama_decode(self.handle, batch)
+        lib, raw = llama(), self._batch
+        n = len(batch.tokens)
+        raw.n_tokens = n
+        for i, token in enumerate(batch.tokens.tolist()):
+            raw.token[i] = token
+            raw.pos[i] = batch.position + i
+            raw.n_seq_id[i] = 1
+            raw.seq_id[i][0] = 0
+            raw.logits[i] = i >= n - batch.n_outputs
+        run = lib.llama_encode if batch.encode else lib.llama_decode
+        status = run(self.handle, raw)
         if status != 0:
-            raise EngineError(f"{self.model.path}: llama_decode failed with status {status}")
+            name = "llama_encode" if batch.encode else "llama_decode"
+            raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
     def logits(self, n_outputs: int) -> NDArray[np.float32]:
         """The last batch's logits, ``(n_outputs, vocabulary)``: a view, good until decode."""
@@ -179,3 +259,12 @@ class LlamaContext:
         n = n_outputs * self.model.n_vocab
         raw = (ctypes.c_float * n).from_address(address)
         return np.ctypeslib.as_array(raw).reshape(n_outputs, self.model.n_vocab)
+
+
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type in llama.h
+
+
+def _cache_type(name: CacheType) -> int:
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[name.upper()])

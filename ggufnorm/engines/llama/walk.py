@@ -12,6 +12,8 @@ next stop is the error that the operations in between make by themselves.
 
 from __future__ import annotations
 
+import functools
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,33 +25,48 @@ from numpy.typing import NDArray
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.llama.binding import NodeView, is_contiguous, read_node, write_node
 from ggufnorm.engines.llama.graph import Graph, Stop, build_graph
-from ggufnorm.engines.llama.session import (
-    MAX_BATCH,
-    EngineOptions,
-    LlamaContext,
-    LlamaModel,
-)
+from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.errors import EngineError
 
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One decode: tokens, the position of the first, and how many give logits."""
+def cut_chunk(
+    model: LlamaModel, tokens: NDArray[np.int32], first: int, max_batch: int
+) -> list[Batch]:
+    """Cut a chunk into the batches that its model wants.
 
-    tokens: NDArray[np.int32]
-    position: int
-    n_outputs: int
+    - A decoder gets the chunk in batches, its first token replaced by BOS if the model
+      wants one, and gives logits for the second half, as llama-perplexity does.
+    - An encoder-decoder reads the first half and predicts the second.
+    - An embedding model gets all at once and gives no logits.
 
-
-def batches(chunk: NDArray[np.int32], first_output: int) -> list[Batch]:
-    """Cut a chunk into decodes; logits are wanted from position ``first_output`` on."""
+    Args:
+        model: that is going to run it.
+        tokens: of the chunk.
+        first: number of the chunk's first token in the whole text.
+        max_batch: most tokens in one batch.
+    """
+    half = len(tokens) // 2
+    nothing = tokens[:0]
+    if model.is_embedding:
+        return [Batch(tokens, 0, len(tokens), nothing, first)]
+    if model.has_encoder:
+        start = np.array([model.decoder_start], np.int32)
+        inner = np.concatenate([start, tokens[half:-1]])
+        return [
+            Batch(tokens[:half], 0, half, nothing, first, encode=True),
+            Batch(inner, 0, len(inner), tokens[half:], first + half),
+        ]
+    if model.bos is not None:
+        tokens = np.concatenate([np.array([model.bos], np.int32), tokens[1:]])
     cut = []
-    for start in range(0, len(chunk), MAX_BATCH):
-        part = chunk[start : start + MAX_BATCH]
-        n_outputs = max(0, min(len(part), start + len(part) - first_output))
-        cut.append(Batch(part, start, n_outputs))
+    for at in range(0, len(tokens), max_batch):
+        part = tokens[at : at + max_batch]
+        end = at + len(part)
+        n_outputs = max(0, min(len(part), end - half))
+        following = tokens[end - n_outputs + 1 : end + 1]
+        cut.append(Batch(part, at, n_outputs, following, first + at))
     return cut
 
 
@@ -67,6 +84,7 @@ class Lane:
         self.graphs: list[Graph] = []
         self.error: BaseException | None = None
         self._tensors = tensors
+        self._unfused = options.unfused_norms
         self._views: list[NodeView] | None = None
         self._next = 0
         self._stops: dict[int, int] = {}
@@ -79,10 +97,16 @@ class Lane:
         self.context.clear()
         for batch in chunk:
             self._views = []
-            self.context.decode(batch.tokens, batch.position, batch.n_outputs)
+            self.context.decode(batch)
             self._raise()
             # The sources are read while the graph still exists.
-            self.graphs.append(build_graph(self._views, self._tensors))
+            graph = build_graph(
+                self._views,
+                self._tensors,
+                prefix="enc." if batch.encode else "",
+                unfused_norms=self._unfused,
+            )
+            self.graphs.append(graph)
         self._views = None
 
     def walk(
@@ -96,7 +120,7 @@ class Lane:
         self._graph, self._next = graph, 0
         self._stops = {index: k for k, index in enumerate(stops)}
         self._on_stop = on_stop
-        self.context.decode(batch.tokens, batch.position, batch.n_outputs)
+        self.context.decode(batch)
         self._raise()
         if self._next != len(graph.nodes):
             raise self._changed(f"it had {len(graph.nodes)} nodes and now has {self._next}")
@@ -143,6 +167,43 @@ class Observer(Protocol):
         """Another lane's value at the same stop."""
 
 
+class _Watching:
+    """Calls an observer in a thread of its own, in order, while the lanes compute on.
+
+    A context manager: on leaving it everything was observed.
+
+    Attributes:
+        error: the first that the observer raised.
+    """
+
+    _AHEAD = 4
+    """Values that may wait: what bounds the memory."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(self._AHEAD)
+        self._thread = threading.Thread(target=self._work, name="observer")
+
+    def __enter__(self) -> _Watching:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._calls.put(None)
+        self._thread.join()
+
+    def call(self, observe: Callable[..., None], *arguments: object) -> None:
+        self._calls.put(functools.partial(observe, *arguments))
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            try:
+                if self.error is None:
+                    call()
+            except BaseException as error:
+                self.error = error
+
+
 class Lockstep:
     """Walks all lanes through one batch after another."""
 
@@ -158,6 +219,12 @@ class Lockstep:
         Raises:
             EngineError: a lane failed.
         """
+        with _Watching() as watching:
+            self._walk(index, batch, observer, watching)
+        if watching.error is not None:
+            raise watching.error
+
+    def _walk(self, index: int, batch: Batch, observer: Observer, watching: _Watching) -> None:
         match = self.matches[index]
         turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(self.lanes))]
         failed: list[BaseException] = []
@@ -167,14 +234,14 @@ class Lockstep:
             turns[(i + 1) % len(turns)].release()
 
         def on_stop(i: int, k: int, address: int) -> bool:
-            if failed:
+            if failed or watching.error:
                 return False
             value = read_node(address)
             if i == 0:
                 slot[:] = [value]
-                observer.reference(match.stops[k], batch, value)
+                watching.call(observer.reference, match.stops[k], batch, value)
             else:
-                observer.compare(match.stops[k], i, batch, slot[0], value)
+                watching.call(observer.compare, match.stops[k], i, batch, slot[0], value)
                 if self.lanes[i].pin and match.stops[k].pin and is_contiguous(address):
                     write_node(address, slot[0])
             hand_on(i)
@@ -206,7 +273,7 @@ class Lockstep:
             thread.start()
         for thread in threads:
             thread.join()
-        if failed:
+        if failed and not watching.error:
             raise failed[0]
 
 
@@ -239,17 +306,17 @@ def match_stops(graphs: Sequence[Graph]) -> Match:
         for stop in kept:
             index = where.get(stop.key)
             if index is None:
-                skipped.append(Skipped(stop.key, "the other model's graph has no such node"))
+                skipped.append(Skipped(stop.key, "has no partner in the other graph"))
             elif index <= last:
-                skipped.append(Skipped(stop.key, "the other model's graph has it elsewhere"))
+                skipped.append(Skipped(stop.key, "stands elsewhere in the other graph"))
             elif shapes[stop.key] != reference.nodes[stop.index].shape:
-                skipped.append(Skipped(stop.key, "the other model's graph has another shape there"))
+                skipped.append(Skipped(stop.key, "has another shape in the other graph"))
             else:
                 found.append(stop)
                 last = index
         known = {s.key for s in reference.stops}
         skipped += [
-            Skipped(s.key, "the reference's graph has no such node")
+            Skipped(s.key, "has no partner in the reference's graph")
             for s in graph.stops
             if s.key not in known
         ]

@@ -1,0 +1,185 @@
+"""How much watching costs: lockstep walks against plain decodes, in one process and one run.
+
+    python -m benchmarks.bench_drift [--layers 16] [--chunks 4]
+
+Writes a Llama of about half a billion random weights (F16, and its Q4_K_M) into a temporary
+folder, then times, on the same tokens:
+
+- plain decodes of both models, nobody watching;
+- the free walk: reference and model under test in step, every watched node compared;
+- the pinned walk: the same with the third lane.
+
+Prints a Markdown table of seconds and ratios. With two cores and the default sizes it takes
+about ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison
+from ggufnorm.engines.child import Emit, peak_memory, run_in_child
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
+from ggufnorm.formats.gguf import GGUFFile
+
+N_CTX, N_VOCAB = 512, 16384
+
+
+def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) -> int:
+    """Write a random F16 Llama and return its number of weights."""
+    rng = np.random.default_rng(0)
+    head_dim, n_head, n_head_kv = 128, n_embd // 128, n_embd // 256
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_context_length(N_CTX)
+    w.add_embedding_length(n_embd)
+    w.add_block_count(n_layer)
+    w.add_feed_forward_length(n_ff)
+    w.add_head_count(n_head)
+    w.add_head_count_kv(n_head_kv)
+    w.add_layer_norm_rms_eps(1e-5)
+    w.add_rope_dimension_count(head_dim)
+    w.add_vocab_size(N_VOCAB)
+    w.add_tokenizer_model("none")
+    n_weights = 0
+
+    def matrix(name: str, rows: int, columns: int) -> None:
+        nonlocal n_weights
+        n_weights += rows * columns
+        # One block of noise, rolled: drawing half a billion normals would take a minute.
+        block = rng.standard_normal((64, columns), np.float32) / np.sqrt(columns)
+        data = np.concatenate([np.roll(block, i, axis=1) for i in range(-(-rows // 64))])[:rows]
+        w.add_tensor(name, data.astype(np.float16))
+
+    def norm(name: str) -> None:
+        w.add_tensor(name, np.exp(rng.normal(0, 0.2, n_embd)).astype(np.float32))
+
+    matrix("token_embd.weight", N_VOCAB, n_embd)
+    for i in range(n_layer):
+        b = f"blk.{i}."
+        norm(b + "attn_norm.weight")
+        matrix(b + "attn_q.weight", n_embd, n_embd)
+        matrix(b + "attn_k.weight", n_head_kv * head_dim, n_embd)
+        matrix(b + "attn_v.weight", n_head_kv * head_dim, n_embd)
+        matrix(b + "attn_output.weight", n_embd, n_embd)
+        norm(b + "ffn_norm.weight")
+        matrix(b + "ffn_gate.weight", n_ff, n_embd)
+        matrix(b + "ffn_up.weight", n_ff, n_embd)
+        matrix(b + "ffn_down.weight", n_embd, n_ff)
+    norm("output_norm.weight")
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return n_weights
+
+
+def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[str, object]:
+    """In the child: time plain decodes and lockstep walks of the same chunks."""
+    options = EngineOptions(n_ctx=N_CTX, n_threads=int(str(job["threads"])))
+    rng = np.random.default_rng(1)
+    chunks = rng.integers(0, N_VOCAB, (int(str(job["chunks"])), N_CTX)).astype(np.int32)
+    with ExitStack() as stack:
+        files = {
+            REFERENCE: stack.enter_context(GGUFFile(str(job["reference"]))),
+            FREE: stack.enter_context(GGUFFile(str(job["quant"]))),
+        }
+        models = [stack.enter_context(LlamaModel(files[i].path, options)) for i in (0, 1)]
+        names = [frozenset(files[i].tensors) for i in (0, 1)]
+        cut = [cut_chunk(models[0], c, i * N_CTX, N_CTX) for i, c in enumerate(chunks)]
+        plain = [stack.enter_context(LlamaContext(m, options, None)) for m in models]
+        lanes = [
+            Lane(models[i], options, names[i], pin=pin)
+            for i, pin in ((REFERENCE, False), (FREE, False), (FREE, True))
+        ]
+        for lane in lanes:
+            stack.enter_context(lane.context)
+        for lane in lanes[:PINNED]:
+            lane.plan(cut[0])
+        lanes[PINNED].graphs = lanes[FREE].graphs
+        graphs = list(zip(lanes[0].graphs, lanes[1].graphs, strict=True))
+
+        def walk(walkers: list[Lane]) -> Callable[[list[Batch]], None]:
+            lockstep, comparison = Lockstep(walkers), Comparison(graphs, files)
+
+            def run(chunk: list[Batch]) -> None:
+                for lane in walkers:
+                    lane.context.clear()
+                for k, batch in enumerate(chunk):
+                    lockstep.run(k, batch, comparison)
+
+            return run
+
+        runs: dict[str, Callable[[list[Batch]], None]] = {
+            "plain_ref": lambda chunk: decode(plain[0], chunk),
+            "plain_quant": lambda chunk: decode(plain[1], chunk),
+            "free": walk(lanes[:PINNED]),
+            "pinned": walk(lanes),
+        }
+        # In turns, chunk by chunk: what else the machine does then weighs on all alike.
+        seconds = dict.fromkeys(runs, 0.0)
+        for i, chunk in enumerate([cut[0], *cut]):
+            for name, run in runs.items():
+                took = timed(lambda run=run, chunk=chunk: run(chunk))
+                seconds[name] += took if i else 0.0  # the first time, pages are faulted in
+            emit({"type": "phase", "text": f"chunk {i} of {len(cut)}"})
+        return {**seconds, "nodes": len(lanes[0].graphs[0].stops), "peak": peak_memory()}
+
+
+def decode(context: LlamaContext, chunk: list[Batch]) -> None:
+    context.clear()
+    for batch in chunk:
+        context.decode(batch)
+
+
+def timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ggufnorm-bench-") as name:
+        reference, quant = Path(name) / "f16.gguf", Path(name) / "q4.gguf"
+        n = write_model(reference, args.layers)
+        quantize(reference, quant, "Q4_K_M")
+        size = (reference.stat().st_size + quant.stat().st_size) / 1e6
+        job = {
+            "reference": str(reference),
+            "quant": str(quant),
+            "chunks": args.chunks,
+            "threads": args.threads,
+        }
+        # The child imports the task by its module's name, which is not __main__ there.
+        from benchmarks.bench_drift import measure as task
+
+        r = run_in_child(task, job, lambda _message: None)
+    ref, under_test = r["plain_ref"], r["plain_quant"]
+    two, three = ref + under_test, ref + 2 * under_test
+    print(f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {r['nodes']} watched nodes\n")
+    print("| | seconds | ratio to plain decodes |")
+    print("|---|---|---|")
+    print(f"| plain decode, F16 | {ref:.1f} | |")
+    print(f"| plain decode, Q4_K_M | {under_test:.1f} | |")
+    print(f"| free walk (two lanes) | {r['free']:.1f} | {r['free'] / two:.2f} |")
+    print(f"| with the pinned lane | {r['pinned']:.1f} | {r['pinned'] / three:.2f} |")
+    print(f"\nPeak memory {r['peak'] / 1e6:,.0f} MB, of which {size:,.0f} MB are the two files.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.samples import sample_model
+from tests import models
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    return sample_model()
+
+
+@pytest.fixture(scope="session")
+def sample_q4(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sample") / "sotu-Q4_K_M.gguf"
+    quantize(sample, path, "Q4_K_M")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """F16 models of three architectures: RMSNorm, LayerNorm with bias, MoE with Q/K norms."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return {
+        "llama": models.llama(folder / "llama.gguf"),
+        "gpt2": models.gpt2(folder / "gpt2.gguf"),
+        "qwen3moe": models.qwen3moe(folder / "qwen3moe.gguf"),
+    }
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """Enough text for some chunks of 32 tokens in the test models' vocabulary."""
+    return "the rain in spain stays mainly in the plain and so it is said to be in the end " * 8

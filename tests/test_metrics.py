@@ -1,0 +1,148 @@
+"""Streaming statistics against one computation over everything, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggufnorm.core.logits import LogitSum
+from ggufnorm.core.metrics import DifferenceSum, difference
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def pair(seed: int, rows: int, channels: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    r = (rng.standard_normal((rows, channels)) * 10.0 ** rng.integers(-3, 4)).astype(np.float32)
+    q = r + (level * np.abs(r).max() * rng.standard_normal(r.shape)).astype(np.float32)
+    return r, q
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 70), st.sampled_from([1e-6, 1e-3, 0.3, 3.0]))
+def test_difference_agrees_with_float64(seed: int, rows: int, channels: int, level: float) -> None:
+    r, q = pair(seed, rows, channels, level)
+    total = DifferenceSum()
+    cut = rows // 2
+    total.add(r[:cut], q[:cut], 0, cut)
+    total.add(r[cut:], q[cut:], cut, rows - cut)
+    got = total.result()
+
+    wide_r, wide_q = r.astype(np.float64), q.astype(np.float64)
+    d = (q - r).astype(np.float64)
+    assert got.rel_l2 == pytest.approx(np.linalg.norm(d) / np.linalg.norm(wide_r), rel=1e-5)
+    assert got.rms_ratio == pytest.approx(np.linalg.norm(wide_q) / np.linalg.norm(wide_r), rel=1e-5)
+    cosine = (wide_r * wide_q).sum() / np.linalg.norm(wide_r) / np.linalg.norm(wide_q)
+    assert got.cosine == pytest.approx(cosine, abs=1e-6)
+    token, channel = divmod(int(np.abs(d).argmax()), channels)
+    assert (got.max_abs_token, got.max_abs_channel) == (token, channel)
+    assert got.max_abs == np.abs(q - r).max()
+    assert (got.rows, got.non_finite_rows) == (rows, 0)
+
+
+def test_small_angles_keep_their_digits() -> None:
+    r = np.ones((1, 10_000), np.float32)
+    q = r.copy()
+    q[0, 0] += 1e-2
+    got = difference(r, q)
+    d = float(q[0, 0]) - 1
+    expected = (1 - 1e-4) * d * d / 1e4 / 2  # 1 - cos = sin²/2 to first order
+    assert 1 - got.cosine == pytest.approx(expected, rel=1e-3)
+
+
+def test_identical_arrays_differ_by_exactly_nothing() -> None:
+    r = np.random.default_rng(1).standard_normal((5, 7)).astype(np.float32)
+    got = difference(r, r.copy())
+    assert (got.rel_l2, got.cosine, got.rms_ratio, got.max_abs) == (0.0, 1.0, 1.0, 0.0)
+
+
+def test_several_rows_of_one_token_count_as_that_token() -> None:
+    r = np.zeros((6, 4), np.float32)
+    q = r.copy()
+    q[5, 2] = 1.0  # third token, second head
+    total = DifferenceSum()
+    total.add(r, q, 100, 3)
+    assert (total.result().max_abs_token, total.result().max_abs_channel) == (102, 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_rows_are_counted_and_left_out(bad: float) -> None:
+    r, q = pair(3, 6, 8, 0.1)
+    clean = difference(np.delete(r, 2, 0), np.delete(q, 2, 0))
+    q[2, 5] = bad
+    got = difference(r, q)
+    assert (got.non_finite_rows, got.non_finite_token, got.rows) == (1, 2, 5)
+    # With a bad row about, all rows are summed in float64 instead of float32.
+    assert got.rel_l2 == pytest.approx(clean.rel_l2, rel=1e-6)
+    # The tokens of the rows that are left keep their numbers.
+    assert got.max_abs_token == clean.max_abs_token + (clean.max_abs_token >= 2)
+
+
+def test_values_whose_squares_overflow_float32_are_still_compared() -> None:
+    r = np.array([[1e25, 2e25]], np.float32)
+    got = difference(r, r * np.float32(1.5))
+    assert got.non_finite_rows == 0
+    assert got.rel_l2 == pytest.approx(0.5)
+
+
+def test_nothing_seen_has_no_figures() -> None:
+    got = DifferenceSum().result()
+    assert (got.rel_l2, got.cosine, got.max_abs, got.rows) == (None, None, None, 0)
+
+
+def test_a_reference_of_zeros_has_no_relative_error() -> None:
+    got = difference(np.zeros((1, 3), np.float32), np.ones((1, 3), np.float32))
+    assert got.rel_l2 is None
+    assert got.max_abs == 1.0
+
+
+def exact_kld(p_logits: np.ndarray, q_logits: np.ndarray) -> float:
+    p = [math.exp(v - max(p_logits)) for v in p_logits]
+    q = [math.exp(v - max(q_logits)) for v in q_logits]
+    sp, sq = math.fsum(p), math.fsum(q)
+    return math.fsum(a / sp * math.log((a / sp) / (b / sq)) for a, b in zip(p, q))
+
+
+@given(seeds, st.integers(2, 30), st.integers(2, 50))
+def test_logit_statistics_agree_with_the_definitions(seed: int, n: int, vocab: int) -> None:
+    rng = np.random.default_rng(seed)
+    ref = (3 * rng.standard_normal((n, vocab))).astype(np.float32)
+    quant = (ref + 0.3 * rng.standard_normal(ref.shape)).astype(np.float32)
+    following = rng.integers(0, vocab, n).astype(np.int32)
+    total = LogitSum()
+    total.add(ref[:1], quant[:1], following[:1])
+    total.add(ref[1:], quant[1:], following[1:])
+    got = total.result()
+
+    kld = [exact_kld(p.astype(float), q.astype(float)) for p, q in zip(ref, quant)]
+    assert got.n_tokens == n
+    assert got.mean_kld == pytest.approx(np.mean(kld), rel=1e-9)
+    assert got.mean_kld_se == pytest.approx(np.std(kld, ddof=1) / math.sqrt(n), rel=1e-9)
+    assert got.max_kld == pytest.approx(max(kld), rel=1e-9)
+    assert got.p999_kld == pytest.approx(np.quantile(kld, 0.999), rel=1e-9)
+    same = sum(int(a.argmax() == b.argmax()) for a, b in zip(ref, quant))
+    assert got.same_top1 == same / n
+    nll = [
+        [
+            math.log(math.fsum(math.exp(v - row[t]) for v in row))
+            for row, t in zip(m.tolist(), following)
+        ]
+        for m in (ref.astype(float), quant.astype(float))
+    ]
+    assert got.ppl_ref == pytest.approx(math.exp(np.mean(nll[0])), rel=1e-9)
+    assert got.ppl_quant == pytest.approx(math.exp(np.mean(nll[1])), rel=1e-9)
+    assert got.ppl_ratio == pytest.approx(got.ppl_quant / got.ppl_ref, rel=1e-9)
+
+
+def test_positions_with_non_finite_logits_are_counted_and_left_out() -> None:
+    ref = np.zeros((2, 3), np.float32)
+    quant = ref.copy()
+    quant[1, 0] = np.nan
+    total = LogitSum()
+    total.add(ref, quant, np.zeros(2, np.int32))
+    got = total.result()
+    assert (got.n_tokens, got.non_finite_tokens, got.mean_kld) == (1, 1, 0.0)
+    assert got.mean_kld_se is None
