@@ -14,7 +14,8 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 from ggufnorm.errors import EngineError, MismatchError, TextError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import model_facts
 from ggufnorm.samples import default_text
 from ggufnorm.version import __version__
@@ -80,8 +81,9 @@ def drift(
     """Run two versions of a model on one text and measure where they part.
 
     Args:
-        ref: the GGUF file that is right by definition.
-        quant: the GGUF file under test; the same network. May be the same file, to
+        ref: location of the model that is right by definition; it must be on this machine
+            (:mod:`ggufnorm.formats.location`).
+        quant: location of the model under test; the same network. May be the same file, to
             measure what other options do.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
@@ -97,7 +99,7 @@ def drift(
         on_progress: called as the run goes on.
 
     Raises:
-        InputError: a file cannot be opened or is not GGUF.
+        InputError: a file cannot be opened, is not GGUF or is not on this machine.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
@@ -114,7 +116,7 @@ def drift(
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
-    with GGUFFile(ref) as a, GGUFFile(quant) as b:
+    with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
         if check_memory:
@@ -151,7 +153,7 @@ def _progress(message: dict[str, Any]) -> Progress:
     return Progress("running", done, total, speed, seconds / run * (total - done))
 
 
-def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
+def require_memory(files: Sequence[ModelFile], n_ctx: int, n_lanes: int) -> None:
     """Refuse to load what does not fit into the memory that is free.
 
     Counted are the files, and per lane the cache of keys and values (F16), the logits of
@@ -169,7 +171,7 @@ def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
     batch = min(n_ctx, MAX_BATCH)
     cache = 2 * 2 * n_layer * n_embd * n_ctx
     activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
-    need = sum(f.storage.size for f in files)
+    need = sum(f.size for f in files)
     need += n_lanes * (cache + activations + 4 * n_ctx // 2 * n_vocab)
     free = psutil.virtual_memory().available
     if need > free:
@@ -180,7 +182,7 @@ def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
         )
 
 
-def check_same_network(ref: GGUFFile, quant: GGUFFile) -> None:
+def check_same_network(ref: ModelFile, quant: ModelFile) -> None:
     """Refuse two files whose hidden states cannot be compared.
 
     Raises:

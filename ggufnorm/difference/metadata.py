@@ -12,14 +12,15 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from ggufnorm.core.diff import MetadataDifference
-from ggufnorm.formats.gguf import GGUFFile, Value
+from ggufnorm.formats.gguf import Value
+from ggufnorm.formats.model_file import ModelFile
 
 _ORDER = ("forward", "tokens", "nothing")
 _FORWARD = ("xielu.", "adapter.", "diffusion.")
 """Hyperparameters that are stored without the architecture's name."""
 
 
-def metadata_differences(a: GGUFFile, b: GGUFFile) -> tuple[MetadataDifference, ...]:
+def metadata_differences(a: ModelFile, b: ModelFile) -> tuple[MetadataDifference, ...]:
     """The keys whose values differ, those that affect most first."""
     architectures = (a.architecture, b.architecture)
     found = []

@@ -21,7 +21,8 @@ from ggufnorm.difference.summary import by_layer, by_role, by_types, worst_first
 from ggufnorm.difference.tensors import compare_norm, compare_tensor
 from ggufnorm.difference.verdict import Findings, judge
 from ggufnorm.errors import TensorTypeError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import open_model
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import parse_norm_name
 from ggufnorm.inspection import model_facts
 
@@ -75,7 +76,7 @@ def diff(
     if n_threads is not None and n_threads < 1:
         raise ValueError(f"n_threads must be at least 1, not {n_threads}")
     started = time.perf_counter()
-    with GGUFFile(a) as first, GGUFFile(b) as second:
+    with open_model(a) as first, open_model(b) as second:
         on_progress(DiffProgress("reading metadata", 0, 0, 0.0))
         metadata = metadata_differences(first, second)
         compared = _Comparison(first, second, on_progress)
@@ -114,7 +115,7 @@ class _Comparison:
     """Goes through the tensors that both files have, in the first file's order."""
 
     def __init__(
-        self, a: GGUFFile, b: GGUFFile, on_progress: Callable[[DiffProgress], None]
+        self, a: ModelFile, b: ModelFile, on_progress: Callable[[DiffProgress], None]
     ) -> None:
         self.a, self.b = a, b
         self.norms: list[NormDifference] = []
@@ -152,7 +153,7 @@ class _Comparison:
         self._on_progress(DiffProgress("comparing", self._done, self._total, speed))
 
 
-def _shape(file: GGUFFile, name: str) -> tuple[int, ...] | None:
+def _shape(file: ModelFile, name: str) -> tuple[int, ...] | None:
     """A tensor's shape without trailing ones, which some writers keep; None without it."""
     tensor = file.tensors.get(name)
     if tensor is None:
@@ -163,7 +164,7 @@ def _shape(file: GGUFFile, name: str) -> tuple[int, ...] | None:
     return tensor.shape[:n]
 
 
-def _unmatched(a: GGUFFile, b: GGUFFile) -> tuple[Unmatched, ...]:
+def _unmatched(a: ModelFile, b: ModelFile) -> tuple[Unmatched, ...]:
     names = dict.fromkeys((*a.tensors, *b.tensors))
     pairs = (Unmatched(name, _shape(a, name), _shape(b, name)) for name in names)
     return tuple(p for p in pairs if p.shape_a != p.shape_b)

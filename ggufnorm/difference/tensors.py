@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ggufnorm.core.diff import NonFinite, NormDifference, Side, TensorDifference
 from ggufnorm.core.metrics import DifferenceSum, difference, ulp_distance
 from ggufnorm.formats.dequantize import n_rows, read_rows
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, parse_norm_name
 
 _BLOCK = 1 << 17
@@ -23,7 +23,7 @@ _BLOCK = 1 << 17
 
 
 def compare_norm(
-    a: GGUFFile, b: GGUFFile, name: str
+    a: ModelFile, b: ModelFile, name: str
 ) -> tuple[NormDifference, tuple[NonFinite, ...]]:
     """A norm's weight or bias in two files, bit by bit.
 
@@ -56,7 +56,7 @@ def compare_norm(
 
 
 def compare_tensor(
-    a: GGUFFile, b: GGUFFile, name: str, pool: Executor, on_block: Callable[[int], None]
+    a: ModelFile, b: ModelFile, name: str, pool: Executor, on_block: Callable[[int], None]
 ) -> tuple[TensorDifference, tuple[NonFinite, ...]]:
     """A tensor in two files, dequantized, a few blocks of rows in memory at a time.
 
@@ -85,7 +85,7 @@ def compare_tensor(
     return _result(a, b, name, total, identical), _merged(bad)
 
 
-def _blocks(file: GGUFFile, name: str) -> Iterator[range]:
+def _blocks(file: ModelFile, name: str) -> Iterator[range]:
     rows = n_rows(file, name)
     step = max(1, _BLOCK // file.tensors[name].shape[0])
     return (range(start, min(start + step, rows)) for start in range(0, rows, step))
@@ -101,7 +101,7 @@ class _Part:
     non_finite: tuple[NonFinite, ...]
 
 
-def _compare_rows(a: GGUFFile, b: GGUFFile, name: str, rows: range, floor: float) -> _Part:
+def _compare_rows(a: ModelFile, b: ModelFile, name: str, rows: range, floor: float) -> _Part:
     r = read_rows(a, name, rows.start, rows.stop)
     q = read_rows(b, name, rows.start, rows.stop)
     total = DifferenceSum(floor)
@@ -115,14 +115,14 @@ def _compare_rows(a: GGUFFile, b: GGUFFile, name: str, rows: range, floor: float
 
 
 def _non_finite(
-    a: GGUFFile,
-    b: GGUFFile,
+    a: ModelFile,
+    b: ModelFile,
     name: str,
     first_row: int,
     r: NDArray[np.float32],
     q: NDArray[np.float32],
 ) -> tuple[NonFinite, ...]:
-    sides: Iterable[tuple[Side, GGUFFile, NDArray[np.float32]]] = (("a", a, r), ("b", b, q))
+    sides: Iterable[tuple[Side, ModelFile, NDArray[np.float32]]] = (("a", a, r), ("b", b, q))
     found = []
     for side, file, values in sides:
         wrong = ~np.isfinite(values)
@@ -150,7 +150,7 @@ def _merged(found: Sequence[NonFinite]) -> tuple[NonFinite, ...]:
 
 
 def _result(
-    a: GGUFFile, b: GGUFFile, name: str, total: DifferenceSum, identical: bool
+    a: ModelFile, b: ModelFile, name: str, total: DifferenceSum, identical: bool
 ) -> TensorDifference:
     d, t = total.result(), b.tensors[name]
     n = d.rows * t.shape[0]
@@ -161,7 +161,7 @@ def _result(
         shape=t.shape,
         dtype_a=a.tensors[name].dtype,
         dtype_b=t.dtype,
-        share=t.n_bytes / b.storage.size,
+        share=t.n_bytes / b.size,
         n_compared=n,
         identical=identical,
         rel_l2=d.rel_l2,

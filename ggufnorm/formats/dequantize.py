@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 
 # What NumPy reads by itself: a cast, no block of several values.
 _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
@@ -21,8 +21,15 @@ _WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
 """Types without blocks: their bytes can be put in this machine's order."""
 
 
-def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
+def read_tensor(
+    file: ModelFile, name: str, raw: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
     """A tensor's values as float32, whatever its type.
+
+    Args:
+        file: the model.
+        name: the tensor's.
+        raw: its bytes, if they have been read already.
 
     Returns:
         The values in NumPy's order: the reverse of ggml's ``ne``, rows on the last axis.
@@ -31,17 +38,19 @@ def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
         KeyError: there is no such tensor.
         TensorTypeError: its type cannot be read.
     """
-    return read_rows(file, name).reshape(file.tensors[name].shape[::-1])
+    tensor = file.tensors[name]
+    raw = file.read_bytes(name) if raw is None else raw
+    return _values(file, name, raw, n_rows(file, name)).reshape(tensor.shape[::-1])
 
 
-def n_rows(file: GGUFFile, name: str) -> int:
+def n_rows(file: ModelFile, name: str) -> int:
     """How many rows of ``ne[0]`` values a tensor has: the product of its other dimensions."""
     tensor = file.tensors[name]
     return tensor.n_elements // tensor.shape[0] if tensor.shape[0] else 0
 
 
 def read_rows(
-    file: GGUFFile, name: str, start: int = 0, stop: int | None = None
+    file: ModelFile, name: str, start: int = 0, stop: int | None = None
 ) -> NDArray[np.float32]:
     """Some rows of a tensor as float32; nothing else of it is read or kept.
 
@@ -60,10 +69,16 @@ def read_rows(
     """
     tensor = file.tensors[name]
     rows = n_rows(file, name)
-    if rows == 0:
-        return np.empty((0, tensor.shape[0]), np.float32)
-    n, size = (rows if stop is None else stop) - start, tensor.n_bytes // rows
-    raw = np.frombuffer(file.storage.read(tensor.offset + start * size, n * size), np.uint8)
+    n, size = (rows if stop is None else stop) - start, tensor.n_bytes // max(1, rows)
+    raw = np.frombuffer(file.read_part(name, start * size, n * size), np.uint8)
+    return _values(file, name, raw, n)
+
+
+def _values(file: ModelFile, name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+    """``n`` rows of a tensor from their raw bytes."""
+    tensor = file.tensors[name]
+    if raw.size == 0:
+        return np.empty((n, tensor.shape[0]), np.float32)
     if file.byte_order == ">":
         word = _WORD.get(tensor.dtype)
         if word is None:
@@ -73,7 +88,7 @@ def read_rows(
             )
         raw = raw.view(f">{word}").astype(word).view(np.uint8)
     try:
-        return dequantize_rows(raw.reshape(n, size), tensor.ggml_type)
+        return dequantize_rows(raw.reshape(n, -1), tensor.ggml_type)
     except NotImplementedError:
         raise TensorTypeError(
             f"{file.path}: {name}: neither llama.cpp nor gguf-py can read {tensor.dtype} here;"
