@@ -30,6 +30,10 @@ class Shape:
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
 
+    @property
+    def n_kv(self) -> int:
+        return self.n_head_kv * self.head_dim
+
 
 def _matrix(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float16)
@@ -93,6 +97,56 @@ def gpt2(path: Path, s: Shape = Shape(), seed: int = 0, epsilon: float = 1e-5) -
     t["output.weight"] = _matrix(rng, s.n_vocab, s.n_embd)
     s = Shape(**{**s.__dict__, "n_head_kv": s.n_head})
     return _write(path, "gpt2", s, t, lambda w: w.add_layer_norm_eps(epsilon))
+
+
+class _Tensors:
+    """Names and fills a model's tensors one by one."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.all: Tensors = {}
+
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False) -> None:
+        self.all[name + ".weight"] = _matrix(self.rng, rows, columns)
+        if bias:
+            self.all[name + ".bias"] = _bias(self.rng, rows)
+
+    def norm(self, name: str, n: int, *, bias: bool = False) -> None:
+        self.all[name + ".weight"] = _norm(self.rng, n)
+        if bias:
+            self.all[name + ".bias"] = _bias(self.rng, n)
+
+    def attention(self, block: str, s: Shape, *, bias: bool = False) -> None:
+        for part, rows in (("q", s.n_embd), ("k", s.n_kv), ("v", s.n_kv), ("output", s.n_embd)):
+            self.matrix(f"{block}attn_{part}", rows, s.n_embd, bias=bias)
+
+    def gated(self, block: str, s: Shape) -> None:
+        self.matrix(block + "ffn_gate", s.n_ff, s.n_embd)
+        self.matrix(block + "ffn_up", s.n_ff, s.n_embd)
+        self.matrix(block + "ffn_down", s.n_embd, s.n_ff)
+
+
+def qwen3(path: Path, s: Shape = Shape(), seed: int = 0, epsilon: float = 1e-6) -> Path:
+    """RMSNorm on Q and K per head."""
+    t = _Tensors(seed)
+    t.matrix("token_embd", s.n_vocab, s.n_embd)
+    for i in range(s.n_layer):
+        b = f"blk.{i}."
+        t.norm(b + "attn_norm", s.n_embd)
+        t.attention(b, s)
+        t.norm(b + "attn_q_norm", s.head_dim)
+        t.norm(b + "attn_k_norm", s.head_dim)
+        t.norm(b + "ffn_norm", s.n_embd)
+        t.gated(b, s)
+    t.norm("output_norm", s.n_embd)
+    t.matrix("output", s.n_vocab, s.n_embd)
+
+    def extra(w: gguf.GGUFWriter) -> None:
+        w.add_layer_norm_rms_eps(epsilon)
+        w.add_key_length(s.head_dim)
+        w.add_value_length(s.head_dim)
+
+    return _write(path, "qwen3", s, t.all, extra)
 
 
 def qwen3moe(path: Path, s: Shape = Shape(), seed: int = 0, epsilon: float = 1e-6) -> Path:
