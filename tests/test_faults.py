@@ -38,7 +38,13 @@ WEIGHTS = {
     "llama": ("blk.0.attn_q", "blk.1.attn_output", "blk.2.ffn_down", "token_embd", "output"),
     "gpt2": ("blk.0.attn_qkv", "blk.1.attn_output", "blk.2.ffn_up", "token_embd", "output"),
     "qwen3": ("blk.0.attn_k", "blk.1.attn_v", "blk.2.ffn_gate", "token_embd", "output"),
-    "qwen3moe": ("blk.0.attn_v", "blk.1.ffn_down_exps", "blk.2.ffn_up_exps", "token_embd", "output"),
+    "qwen3moe": (
+        "blk.0.attn_v",
+        "blk.1.ffn_down_exps",
+        "blk.2.ffn_up_exps",
+        "token_embd",
+        "output",
+    ),
 }
 
 
@@ -246,7 +252,9 @@ def is_above_noise(case: Case, report: DriftReport) -> bool:
     )
     added = 0.0
     for o in report.operations:
-        if o.tensor in case.named or any(o.node == n.node for n in report.norms if n.tensor in case.named):
+        if o.tensor in case.named or any(
+            o.node == n.node for n in report.norms if n.tensor in case.named
+        ):
             if o.local.non_finite_rows:
                 return True
             damaged, clean = o.local.rel_l2 or 0.0, before[o.node].local.rel_l2 or 0.0
@@ -269,4 +277,6 @@ def test_the_planted_fault_is_named(case: Case) -> None:
 if __name__ == "__main__":
     for c in CASES:
         f = found(c)
-        print(f"{c!s:60} {'above' if f.above_noise else 'below'} {'right' if f.right else 'WRONG'} {f.report.culprit}")
+        print(
+            f"{c!s:60} {'above' if f.above_noise else 'below'} {'right' if f.right else 'WRONG'} {f.report.culprit}"
+        )
