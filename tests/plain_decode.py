@@ -20,7 +20,7 @@ import ctypes, sys
 import numpy as np
 import llama_cpp as L
 
-path, text, out, n_ctx, chunks = sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:])
+path, text, out, (n_ctx, chunks, pooled) = *sys.argv[1:4], map(int, sys.argv[4:])
 L.llama_backend_init()
 params = L.llama_model_default_params()
 params.use_extra_bufts = False
@@ -32,7 +32,7 @@ buffer = (ctypes.c_int32 * (len(raw) + 8))()
 tokens = buffer[: L.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), True, False)]
 params = L.llama_context_default_params()
 params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
-params.embeddings = pooled = not L.llama_model_has_decoder(model)
+params.embeddings = bool(pooled)
 ctx = L.llama_init_from_model(model, params)
 batch = L.llama_batch_init(n_ctx, 0, 1)
 rows, following, vectors = [], [], []
@@ -69,11 +69,14 @@ np.savez(out, logits=rows, following=following, tokens=tokens, vectors=vectors)
 """
 
 
-def _run(model: Path, text: str, n_ctx: int, chunks: int) -> dict[str, np.ndarray]:
+def _run(
+    model: Path, text: str, n_ctx: int, chunks: int, *, pooled: bool = False
+) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "text", Path(folder) / "out.npz"
         file.write_text(text, encoding="utf-8")
-        command = [sys.executable, "-c", _SCRIPT, model, file, out, str(n_ctx), str(chunks)]
+        numbers = map(str, (n_ctx, chunks, int(pooled)))
+        command = [sys.executable, "-c", _SCRIPT, model, file, out, *numbers]
         subprocess.run(command, check=True, capture_output=True)
         with np.load(out) as data:
             return dict(data)
@@ -87,7 +90,7 @@ def logits(model: Path, text: str, n_ctx: int, chunks: int) -> tuple[np.ndarray,
 
 def embeddings(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
     """An embedding model's pooled vector for each chunk."""
-    return _run(model, text, n_ctx, chunks)["vectors"]
+    return _run(model, text, n_ctx, chunks, pooled=True)["vectors"]
 
 
 def embedding_rows(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
