@@ -7,8 +7,12 @@ import ctypes
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import gguf
+import numpy as np
 
 from ggufnorm.comparison import run
 from ggufnorm.engines.child import Task
@@ -36,6 +40,27 @@ def _run_here(
     result = task(json.loads(json.dumps(dict(job))), on_message, threading.Event())
     plain: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
     return plain
+
+
+def quantize_by_importance(
+    source: Path, target: Path, file_type: str, importance: Mapping[str, np.ndarray]
+) -> None:
+    """What ``llama-quantize --imatrix`` writes.
+
+    Args:
+        importance: per tensor, one weight for each column (of each expert).
+    """
+    lib = llama()
+    lib.llama_log_set(_silence, None)
+    entries = (lib.llama_model_imatrix_data * (len(importance) + 1))()  # ends with a null name
+    kept = [np.ascontiguousarray(values, np.float32) for values in importance.values()]
+    for entry, name, values in zip(entries, importance, kept):
+        entry.name, entry.size = name.encode(), values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    params = lib.llama_model_quantize_default_params()
+    params.ftype, params.nthread = gguf.LlamaFileType[f"MOSTLY_{file_type}"], 1
+    params.imatrix = entries
+    assert lib.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -486,8 +486,8 @@ def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int) -> None:
 def edited(
     source: Path,
     target: Path,
-    tensors: dict[str, Callable[[np.ndarray], np.ndarray]] | None = None,
-    floats: dict[str, float] | None = None,
+    tensors: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+    floats: Mapping[str, float] | None = None,
 ) -> Path:
     """A copy with some tensors (raw values as gguf-py shows them) and float keys changed."""
     shutil.copyfile(source, target)
