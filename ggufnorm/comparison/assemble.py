@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ggufnorm.comparison.observe import (
     FREE,
@@ -22,13 +22,18 @@ from ggufnorm.inspection import shortest_float32
 
 
 def operations(
-    matches: Sequence[Match], comparison: Comparison, files: dict[int, GGUFFile]
+    matches: Sequence[Match], comparison: Comparison, dtypes: Mapping[int, Mapping[str, str]]
 ) -> tuple[OperationDrift, ...]:
-    """Every stop that all lanes share, in graph order."""
+    """Every stop that all lanes share, in graph order.
+
+    Args:
+        matches: the stops of each batch of a chunk.
+        comparison: that observed them.
+        dtypes: for each lane, the types of its file's tensors by name.
+    """
 
     def dtype(lane: int, tensor: str | None) -> str | None:
-        found = files[lane].tensors.get(tensor) if tensor else None
-        return found.dtype if found else None
+        return dtypes[lane].get(tensor) if tensor else None
 
     found: dict[str, OperationDrift] = {}
     for match in matches:
@@ -50,21 +55,41 @@ def operations(
     return tuple(found.values())
 
 
-def norms(comparison: Comparison, files: dict[int, GGUFFile]) -> tuple[NormDrift, ...]:
-    """Every norm that both graphs have, in graph order."""
+def tensor_types(file: GGUFFile) -> dict[str, str]:
+    """The types of a file's tensors by name."""
+    return {name: tensor.dtype for name, tensor in file.tensors.items()}
+
+
+def stated_epsilon(file: GGUFFile, plan: NormPlan) -> float | None:
+    """What a file's metadata says of a norm's epsilon, None if it says nothing."""
+    stated = norm_parameters(file.metadata, file.architecture, has_bias=plan.bias is not None)
+    return shortest_float32(stated.epsilon if stated.kind == plan.kind else None)
+
+
+def norms(
+    comparison: Comparison,
+    files: Mapping[int, GGUFFile],
+    epsilon: Callable[[NormPlan], float | None],
+) -> tuple[NormDrift, ...]:
+    """Every norm that both graphs have, in graph order.
+
+    Args:
+        comparison: that observed them.
+        files: of the lanes that have one; without both, weights are not compared.
+        epsilon: what the metadata of the model under test says of a norm.
+    """
     weights = {lane: WeightCache(file) for lane, file in files.items()}
-    return tuple(
-        _norm(norm, comparison, files[FREE], weights) for norm in comparison.norms.values()
-    )
+    return tuple(_norm(norm, comparison, weights, epsilon) for norm in comparison.norms.values())
 
 
 def _norm(
-    norm: NormSum, comparison: Comparison, file: GGUFFile, weights: dict[int, WeightCache]
+    norm: NormSum,
+    comparison: Comparison,
+    weights: Mapping[int, WeightCache],
+    epsilon: Callable[[NormPlan], float | None],
 ) -> NormDrift:
     plan = norm.plan
     layer, role = _place(plan, norm.output_key)
-    stated = norm_parameters(file.metadata, file.architecture, has_bias=plan.bias is not None)
-    epsilon = stated.epsilon if stated.kind == plan.kind else None
     into = comparison.stops.get(norm.input_key, StopSum())
     out = comparison.stops.get(norm.output_key, StopSum())
     kernel = norm.kernel.result().rel_l2
@@ -74,7 +99,7 @@ def _norm(
         layer=layer,
         role=role,
         kind=plan.kind,
-        epsilon_metadata=shortest_float32(epsilon),
+        epsilon_metadata=epsilon(plan),
         epsilon_used=shortest_float32(plan.epsilon) or 0.0,
         epsilon_used_ref=shortest_float32(norm.ref_plan.epsilon) or 0.0,
         input=into.free.result(),
@@ -103,9 +128,9 @@ def _place(plan: NormPlan, output_key: str) -> tuple[int | None, str]:
     return layer_of_node(output_key), role
 
 
-def _tensor_drift(name: str | None, weights: dict[int, WeightCache]) -> Difference | None:
+def _tensor_drift(name: str | None, weights: Mapping[int, WeightCache]) -> Difference | None:
     """Drift of a norm's weight or bias between the files."""
-    if name is None:
+    if name is None or len(weights) < 2:
         return None
     ref, quant = (weights[lane].get(name) for lane in (REFERENCE, FREE))
     return difference(ref.ravel(), quant.ravel()) if ref.shape == quant.shape else None
