@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
+    from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
     "DriftReport",
@@ -30,12 +31,14 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "compare",
     "drift",
     "group_norm",
     "inspect",
     "l2_norm",
     "layer_norm",
     "rms_norm",
+    "trace",
 ]
 
 _HOMES = {
@@ -46,12 +49,14 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "compare": "ggufnorm.tracing.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",
     "inspect": "ggufnorm.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "rms_norm": "ggufnorm.core.norms",
+    "trace": "ggufnorm.tracing.run",
 }
 
 

@@ -27,6 +27,10 @@ def progress_bar(label: str) -> Iterator[Callable[[Progress], None]]:
             if progress.warning:
                 click.secho(f"warning: {progress.phase}", fg="yellow", err=True)
                 return
+            if progress.note:
+                clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+                click.echo(f"{clear}{label}: {progress.phase}", err=True)
+                return
             if not sys.stderr.isatty():
                 return
             if progress.total == 0:

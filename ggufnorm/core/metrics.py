@@ -174,9 +174,7 @@ class PeakSum:
     def __init__(self, peak: Peak | None = None) -> None:
         self.peak = peak
 
-    def add(
-        self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1
-    ) -> None:
+    def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
         """Take in ``(rows, channels)``; the rest as in :meth:`DifferenceSum.add`."""
         if v.size == 0:
             return
