@@ -14,6 +14,8 @@ from ggufnorm.errors import EngineError, GgufnormError
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
     "drift": "Run two versions of a model and show where they part.",
+    "trace": "Write down what a run of a model gives, to be compared later.",
+    "compare": "Compare two traces, or a trace and a model.",
     "demo": "Show what drift finds, on the bundled sample.",
 }
 

@@ -147,11 +147,7 @@ def _drift(report: DriftReport, width: int) -> Iterable[RenderableType]:
     yield Text("\nNorms: relative L2 drift from the reference, in graph order", style="bold")
     yield _norm_table(report.norms, report.culprit, width)
     yield from _kernel_line(report.norms)
-    yield Text(
-        f"\nLargest errors of {len(report.operations)} operations, each given the"
-        " reference's input",
-        style="bold",
-    )
+    yield Text(f"\n{_operation_title(report.operations)}", style="bold")
     yield _operation_table(report.operations, report.culprit)
     yield Text("\nWhere it is", style="bold")
     yield _where(report.localisation)
@@ -271,16 +267,32 @@ def _kernel_line(norms: Sequence[NormDrift]) -> Iterable[Text]:
         yield Text("* the metadata states another epsilon than llama.cpp uses", style="yellow")
 
 
+def _have_own_errors(operations: Sequence[OperationDrift]) -> bool:
+    """Whether operations were given the reference's input: not where a trace was compared."""
+    return any(o.local.rows or o.local.non_finite_rows for o in operations)
+
+
+def _operation_title(operations: Sequence[OperationDrift]) -> str:
+    if _have_own_errors(operations):
+        return f"Largest errors of {len(operations)} operations, each given the reference's input"
+    return f"Largest drift of {len(operations)} operations, all that is upstream counted in"
+
+
 def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | None) -> Table:
     table = _table(
         "Layer", "Operation", "Reads", "Type", "Own", "Cumulative",
         left=("Operation", "Reads", "Type"),
     )  # fmt: skip
     table.columns[2].overflow = "ellipsis"
-    shown = sorted(operations, key=lambda o: -(o.local.rel_l2 or 0.0))[:_MOST_OPERATIONS]
-    bad = [o for o in operations if o.local.non_finite_rows and o not in shown]
+    own = _have_own_errors(operations)
+
+    def drift(o: OperationDrift) -> Difference:
+        return o.local if own else o.cumulative
+
+    shown = sorted(operations, key=lambda o: -(drift(o).rel_l2 or 0.0))[:_MOST_OPERATIONS]
+    bad = [o for o in operations if drift(o).non_finite_rows and o not in shown]
     for o in [*bad[:1], *shown]:
-        if not o.local.rel_l2 and not o.local.non_finite_rows:
+        if not drift(o).rel_l2 and not drift(o).non_finite_rows:
             continue
         types = o.dtype or "–"
         if o.dtype_ref and o.dtype_ref != o.dtype:

@@ -100,12 +100,13 @@ class Replay(Comparison):
     Attributes:
         matches: the stops that both sides share, for each batch of a chunk.
         logits: of the positions that both sides keep.
+        stride: 1 of how many tokens is compared.
     """
 
-    def __init__(self, sides: dict[int, Side], files: dict[int, GGUFFile]) -> None:
+    def __init__(self, sides: dict[int, Side], files: dict[int, GGUFFile], stride: int) -> None:
         pairs = list(zip(sides[REFERENCE].graphs, sides[FREE].graphs, strict=True))
         super().__init__(pairs, files)
-        self.sides, self.files = sides, files
+        self.sides, self.files, self.stride = sides, files, stride
         self.matches: list[Match] = [match_stops(pair) for pair in pairs]
         self.logits = LogitSum()
 
@@ -181,6 +182,8 @@ class Replay(Comparison):
             for lane in self.sides
             if lane not in self.files
         ]
+        if self.stride > 1:
+            found.append(Skipped("tokens", f"1 of {self.stride} is compared: no more were kept"))
         found += self.skipped.values()
         found += [s for side in self.sides.values() for s in side.skipped]
         found += [s for match in self.matches for s in match.skipped]
@@ -206,7 +209,7 @@ def compare_traces(ref: Trace, quant: Trace, on_chunk: Callable[[int, float], No
     """
     _require_same_run(ref, quant)
     stride = _common_stride(ref, quant)
-    replay = Replay({REFERENCE: trace_side(ref), FREE: trace_side(quant)}, {})
+    replay = Replay({REFERENCE: trace_side(ref), FREE: trace_side(quant)}, {}, stride)
     started = time.monotonic()
     for chunk in range(ref.facts.n_chunks):
         for k, match in enumerate(replay.matches):
@@ -296,7 +299,7 @@ class _Beside:
         emit({"type": "phase", "text": "learning the graph"})
         self.lane.plan(self.batches(0))
         sides = {self.mine: self._side(), self.theirs: trace_side(self.trace)}
-        self.replay = Replay(sides, {self.mine: self.file})
+        self.replay = Replay(sides, {self.mine: self.file}, self.trace.facts.stride)
         self.scores = all(side.logits for side in sides.values())
 
     def _require_same_start(self) -> None:
