@@ -85,6 +85,7 @@ def judge_cumulative(
     norms: Sequence[NormDrift],
     operations: Sequence[OperationDrift],
     logits: LogitStatistics | None,
+    rounding: float = ROUNDING,
 ) -> tuple[Culprit | None, str]:
     """Say what can be said without local errors.
 
@@ -92,6 +93,7 @@ def judge_cumulative(
         norms: in graph order.
         operations: in graph order.
         logits: None for a model without predictions, or where they were not kept.
+        rounding: relative L2 up to which drift says nothing.
 
     Returns:
         The culprit: the first NaN or infinity, or else a norm that drifts although nothing
@@ -99,8 +101,8 @@ def judge_cumulative(
     """
     if _nothing_drifts(operations, logits):
         return None, _NO_DRIFT
-    culprit = _non_finite(operations) or _drift_from_nothing(norms)
-    start = _passing(operations) if culprit is None else _enters_at(culprit)
+    culprit = _non_finite(operations) or _drift_from_nothing(norms, rounding)
+    start = _passing(operations, rounding) if culprit is None else _enters_at(culprit)
     return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY}"
 
 
@@ -114,11 +116,11 @@ def _nothing_drifts(operations: Sequence[OperationDrift], logits: LogitStatistic
     return all(o.cumulative.rel_l2 == 0 for o in operations) and not (logits and logits.max_kld)
 
 
-def _drift_from_nothing(norms: Sequence[NormDrift]) -> Culprit | None:
+def _drift_from_nothing(norms: Sequence[NormDrift], rounding: float) -> Culprit | None:
     """The first norm whose input is the reference's, and whose result is not."""
     for n in norms:
         drift = n.output.rel_l2 or 0.0
-        if n.input.rel_l2 == 0 and not n.input.non_finite_rows and drift > ROUNDING:
+        if n.input.rel_l2 == 0 and not n.input.non_finite_rows and drift > rounding:
             other = n.epsilon_used != n.epsilon_used_ref
             reason = f"its input is the reference's, and its result is off by {drift:.3g}"
             reason += " (relative L2)"
@@ -127,8 +129,8 @@ def _drift_from_nothing(norms: Sequence[NormDrift]) -> Culprit | None:
     return None
 
 
-def _passing(operations: Sequence[OperationDrift]) -> str:
-    seen = [o for o in operations if (o.cumulative.rel_l2 or 0.0) > ROUNDING]
+def _passing(operations: Sequence[OperationDrift], rounding: float) -> str:
+    seen = [o for o in operations if (o.cumulative.rel_l2 or 0.0) > rounding]
     if not seen:
         return "Drift is nowhere more than rounding."
     worst = max(seen, key=lambda o: o.cumulative.rel_l2 or 0.0)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ggufnorm.comparison.localise import localise
 from ggufnorm.comparison.measure import POOLED, chunk_batches, predicts, side_facts
 from ggufnorm.comparison.observe import FREE, REFERENCE, Comparison, Rows, StopSum
 from ggufnorm.comparison.run import require_same_network
-from ggufnorm.comparison.verdict import judge_cumulative
+from ggufnorm.comparison.verdict import ROUNDING, judge_cumulative
 from ggufnorm.core.drift import DriftReport, ModelFacts, RunCost, RunFacts, SideFacts
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.model import Skipped
@@ -38,6 +38,10 @@ from ggufnorm.tracing.thin import thin_logits, thin_rows
 _NAMES = {REFERENCE: "the reference", FREE: "the side under test"}
 
 
+HALF_ROUNDING = 5e-4
+"""Relative L2 below which two half-precision values cannot be told apart (2 to the -11)."""
+
+
 @dataclass(frozen=True)
 class Side:
     """What a report says of one side, and the graphs that are compared.
@@ -54,6 +58,7 @@ class Side:
         skipped: what was not watched.
         predicts: whether the model makes next-token predictions.
         logits: whether they are there to be compared.
+        half: whether its values are held in half precision.
     """
 
     model: ModelFacts
@@ -67,6 +72,7 @@ class Side:
     skipped: tuple[Skipped, ...]
     predicts: bool
     logits: bool
+    half: bool
 
 
 def trace_side(trace: Trace) -> Side:
@@ -75,8 +81,8 @@ def trace_side(trace: Trace) -> Side:
     epsilons = {n.key: n.epsilon_metadata for b in f.batches for n in b.norms}
     skipped = list(f.skipped)
     if f.dtype == "f16":
-        reason = "the trace holds half precision: below 5e-4 a drift may be rounding"
-        skipped.append(Skipped(f"digits of {trace.path}", reason))
+        reason = f"{trace.path} holds half precision: below {HALF_ROUNDING:.0e} drift is rounding"
+        skipped.append(Skipped("digits", reason))
     if f.predicts and not f.logits:
         skipped.append(Skipped("logits", f"{trace.path} was made without them"))
     return Side(
@@ -91,6 +97,7 @@ def trace_side(trace: Trace) -> Side:
         skipped=tuple(skipped),
         predicts=f.predicts,
         logits=f.logits,
+        half=f.dtype == "f16",
     )
 
 
@@ -101,17 +108,21 @@ class Replay(Comparison):
         matches: the stops that both sides share, for each batch of a chunk.
         logits: of the positions that both sides keep.
         stride: 1 of how many tokens is compared.
+        half: whether values are compared in half precision, because a trace holds no more.
     """
 
     def __init__(self, sides: dict[int, Side], files: dict[int, GGUFFile], stride: int) -> None:
         pairs = list(zip(sides[REFERENCE].graphs, sides[FREE].graphs, strict=True))
         super().__init__(pairs, files)
         self.sides, self.files, self.stride = sides, files, stride
+        self.half = any(side.half for side in sides.values())
         self.matches: list[Match] = [match_stops(pair) for pair in pairs]
         self.logits = LogitSum()
 
     def meet(self, stop: Stop, ref: Rows, observed: Rows) -> None:
         """Both sides at a stop, the same tokens of each."""
+        if self.half:
+            ref, observed = _in_half(ref), _in_half(observed)
         total = self.stops.setdefault(stop.key, StopSum())
         total.peak_ref.add(ref.values, *ref.place)
         self._add(stop, ref, observed)
@@ -144,7 +155,8 @@ class Replay(Comparison):
         operations = assemble.operations(self.matches, self, types)
         norms = assemble.norms(self, self.files, quant.epsilon)
         logits = self.logits.result() if ref.logits and quant.logits else None
-        culprit, verdict = judge_cumulative(norms, operations, logits)
+        rounding = HALF_ROUNDING if self.half else ROUNDING
+        culprit, verdict = judge_cumulative(norms, operations, logits, rounding)
         pooled = self.stops.get(POOLED)
         speed = n_chunks * trace.facts.n_ctx / max(seconds, 1e-9)
         engines = dict.fromkeys((ref.engine, quant.engine))
@@ -190,6 +202,13 @@ class Replay(Comparison):
         if not all(side.predicts for side in self.sides.values()):
             found.append(Skipped("logits", "the model makes no next-token predictions"))
         return tuple(dict.fromkeys(found))
+
+
+def _in_half(rows: Rows) -> Rows:
+    """Rounded as a half-precision trace rounds; what is too large becomes the largest."""
+    v, most = rows.values, np.finfo(np.float16).max
+    fitting = np.where(np.isfinite(v), np.clip(v, -most, most), v)
+    return replace(rows, values=fitting.astype(np.float16).astype(np.float32))
 
 
 # -- two traces ------------------------------------------------------------------------------
@@ -336,6 +355,7 @@ class _Beside:
             skipped=tuple(s for graph in graphs for s in graph.skipped),
             predicts=predicting,
             logits=predicting,
+            half=False,
         )
 
     def execute(self, stop: threading.Event) -> DriftReport:
