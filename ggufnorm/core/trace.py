@@ -69,7 +69,7 @@ class NormFacts:
     Attributes:
         key: name of the weight's tensor, or the result's label for a norm without one.
         kind: the formula that llama.cpp ran.
-        epsilon: that it used.
+        epsilon: that it used; None for infinity (ggml takes nothing else that is not finite).
         epsilon_metadata: what the file's metadata says, None if it says nothing.
         groups: of a GroupNorm.
         weight: tensor name, None for none.
@@ -80,7 +80,7 @@ class NormFacts:
 
     key: str
     kind: NormKind
-    epsilon: float
+    epsilon: float | None
     epsilon_metadata: float | None
     groups: int | None
     weight: str | None

@@ -220,7 +220,7 @@ class SafetensorsReader:
         at = 0
         for begin, end, name in places:
             if begin != at or end - begin != found[name].n_bytes:
-                raise self._wrong(f"{name} of {found[name].n_bytes} bytes lies at {begin}:{end}")
+                raise self._wrong(f"{name!r} of {found[name].n_bytes} bytes lies at {begin}:{end}")
             at = end
         if self._data_at + at != self._size:
             raise InputError(
@@ -235,9 +235,9 @@ class SafetensorsReader:
 
         good = isinstance(raw, dict) and sizes(raw.get("shape")) and sizes(raw.get("data_offsets"))
         if not good or len(raw["data_offsets"]) != 2:
-            raise self._wrong(f"{name} has no shape or no place")
+            raise self._wrong(f"{name!r} has no shape or no place")
         if raw.get("dtype") not in _DTYPES:
-            raise self._wrong(f"{name} is {raw.get('dtype')}, which is not read")
+            raise self._wrong(f"{name!r} is {raw.get('dtype')!r}, which is not read")
         return Entry(raw["dtype"], tuple(raw["shape"]))
 
     @cached_property

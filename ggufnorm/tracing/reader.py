@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from types import TracebackType
 from typing import cast
@@ -17,6 +18,9 @@ from ggufnorm.engines.llama.graph import Graph, Node, NormPlan, OperationRole, S
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsReader
 from ggufnorm.tracing import layout
+
+_MOST = 200
+"""Characters of what is wrong with a description: it may quote all of it."""
 
 
 class Trace:
@@ -65,7 +69,7 @@ class Trace:
             raise InputError(f"{self.path} is safetensors, but not a trace of ggufnorm")
         if found.get("version") != layout.VERSION:
             raise InputError(
-                f"{self.path} is a trace of version {found.get('version')}, and {layout.VERSION}"
+                f"{self.path} is a trace of version {found.get('version')!r}, and {layout.VERSION}"
                 " is known: use the ggufnorm that wrote it"
             )
         try:
@@ -74,7 +78,7 @@ class Trace:
             raise self._wrong(str(error)) from None
 
     def _wrong(self, problem: str) -> InputError:
-        return InputError(f"{self.path}: the trace's description is damaged: {problem}")
+        return InputError(f"{self.path}: the trace's description is damaged: {problem[:_MOST]}")
 
     def _check_sizes(self) -> None:
         """Nothing that is read later may lie outside what is there."""
@@ -156,7 +160,7 @@ def _graph(batch: BatchFacts) -> Graph:
             NormPlan(
                 key=n.key,
                 kind=n.kind,
-                epsilon=n.epsilon,
+                epsilon=math.inf if n.epsilon is None else n.epsilon,
                 groups=n.groups,
                 input=index[n.input],
                 norm=index[n.output],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -202,7 +203,7 @@ class _Recording:
                 NormFacts(
                     key=n.key,
                     kind=n.kind,
-                    epsilon=n.epsilon,
+                    epsilon=n.epsilon if math.isfinite(n.epsilon) else None,
                     epsilon_metadata=stated_epsilon(self.file, n),
                     groups=n.groups,
                     weight=n.weight,
