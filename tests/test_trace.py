@@ -348,6 +348,14 @@ def test_figures_of_kept_tokens_are_right(
         assert (worst.token - 1) % N_CTX in scored
 
 
+def test_a_budget_counts_the_header(tiny: dict[str, Path], text: str, tmp_path: Path) -> None:
+    small(tiny["llama"], tmp_path / "full", text)
+    size = (tmp_path / "full").stat().st_size
+    for budget, stride in ((size, 1), (size - 1, 2)):
+        assert small(tiny["llama"], tmp_path / "thin", text, budget=budget).stride == stride
+        assert (tmp_path / "thin").stat().st_size <= budget
+
+
 def test_a_budget_that_is_too_small_is_refused(
     tiny: dict[str, Path], text: str, tmp_path: Path
 ) -> None:
