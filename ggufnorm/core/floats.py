@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,3 +26,13 @@ def shortest_float32(value: float | None) -> float | None:
     if value is None or abs(value) > np.finfo(np.float32).max:
         return value
     return float(str(np.float32(value)))
+
+
+def finite_float32(value: float | None) -> float | None:
+    """As :func:`shortest_float32`, None for what JSON cannot hold: infinity and NaN."""
+    return shortest_float32(value) if value is not None and math.isfinite(value) else None
+
+
+def epsilon_text(value: float | None) -> str:
+    """An epsilon in use for a person; None stands for infinity (:func:`finite_float32`)."""
+    return "∞" if value is None else f"{value:g}"
