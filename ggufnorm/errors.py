@@ -1,5 +1,7 @@
 """Every error that ggufnorm raises on purpose, and the exit code of each.
 
+::
+
     GgufnormError
     ├── InputError              3   an input cannot be read
     │   ├── GGUFError           3   … because it is not well-formed GGUF
