@@ -1,0 +1,8 @@
+"""All rules, family by family, in the order of their ids."""
+
+from __future__ import annotations
+
+from ggufnorm.auditing.registry import Rule
+from ggufnorm.auditing.rules import epsilon, norms
+
+RULES: tuple[Rule, ...] = (*epsilon.RULES, *norms.RULES)

@@ -1,0 +1,78 @@
+"""What rules look at: one opened model, everything that several of them need read once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
+from ggufnorm.formats.gguf import GGUFFile, Metadata
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under audit.
+
+    Attributes:
+        file: opened; closed by who opened it.
+        sites: its norms in execution order, ``weight`` filled in.
+        skipped: norm-like tensors that are no norm's weight.
+        weights: the values of every norm's weight and bias, by tensor name, in NumPy's
+            order; what could not be read is not there.
+        unreadable: why that is, by tensor name.
+        source: what the file was converted from; None if it was not given.
+        full: whether all tensors may be read.
+        run: runs the model against itself; None if it was not asked for.
+    """
+
+    file: GGUFFile
+    sites: tuple[NormSite, ...]
+    skipped: tuple[Skipped, ...]
+    weights: Mapping[str, Array]
+    unreadable: Mapping[str, str]
+    source: Any = None
+    full: bool = False
+    run: Callable[[], DriftReport] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """``general.architecture``, or the empty string."""
+        return self.file.architecture
+
+    @property
+    def metadata(self) -> Metadata:
+        """Of the file."""
+        return self.file.metadata
+
+    def integer(self, key: str) -> int | None:
+        """The integer under a key of gguf-py's, ``{arch}`` in it standing for the architecture."""
+        return self.metadata.integer(key.format(arch=self.architecture))
+
+    @cached_property
+    def weighted(self) -> tuple[tuple[NormSite, Array, WeightStatistics], ...]:
+        """Norms whose weight could be read, with its values and their statistics."""
+        return tuple(
+            (s, self.weights[s.tensor], s.weight)
+            for s in self.sites
+            if s.tensor in self.weights and s.weight is not None
+        )
+
+    @cached_property
+    def observed(self) -> DriftReport:
+        """The model run once, against itself.
+
+        Raises:
+            TypeError: ``run`` is None.
+            GgufnormError: it cannot be run.
+        """
+        if self.run is None:
+            raise TypeError("the model is not to be run")
+        return self.run()
