@@ -12,17 +12,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
 
 __all__ = [
+    "DiffReport",
     "DriftReport",
     "EngineError",
     "GGUFError",
@@ -30,6 +33,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "diff",
     "drift",
     "group_norm",
     "inspect",
@@ -39,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
     "GGUFError": "ggufnorm.errors",
@@ -46,6 +51,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",
     "inspect": "ggufnorm.inspection",

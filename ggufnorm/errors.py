@@ -3,6 +3,7 @@
     GgufnormError
     ├── InputError              3   an input cannot be read
     │   ├── GGUFError           3   … because it is not well-formed GGUF
+    │   ├── TensorTypeError     3   … because a tensor's type is not known
     │   ├── TextError           3   … because the text cannot be used
     │   └── MismatchError       3   … because two models are not the same network
     └── EngineError             4   llama.cpp could not do what was asked of it
@@ -42,6 +43,10 @@ class GGUFError(InputError):
         self.path = path
         self.offset = offset
         self.field = field
+
+
+class TensorTypeError(InputError):
+    """A tensor is of a type that cannot be converted to float32 here."""
 
 
 class TextError(InputError):

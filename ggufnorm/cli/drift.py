@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufnorm.cli import INTERRUPTED
+from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.output import FORMATS, F, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
@@ -85,8 +86,7 @@ def _side(values: dict[str, Any], prefix: str) -> SideOptions:
 
 
 @click.command("drift")
-@click.argument("ref", type=click.Path(path_type=Path))
-@click.argument("quant", type=click.Path(path_type=Path))
+@model_arguments("REF", "QUANT")
 @click.option(
     "-f",
     "--file",
@@ -127,8 +127,8 @@ def _side(values: dict[str, Any], prefix: str) -> SideOptions:
 )
 @output_options(*FORMATS)
 def command(
-    ref: Path,
-    quant: Path,
+    models: tuple[str, ...],
+    hf_repos: tuple[str, ...],
     text_file: Path | None,
     ctx_size: int,
     chunks: int | None,
@@ -144,11 +144,14 @@ def command(
     output: Path | None,
     **sides: Any,
 ) -> int:
-    """Run the GGUF files REF and QUANT on the same text and show where they part.
+    """Run the GGUF models REF and QUANT on the same text and show where they part.
 
     REF is right by definition; QUANT is the same network, quantized or converted
-    otherwise. Both run in llama.cpp, node by node in step with each other.
+    otherwise. Both run in llama.cpp, node by node in step with each other. They must be
+    on this machine: paths (any shard of a split model), ollama:name, or
+    hf://org/repo/file.gguf once downloaded.
     """
+    ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
     from ggufnorm.comparison.run import drift
 

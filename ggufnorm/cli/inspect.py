@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli.models import at_least_one, model_arguments
 from ggufnorm.cli.output import choose_format, emit, output_options
 from ggufnorm.core.model import Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
@@ -33,7 +34,7 @@ class _Layers(click.ParamType[range]):
 
 
 @click.command("inspect")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@model_arguments("MODEL...")
 @click.option(
     "--layer", "layers", type=_Layers(), multiple=True, help="Only these blocks: 3 or 0-3."
 )
@@ -44,23 +45,28 @@ class _Layers(click.ParamType[range]):
 @output_options(*_FORMATS)
 def command(
     models: tuple[str, ...],
+    hf_repos: tuple[str, ...],
     layers: tuple[range, ...],
     roles: tuple[str, ...],
     tensors: bool,
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """List every norm of the GGUF file MODEL: kind, epsilon, shape, weights.
+    """List every norm of the GGUF model MODEL: kind, epsilon, shape, weights.
+
+    MODEL is a path (any shard of a split model), https://…, hf://org/repo/file.gguf or
+    ollama:name. Of a remote model only the header and the norms are fetched.
 
     Of several files each is listed; one that cannot be read does not keep the others back.
     """
     fmt = choose_format(fmt, output, _FORMATS)
     if tensors and fmt == "csv":
         raise click.UsageError("--tensors does not go with csv, which has one table")
-    found = [_try_inspect(model, tensors) for model in models]
+    locations = at_least_one(models, hf_repos)
+    found = [_try_inspect(model, tensors) for model in locations]
     inspections = [f for f in found if isinstance(f, Inspection)]
     failed = [f for f in found if isinstance(f, InputError)]
-    if failed and len(models) == 1:
+    if failed and len(locations) == 1:
         raise failed[0]
     for error in failed:
         click.secho(f"error: {error}", fg="red", err=True)
@@ -68,10 +74,10 @@ def command(
         chosen = _select(inspections, layers, roles)
         skipped = tuple(
             Skipped(m, str(f))
-            for m, f in zip(models, found, strict=True)
+            for m, f in zip(locations, found, strict=True)
             if isinstance(f, InputError)
         )
-        emit(chosen[0] if len(models) == 1 else InspectionSet(chosen, skipped), fmt, output)
+        emit(chosen[0] if len(locations) == 1 else InspectionSet(chosen, skipped), fmt, output)
     return InputError.exit_code if failed else 0
 
 

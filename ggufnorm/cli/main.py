@@ -7,13 +7,14 @@ import sys
 
 import click
 
-from ggufnorm import __version__
 from ggufnorm.cli import INTERRUPTED
 from ggufnorm.errors import EngineError, GgufnormError
+from ggufnorm.version import __version__
 
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
     "drift": "Run two versions of a model and show where they part.",
+    "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "demo": "Show what drift finds, on the bundled sample.",
 }
 

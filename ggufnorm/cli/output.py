@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import Result, to_json
 
@@ -91,11 +91,11 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
 def _render(result: Result, fmt: str, on_terminal: bool) -> str:
     if fmt == "json":
         return to_json(result)
-    if fmt == "markdown" and not isinstance(result, DriftReport):
+    if fmt == "markdown" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.markdown import to_markdown
 
         return to_markdown(result)
-    if fmt == "csv" and not isinstance(result, DriftReport):
+    if fmt == "csv" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.csv import to_csv
 
         return to_csv(result)

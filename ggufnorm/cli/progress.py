@@ -1,21 +1,51 @@
-"""Progress of a drift run on standard error."""
+"""Progress of a run on standard error."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Protocol
 
 import click
 
-from ggufnorm.comparison.run import Progress
+_MOST_UPDATES = 400
+"""A bar is drawn so often at most: drawing takes the interpreter from who works."""
+
+
+class Progress(Protocol):
+    """How far something is: what the bar needs of it."""
+
+    @property
+    def phase(self) -> str:
+        """What is being done, for a person."""
+
+    @property
+    def done(self) -> int:
+        """Steps that are finished."""
+
+    @property
+    def total(self) -> int:
+        """Steps in all, 0 before that is known."""
+
+    @property
+    def speed(self) -> str:
+        """The speed for a person."""
+
+    @property
+    def warning(self) -> bool:
+        """Whether ``phase`` is a warning."""
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[Progress], None]]:
+def progress_bar(label: str, *, show_position: bool = True) -> Iterator[Callable[[Progress], None]]:
     """A callback that shows a bar with speed and time left, if stderr is a terminal.
 
     Elsewhere it says once what is being done.
+
+    Args:
+        label: stands before the bar.
+        show_position: behind it stands ``done/total``, or else a percentage.
     """
     with ExitStack() as stack:
         bar = None
@@ -39,10 +69,12 @@ def progress_bar(label: str) -> Iterator[Callable[[Progress], None]]:
                         length=progress.total,
                         label=label,
                         file=sys.stderr,
-                        show_pos=True,
-                        item_show_func=lambda p: p and f"{p.tokens_per_second:,.0f} tokens/s",
+                        show_pos=show_position,
+                        item_show_func=lambda p: p and p.speed,
                     )
                 )
-            bar.update(progress.done - bar.pos, progress)
+            step = progress.done - bar.pos
+            if progress.done == progress.total or step * _MOST_UPDATES >= progress.total:
+                bar.update(step, progress)
 
         yield show

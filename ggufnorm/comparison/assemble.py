@@ -17,12 +17,12 @@ from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.engines.llama.graph import NormPlan, layer_of_node
 from ggufnorm.engines.llama.walk import Match
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import NormName, layer_of, norm_parameters, parse_norm_name
 
 
 def operations(
-    matches: Sequence[Match], comparison: Comparison, files: dict[int, GGUFFile]
+    matches: Sequence[Match], comparison: Comparison, files: dict[int, ModelFile]
 ) -> tuple[OperationDrift, ...]:
     """Every stop that all lanes share, in graph order."""
 
@@ -50,7 +50,7 @@ def operations(
     return tuple(found.values())
 
 
-def norms(comparison: Comparison, files: dict[int, GGUFFile]) -> tuple[NormDrift, ...]:
+def norms(comparison: Comparison, files: dict[int, ModelFile]) -> tuple[NormDrift, ...]:
     """Every norm that both graphs have, in graph order."""
     weights = {lane: WeightCache(file) for lane, file in files.items()}
     return tuple(
@@ -59,7 +59,7 @@ def norms(comparison: Comparison, files: dict[int, GGUFFile]) -> tuple[NormDrift
 
 
 def _norm(
-    norm: NormSum, comparison: Comparison, file: GGUFFile, weights: dict[int, WeightCache]
+    norm: NormSum, comparison: Comparison, file: ModelFile, weights: dict[int, WeightCache]
 ) -> NormDrift:
     plan = norm.plan
     name = _place(plan, norm.output_key, file)
@@ -104,7 +104,7 @@ _ROLE_OF_LABEL = {
 }
 
 
-def _place(plan: NormPlan, output_key: str, file: GGUFFile) -> NormName:
+def _place(plan: NormPlan, output_key: str, file: ModelFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
     if plan.weight:
         name = parse_norm_name(plan.weight, file.architecture, file.tensors)

@@ -25,7 +25,7 @@ from ggufnorm.engines.llama.binding import engine_version
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
 from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
 from ggufnorm.errors import InputError, TextError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.location import open_model
 
 _SAVE_EVERY = 5.0
 """Seconds between checkpoints at least."""
@@ -49,8 +49,8 @@ class _Run:
             FREE: from_plain(EngineOptions, job["options"]),
         }
         self.files = {
-            REFERENCE: stack.enter_context(GGUFFile(job["reference"]["path"])),
-            FREE: stack.enter_context(GGUFFile(job["quant"]["path"])),
+            REFERENCE: stack.enter_context(open_model(job["reference"]["path"])),
+            FREE: stack.enter_context(open_model(job["quant"]["path"])),
         }
         self.models = self._load(stack)
         self.n_ctx = self.options[FREE].n_ctx

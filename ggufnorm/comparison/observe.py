@@ -17,7 +17,7 @@ from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
 from ggufnorm.engines.llama.session import Batch
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 class WeightCache:
     """Norm weights of one file as float32, each read once."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: ModelFile) -> None:
         self.file = file
         self._read: dict[str, Array] = {}
 
@@ -113,7 +113,7 @@ class Comparison:
         skipped: norms that could not be recomputed or have no partner, and why.
     """
 
-    def __init__(self, graphs: Sequence[tuple[Graph, Graph]], files: dict[int, GGUFFile]) -> None:
+    def __init__(self, graphs: Sequence[tuple[Graph, Graph]], files: dict[int, ModelFile]) -> None:
         """Prepare for the graphs (reference's and quant's) of each batch of a chunk."""
         self.stops: dict[str, StopSum] = {}
         self.norms: dict[str, NormSum] = {}

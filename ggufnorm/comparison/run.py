@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,15 +9,16 @@ from typing import Any
 
 import psutil
 
-from ggufnorm import __version__
-from ggufnorm.core.drift import DriftReport, ModelFacts
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 from ggufnorm.errors import EngineError, MismatchError, TextError
-from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.inspection import file_type
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.inspection import model_facts
 from ggufnorm.samples import default_text
+from ggufnorm.version import __version__
 
 MIN_CTX = 8
 """Fewer positions than this leave nothing to score."""
@@ -55,6 +55,11 @@ class Progress:
     seconds_left: float | None = None
     warning: bool = False
 
+    @property
+    def speed(self) -> str:
+        """The speed for a person."""
+        return f"{self.tokens_per_second:,.0f} tokens/s"
+
 
 def drift(
     ref: str | os.PathLike[str],
@@ -76,8 +81,9 @@ def drift(
     """Run two versions of a model on one text and measure where they part.
 
     Args:
-        ref: the GGUF file that is right by definition.
-        quant: the GGUF file under test; the same network. May be the same file, to
+        ref: location of the model that is right by definition; it must be on this machine
+            (:mod:`ggufnorm.formats.location`).
+        quant: location of the model under test; the same network. May be the same file, to
             measure what other options do.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
@@ -93,7 +99,7 @@ def drift(
         on_progress: called as the run goes on.
 
     Raises:
-        InputError: a file cannot be opened or is not GGUF.
+        InputError: a file cannot be opened, is not GGUF or is not on this machine.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
@@ -110,7 +116,7 @@ def drift(
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
-    with GGUFFile(ref) as a, GGUFFile(quant) as b:
+    with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
         if check_memory:
@@ -147,7 +153,7 @@ def _progress(message: dict[str, Any]) -> Progress:
     return Progress("running", done, total, speed, seconds / run * (total - done))
 
 
-def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
+def require_memory(files: Sequence[ModelFile], n_ctx: int, n_lanes: int) -> None:
     """Refuse to load what does not fit into the memory that is free.
 
     Counted are the files, and per lane the cache of keys and values (F16), the logits of
@@ -165,7 +171,7 @@ def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
     batch = min(n_ctx, MAX_BATCH)
     cache = 2 * 2 * n_layer * n_embd * n_ctx
     activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
-    need = sum(f.storage.size for f in files)
+    need = sum(f.size for f in files)
     need += n_lanes * (cache + activations + 4 * n_ctx // 2 * n_vocab)
     free = psutil.virtual_memory().available
     if need > free:
@@ -176,33 +182,7 @@ def require_memory(files: Sequence[GGUFFile], n_ctx: int, n_lanes: int) -> None:
         )
 
 
-def model_facts(file: GGUFFile) -> ModelFacts:
-    """What a report says of a model file."""
-    return ModelFacts(
-        path=file.path,
-        architecture=file.architecture,
-        name=file.metadata.string("general.name"),
-        file_type=file_type(file),
-        n_bytes=file.storage.size,
-        fingerprint=fingerprint(file),
-    )
-
-
-def fingerprint(file: GGUFFile) -> str:
-    """A digest that tells two model files apart without reading all of either.
-
-    SHA-256 over the size, the header, and 64 pages of 4 KiB spread evenly over the data.
-    """
-    size = file.storage.size
-    digest = hashlib.sha256(str(size).encode())
-    digest.update(file.storage.read(0, file.header_size))
-    for i in range(64):
-        at = file.header_size + (size - file.header_size) * i // 64
-        digest.update(file.storage.read(at, min(4096, size - at)))
-    return digest.hexdigest()
-
-
-def check_same_network(ref: GGUFFile, quant: GGUFFile) -> None:
+def check_same_network(ref: ModelFile, quant: ModelFile) -> None:
     """Refuse two files whose hidden states cannot be compared.
 
     Raises:

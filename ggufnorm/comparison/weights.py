@@ -17,7 +17,7 @@ from ggufnorm.core.metrics import difference
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import dequantize_rows, read_tensor
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 
 _SAMPLE = 1 << 20
 """Elements quantized again: rows spread evenly over the tensor."""
@@ -36,7 +36,7 @@ class WeightError:
     expected: float
 
 
-def weight_error(reference: GGUFFile, quant: GGUFFile, name: str) -> WeightError | None:
+def weight_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightError | None:
     """Measure one tensor; None where the files have it in different shapes or types unread."""
     ref, under_test = reference.tensors.get(name), quant.tensors.get(name)
     if ref is None or under_test is None or ref.shape != under_test.shape:

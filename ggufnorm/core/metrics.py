@@ -55,11 +55,16 @@ class Difference:
 
 
 class DifferenceSum:
-    """Accumulates a :class:`Difference` over calls of :meth:`add`."""
+    """Accumulates a :class:`Difference` over calls of :meth:`add`.
 
-    def __init__(self) -> None:
+    Args:
+        floor: the largest ``|d|`` of a sum into which this one will be merged: only a
+            larger one is searched for.
+    """
+
+    def __init__(self, floor: float = -1.0) -> None:
         self._dd = self._dr = self._rr = 0.0
-        self._max = -1.0
+        self._max = floor
         self._max_at = (0, 0)
         self._rows = 0
         self._bad_rows = 0
@@ -113,12 +118,45 @@ class DifferenceSum:
         self._rr += float(rr.sum())
         if len(d) == 0 or (self._max >= 0 and float(dd.max()) <= self._max**2):
             return  # no element of a row exceeds the row's norm
+        if max(float(d.max()), -float(d.min())) <= self._max:
+            return
         np.abs(d, out=d)
         row, channel = divmod(int(d.argmax()), d.shape[1])
-        if d[row, channel] > self._max:
-            self._max = float(d[row, channel])
-            row = start + int(np.flatnonzero(good)[row])
-            self._max_at = (first_token + row // rows_per_token, channel)
+        self._max = float(d[row, channel])
+        row = start + int(np.flatnonzero(good)[row])
+        self._max_at = (first_token + row // rows_per_token, channel)
+
+    def merge(self, later: DifferenceSum) -> None:
+        """Add all that another sum has seen, as if it had been added here after the rest."""
+        self._dd += later._dd
+        self._dr += later._dr
+        self._rr += later._rr
+        if later._max > self._max:
+            self._max, self._max_at = later._max, later._max_at
+        self._rows += later._rows
+        self._bad_rows += later._bad_rows
+        if self._bad_token is None:
+            self._bad_token = later._bad_token
+
+    @property
+    def non_finite_rows(self) -> int:
+        """Rows left out so far."""
+        return self._bad_rows
+
+    @property
+    def max_abs(self) -> float:
+        """The largest ``|d|`` so far, -1 before any."""
+        return self._max
+
+    @property
+    def squared_error(self) -> float:
+        """``Σ d²`` over the rows compared."""
+        return self._dd
+
+    @property
+    def squared_reference(self) -> float:
+        """``Σ r²`` over the rows compared."""
+        return self._rr
 
     def state(self) -> list[Any]:
         """All that was gathered, as numbers that JSON keeps exactly."""
@@ -223,6 +261,18 @@ def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
     rows = r.reshape(-1, channels)
     total.add(rows, q.reshape(-1, channels), 0, len(rows))
     return total.result()
+
+
+def ulp_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.int64]:
+    """How many float32 values lie between two, plus one; 0 for equal ones, so for ±0.
+
+    NaN has no place among them: what comes out for it means nothing.
+    """
+    first, second = (
+        np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+        for bits in (x.view(np.int32).astype(np.int64) for x in (a, b))
+    )
+    return np.asarray(np.abs(first - second))
 
 
 def _row_dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,51 +1,124 @@
-"""Tensor data to float32."""
+"""Tensor data to float32: by ggml where llama.cpp is installed, else by gguf-py.
+
+Both give the same bits (``tests/test_dequantize.py``). ggml is faster, for Q4_K by a
+factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads run meanwhile.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quant_shape_from_byte_shape
 from numpy.typing import NDArray
 
-from ggufnorm.errors import InputError
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.errors import TensorTypeError
+from ggufnorm.formats import ggml
+from ggufnorm.formats.model_file import ModelFile
+
+# What NumPy reads by itself: a cast, no block of several values.
+_PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
+_WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
+"""Types without blocks: their bytes can be put in this machine's order."""
 
 
-def read_tensor(file: GGUFFile, name: str) -> NDArray[np.float32]:
+def read_tensor(
+    file: ModelFile, name: str, raw: NDArray[np.uint8] | None = None
+) -> NDArray[np.float32]:
     """A tensor's values as float32, whatever its type.
+
+    Args:
+        file: the model.
+        name: the tensor's.
+        raw: its bytes, if they have been read already.
 
     Returns:
         The values in NumPy's order: the reverse of ggml's ``ne``, rows on the last axis.
 
     Raises:
         KeyError: there is no such tensor.
-        InputError: gguf-py cannot dequantize its type.
+        TensorTypeError: its type cannot be read.
     """
     tensor = file.tensors[name]
-    raw = file.read_bytes(name)
-    shape = tensor.shape[::-1]
-    if tensor.n_bytes == 0:
-        return np.empty(shape, np.float32)
-    plain = {"F32": "f4", "F16": "f2", "F64": "f8"}.get(tensor.dtype)
-    if plain:
-        return raw.view(file.byte_order + plain).astype(np.float32).reshape(shape)
+    raw = file.read_bytes(name) if raw is None else raw
+    return _values(file, name, raw, n_rows(file, name)).reshape(tensor.shape[::-1])
+
+
+def n_rows(file: ModelFile, name: str) -> int:
+    """How many rows of ``ne[0]`` values a tensor has: the product of its other dimensions."""
+    tensor = file.tensors[name]
+    return tensor.n_elements // tensor.shape[0] if tensor.shape[0] else 0
+
+
+def read_rows(
+    file: ModelFile, name: str, start: int = 0, stop: int | None = None
+) -> NDArray[np.float32]:
+    """Some rows of a tensor as float32; nothing else of it is read or kept.
+
+    Args:
+        file: may be read by several threads.
+        name: of the tensor.
+        start: first row, all dimensions but the first counted through.
+        stop: the row after the last; None for all that follow.
+
+    Returns:
+        ``(stop - start, ne[0])``, a copy.
+
+    Raises:
+        KeyError: there is no such tensor.
+        TensorTypeError: its type cannot be read.
+    """
+    tensor = file.tensors[name]
+    rows = n_rows(file, name)
+    n, size = (rows if stop is None else stop) - start, tensor.n_bytes // max(1, rows)
+    raw = np.frombuffer(file.read_part(name, start * size, n * size), np.uint8)
+    return _values(file, name, raw, n)
+
+
+def _values(file: ModelFile, name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+    """``n`` rows of a tensor from their raw bytes."""
+    tensor = file.tensors[name]
+    if raw.size == 0:
+        return np.empty((n, tensor.shape[0]), np.float32)
     if file.byte_order == ">":
-        raise InputError(f"{file.path}: {name}: big-endian {tensor.dtype} cannot be read yet")
+        word = _WORD.get(tensor.dtype)
+        if word is None:
+            raise TensorTypeError(
+                f"{file.path}: {name}: big-endian {tensor.dtype} cannot be read:"
+                " convert the file with gguf-py's gguf_convert_endian.py"
+            )
+        raw = raw.view(f">{word}").astype(word).view(np.uint8)
     try:
-        return dequantize_rows(raw.reshape(*shape[:-1], -1), tensor.ggml_type).reshape(shape)
+        return dequantize_rows(raw.reshape(n, -1), tensor.ggml_type)
     except NotImplementedError:
-        raise InputError(f"{file.path}: {name}: gguf-py cannot read {tensor.dtype}") from None
+        raise TensorTypeError(
+            f"{file.path}: {name}: neither llama.cpp nor gguf-py can read {tensor.dtype} here;"
+            " try a newer gguf or llama-cpp-python"
+        ) from None
 
 
 def dequantize_rows(raw: NDArray[np.uint8], ggml_type: int) -> NDArray[np.float32]:
-    """Rows of raw bytes to rows of values.
+    """Rows of raw bytes, in this machine's byte order, to rows of values.
 
     Args:
         raw: ``(…, bytes of a row)``.
         ggml_type: ggml's number of the type.
 
-    Raises:
-        NotImplementedError: gguf-py does not know how.
-    """
-    from gguf import GGMLQuantizationType
-    from gguf.quants import dequantize
+    Returns:
+        ``(…, values of a row)``, a copy.
 
-    return np.asarray(dequantize(raw, GGMLQuantizationType(ggml_type)), dtype=np.float32)
+    Raises:
+        NotImplementedError: neither ggml nor gguf-py knows how.
+    """
+    kind = GGMLQuantizationType(ggml_type)
+    plain = _PLAIN.get(kind.name)
+    if plain:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.ascontiguousarray(raw).view(plain).astype(np.float32)
+    convert = ggml.converter(ggml_type)
+    if convert is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(dequantize(raw, kind), dtype=np.float32)
+    raw = np.ascontiguousarray(raw)
+    out = np.empty(quant_shape_from_byte_shape(raw.shape, kind), np.float32)
+    convert(raw, out)
+    return out

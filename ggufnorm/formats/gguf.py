@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, length_hint
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -72,6 +72,8 @@ _MAX_QUOTED = 64
 _MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
 _FIRST_READ = 1 << 16
 """Bytes of the first read of a header that is not on this machine."""
+_SPARE = 1 << 17
+"""Bytes that a further read may take too many, beyond a fifth of what is surely needed."""
 _MAX_FETCHED = 1 << 28
 """Most bytes that are fetched for one header that is not on this machine."""
 
@@ -211,6 +213,16 @@ class GGUFFile:
         self.storage.close()
 
     @property
+    def size(self) -> int:
+        """Of the file, in bytes."""
+        return self.storage.size
+
+    @property
+    def shards(self) -> tuple[GGUFFile, ...]:
+        """The files that the model is in: this one."""
+        return (self,)
+
+    @property
     def architecture(self) -> str:
         """``general.architecture``, or the empty string."""
         return self.metadata.string("general.architecture") or ""
@@ -222,8 +234,33 @@ class GGUFFile:
             KeyError: there is no such tensor.
             InputError: the bytes cannot be had.
         """
-        t = self.tensors[name]
-        return np.frombuffer(_read(self.storage, t.offset, t.n_bytes), np.uint8).copy()
+        return self.read_many([name])[name]
+
+    def read_part(self, name: str, start: int, n: int) -> bytes | memoryview:
+        """``n`` bytes of a tensor from its byte ``start`` on.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: they cannot be had.
+        """
+        return self.storage.read(self.tensors[name].offset + start, n)
+
+    def read_many(
+        self, names: Iterable[str]
+    ) -> dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+        """The raw bytes of several tensors; a storage that is not local fetches them together.
+
+        Raises:
+            KeyError: one of them does not exist.
+            InputError: their bytes cannot be had.
+        """
+        wanted = [self.tensors[name] for name in names]
+        parts = self.storage.read_many([(t.offset, t.n_bytes) for t in wanted])
+        found: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        for t, part in zip(wanted, parts, strict=True):
+            whole = _checked(part, self.storage, t.offset, t.n_bytes)
+            found[t.name] = np.frombuffer(whole, np.uint8).copy()
+        return found
 
 
 @dataclass(frozen=True)
@@ -261,13 +298,18 @@ def _longer(front: _Front, storage: Storage, needed: int) -> _Front:
             " (is it damaged? if not, download the file first)",
         )
     have = len(front.buffer)
-    n = min(front.size, max(needed, min(4 * have, _MAX_FETCHED)))
+    n = min(front.size, max(needed, min(4 * have, needed + needed // 5 + _SPARE, _MAX_FETCHED)))
     rest = _read(storage, have, n - have)
     return replace(front, buffer=b"".join((front.buffer, rest)))
 
 
 def _read(storage: Storage, offset: int, n: int) -> bytes | memoryview:
-    found = storage.read(offset, n)
+    return _checked(storage.read(offset, n), storage, offset, n)
+
+
+def _checked(
+    found: bytes | memoryview, storage: Storage, offset: int, n: int
+) -> bytes | memoryview:
     if len(found) != n:
         raise InputError(
             f"{storage.name}: byte {offset}: {len(found)} bytes came instead of {n};"
@@ -497,14 +539,18 @@ class _Cursor:
         # string. unpack_from itself refuses to read behind the buffer.
         unpack, buffer = struct.Struct(self.front.order + "Q").unpack_from, self.front.buffer
         last = pos = self.pos
+        to_come = repeat(None, n)
         complete = False
         with suppress(struct.error, OverflowError):
-            for _ in repeat(None, n):
+            for _ in to_come:
                 (length,) = unpack(buffer, pos)
                 last, pos = pos, pos + 8 + length
             complete = pos <= self.front.size
         self.pos = pos if pos <= self.front.size else last
         if not complete:
+            if pos + 8 <= self.front.size:  # each string to come has a length at least
+                lengths = 8 + 8 * length_hint(to_come)
+                self.fetched(min(lengths, self.front.size - pos))
             # The checked way says what is wrong, or that more must be fetched.
             self.count(f"a string of the {field}", smallest=1)
 

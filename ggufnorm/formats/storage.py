@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from ggufnorm.errors import GGUFError, InputError
+
+_BATCH = 16
+"""Items that a worker's queue holds: more would go on for long after a failure."""
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 class Storage(Protocol):
@@ -68,3 +75,49 @@ class LocalStorage:
     def close(self) -> None:
         """Drop the map; it is unmapped when the last view of it is gone."""
         del self._view
+
+
+def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, int]]:
+    """Few ranges that cover many.
+
+    Ranges are joined over the narrowest gaps first, as long as the gaps together stay
+    within ``spare``.
+
+    Args:
+        ranges: ``(offset, n)``, in any order; they may overlap.
+        spare: bytes that may be covered though no range asks for them.
+
+    Returns:
+        Disjoint ``(offset, n)`` in rising order.
+    """
+    spans = sorted((offset, offset + n) for offset, n in ranges)
+    reach, gaps = 0, []
+    for i, (start, end) in enumerate(spans):
+        gaps.append((max(0, start - reach) if i else spare + 1, i))
+        reach = max(reach, end)
+    joined: set[int] = set()
+    for gap, i in sorted(gaps):
+        spare -= gap
+        if spare < 0:
+            break
+        joined.add(i)
+    whole: list[tuple[int, int]] = []
+    for i, (start, end) in enumerate(spans):
+        if i in joined:
+            first, last = whole.pop()
+            whole.append((first, max(last, end)))
+        else:
+            whole.append((start, end))
+    return [(start, end - start) for start, end in whole]
+
+
+def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
+    """Results in the order of the items; the first failure stops what has not begun."""
+    if len(items) <= 1:
+        return [function(item) for item in items]
+    results: list[B] = []
+    batch = workers * _BATCH
+    with ThreadPoolExecutor(min(workers, len(items))) as pool:
+        for start in range(0, len(items), batch):
+            results += pool.map(function, items[start : start + batch])
+    return results

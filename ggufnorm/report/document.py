@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | InspectionSet | DriftReport
+Result = Inspection | InspectionSet | DriftReport | DiffReport
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
     Inspection: "ggufnorm/inspect",
     InspectionSet: "ggufnorm/inspect-set",
     DriftReport: "ggufnorm/drift",
+    DiffReport: "ggufnorm/diff",
 }
 
 

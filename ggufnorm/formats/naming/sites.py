@@ -9,7 +9,8 @@ from gguf.constants import MODEL_ARCH_NAMES, Keys
 
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.model import NormSite, Skipped
-from ggufnorm.formats.gguf import GGUFFile, Metadata, Tensor
+from ggufnorm.formats.gguf import Metadata, Tensor
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import PROJECTOR_NORMS, encoder_parameters, projector_type
 from ggufnorm.formats.naming.language import language_parameters
 from ggufnorm.formats.naming.names import NormName, excluded, parse_norm_name
@@ -20,7 +21,7 @@ from ggufnorm.formats.naming.weightless import weightless_norms
 _ARCHITECTURES = frozenset(MODEL_ARCH_NAMES.values())
 
 
-def norm_sites(file: GGUFFile) -> tuple[tuple[NormSite, ...], tuple[Skipped, ...]]:
+def norm_sites(file: ModelFile) -> tuple[tuple[NormSite, ...], tuple[Skipped, ...]]:
     """Every norm that a file's header tells of.
 
     Args:
@@ -63,7 +64,7 @@ def norm_parameters(
     return language_parameters(metadata, architecture, name, has_bias=has_bias)
 
 
-def _of_tensor(file: GGUFFile, tensor: Tensor) -> NormSite | Skipped | None:
+def _of_tensor(file: ModelFile, tensor: Tensor) -> NormSite | Skipped | None:
     reason = excluded(tensor.name)
     if reason is not None:
         return Skipped(tensor.name, reason)
@@ -87,7 +88,7 @@ def _of_tensor(file: GGUFFile, tensor: Tensor) -> NormSite | Skipped | None:
     return _site(file, name, parameters, tensor, bias)
 
 
-def _projector_norm(file: GGUFFile, tensor: str) -> NormName | None:
+def _projector_norm(file: ModelFile, tensor: str) -> NormName | None:
     if file.architecture != "clip":
         return None
     for modality in ("v.", "a."):
@@ -97,14 +98,14 @@ def _projector_norm(file: GGUFFile, tensor: str) -> NormName | None:
     return None
 
 
-def _is_norm_shaped(tensor: Tensor, file: GGUFFile) -> bool:
+def _is_norm_shaped(tensor: Tensor, file: ModelFile) -> bool:
     """One dimension, or two of which neither is a hidden state's width: one row per head."""
     dims = [d for d in tensor.shape if d > 1]
     width = file.metadata.integer(Keys.LLM.EMBEDDING_LENGTH.format(arch=file.architecture))
     return len(dims) <= 1 or (len(dims) == 2 and all(d < (width or d + 1) for d in dims))
 
 
-def _without_tensors(file: GGUFFile) -> Iterator[NormSite]:
+def _without_tensors(file: ModelFile) -> Iterator[NormSite]:
     for name, rule in weightless_norms(file):
         found = apply(rule, file.metadata, file.architecture, name)
         note = "; ".join(n for n in (f"no weight ({rule.source})", found.note) if n)
@@ -112,7 +113,7 @@ def _without_tensors(file: GGUFFile) -> Iterator[NormSite]:
 
 
 def _site(
-    file: GGUFFile, name: NormName, found: NormParameters, tensor: Tensor | None, bias: str | None
+    file: ModelFile, name: NormName, found: NormParameters, tensor: Tensor | None, bias: str | None
 ) -> NormSite:
     return NormSite(
         tensor=tensor.name if tensor else None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gguf.constants import Keys
 
-from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import projector_type
 from ggufnorm.formats.naming.names import NormName
 from ggufnorm.formats.naming.rules import Rule, fixed, keyed
@@ -17,7 +17,7 @@ _LAYER: str = Keys.Attention.LAYERNORM_EPS
 _MODELS = "src/models/"
 _DELTA = "src/models/models.h: build_gdn_l2_norm"
 
-Where = Callable[[GGUFFile], Iterator[int | None]]
+Where = Callable[[ModelFile], Iterator[int | None]]
 """The layers in which a norm stands; None for outside the blocks."""
 
 
@@ -38,18 +38,18 @@ class Weightless:
     tensor: str | None = None
 
 
-def _once(_file: GGUFFile) -> Iterator[int | None]:
+def _once(_file: ModelFile) -> Iterator[int | None]:
     yield None
 
 
-def _every_layer(file: GGUFFile) -> Iterator[int | None]:
+def _every_layer(file: ModelFile) -> Iterator[int | None]:
     yield from range(_blocks(file))
 
 
 def _layers_with(template: str) -> Where:
     """Layers in which the file has a tensor of that name; ``{}`` is the layer."""
 
-    def where(file: GGUFFile) -> Iterator[int | None]:
+    def where(file: ModelFile) -> Iterator[int | None]:
         for layer in _every_layer(file):
             if template.format(layer) in file.tensors:
                 yield layer
@@ -57,7 +57,7 @@ def _layers_with(template: str) -> Where:
     return where
 
 
-def _rope_layers(file: GGUFFile) -> Iterator[int | None]:
+def _rope_layers(file: ModelFile) -> Iterator[int | None]:
     # llama4.cpp: use_rope, and use_kq_norm, which the model of 128 experts has not.
     if _count(file, Keys.LLM.EXPERT_COUNT) == 128:
         return
@@ -67,7 +67,7 @@ def _rope_layers(file: GGUFFile) -> Iterator[int | None]:
     yield from (i for i in range(layers) if (i + 1) % step)
 
 
-def _layers_with_keys(file: GGUFFile) -> Iterator[int | None]:
+def _layers_with_keys(file: ModelFile) -> Iterator[int | None]:
     # gemma3n.cpp, gemma4.cpp: later layers read the cache of earlier ones (has_kv).
     shared = _count(file, Keys.Attention.SHARED_KV_LAYERS)
     layers = _blocks(file)
@@ -75,11 +75,11 @@ def _layers_with_keys(file: GGUFFile) -> Iterator[int | None]:
     yield from range(min(layers, own))
 
 
-def _every_encoder_layer(file: GGUFFile) -> Iterator[int | None]:
+def _every_encoder_layer(file: ModelFile) -> Iterator[int | None]:
     yield from range(_blocks(file, Keys.ClipVision.BLOCK_COUNT))
 
 
-def _with_output_fn(file: GGUFFile) -> Iterator[int | None]:
+def _with_output_fn(file: ModelFile) -> Iterator[int | None]:
     if "output_hc_fn.weight" in file.tensors:
         yield None
 
@@ -178,7 +178,7 @@ _ENCODERS: dict[str, tuple[Weightless, ...]] = {
 }
 
 
-def weightless_norms(file: GGUFFile) -> Iterator[tuple[NormName, Rule]]:
+def weightless_norms(file: ModelFile) -> Iterator[tuple[NormName, Rule]]:
     """The norms without tensors that llama.cpp's graph of this architecture has."""
     if file.architecture == "clip":
         projectors = {projector_type(file.metadata, role) for role in ("v.", "a.")}
@@ -192,10 +192,10 @@ def weightless_norms(file: GGUFFile) -> Iterator[tuple[NormName, Rule]]:
             yield NormName(layer, norm.role), norm.rule
 
 
-def _blocks(file: GGUFFile, key: str = Keys.LLM.BLOCK_COUNT) -> int:
+def _blocks(file: ModelFile, key: str = Keys.LLM.BLOCK_COUNT) -> int:
     # A block has a tensor at least: more blocks than tensors are not to be believed.
     return min(_count(file, key), len(file.tensors))
 
 
-def _count(file: GGUFFile, key: str) -> int:
+def _count(file: ModelFile, key: str) -> int:
     return file.metadata.integer(key.format(arch=file.architecture)) or 0

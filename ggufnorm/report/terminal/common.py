@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.text import printable
 
@@ -31,6 +33,12 @@ def cells(row: Iterable[str | Text]) -> list[RenderableType]:
 def layer_cell(layer: int | None) -> str:
     """A block number; – for outside the blocks."""
     return "–" if layer is None else str(layer)
+
+
+def model_line(m: ModelFacts) -> str:
+    """A model file in one line."""
+    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
+    return printable("  ".join(p for p in parts if p))
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> Iterable[Text]:

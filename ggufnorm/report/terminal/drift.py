@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -14,7 +13,6 @@ from ggufnorm.core.drift import (
     Culprit,
     DriftReport,
     Localisation,
-    ModelFacts,
     NormDrift,
     OperationDrift,
     SideFacts,
@@ -24,6 +22,7 @@ from ggufnorm.core.metrics import Difference
 from ggufnorm.report.terminal.common import (
     cells,
     layer_cell,
+    model_line,
     new_table,
     skipped_lines,
 )
@@ -64,7 +63,7 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
     run = report.run
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, m in (("reference", report.reference), ("quant", report.quant)):
-        grid.add_row(*cells([label, _model_line(m)]))
+        grid.add_row(*cells([label, model_line(m)]))
     grid.add_row(*cells(["text", f"{printable(run.text)}, {run.n_text_tokens:,} tokens"]))
     stopped = run.n_chunks < run.n_chunks_planned
     of = f" of {run.n_chunks_planned} (stopped early)" if stopped else ""
@@ -95,11 +94,6 @@ def _special_options(side: SideFacts) -> str:
     parts += ["repacked weights"] if side.use_extra_bufts else []
     parts += ["unfused norms"] if side.unfused_norms else []
     return ", ".join(parts)
-
-
-def _model_line(m: ModelFacts) -> str:
-    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
-    return printable("  ".join(p for p in parts if p))
 
 
 _NORM_COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "In", "Out", "Cosine", "Ratio", "Max |Δ|",

@@ -1,0 +1,1 @@
+"""``diff``: what sets two files apart, nothing run."""

@@ -1,0 +1,145 @@
+"""ggml's own conversion of tensor data to float32, where llama.cpp is installed.
+
+``to_float`` is reached through ``ggml_get_type_traits``, whose structure is mirrored here
+and compared with what ggml says of each type through its functions; where they do not
+agree nothing is offered. The library is opened in llama-cpp-python's folder by itself,
+when the first quantized tensor is read: that takes 4 ms, ``import llama_cpp`` takes 80.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+Convert = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
+"""Fills the second array with the values of the first. Other threads run meanwhile."""
+
+_TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of ``ggml/include/ggml.h``."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_void_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+@cache
+def converter(ggml_type: int) -> Convert | None:
+    """Ggml's conversion of a type to float32; None where there is none to be trusted.
+
+    Args:
+        ggml_type: ggml's number of the type, one that gguf-py has, too.
+
+    Returns:
+        A function of raw blocks and of the array for their values, both C-contiguous.
+    """
+    lib = _library()
+    if lib is None or not _agrees(lib, ggml_type):
+        return None
+    traits = _traits(lib, ggml_type)
+    if not traits.to_float:
+        return None
+    to_float = _TO_FLOAT(traits.to_float)
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
+
+    def convert(raw: NDArray[np.uint8], out: NDArray[np.float32]) -> None:
+        if raw.nbytes * block != out.size * block_bytes:
+            raise ValueError(f"{raw.nbytes} bytes do not hold {out.size} values")
+        if not (raw.flags.c_contiguous and out.flags.c_contiguous):
+            raise ValueError("the arrays must be C-contiguous")
+        to_float(raw.ctypes.data, out.ctypes.data, out.size)
+
+    return convert
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """llama-cpp-python's libggml, None where it is absent or of an unknown layout."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    # The file that llama_cpp/_ggml.py opens: a process must not hold two copies.
+    for name in ("libggml.so", "libggml.dylib", "ggml.dll"):
+        path = Path(spec.origin).parent / "lib" / name
+        if path.is_file():
+            return _open(path)
+    return None
+
+
+def _open(path: Path) -> ctypes.CDLL | None:
+    number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+    try:
+        lib = ctypes.CDLL(str(path))
+        for name, result, arguments in (
+            ("ggml_get_type_traits", pointer, [number]),
+            ("ggml_validate_row_data", ctypes.c_bool, [number, pointer, size]),
+            ("ggml_type_name", pointer, [number]),
+            ("ggml_blck_size", ctypes.c_int64, [number]),
+            ("ggml_type_size", size, [number]),
+            ("ggml_row_size", size, [number, ctypes.c_int64]),
+            ("ggml_is_quantized", ctypes.c_bool, [number]),
+        ):
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):
+        return None
+    return lib if _layout_holds(lib) else None
+
+
+def _layout_holds(lib: ctypes.CDLL) -> bool:
+    """Whether the mirror has the structure's size, and ``to_float`` is where it should be."""
+    f16, bf16 = GGMLQuantizationType.F16, GGMLQuantizationType.BF16
+    stride = lib.ggml_get_type_traits(1) - lib.ggml_get_type_traits(0)
+    known = (GGMLQuantizationType.F32, f16, GGMLQuantizationType.Q4_0, bf16)
+    if stride != ctypes.sizeof(_TypeTraits) or not all(_agrees(lib, t) for t in known):
+        return False
+    # Its neighbour from_float_ref takes the same arguments: run it the safe way round.
+    for ggml_type, one in ((f16, 0x3C00), (bf16, 0x3F80)):
+        raw, out = np.array([one, 0], np.uint16), np.zeros(1, np.float32)
+        to_float = _traits(lib, ggml_type).to_float
+        if not to_float:
+            return False
+        _TO_FLOAT(to_float)(raw.ctypes.data, out.ctypes.data, 1)
+        if out[0] != 1.0:
+            return False
+    return True
+
+
+def _agrees(lib: ctypes.CDLL, ggml_type: int) -> bool:
+    """Whether mirror, ggml's functions and gguf-py's table say the same of a type."""
+    if not lib.ggml_validate_row_data(ggml_type, None, 0):
+        return False  # the one function that checks the number before it uses it
+    t = _traits(lib, ggml_type)
+    kind = GGMLQuantizationType(ggml_type)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    of_functions = (
+        lib.ggml_type_name(ggml_type),
+        lib.ggml_blck_size(ggml_type),
+        lib.ggml_type_size(ggml_type),
+        lib.ggml_is_quantized(ggml_type),
+    )
+    return (
+        (t.type_name, t.blck_size, t.type_size, t.is_quantized) == of_functions
+        and ctypes.string_at(t.type_name).decode().upper() == kind.name
+        and (t.blck_size, t.type_size) == (block, block_bytes)
+        and lib.ggml_row_size(ggml_type, 3 * block) == 3 * block_bytes
+    )
+
+
+def _traits(lib: ctypes.CDLL, ggml_type: int) -> _TypeTraits:
+    return _TypeTraits.from_address(lib.ggml_get_type_traits(ggml_type))

@@ -1,0 +1,218 @@
+"""Models in repositories of the Hugging Face Hub.
+
+Endpoint, token and cache are those of huggingface_hub: ``HF_ENDPOINT``, ``HF_TOKEN`` or
+the saved token, ``HF_HOME``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import build_hf_headers
+
+from ggufnorm.errors import InputError
+from ggufnorm.formats.remote import PATIENCE, RemotePlace
+from ggufnorm.formats.split import all_shards
+
+DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
+"""Tried in turn where no quant is named, before the first GGUF file of the repository."""
+
+_NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+"""Parts of the names of GGUF files that go with a model (``gguf_filename_is_model``)."""
+
+_LISTED = 20
+
+_LOCATION = re.compile(
+    r"hf://(?P<repo>[^/@:]+/[^/@:]+)"
+    r"(?:@(?P<revision>refs/[^/:]+/[^/:]+|[^/:]+))?"
+    r"(?:/(?P<file>.+)|:(?P<quant>[^/:]+))?",
+    re.DOTALL,
+)
+_LATER_SHARD = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository.
+
+    Attributes:
+        repo: ``org/name``.
+        revision: the commit, so that all requests see the same files.
+        path: within the repository.
+        name: the location that names it: ``hf://…``.
+    """
+
+    repo: str
+    revision: str
+    path: str
+    name: str
+
+
+def find_file(location: str) -> HubFile:
+    """The file that a location stands for.
+
+    Args:
+        location: ``hf://org/repo[@revision]/file.gguf``, or
+            ``hf://org/repo[@revision][:QUANT]`` for the file that ``llama.cpp -hf`` takes.
+
+    Raises:
+        InputError: the location is malformed; the repository, the revision, the file or
+            the quant does not exist; or the Hub cannot be reached.
+    """
+    parts = _parse(location)
+    repo, asked = parts["repo"], _revision(parts)
+    commit, files = list_files(location, repo, asked)
+    if parts["file"]:
+        path = parts["file"]
+        if path not in files:
+            raise InputError(f"{location}: the repository has no such file; {_offer(files)}")
+    else:
+        chosen = choose_file(files, parts["quant"])
+        if chosen is None:
+            what = f"no {parts['quant']} file" if parts["quant"] else "no GGUF model"
+            raise InputError(f"{location}: the repository has {what}; {_offer(files)}")
+        path = chosen
+    at = f"@{parts['revision']}" if asked else ""
+    return HubFile(repo, commit, path, f"hf://{repo}{at}/{path}")
+
+
+def choose_file(files: Sequence[str], quant: str | None) -> str | None:
+    """The file that ``llama.cpp -hf repo[:quant]`` takes, None where there is none.
+
+    As in ``find_best_model`` (``common/download.cpp``): the first file whose path has the
+    quant's name, in any case, before a dot or a dash. Without a quant: Q4_K_M, then Q8_0,
+    then the first model. Of a split model the first shard.
+    """
+    models = [
+        path
+        for path in files
+        if path.endswith(".gguf")
+        and not any(part in path.rpartition("/")[2] for part in _NOT_MODELS)
+        and not _LATER_SHARD.search(path)
+    ]
+    for tag in (quant,) if quant else DEFAULT_QUANTS:
+        pattern = re.compile(re.escape(tag) + "[.-]", re.IGNORECASE)
+        for path in models:
+            if pattern.search(path):
+                return path
+    return None if quant else next(iter(models), None)
+
+
+def list_files(location: str, repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """Commit and files of a repository.
+
+    Raises:
+        InputError: they cannot be had.
+    """
+    try:
+        info = HfApi(endpoint=endpoint(), library_name="ggufnorm").model_info(
+            repo, revision=revision, timeout=PATIENCE.timeout
+        )
+    except GatedRepoError:
+        raise InputError(f"{location}: {_hints(repo)[403]}") from None
+    except RevisionNotFoundError:
+        raise InputError(f"{location}: {repo} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"{location}: there is no repository {repo}, or it is private: check its name;"
+            " for a private one set HF_TOKEN or run `hf auth login`"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise InputError(f"{location}: {endpoint()} answered with status {status}") from None
+    except HFValidationError as error:
+        raise InputError(f"{location}: {_one_line(error)}") from None
+    except Exception as error:  # the exceptions of the HTTP client, whichever it is
+        raise InputError(f"{location}: cannot ask {endpoint()}: {_one_line(error)}") from None
+    return info.sha or revision or "main", [file.rfilename for file in info.siblings or ()]
+
+
+def endpoint() -> str:
+    """Address of the Hub."""
+    return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+
+
+def hub_place(location: str) -> RemotePlace:
+    """Where the file of a location is read from.
+
+    Raises:
+        InputError: see :func:`find_file`.
+    """
+    file = find_file(location)
+    url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint())
+    headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+    return RemotePlace(url, file.name, headers, _hints(file.repo))
+
+
+def downloaded(location: str) -> Path:
+    """The file of a location in the local cache.
+
+    The Hub is not asked where the location names a file that is there.
+
+    Raises:
+        InputError: it is not there; the message says how to download it.
+    """
+    parts = _parse(location)
+    found = parts["file"] and _cached(parts["repo"], parts["file"], _revision(parts))
+    if found:
+        return found
+    file = find_file(location)
+    found = _cached(file.repo, file.path, file.revision)
+    if found:
+        return found
+    names = " ".join(all_shards(file.path))
+    raise InputError(
+        f"{location}: running a model needs it on this machine: download it first with"
+        f" `hf download {file.repo} {names}`"
+    )
+
+
+def _parse(location: str) -> re.Match[str]:
+    parts = _LOCATION.fullmatch(location)
+    if parts is None:
+        raise InputError(
+            f"{location}: write hf://org/repo/file.gguf, hf://org/repo@revision/file.gguf"
+            " or hf://org/repo:QUANT"
+        )
+    return parts
+
+
+def _revision(parts: re.Match[str]) -> str | None:
+    return unquote(parts["revision"]) if parts["revision"] else None
+
+
+def _cached(repo: str, path: str, revision: str | None) -> Path | None:
+    found: Any = try_to_load_from_cache(repo, path, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _hints(repo: str) -> Mapping[int, str]:
+    login = "set HF_TOKEN or run `hf auth login`"
+    refused = f"{repo} is gated or private: ask for access at {endpoint()}/{repo}, then {login}"
+    return {401: refused, 403: refused, 404: f"check the name, or {login} if {repo} is private"}
+
+
+def _offer(files: Sequence[str]) -> str:
+    models = [path for path in files if path.endswith(".gguf")]
+    if not models:
+        return "it has no GGUF file at all"
+    more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
+    return f"its GGUF files: {', '.join(models[:_LISTED])}{more}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

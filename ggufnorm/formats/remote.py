@@ -1,0 +1,309 @@
+"""Models behind HTTP, read by range requests."""
+
+from __future__ import annotations
+
+import re
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+
+from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.split import shard_name
+from ggufnorm.formats.storage import coalesce, in_parallel
+
+FRONT = 1 << 17
+"""Bytes that opening a model fetches: most headers without a vocabulary end in them."""
+
+_SPARE = 1 << 16
+"""Bytes between tensors that a read of many may fetch, beyond a fifth of what is asked for."""
+
+_CONNECTIONS = 16
+"""Requests under way at a time."""
+
+_SLOWEST = 1 << 14
+"""Bytes a second; a server below it has stalled."""
+
+_LONGEST_PAUSE = 10.0
+"""Seconds that a server may ask us to wait before the next attempt (``Retry-After``)."""
+
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REFUSED = frozenset({401, 403, 404, 410})
+
+HINTS: Mapping[int, str] = {
+    401: "it wants a login; download the file first",
+    403: "access is denied, or a signed address has expired",
+    404: "check the address",
+    410: "check the address",
+}
+"""What to try, by HTTP status."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for a server.
+
+    Attributes:
+        timeout: seconds to wait for a connection or for the next bytes.
+        attempts: requests made for one range before giving up.
+        pause: seconds before the second attempt; doubled before each further one.
+    """
+
+    timeout: float = 15.0
+    attempts: int = 4
+    pause: float = 0.25
+
+
+PATIENCE = Patience()
+"""A minute, at worst, for a server that says nothing."""
+
+
+class Connection:
+    """An HTTP client, shared by the shards of a set and closed with the last of them."""
+
+    def __init__(self, patience: Patience = PATIENCE) -> None:
+        self.patience = patience
+        try:
+            self.client = httpx2.Client(
+                follow_redirects=True,
+                timeout=httpx2.Timeout(patience.timeout, pool=None),
+                limits=httpx2.Limits(max_connections=_CONNECTIONS),
+                # What runs on this machine is not reached through a proxy elsewhere.
+                mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+            )
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise InputError(f"the proxy settings cannot be used: {error}") from None
+        weakref.finalize(self, self.client.close)
+
+
+@dataclass(frozen=True)
+class RemotePlace:
+    """A file behind HTTP, not yet opened; see :class:`~ggufnorm.formats.split.Place`.
+
+    Attributes:
+        url: its address.
+        name: as messages call it.
+        headers: sent to the address's own host only.
+        hints: what to try, by HTTP status.
+        connection: made when the first file is opened through it.
+    """
+
+    url: str
+    name: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[int, str] = field(default_factory=lambda: HINTS)
+    connection: Connection = field(default_factory=Connection)
+
+    def open(self) -> RemoteStorage:
+        """Fetch the front part of the file."""
+        return RemoteStorage(self)
+
+    def shard(self, number: int, count: int) -> RemotePlace:
+        """The address of a shard beside this one."""
+        url = urlsplit(self.url)
+        path = shard_name(url.path, number, count)
+        return RemotePlace(
+            urlunsplit(url._replace(path=path)),
+            shard_name(self.name, number, count),
+            self.headers,
+            self.hints,
+            self.connection,
+        )
+
+    def is_missing(self) -> bool:
+        """False: only a request can tell."""
+        return False
+
+
+def remote_place(url: str) -> RemotePlace:
+    """The place of a plain address."""
+    return RemotePlace(url, public_address(url))
+
+
+def public_address(url: str) -> str:
+    """An address without what may be secret in it: user, password, query and fragment."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # the only check of it that there is
+    except ValueError as error:
+        raise InputError(f"the address {url} is malformed: {error}") from None
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+class _TransientError(Exception):
+    """Worth another attempt, ``pause`` seconds later."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class RemoteStorage:
+    """A file behind HTTP; see :class:`~ggufnorm.formats.storage.Storage`.
+
+    Opening it fetches the first :data:`FRONT` bytes, and the size with them. A redirect
+    is followed once; further requests go straight to where it led, without the headers
+    that were meant for the host of the address itself.
+
+    Raises:
+        InputError: the server cannot be reached, refuses, stalls, breaks off again and
+            again, or does not answer range requests.
+        GGUFError: the file is empty.
+    """
+
+    def __init__(self, place: RemotePlace) -> None:
+        self.name = place.name
+        self.size = -1
+        self._place = place
+        self._connection = place.connection
+        self._direct: httpx2.URL | None = None
+        self._etag: str | None = None
+        self._front = self._fetch(0, FRONT)
+
+    def read(self, offset: int, n: int) -> bytes | memoryview:
+        """One request for what the front part does not hold."""
+        held = memoryview(self._front)[offset : offset + n]
+        if len(held) == n:
+            return held
+        rest = self._fetch(offset + len(held), n - len(held))
+        return b"".join((held, rest)) if held else rest
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
+        """Several requests at a time; what lies close together is one of them."""
+        held = len(self._front)
+        wanted = [(offset, n) for offset, n in ranges if offset + n > held]
+        spans = coalesce(wanted, _SPARE + sum(n for _, n in wanted) // 5)
+        parts = in_parallel(lambda span: self._fetch(*span), spans, _CONNECTIONS)
+        fetched = [(0, memoryview(self._front))]
+        fetched += [
+            (start, memoryview(part)) for (start, _), part in zip(spans, parts, strict=True)
+        ]
+        return [_cut(fetched, offset, n) for offset, n in ranges]
+
+    def close(self) -> None:
+        """Drop the connection; it is closed when no shard uses it any more."""
+        del self._connection, self._place
+
+    def _fetch(self, offset: int, n: int) -> bytes:
+        """``n`` bytes, or as many as the file has. A broken transfer goes on where it broke."""
+        patience = self._connection.patience
+        got = bytearray()
+        reason, pause = "", 0.0
+        for attempt in range(patience.attempts):
+            if attempt:
+                time.sleep(max(pause, patience.pause * 2 ** (attempt - 1)))
+            try:
+                self._receive(offset, n, got)
+                return bytes(got)
+            except _TransientError as error:
+                reason, pause = str(error), error.pause
+            except (
+                httpx2.UnsupportedProtocol,
+                httpx2.TooManyRedirects,
+                httpx2.InvalidURL,
+            ) as error:
+                raise InputError(f"cannot read {self.name}: {_one_line(error)}") from None
+            except httpx2.TimeoutException:
+                reason = f"no answer for {patience.timeout:g} s"
+            except httpx2.HTTPError as error:
+                reason = _one_line(error)
+        raise InputError(
+            f"cannot read {self.name}: {reason} ({patience.attempts} attempts); try again later"
+        )
+
+    def _receive(self, offset: int, n: int, got: bytearray) -> None:
+        """One attempt to append to ``got`` what it lacks of the range."""
+        if self.size >= 0 and len(got) == min(n, self.size - offset):
+            return  # all had come before the last attempt failed
+        own, direct = httpx2.URL(self._place.url), self._direct
+        url = direct or own
+        headers = dict(self._place.headers) if _origin(url) == _origin(own) else {}
+        first, last = offset + len(got), offset + n - 1
+        headers |= {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+        patience_ends = time.monotonic() + self._connection.patience.timeout + n / _SLOWEST
+        with self._connection.client.stream("GET", url, headers=headers) as response:
+            self._check_status(response, first, redirected=direct is not None)
+            self._check_range(response, first)
+            n = min(n, self.size - offset)
+            for part in response.iter_raw():
+                got += part
+                if len(got) > n:
+                    raise InputError(f"cannot read {self.name}: the server sends more than asked")
+                if time.monotonic() > patience_ends:
+                    raise _TransientError(f"less than {_SLOWEST >> 10} KiB/s")
+        if len(got) < n:
+            raise _TransientError(f"the server broke off at byte {offset + len(got)}")
+        if response.history:
+            self._direct = response.url
+
+    def _check_status(self, response: httpx2.Response, first: int, *, redirected: bool) -> None:
+        status = response.status_code
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            return
+        if status == HTTPStatus.OK:
+            raise InputError(
+                f"cannot read {self.name}: the server ignores range requests;"
+                " download the file first"
+            )
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and first == 0:
+            raise GGUFError(self.name, 0, "magic", "the file is empty")
+        if status in _TRANSIENT:
+            raise _TransientError(_described(status), _retry_after(response))
+        if status in _REFUSED and redirected:
+            self._direct = None  # a signed address does not last: ask for a new one
+            raise _TransientError(_described(status))
+        hint = self._place.hints.get(status)
+        raise InputError(
+            f"cannot read {self.name}: {_described(status)}" + (f": {hint}" if hint else "")
+        )
+
+    def _check_range(self, response: httpx2.Response, first: int) -> None:
+        """Take the size from the first answer; refuse an answer from another file."""
+        found = re.fullmatch(
+            r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", response.headers.get("Content-Range", "")
+        )
+        if not found or response.headers.get("Content-Encoding", "identity") != "identity":
+            raise InputError(
+                f"cannot read {self.name}: the server's answer to a range request makes no sense;"
+                " download the file first"
+            )
+        if int(found[1]) != first:
+            raise InputError(f"cannot read {self.name}: the server sends another range than asked")
+        size, etag = int(found[2]), response.headers.get("ETag")
+        if self.size < 0:
+            self.size, self._etag = size, etag
+        elif size != self.size or (etag and self._etag and etag != self._etag):
+            raise InputError(f"{self.name} was replaced while it was read: start again")
+
+
+def _cut(fetched: Sequence[tuple[int, memoryview]], offset: int, n: int) -> memoryview:
+    """A range out of the parts that cover it."""
+    for start, part in fetched:
+        if start <= offset and offset + n <= start + len(part):
+            return part[offset - start : offset - start + n]
+    raise AssertionError(f"bytes {offset} to {offset + n} were not fetched")
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _described(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP status {status}"
+
+
+def _retry_after(response: httpx2.Response) -> float:
+    """Seconds that the server asks for, within reason; 0 where it asks for none."""
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), _LONGEST_PAUSE) if re.fullmatch(r"\d{1,9}", text) else 0.0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

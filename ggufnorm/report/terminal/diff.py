@@ -1,0 +1,216 @@
+"""The text of a comparison of two files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ggufnorm.core.diff import (
+    DiffReport,
+    GroupDifference,
+    MetadataDifference,
+    NonFinite,
+    NormDifference,
+    TensorDifference,
+    Unmatched,
+)
+from ggufnorm.report.terminal.common import (
+    cells,
+    layer_cell,
+    model_line,
+    new_table,
+    skipped_lines,
+)
+from ggufnorm.report.text import number, printable
+
+_MOST_ROWS = 10
+_MOST_GROUPS = 8
+_VALUE_WIDTH = 24
+
+
+def diff_parts(report: DiffReport) -> Iterable[RenderableType]:
+    """The parts of the text, from top to bottom."""
+    yield _facts(report)
+    yield from _metadata(report.metadata)
+    yield from _norms(report.norms)
+    yield from _tensors(report.tensors)
+    for title, groups in (
+        ("type", report.types),
+        ("role", report.roles),
+        ("layer", report.layers),
+    ):
+        yield from _groups(title, groups)
+    yield from _non_finite(report.non_finite)
+    yield from _unmatched(report.unmatched)
+    yield from skipped_lines(report.skipped)
+    yield ""
+    sound = report.identical and not report.non_finite
+    yield Text(printable(report.verdict), style="bold green" if sound else "bold")
+
+
+def _facts(report: DiffReport) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    speed = report.n_weights / max(report.seconds, 1e-9) / 1e6
+    n = len(report.norms) + len(report.tensors)
+    for row in (
+        ("a", model_line(report.a)),
+        ("b", model_line(report.b)),
+        (
+            "compared",
+            f"{n} tensors, {report.n_weights:,} weights in {report.seconds:.1f} s"
+            f" ({speed:,.0f} M weights/s)",
+        ),
+    ):
+        grid.add_row(*cells(row))
+    return grid
+
+
+def _metadata(metadata: Sequence[MetadataDifference]) -> Iterable[RenderableType]:
+    shown = [m for m in metadata if m.affects != "nothing"]
+    if shown:
+        yield Text("\nMetadata that change what is computed", style="bold")
+        table = new_table("Key", "Affects", "a", "b", "Differ", left=("Key", "Affects", "a", "b"))
+        table.columns[0].overflow = "ellipsis"
+        for m in shown[:_MOST_ROWS]:
+            where = "" if m.n_differing is None else f"{m.n_differing:,}, first {m.index}"
+            affects = "forward pass" if m.affects == "forward" else "token ids"
+            table.add_row(*cells([printable(m.key), affects, _value(m.a), _value(m.b), where]))
+        yield table
+        yield from _more(len(shown) - _MOST_ROWS)
+    others = [m.key for m in metadata if m.affects == "nothing"]
+    if others:
+        yield Text(f"\nOther metadata that differ: {printable(', '.join(others))}")
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    text = printable(f"{value:g}" if isinstance(value, float) else str(value))
+    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
+
+
+def _norms(norms: Sequence[NormDifference]) -> Iterable[RenderableType]:
+    changed = [n for n in norms if n.n_differing]
+    if not changed:
+        return
+    yield Text("\nNorms that differ, in file order", style="bold")
+    table = new_table(
+        "Layer", "Tensor", "Types", "Differ", "Max ulp", "Max |Δ|", "row:col", "Rel L2",
+        left=("Tensor", "Types"),
+    )  # fmt: skip
+    table.columns[1].overflow = "ellipsis"
+    for n in changed[:_MOST_ROWS]:
+        row = [
+            layer_cell(n.layer),
+            printable(n.tensor),
+            _types(n),
+            f"{n.n_differing:,}/{n.n_elements:,}",
+            "NaN" if n.max_ulp is None else f"{n.max_ulp:,}",
+            number(n.max_abs),
+            "–" if n.max_abs is None else f"{n.max_abs_row}:{n.max_abs_column}",
+            number(n.rel_l2),
+        ]
+        table.add_row(*cells(row))
+    yield table
+    yield from _more(len(changed) - _MOST_ROWS)
+
+
+def _tensors(tensors: Sequence[TensorDifference]) -> Iterable[RenderableType]:
+    changed = [t for t in tensors if not t.identical]
+    if not changed:
+        return
+    yield Text(
+        f"\nLargest differences of {len(tensors)} other tensors"
+        " (NMSE: mean square of b - a over that of a)",
+        style="bold",
+    )
+    table = new_table(
+        "Tensor", "Types", "Size", "Rel L2", "NMSE", "SQNR dB", "Cosine", "Max |Δ|", "row:col",
+        left=("Tensor", "Types"),
+    )  # fmt: skip
+    table.columns[0].overflow = "ellipsis"
+    for t in changed[:_MOST_ROWS]:
+        row = [
+            printable(t.tensor),
+            _types(t),
+            f"{100 * t.share:.1f} %",
+            number(t.rel_l2),
+            number(t.nmse),
+            _decibels(t.sqnr_db),
+            "–" if t.cosine is None else f"{t.cosine:.6f}",
+            number(t.max_abs),
+            "–" if t.max_abs is None else f"{t.max_abs_row}:{t.max_abs_column}",
+        ]
+        table.add_row(*cells(row))
+    yield table
+    yield from _more(len(changed) - _MOST_ROWS)
+
+
+def _groups(title: str, groups: Sequence[GroupDifference]) -> Iterable[RenderableType]:
+    if all(g.rel_l2 == 0 for g in groups):
+        return
+    yield Text(f"\nBy {title}, the worst first", style="bold")
+    table = new_table(
+        title.capitalize(), "Tensors", "Size", "Rel L2", "SQNR dB", "Worst",
+        left=(title.capitalize(), "Worst"),
+    )  # fmt: skip
+    table.columns[0].overflow = table.columns[5].overflow = "ellipsis"
+    for g in groups[:_MOST_GROUPS]:
+        row = [
+            printable(g.group),
+            str(g.n_tensors),
+            f"{100 * g.share:.1f} %",
+            number(g.rel_l2),
+            _decibels(g.sqnr_db),
+            printable(g.worst),
+        ]
+        table.add_row(*cells(row))
+    yield table
+    yield from _more(len(groups) - _MOST_GROUPS)
+
+
+def _non_finite(found: Sequence[NonFinite]) -> Iterable[RenderableType]:
+    if not found:
+        return
+    yield Text("\nNaN and infinite values (their rows are left out above)", style="bold red")
+    table = new_table(
+        "Tensor", "File", "Values", "Rows", "First row", "Column", "Block", left=("Tensor",)
+    )
+    table.columns[0].overflow = "ellipsis"
+    for n in found[:_MOST_ROWS]:
+        figures = (n.count, n.n_rows, n.row, n.column, n.block)
+        table.add_row(*cells([printable(n.tensor), n.side, *(f"{f:,}" for f in figures)]))
+    yield table
+    yield from _more(len(found) - _MOST_ROWS)
+
+
+def _unmatched(unmatched: Sequence[Unmatched]) -> Iterable[RenderableType]:
+    for title, chosen in (
+        ("Only in a", [u for u in unmatched if u.shape_b is None]),
+        ("Only in b", [u for u in unmatched if u.shape_a is None]),
+        ("In another shape in b", [u for u in unmatched if u.shape_a and u.shape_b]),
+    ):
+        if not chosen:
+            continue
+        yield Text(f"\n{title}: {len(chosen)}", style="bold")
+        for u in chosen[:_MOST_ROWS]:
+            shapes = ["×".join(map(str, s)) for s in (u.shape_a, u.shape_b) if s]
+            yield Text(f"  {printable(u.tensor)}: {'→'.join(shapes)}")
+        yield from _more(len(chosen) - _MOST_ROWS)
+
+
+def _types(t: NormDifference | TensorDifference) -> str:
+    return t.dtype_b if t.dtype_a == t.dtype_b else f"{t.dtype_a}→{t.dtype_b}"
+
+
+def _decibels(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _more(n: int) -> Iterable[Text]:
+    if n > 0:
+        yield Text(f"… and {n} more (see --format json)")
