@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.auditing.matching import Matches, match_norms
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
-from ggufnorm.formats.gguf import GGUFFile, Metadata
+from ggufnorm.formats.gguf import Metadata
+from ggufnorm.formats.hf import Source
+from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
@@ -33,12 +35,12 @@ class Subject:
         run: runs the model against itself; None if it was not asked for.
     """
 
-    file: GGUFFile
+    file: ModelFile
     sites: tuple[NormSite, ...]
     skipped: tuple[Skipped, ...]
     weights: Mapping[str, Array]
     unreadable: Mapping[str, str]
-    source: Any = None
+    source: Source | None = None
     full: bool = False
     run: Callable[[], DriftReport] | None = None
 
@@ -62,7 +64,7 @@ class Subject:
         return tuple(
             (s, self.weights[s.tensor], s.weight)
             for s in self.sites
-            if s.tensor in self.weights and s.weight is not None
+            if s.tensor is not None and s.tensor in self.weights and s.weight is not None
         )
 
     @cached_property
@@ -76,3 +78,14 @@ class Subject:
         if self.run is None:
             raise TypeError("the model is not to be run")
         return self.run()
+
+    @cached_property
+    def matches(self) -> Matches:
+        """The norms beside those of the source.
+
+        Raises:
+            TypeError: ``source`` is None.
+        """
+        if self.source is None:
+            raise TypeError("the source was not given")
+        return match_norms(self.file, self.sites, self.weights, self.source)

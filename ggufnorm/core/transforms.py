@@ -65,16 +65,16 @@ class Transform:
         Returns:
             float32, flat.
         """
-        dtype = np.float16 if half else np.float32
         if self.unpermute:
             heads = values.reshape(-1, values.shape[-1])
             values = np.tile(heads[0].reshape(2, -1).T.reshape(-1), len(heads))
+        number = np.float16 if half else np.float32
         with np.errstate(over="ignore", invalid="ignore"):
-            flat = values.reshape(-1).astype(dtype)
+            flat = values.reshape(-1).astype(number)
             if self.scale != 1.0:
-                flat = flat * dtype(self.scale)
+                flat = np.multiply(flat, number(self.scale), dtype=number)
             if self.offset != 0.0:
-                flat = flat + dtype(self.offset)
+                flat = np.add(flat, number(self.offset), dtype=number)
         return np.asarray(flat, dtype=np.float32)
 
 
@@ -134,11 +134,7 @@ def explain(
         explanation = attempt(f, flat, expected, transform)
         if explanation is not None:
             return explanation
-    return (
-        _elsewhere(f, others or {})
-        or _partial(f, expected)
-        or _unexplained(f, expected)
-    )
+    return _elsewhere(f, others or {}) or _partial(f, expected) or _unexplained(f, expected)
 
 
 Attempt = Callable[[Array, Array, Array, Transform], Explanation | None]

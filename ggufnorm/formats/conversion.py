@@ -21,6 +21,8 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import projector_type
 from ggufnorm.formats.naming.names import excluded, parse_norm_name
 
+EMBEDDING = "token_embd.weight"
+
 _MAX_BLOCKS = 1024
 """More blocks than any model has; a header can claim four billion."""
 
@@ -136,6 +138,16 @@ def origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, Origin] |
     }
 
 
+def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None:
+    """The checkpoint's name of the token embedding, None if it has none that is known."""
+    names = _name_map(file) or {}
+    for source in source_names:
+        hit = _target(file, names, source)
+        if hit is not None and hit[0] == EMBEDDING:
+            return source
+    return None
+
+
 def transform_of(file: ModelFile, source: str) -> Transform:
     """What the converter of a file's architecture does to a norm of that source name."""
     architecture = file.architecture
@@ -165,10 +177,9 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
 
     # Its constructor changes a table of the class for Arctic, and with it the names of every
     # other architecture that is asked for later.
-    class Names(TensorNameMap):  # type: ignore[misc]  # gguf-py has no types
-        block_mappings_cfg = dict(TensorNameMap.block_mappings_cfg)
-
-    mapping: Mapping[str, tuple[object, str]] = Names(architecture, n_blocks(file)).mapping
+    own = {"block_mappings_cfg": dict(TensorNameMap.block_mappings_cfg)}
+    names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, n_blocks(file))
+    mapping: Mapping[str, tuple[object, str]] = names.mapping
     return mapping
 
 

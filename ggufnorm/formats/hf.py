@@ -127,9 +127,9 @@ class Source:
     tensors: Mapping[str, SourceTensor]
     _files: Mapping[str, SafetensorsFile]
 
-    def read(self, name: str) -> NDArray[np.float64] | NDArray[np.float32]:
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.float64] | NDArray[np.float32]:
         """A tensor's values; see :meth:`SafetensorsFile.read`."""
-        return self._files[name].read(name)
+        return self._files[name].read(name, rows)
 
     def close(self) -> None:
         """Close all its files."""
@@ -178,7 +178,10 @@ def read_source(folder: Folder) -> Source:
 def _preprocessor(folder: Folder) -> Config | None:
     # The second file's entries win, as in MmprojModel of llama.cpp's conversion/base.py.
     found: dict[str, Any] = {}
-    parts = (("preprocessor_config.json", "media_proc_cfg"), ("processor_config.json", "image_processor"))
+    parts = (
+        ("preprocessor_config.json", "media_proc_cfg"),
+        ("processor_config.json", "image_processor"),
+    )
     for name, nested in parts:
         config = folder.read_json(name) or {}
         inner = config.get(nested)

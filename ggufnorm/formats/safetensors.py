@@ -8,11 +8,12 @@ and place; nothing that it says is believed before it is checked against the fil
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,26 +71,36 @@ class SafetensorsFile:
         self._storage = storage
         self.tensors = _read_header(storage)
 
-    def read(self, name: str) -> NDArray[np.float64] | NDArray[np.float32]:
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.float64] | NDArray[np.float32]:
         """A tensor's values: float64 of F64, float32 of F32, F16 and BF16, which are exact.
+
+        Args:
+            name: the tensor's.
+            rows: only so many, from the first on; None for all. A row is what the first
+                dimension counts.
 
         Raises:
             KeyError: there is no such tensor.
             InputError: its dtype is not one of these.
         """
         tensor = self.tensors[name]
-        raw = np.frombuffer(self._storage.read(tensor.offset, tensor.n_bytes), np.uint8)
+        shape, n_bytes = tensor.shape, tensor.n_bytes
+        if rows is not None and shape and rows < shape[0]:
+            shape, n_bytes = (rows, *shape[1:]), n_bytes // shape[0] * rows
+        raw = np.frombuffer(self._storage.read(tensor.offset, n_bytes), np.uint8)
         if tensor.dtype == "BF16":
             wide = raw.view("<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(tensor.shape)
+            return wide.view(np.float32).reshape(shape)
         if tensor.dtype not in _PLAIN:
             known = ", ".join([*_PLAIN, "BF16"])
             raise InputError(
                 f"{self.name}: {name} is {tensor.dtype}: only {known} are read;"
                 " give the unquantized checkpoint"
             )
-        values = raw.view(_PLAIN[tensor.dtype]).reshape(tensor.shape)
-        return values.astype(np.float64 if tensor.dtype == "F64" else np.float32)
+        values = raw.view(_PLAIN[tensor.dtype]).reshape(shape)
+        if tensor.dtype == "F64":
+            return values.astype(np.float64)
+        return values.astype(np.float32)
 
     def close(self) -> None:
         """Give back what is held open."""
@@ -106,8 +117,7 @@ def parse_json(text: bytes | memoryview, name: str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"{_quoted(twice)} is there twice")
         return found
 
@@ -124,9 +134,7 @@ def _read_header(storage: Storage) -> dict[str, SourceTensor]:
         raise _malformed(storage, "too short for a header")
     n = int.from_bytes(storage.read(0, 8), "little")
     if n > min(MAX_HEADER, storage.size - 8):
-        raise _malformed(
-            storage, f"the header claims {n:,} bytes of a file of {storage.size:,}"
-        )
+        raise _malformed(storage, f"the header claims {n:,} bytes of a file of {storage.size:,}")
     header = parse_json(storage.read(8, n), f"{storage.name}: header")
     if not isinstance(header, dict):
         raise _malformed(storage, "the header is not a JSON object")
@@ -159,7 +167,7 @@ def _tensor(storage: Storage, data: int, name: str, entry: object) -> SourceTens
     return SourceTensor(name, dtype, tuple(shape), data + begin, end - begin)
 
 
-def _are_sizes(value: object) -> bool:
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
     )

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ggufnorm.auditing.registry import Rule
-from ggufnorm.auditing.rules import epsilon, norms
+from ggufnorm.auditing.rules import epsilon, norms, source, vision
 
-RULES: tuple[Rule, ...] = (*epsilon.RULES, *norms.RULES)
+RULES: tuple[Rule, ...] = (*epsilon.RULES, *norms.RULES, *source.RULES, *vision.RULES)
