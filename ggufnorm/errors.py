@@ -7,7 +7,8 @@
     │   ├── TextError           3   … because the text cannot be used
     │   └── MismatchError       3   … because two models are not the same network
     └── EngineError             4   llama.cpp could not do what was asked of it
-        └── EngineMissingError  4   … because it is not installed
+        ├── EngineMissingError  4   … because it is not installed
+        └── MemoryLimitError    4   … because the memory does not suffice
 
 Exit code 0 means that all is well, 1 that a threshold was crossed, 2 that the
 command line was wrong (click's own errors), 130 that the user interrupted.
@@ -73,3 +74,7 @@ class EngineError(GgufnormError):
 
 class EngineMissingError(EngineError):
     """llama-cpp-python is not installed, or its layout is not one we know."""
+
+
+class MemoryLimitError(EngineError):
+    """The models do not fit into the memory of this machine."""

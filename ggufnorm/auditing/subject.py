@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.auditing.matching import Matches, match_norms
-from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.capture import Capture
 from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
+from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.gguf import Metadata
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -32,7 +33,8 @@ class Subject:
         unreadable: why that is, by tensor name.
         source: what the file was converted from; None if it was not given.
         full: whether all tensors may be read.
-        run: runs the model against itself; None if it was not asked for.
+        run: runs the model once (:func:`ggufnorm.comparison.capture.capture`); None if that
+            was not asked for.
     """
 
     file: ModelFile
@@ -42,7 +44,7 @@ class Subject:
     unreadable: Mapping[str, str]
     source: Source | None = None
     full: bool = False
-    run: Callable[[], DriftReport] | None = None
+    run: Callable[[], Capture] | None = None
 
     @property
     def architecture(self) -> str:
@@ -68,16 +70,18 @@ class Subject:
         )
 
     @cached_property
-    def observed(self) -> DriftReport:
-        """The model run once, against itself.
+    def outcome(self) -> Capture | GgufnormError:
+        """What the model's one run showed, or why there is nothing to see.
 
         Raises:
             TypeError: ``run`` is None.
-            GgufnormError: it cannot be run.
         """
         if self.run is None:
             raise TypeError("the model is not to be run")
-        return self.run()
+        try:
+            return self.run()
+        except GgufnormError as error:
+            return error
 
     @cached_property
     def matches(self) -> Matches:

@@ -62,7 +62,7 @@ def _norm(
     norm: NormSum, comparison: Comparison, file: ModelFile, weights: dict[int, WeightCache]
 ) -> NormDrift:
     plan = norm.plan
-    name = _place(plan, norm.output_key, file)
+    name = place(plan, norm.output_key, file)
     has_bias = plan.bias is not None
     stated = norm_parameters(file.metadata, file.architecture, name, has_bias=has_bias)
     epsilon = stated.epsilon if stated.kind == plan.kind else None
@@ -104,7 +104,7 @@ _ROLE_OF_LABEL = {
 }
 
 
-def _place(plan: NormPlan, output_key: str, file: ModelFile) -> NormName:
+def place(plan: NormPlan, output_key: str, file: ModelFile) -> NormName:
     """Layer and role, from the weight's name or, without one, from llama.cpp's label."""
     if plan.weight:
         name = parse_norm_name(plan.weight, file.architecture, file.tensors)

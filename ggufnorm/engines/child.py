@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from ggufnorm import errors
-from ggufnorm.errors import EngineError, GgufnormError
+from ggufnorm.errors import EngineError, GgufnormError, MemoryLimitError
 
 Emit = Callable[[dict[str, Any]], None]
 """Sends a progress message to the parent."""
@@ -154,9 +154,10 @@ def _death(
     reader.join()
     if code < 0:
         name = signal.Signals(-code).name
-        how = f"llama.cpp crashed ({name})"
         if -code == signal.SIGKILL:
             how = "the engine was killed (SIGKILL): most likely the system ran out of memory"
+            return MemoryLimitError(how, tuple(log))
+        how = f"llama.cpp crashed ({name})"
     else:
         how = f"the engine ended without a result (exit code {code})"
     return EngineError(how, tuple(log))

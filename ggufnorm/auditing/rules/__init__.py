@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ggufnorm.auditing.registry import Rule
-from ggufnorm.auditing.rules import epsilon, norms, source, vision
+from ggufnorm.auditing.rules import capture, epsilon, norms, source, vision
 
-RULES: tuple[Rule, ...] = (*epsilon.RULES, *norms.RULES, *source.RULES, *vision.RULES)
+RULES: tuple[Rule, ...] = (
+    *capture.RULES, *epsilon.RULES, *norms.RULES, *source.RULES, *vision.RULES,
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""Whether epsilon matters to the hidden states that one run of the model shows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from math import sqrt
+from typing import Any
+
+from ggufnorm.auditing.config import same_float32, text_epsilon
+from ggufnorm.auditing.registry import Problem, Rule, rule
+from ggufnorm.auditing.rules.capture.common import capture_of, of_norm
+from ggufnorm.auditing.subject import Subject
+from ggufnorm.core.capture import NormCapture
+from ggufnorm.core.formula import EPSILONS
+
+_COUNTS = 0.01
+"""Share of a row's mean square from which epsilon contributes to the result."""
+_F16_ROUNDING = 2.0**-11
+"""Relative error of rounding to half precision: less than this moves no F16 model."""
+
+
+@rule("C501", "epsilon-counts", "info")
+def epsilon_counts(subject: Subject) -> Iterator[Problem]:
+    """Epsilon contributes to the result of some norms.
+
+    What it does:
+        Compares epsilon with the mean square (LayerNorm: the variance) of every hidden
+        state that is normalized, and tells where it is more than 1 % of the smallest.
+
+    Why it matters:
+        There, and only there, a wrong epsilon changes what the model computes.
+
+    What to do:
+        Make sure that the epsilon is the source's (``--source``).
+
+    Example:
+        ``epsilon 1e-05 counts at 1 of 11 norms, at most at blk.0.attn_norm.weight: 1.2 % of
+        the smallest row's mean square 8.4e-04, 0.3 % of the median``
+    """
+    groups: dict[float, list[tuple[float, NormCapture]]] = defaultdict(list)
+    for norm in capture_of(subject).norms:
+        if norm.spread is not None:
+            groups[norm.epsilon].append((norm.epsilon / norm.spread.smallest, norm))
+    for epsilon, shares in groups.items():
+        counting = [(share, norm) for share, norm in shares if share > _COUNTS]
+        if not counting:
+            continue
+        share, norm = max(counting, key=lambda x: x[0])
+        assert norm.spread is not None
+        what = "mean square" if norm.kind == "rms" else "variance"
+        message = (
+            f"epsilon {epsilon:g} counts at {len(counting)} of {len(shares)} norms, most at"
+            f" {norm.tensor or norm.node}: {share:.2g} times the smallest row's {what}"
+            f" {norm.spread.smallest:.3g}, {epsilon / norm.spread.median:.2g} times the median"
+        )
+        evidence: dict[str, Any] = {
+            "epsilon": epsilon,
+            "share": share,
+            "smallest": norm.spread.smallest,
+            "median": norm.spread.median,
+            "token": norm.spread.token,
+            "norms": [n.tensor or n.node for _share, n in counting],
+        }
+        yield of_norm(norm, message, evidence)
+
+
+@rule("C502", "epsilon-irrelevant", "info")
+def epsilon_irrelevant(subject: Subject) -> Iterator[Problem]:
+    """Epsilon is not the right one, but changes nothing here.
+
+    What it does:
+        Takes the source's epsilon or, without a source, the usual ones, where the model
+        runs with another number, and computes how much the results would change at the
+        smallest hidden state of this text. Speaks up if that is less than half precision
+        rounds, 0.05 %.
+
+    Why it matters:
+        It tells whether a wrong epsilon must be repaired at once.
+
+    What to do:
+        Set the key right when the file is next written.
+
+    Example:
+        ``epsilon is 1e-06, config.json has rms_norm_eps 1e-05: no result of 11 norms changes
+        by more than 3.1e-05``
+    """
+    groups: dict[tuple[float, str], list[tuple[float, NormCapture]]] = defaultdict(list)
+    for norm in capture_of(subject).norms:
+        for what, other in _other_epsilons(subject, norm):
+            if norm.spread is not None:
+                groups[norm.epsilon, what].append((_change(norm, other), norm))
+    for (epsilon, what), changes in groups.items():
+        change, norm = max(changes, key=lambda x: x[0])
+        if change < _F16_ROUNDING:
+            message = (
+                f"epsilon is {epsilon:g}, {what}: no result of {len(changes)} norms changes by"
+                f" more than {change:.2g}"
+            )
+            evidence = {"epsilon": epsilon, "change": change, "n_norms": len(changes)}
+            yield of_norm(norm, message, evidence)
+
+
+RULES: tuple[Rule, ...] = (epsilon_counts, epsilon_irrelevant)
+
+
+def _other_epsilons(subject: Subject, norm: NormCapture) -> Iterator[tuple[str, float]]:
+    """Epsilons that the norm should have instead, and who says so."""
+    if subject.source is not None:
+        known = text_epsilon(subject.source.config, norm.kind, norm.layer)
+        if known is not None and not same_float32(known[1], norm.epsilon):
+            yield f"config.json has {known[0]} {known[1]:g}", known[1]
+    elif not any(same_float32(norm.epsilon, usual) for usual in EPSILONS if usual):
+        yield "1e-05 and 1e-06 are usual", max(1e-5, 1e-6, key=lambda e: _change(norm, e))
+
+
+def _change(norm: NormCapture, other: float) -> float:
+    """How much the smallest row's result changes with another epsilon, relatively."""
+    if norm.spread is None:
+        return 0.0
+    v = norm.spread.smallest
+    return abs(sqrt((v + norm.epsilon) / (v + other)) - 1)
