@@ -246,7 +246,7 @@ class Watcher:
             layer=name.layer,
             role=name.role,
             kind=plan.kind,
-            epsilon=shortest_float32(plan.epsilon) or 0.0,
+            epsilon=shortest_float32(plan.epsilon) if np.isfinite(plan.epsilon) else None,
             groups=plan.groups,
             n_rows=norm.n_rows,
             zero_inputs=norm.zero_inputs,

@@ -54,7 +54,7 @@ class NormCapture:
         layer: block number, None outside the blocks.
         role: what it normalizes: ``attn``, ``ffn``, ``q``, ``k``, ``output`` …
         kind: the formula that llama.cpp runs.
-        epsilon: that llama.cpp uses (``op_params``), float32.
+        epsilon: that llama.cpp uses (``op_params``), float32; None if it is infinite.
         groups: of a GroupNorm.
         n_rows: rows seen; a norm over each head has several for a token.
         zero_inputs: how many of them were zero throughout.
@@ -72,7 +72,7 @@ class NormCapture:
     layer: int | None
     role: str
     kind: NormKind
-    epsilon: float
+    epsilon: float | None
     groups: int | None
     n_rows: int
     zero_inputs: int

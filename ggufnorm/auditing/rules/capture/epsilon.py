@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
@@ -11,7 +12,7 @@ from ggufnorm.auditing.config import same_float32, text_epsilon
 from ggufnorm.auditing.registry import Problem, Rule, rule
 from ggufnorm.auditing.rules.capture.common import capture_of, of_norm
 from ggufnorm.auditing.subject import Subject
-from ggufnorm.core.capture import NormCapture
+from ggufnorm.core.capture import NormCapture, Spread
 from ggufnorm.core.formula import EPSILONS
 
 _COUNTS = 0.01
@@ -35,32 +36,31 @@ def epsilon_counts(subject: Subject) -> Iterator[Problem]:
         Make sure that the epsilon is the source's (``--source``).
 
     Example:
-        ``epsilon 1e-05 counts at 1 of 11 norms, at most at blk.0.attn_norm.weight: 1.2 % of
-        the smallest row's mean square 8.4e-04, 0.3 % of the median``
+        ``epsilon 1e-05 counts at 1 of 13 norms, most at blk.0.attn_norm.weight: 0.012 times
+        the smallest row's mean square 0.00084, 0.0078 times the median``
     """
-    groups: dict[float, list[tuple[float, NormCapture]]] = defaultdict(list)
-    for norm in capture_of(subject).norms:
-        if norm.spread is not None:
-            groups[norm.epsilon].append((norm.epsilon / norm.spread.smallest, norm))
-    for epsilon, shares in groups.items():
-        counting = [(share, norm) for share, norm in shares if share > _COUNTS]
+    groups: dict[float, list[_Place]] = defaultdict(list)
+    for place in _places(subject):
+        groups[place.epsilon].append(place)
+    for epsilon, places in groups.items():
+        counting = [p for p in places if p.share > _COUNTS]
         if not counting:
             continue
-        share, norm = max(counting, key=lambda x: x[0])
-        assert norm.spread is not None
+        most = max(counting, key=lambda p: p.share)
+        norm, spread = most.norm, most.spread
         what = "mean square" if norm.kind == "rms" else "variance"
         message = (
-            f"epsilon {epsilon:g} counts at {len(counting)} of {len(shares)} norms, most at"
-            f" {norm.tensor or norm.node}: {share:.2g} times the smallest row's {what}"
-            f" {norm.spread.smallest:.3g}, {epsilon / norm.spread.median:.2g} times the median"
+            f"epsilon {epsilon:g} counts at {len(counting)} of {len(places)} norms, most at"
+            f" {norm.tensor or norm.node}: {most.share:.2g} times the smallest row's {what}"
+            f" {spread.smallest:.3g}, {epsilon / spread.median:.2g} times the median"
         )
         evidence: dict[str, Any] = {
             "epsilon": epsilon,
-            "share": share,
-            "smallest": norm.spread.smallest,
-            "median": norm.spread.median,
-            "token": norm.spread.token,
-            "norms": [n.tensor or n.node for _share, n in counting],
+            "share": most.share,
+            "smallest": spread.smallest,
+            "median": spread.median,
+            "token": spread.token,
+            "norms": [p.norm.tensor or p.norm.node for p in counting],
         }
         yield of_norm(norm, message, evidence)
 
@@ -85,38 +85,55 @@ def epsilon_irrelevant(subject: Subject) -> Iterator[Problem]:
         ``epsilon is 1e-06, config.json has rms_norm_eps 1e-05: no result of 11 norms changes
         by more than 3.1e-05``
     """
-    groups: dict[tuple[float, str], list[tuple[float, NormCapture]]] = defaultdict(list)
-    for norm in capture_of(subject).norms:
-        for what, other in _other_epsilons(subject, norm):
-            if norm.spread is not None:
-                groups[norm.epsilon, what].append((_change(norm, other), norm))
+    groups: dict[tuple[float, str], list[tuple[float, _Place]]] = defaultdict(list)
+    for place in _places(subject):
+        for what, other in _other_epsilons(subject, place):
+            groups[place.epsilon, what].append((place.change(other), place))
     for (epsilon, what), changes in groups.items():
-        change, norm = max(changes, key=lambda x: x[0])
+        change, most = max(changes, key=lambda x: x[0])
         if change < _F16_ROUNDING:
             message = (
                 f"epsilon is {epsilon:g}, {what}: no result of {len(changes)} norms changes by"
                 f" more than {change:.2g}"
             )
             evidence = {"epsilon": epsilon, "change": change, "n_norms": len(changes)}
-            yield of_norm(norm, message, evidence)
+            yield of_norm(most.norm, message, evidence)
 
 
 RULES: tuple[Rule, ...] = (epsilon_counts, epsilon_irrelevant)
 
 
-def _other_epsilons(subject: Subject, norm: NormCapture) -> Iterator[tuple[str, float]]:
+@dataclass(frozen=True)
+class _Place:
+    """A norm whose epsilon is added to something that was seen."""
+
+    norm: NormCapture
+    epsilon: float
+    spread: Spread
+
+    @property
+    def share(self) -> float:
+        """Epsilon over the smallest row's mean square."""
+        return self.epsilon / self.spread.smallest
+
+    def change(self, other: float) -> float:
+        """How much the smallest row's result changes with another epsilon, relatively."""
+        v = self.spread.smallest
+        return abs(sqrt((v + self.epsilon) / (v + other)) - 1)
+
+
+def _places(subject: Subject) -> Iterator[_Place]:
+    for norm in capture_of(subject).norms:
+        if norm.epsilon is not None and norm.spread is not None:
+            yield _Place(norm, norm.epsilon, norm.spread)
+
+
+def _other_epsilons(subject: Subject, place: _Place) -> Iterator[tuple[str, float]]:
     """Epsilons that the norm should have instead, and who says so."""
+    norm = place.norm
     if subject.source is not None:
         known = text_epsilon(subject.source.config, norm.kind, norm.layer)
-        if known is not None and not same_float32(known[1], norm.epsilon):
+        if known is not None and not same_float32(known[1], place.epsilon):
             yield f"config.json has {known[0]} {known[1]:g}", known[1]
-    elif not any(same_float32(norm.epsilon, usual) for usual in EPSILONS if usual):
-        yield "1e-05 and 1e-06 are usual", max(1e-5, 1e-6, key=lambda e: _change(norm, e))
-
-
-def _change(norm: NormCapture, other: float) -> float:
-    """How much the smallest row's result changes with another epsilon, relatively."""
-    if norm.spread is None:
-        return 0.0
-    v = norm.spread.smallest
-    return abs(sqrt((v + norm.epsilon) / (v + other)) - 1)
+    elif not any(same_float32(place.epsilon, usual) for usual in EPSILONS if usual):
+        yield "1e-05 and 1e-06 are usual", max(1e-5, 1e-6, key=place.change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from math import inf, isfinite
 from typing import Any
 
 from ggufnorm.auditing.config import same_float32
@@ -78,11 +79,12 @@ def epsilon_used(subject: Subject) -> Iterator[Problem]:
         if site.epsilon is None or site.epsilon_key is None or not _is_same_kind(site, norm):
             continue
         # A delta net's RMSNorm takes the L2 norm's epsilon over the number of channels.
-        if site.kind == norm.kind and not same_float32(site.epsilon, norm.epsilon):
-            groups[site.epsilon_key, site.epsilon, norm.epsilon].append(norm)
+        used = inf if norm.epsilon is None else norm.epsilon
+        if site.kind == norm.kind and not same_float32(site.epsilon, used):
+            groups[site.epsilon_key, site.epsilon, used].append(norm)
     for (key, stated, used), norms in groups.items():
         message = f"{_count(norms)} with epsilon {used:g}, {key} says {stated:g}"
-        evidence = {"key": key, "epsilon": stated, "epsilon_used": used}
+        evidence = {"key": key, "epsilon": _json(stated), "epsilon_used": _json(used)}
         yield of_norms(norms, message, evidence)
 
 
@@ -240,7 +242,7 @@ def _is_explained(norm: NormCapture, capture: Capture) -> bool:
 
 
 def _off(norm: NormCapture) -> Problem:
-    expected = Formula(norm.kind, norm.epsilon, norm.groups)
+    expected = Formula(norm.kind, inf if norm.epsilon is None else norm.epsilon, norm.groups)
     fit = _fit(norm, expected)
     start = f"llama.cpp's result is off by {norm.residual:.3g} (relative L2)"
     evidence: dict[str, Any] = {"residual": norm.residual, "expected": str(expected)}
@@ -272,3 +274,8 @@ def _count(norms: list[NormCapture]) -> str:
 
 def _a(kind: NormKind) -> str:
     return f"{'a' if kind in ('layer', 'group') else 'an'} {_NAMES[kind]}"
+
+
+def _json(value: float) -> float | str:
+    # JSON has no NaN and no infinity.
+    return value if isfinite(value) else str(value)
