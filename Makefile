@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -16,6 +16,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every table of docs/benchmarks.md; some twenty minutes on two cores.
+bench: $(READY)
+	@for b in header start remote diff drift; do \
+	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

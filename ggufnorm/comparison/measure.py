@@ -27,8 +27,6 @@ from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
 from ggufnorm.errors import InputError, TextError
 from ggufnorm.formats.location import open_model
 
-_SAVE_EVERY = 5.0
-"""Seconds between checkpoints at least."""
 _POOLED = "result_embd_pooled"  # llm_graph_context::build_pooling in src/llama-graph.cpp
 
 
@@ -112,20 +110,23 @@ class _Run:
         checkpoint = Checkpoint(path, job_digest(self.job)) if path else None
         done = begun = checkpoint.load(comparison, self.logits) if checkpoint else 0
         started, seconds = time.monotonic(), 0.0
-        for done in self._chunks(begun, lockstep, comparison, checkpoint):
+        for done in self._chunks(begun, lockstep, comparison, checkpoint, stop):
             seconds = time.monotonic() - started
             self.emit({"type": "progress", "done": done, "total": self.n_chunks,
                        "run": done - begun, "tokens": self.n_ctx, "seconds": seconds})  # fmt: skip
-            if stop.is_set():
-                break
         speed = (done - begun) * self.n_ctx / max(seconds, 1e-9)
         cost = RunCost(seconds, speed, peak_memory())
         return self._report(lockstep, comparison, done, cost)
 
     def _chunks(
-        self, begun: int, lockstep: Lockstep, comparison: Comparison, checkpoint: Checkpoint | None
+        self,
+        begun: int,
+        lockstep: Lockstep,
+        comparison: Comparison,
+        checkpoint: Checkpoint | None,
+        stop: threading.Event,
     ) -> Iterator[int]:
-        """Walk chunk by chunk; yields how many are done."""
+        """Walk chunk by chunk until the end or a stop; yields how many are done."""
         saved = time.monotonic()
         for i in range(begun, self.n_chunks):
             for lane in self.lanes:
@@ -133,8 +134,8 @@ class _Run:
             for k, batch in enumerate(self.batches(i)):
                 lockstep.run(k, batch, comparison)
                 self._score(batch)
-            last = i + 1 == self.n_chunks
-            if checkpoint and (last or time.monotonic() - saved > _SAVE_EVERY):
+            last = i + 1 == self.n_chunks or stop.is_set()
+            if checkpoint and (last or time.monotonic() - saved > self.job["save_every"]):
                 try:
                     checkpoint.save(i + 1, comparison, self.logits)
                 except OSError as error:
@@ -144,6 +145,8 @@ class _Run:
                     checkpoint = None
                 saved = time.monotonic()
             yield i + 1
+            if last:
+                return
 
     @property
     def has_logits(self) -> bool:

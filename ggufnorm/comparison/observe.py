@@ -245,6 +245,7 @@ class Comparison:
                 key: {part: getattr(norm, part).state() for part in NormSum.PARTS}
                 for key, norm in self.norms.items()
             },
+            "skipped": [[s.what, s.reason] for s in self.skipped.values()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -253,6 +254,8 @@ class Comparison:
         for key, parts in state["norms"].items():
             for part, data in parts.items():
                 setattr(self.norms[key], part, DifferenceSum.from_state(data))
+        for what, reason in state["skipped"]:
+            self._skip(what, reason)
 
 
 def _stop_state(total: StopSum) -> dict[str, Any]:

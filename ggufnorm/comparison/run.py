@@ -75,6 +75,7 @@ def drift(
     options_ref: SideOptions = SideOptions(),
     floor: bool = False,
     resume: str | os.PathLike[str] | None = None,
+    save_every: float = 5.0,
     check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
 ) -> DriftReport:
@@ -95,6 +96,8 @@ def drift(
         options_ref: how the reference is run.
         floor: also run the reference against itself: the engine's own noise.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
+        save_every: seconds between two saves of that file; after the last chunk and after a
+            Ctrl-C it is saved in any case.
         check_memory: refuse models that do not fit into the memory that is free.
         on_progress: called as the run goes on.
 
@@ -137,6 +140,7 @@ def drift(
         "options": to_plain(sides[1]),
         "floor": floor,
         "checkpoint": None if resume is None else os.fspath(resume),
+        "save_every": save_every,
     }
     from ggufnorm.comparison.measure import measure
 

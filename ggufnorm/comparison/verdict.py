@@ -9,13 +9,15 @@ not where it is passed on.
   a typical matrix product in the same file (:data:`NORM_SHARE`), or if the file is not
   quantized at all.
 - Any other operation that reads a tensor has its local error from that tensor. It is
-  suspected if the error is out of line with its peers (the same role and type in other
-  layers), and at fault if the tensor is then found to be further from the reference's
-  than a fresh quantization to its type would be (:data:`WEIGHT_RATIO`).
+  suspected if the error, or its largest value, is out of line with its peers (the same
+  role and type in other layers), and at fault if the tensor or one of its blocks is then
+  found to be further from the reference's than a fresh quantization to its type would be
+  (:data:`WEIGHT_RATIO`, :data:`BLOCK_RATIO`).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -32,10 +34,13 @@ ROUNDING = 1e-6
 """Relative L2 below which two float32 computations of one formula cannot be told apart."""
 KERNEL_RESIDUAL = 1e-4
 """llama.cpp's result against NumPy's: above this it is not the same formula."""
-PEER_RATIO = 1.5
-"""An operation is suspected at this multiple of its peers' median local error."""
-WEIGHT_RATIO = 2.0
-"""A tensor is damaged at this multiple of a fresh quantization's error."""
+PEER_RATIO = 1.2
+"""An operation is suspected at this multiple of its peers' median."""
+WEIGHT_RATIO = math.sqrt(2.0)
+"""A tensor is damaged at this multiple of a fresh quantization's error: the damage then
+adds as much as quantization does. Importance matrices bring it to 1.2 at most."""
+BLOCK_RATIO = 3.0
+"""A block of a tensor is damaged at this multiple. Importance matrices bring it to 1.7."""
 _MOST_SUSPECTS = 16
 """Tensors that are quantized again at most, the worst first."""
 
@@ -146,16 +151,33 @@ def _damaged_weight(
     for o, peers in _suspects(operations, norms)[:_MOST_SUSPECTS]:
         assert o.tensor is not None
         w = check_weight(o.tensor)
-        if w is None or (w.actual or 0.0) <= max(ROUNDING, WEIGHT_RATIO * w.expected):
+        damage = _damage(w, o.dtype) if w else None
+        if damage is None:
             continue
         beside = f", its peers in {o.dtype} by {peers:.3g}" if peers is not None else ""
         return Culprit(
             o.tensor,
             o.node,
             o.layer,
-            f"given the reference's input it is off by {o.local.rel_l2:.3g}{beside}"
-            f" (relative L2), because its weight is off by {w.actual:.3g} where"
-            f" {o.dtype} costs {w.expected:.3g}: it is damaged or another tensor",
+            f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g}{beside}"
+            f" (relative L2), because {damage}",
+        )
+    return None
+
+
+def _damage(w: WeightError, dtype: str | None) -> str | None:
+    """What is wrong with a weight, None if nothing is."""
+    if w.actual is None:
+        return "its weight holds NaN or infinity"
+    if w.actual > max(ROUNDING, WEIGHT_RATIO * w.expected):
+        return (
+            f"its weight is off by {w.actual:.3g} where {dtype} costs {w.expected:.3g}:"
+            " it is damaged or another tensor"
+        )
+    if w.worst_block > BLOCK_RATIO:
+        return (
+            f"a block of its weight is {w.worst_block:.3g} times as far off as {dtype} costs:"
+            " that part is damaged"
         )
     return None
 
@@ -163,22 +185,38 @@ def _damaged_weight(
 def _suspects(
     operations: Sequence[OperationDrift], norms: Sequence[NormDrift]
 ) -> list[tuple[OperationDrift, float | None]]:
-    """Operations out of line with their peers and the peers' median, the worst first."""
+    """Operations out of line with their peers and the peers' median error, the worst first."""
     norm_nodes = {n.node for n in norms}
-    watched = [o for o in operations if o.tensor and o.node not in norm_nodes]
-    groups: dict[tuple[str | None, str], list[float]] = defaultdict(list)
-    for o in watched:
-        groups[o.dtype, role_of(o)].append(o.local.rel_l2 or 0.0)
+    groups: dict[tuple[str | None, str], list[OperationDrift]] = defaultdict(list)
+    for o in operations:
+        if o.tensor and o.node not in norm_nodes and (o.local.rel_l2 or 0.0) > ROUNDING:
+            groups[o.dtype, role_of(o)].append(o)
     found = []
-    for o in watched:
-        error = o.local.rel_l2 or 0.0
-        others = list(groups[o.dtype, role_of(o)])
-        others.remove(error)
-        peers = statistics.median(others) if others else None
-        if error > max(ROUNDING, PEER_RATIO * (peers or 0.0)):
-            found.append((error - (peers or 0.0), o, peers))
+    for group in groups.values():
+        for o in group:
+            peers = [p for p in group if p is not o]
+            ratio = max(_ratio(o, peers, _error), _ratio(o, peers, _spike))
+            if ratio > PEER_RATIO:
+                found.append((ratio, o, statistics.median(map(_error, peers)) if peers else None))
     found.sort(key=lambda row: -row[0])
-    return [(o, peers) for _excess, o, peers in found]
+    return [(o, peers) for _ratio, o, peers in found]
+
+
+def _error(o: OperationDrift) -> float:
+    return o.local.rel_l2 or 0.0
+
+
+def _spike(o: OperationDrift) -> float:
+    """The largest local error, relative to the reference's largest value."""
+    return (o.local.max_abs or 0.0) / abs(o.peak_ref.value) if o.peak_ref else 0.0
+
+
+def _ratio(
+    o: OperationDrift, peers: Sequence[OperationDrift], of: Callable[[OperationDrift], float]
+) -> float:
+    """How many times its peers' median an operation shows; infinite without peers."""
+    middle = statistics.median(map(of, peers)) if peers else 0.0
+    return of(o) / middle if middle else math.inf
 
 
 def _worst(faults: Sequence[_Fault]) -> Culprit | None:

@@ -135,14 +135,15 @@ class LogitSum:
         return dict(zip(_COLUMNS, table, strict=True))
 
     def state(self) -> dict[str, Any]:
-        """All that was gathered, as arrays and integers."""
-        return {**self.columns(), "same": self._same, "bad": self._bad}
+        """All that was gathered, as plain data that JSON keeps exactly."""
+        columns = {name: column.tolist() for name, column in self.columns().items()}
+        return {**columns, "same": self._same, "bad": self._bad}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> LogitSum:
         """The inverse of :meth:`state`."""
         total = cls()
-        total._parts = [np.stack([state[c] for c in _COLUMNS])]
+        total._parts = [np.array([state[c] for c in _COLUMNS], np.float64)]
         total._same, total._bad = int(state["same"]), int(state["bad"])
         return total
 
