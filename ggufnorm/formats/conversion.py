@@ -26,6 +26,10 @@ EMBEDDING = "token_embd.weight"
 _MAX_BLOCKS = 1024
 """More blocks than any model has; a header can claim four billion."""
 
+# The constructor of TensorNameMap changes this table of its class for Arctic, and with it the
+# names of every architecture that is asked for later in the process: kept as imported.
+_BLOCK_NAMES = dict(TensorNameMap.block_mappings_cfg)
+
 # Tensors that a language model's converter leaves to the encoder's (TextModel.filter_tensors
 # in conversion/base.py).
 _NOT_TEXT = re.compile(
@@ -174,10 +178,7 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
         architecture = MODEL_ARCH.MMPROJ
     if architecture is None:
         return None
-
-    # Its constructor changes a table of the class for Arctic, and with it the names of every
-    # other architecture that is asked for later.
-    own = {"block_mappings_cfg": dict(TensorNameMap.block_mappings_cfg)}
+    own = {"block_mappings_cfg": dict(_BLOCK_NAMES)}
     names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, n_blocks(file))
     mapping: Mapping[str, tuple[object, str]] = names.mapping
     return mapping
