@@ -42,7 +42,7 @@ _WRAPPERS = (
     "model.", "bert.", "roberta.", "distilbert.", "transformer.", "llm.", "thinker.",
 )  # fmt: skip
 
-# Architecture or, of an encoder, "clip", as a shell pattern; what a name has, and what it
+# Architecture, of an encoder with its projector type, as a shell pattern; what a name has, and what it
 # becomes. All that match are made, in order.
 _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("*", r"(^|\.)language_model\.", r"\1"),
@@ -56,8 +56,10 @@ _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("nemotron_h*", r"^model\.layers\.", "backbone.layers."),
     ("rwkv*", r"\b(blocks)\b", "layers"),
     ("rwkv*", r"\bg_norm\b", "ln_x"),
-    ("clip", r"^vision_model\.", "vision_tower.vision_model."),
-    ("clip", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
+    # gguf-py has this name twice, and the second one, Gemma 4's, counts there.
+    ("clip:llama4", r"^vision_model\.model(.*\.post_attention_layernorm)\b", r"vit\1"),
+    ("clip:*", r"^vision_model\.", "vision_tower.vision_model."),
+    ("clip:*", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
 )
 
 # Layers of a multi-token predictor stand behind the others (conversion/qwen.py, exaone.py).
@@ -154,11 +156,9 @@ def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None
 
 def transform_of(file: ModelFile, source: str) -> Transform:
     """What the converter of a file's architecture does to a norm of that source name."""
-    architecture = file.architecture
-    if architecture == "clip":
-        architecture = f"clip:{projector_type(file.metadata, 'v.')}"
+    kind = _kind(file)
     for pattern, name, transform in _TRANSFORMS:
-        if fnmatchcase(architecture, pattern) and fnmatchcase(source, name):
+        if fnmatchcase(kind, pattern) and fnmatchcase(source, name):
             return transform
     return _AS_IS
 
@@ -169,6 +169,13 @@ def n_blocks(file: ModelFile) -> int:
         file.metadata.integer(key) or 0 for key in file.metadata if key.endswith("block_count")
     ]
     return max(0, min(_MAX_BLOCKS, max(counts, default=0)))
+
+
+def _kind(file: ModelFile) -> str:
+    """The architecture, of an encoder with its projector type: ``clip:gemma3``."""
+    if file.architecture != "clip":
+        return file.architecture
+    return f"clip:{projector_type(file.metadata, 'v.')}"
 
 
 def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
@@ -205,13 +212,13 @@ def _spellings(file: ModelFile, source: str) -> Iterator[str]:
     """A source name as converters may look it up, the likeliest first."""
     per_head = _PER_HEAD.fullmatch(source)
     plain = f"{per_head[1]}.weight" if per_head else source
-    renamed = plain
+    kind, renamed = _kind(file), plain
     for pattern, before, after in _RENAMES:
-        if fnmatchcase(file.architecture, pattern):
+        if fnmatchcase(kind, pattern):
             renamed = re.sub(before, after, renamed)
     renamed = _nextn(file, renamed)
     unwrapped = [renamed[len(w) :] for w in _WRAPPERS if renamed.startswith(w)]
-    yield from dict.fromkeys(chain([plain, renamed], unwrapped, [f"model.{renamed}"]))
+    yield from dict.fromkeys(chain([renamed, plain], unwrapped, [f"model.{renamed}"]))
 
 
 def _nextn(file: ModelFile, name: str) -> str:
