@@ -94,12 +94,6 @@ def _layer_norm(architecture: str, norms: Mapping[str, str], epsilon: str, **mor
     return Network(architecture, norms, epsilon, layer_norm=True, **more)
 
 
-def _pair_of(names: str) -> dict[str, str]:
-    """``source target`` on each line."""
-    lines = [line.split() for line in names.strip().splitlines()]
-    return {source: target for source, target in lines}
-
-
 ONE = {"": 1.0}
 
 NETWORKS: tuple[Network, ...] = (

@@ -530,7 +530,7 @@ def test_a_quantized_source_is_named_as_the_reason(tmp_path: Path) -> None:
     values = next(rule for rule in source.RULES if rule.id == "S208")
     with (
         subject(model, checkpoint) as looked_at,
-        pytest.raises(Exception, match="is U16: only F16, F32, F64, BF16 are read"),
+        pytest.raises(Exception, match="is 'U16': only F64, F32, F16, BF16 are read"),
     ):
         list(values.findings(looked_at))
 

@@ -317,7 +317,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("0.5, no source", "V107", "pixtral internvl", constants(HALF), severity="warning",
           says="normalized with SigLIP's and Inception's constants"),
     Fault("one model's mean, another's deviation", "V107", "mlp pixtral",
-          constant(STD, lambda v: IMAGENET[1]), severity="warning", says="the deviation ImageNet's"),
+          constant(STD, lambda v: IMAGENET[1]), severity="warning", says="deviation ImageNet's"),
     Fault("another epsilon", "V201", "gemma3 mlp llama4 internvl", epsilon(10),
           says="config.json has vision_config.", with_source=True),
     Fault("a block without its second norm", "V301", "gemma3 internvl pixtral",

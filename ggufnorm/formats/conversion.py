@@ -42,8 +42,8 @@ _WRAPPERS = (
     "model.", "bert.", "roberta.", "distilbert.", "transformer.", "llm.", "thinker.",
 )  # fmt: skip
 
-# Architecture, of an encoder with its projector type, as a shell pattern; what a name has, and what it
-# becomes. All that match are made, in order.
+# Architecture, of an encoder with its projector type, as a shell pattern; what a name has, and
+# what it becomes. All that match are made, in order.
 _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("*", r"(^|\.)language_model\.", r"\1"),
     ("llama", r"(^|\.)text_model\.", r"\1"),
@@ -74,7 +74,7 @@ _PER_HEAD = re.compile(r"(.*)\.norms\.(\d+)\.weight")  # conversion/stablelm.py
 _PLUS_ONE = Transform(offset=1.0)
 _AS_IS = Transform()
 
-# Architecture and source name, as shell patterns; the first match counts.
+# The same and a source name, as shell patterns; the first match counts.
 _TRANSFORMS: tuple[tuple[str, str, Transform], ...] = (
     ("gemma", "*norm.weight", _PLUS_ONE),  # conversion/gemma.py, for all four
     ("gemma2", "*norm.weight", _PLUS_ONE),
