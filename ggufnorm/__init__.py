@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
+    from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
     "DiffReport",
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "compare",
     "diff",
     "drift",
     "group_norm",
@@ -40,6 +42,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "rms_norm",
+    "trace",
 ]
 
 _HOMES = {
@@ -51,6 +54,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",
@@ -58,6 +62,7 @@ _HOMES = {
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "rms_norm": "ggufnorm.core.norms",
+    "trace": "ggufnorm.tracing.run",
 }
 
 

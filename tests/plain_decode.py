@@ -20,7 +20,7 @@ import ctypes, sys
 import numpy as np
 import llama_cpp as L
 
-path, text, out, n_ctx, chunks = sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:])
+path, text, out, (n_ctx, chunks, pooled) = *sys.argv[1:4], map(int, sys.argv[4:])
 L.llama_backend_init()
 params = L.llama_model_default_params()
 params.use_extra_bufts = False
@@ -32,29 +32,51 @@ buffer = (ctypes.c_int32 * (len(raw) + 8))()
 tokens = buffer[: L.llama_tokenize(vocab, raw, len(raw), buffer, len(buffer), True, False)]
 params = L.llama_context_default_params()
 params.n_ctx = params.n_batch = params.n_ubatch = n_ctx
+params.embeddings = bool(pooled)
 ctx = L.llama_init_from_model(model, params)
 batch = L.llama_batch_init(n_ctx, 0, 1)
-rows, following = [], []
-for c in range(chunks):
-    chunk = [L.llama_vocab_bos(vocab), *tokens[c * n_ctx + 1 : (c + 1) * n_ctx]]
-    L.llama_memory_clear(L.llama_get_memory(ctx), True)
-    batch.n_tokens = n_ctx
-    for i, t in enumerate(chunk):
+rows, following, vectors = [], [], []
+
+def run(function, ids):
+    batch.n_tokens = len(ids)
+    for i, t in enumerate(ids):
         batch.token[i], batch.pos[i], batch.n_seq_id[i] = t, i, 1
         batch.seq_id[i][0], batch.logits[i] = 0, 1
-    assert L.llama_decode(ctx, batch) == 0
-    for i in range(n_ctx // 2, n_ctx - 1):
+    assert function(ctx, batch) == 0
+
+for c in range(chunks):
+    chunk = tokens[c * n_ctx : (c + 1) * n_ctx]
+    if not pooled:
+        L.llama_memory_clear(L.llama_get_memory(ctx), True)
+    if pooled:
+        run(L.llama_encode, chunk)
+        width = L.llama_model_n_embd(model)
+        vectors.append(np.array(L.llama_get_embeddings_seq(ctx, 0)[:width], np.float32))
+        continue
+    if L.llama_model_has_encoder(model):
+        run(L.llama_encode, chunk[: n_ctx // 2])
+        chunk = [L.llama_model_decoder_start_token(model), *chunk[n_ctx // 2 :]]
+        run(L.llama_decode, chunk[:-1])
+        scored = range(len(chunk) - 1)
+    else:
+        chunk[0] = L.llama_vocab_bos(vocab)
+        run(L.llama_decode, chunk)
+        scored = range(n_ctx // 2, n_ctx - 1)
+    for i in scored:
         rows.append(np.array(L.llama_get_logits_ith(ctx, i)[:n_vocab], np.float32))
         following.append(chunk[i + 1])
-np.savez(out, logits=rows, following=following, tokens=tokens)
+np.savez(out, logits=rows, following=following, tokens=tokens, vectors=vectors)
 """
 
 
-def _run(model: Path, text: str, n_ctx: int, chunks: int) -> dict[str, np.ndarray]:
+def _run(
+    model: Path, text: str, n_ctx: int, chunks: int, *, pooled: bool = False
+) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "text", Path(folder) / "out.npz"
         file.write_text(text, encoding="utf-8")
-        command = [sys.executable, "-c", _SCRIPT, model, file, out, str(n_ctx), str(chunks)]
+        numbers = map(str, (n_ctx, chunks, int(pooled)))
+        command = [sys.executable, "-c", _SCRIPT, model, file, out, *numbers]
         subprocess.run(command, check=True, capture_output=True)
         with np.load(out) as data:
             return dict(data)
@@ -64,6 +86,11 @@ def logits(model: Path, text: str, n_ctx: int, chunks: int) -> tuple[np.ndarray,
     """Logits of the scored positions, and the tokens that follow them."""
     data = _run(model, text, n_ctx, chunks)
     return data["logits"], data["following"]
+
+
+def embeddings(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:
+    """An embedding model's pooled vector for each chunk."""
+    return _run(model, text, n_ctx, chunks, pooled=True)["vectors"]
 
 
 def embedding_rows(model: Path, text: str, n_ctx: int, chunks: int) -> np.ndarray:

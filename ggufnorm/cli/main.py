@@ -15,6 +15,8 @@ _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
     "drift": "Run two versions of a model and show where they part.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
+    "trace": "Write down what a run of a model gives, to be compared later.",
+    "compare": "Compare two traces, or a trace and a model.",
     "demo": "Show what drift finds, on the bundled sample.",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.comparison.assemble import place
+from ggufnorm.comparison.assemble import stated_norm
 from ggufnorm.comparison.localise import F16_MAX
 from ggufnorm.comparison.observe import WeightCache, recompute, repeat, token_rows, tokens_of
 from ggufnorm.comparison.run import require_memory
@@ -238,7 +238,7 @@ class Watcher:
         )
 
     def _norm(self, norm: _NormSum, residual: float | None, sample: Sample | None) -> NormCapture:
-        plan, name = norm.plan, place(norm.plan, norm.output_key, self._file)
+        plan, name = norm.plan, stated_norm(self._file, norm.plan, norm.output_key)
         return NormCapture(
             tensor=plan.weight,
             bias=plan.bias,

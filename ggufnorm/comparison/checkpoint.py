@@ -17,7 +17,7 @@ _SCHEMA = "ggufnorm/checkpoint"
 
 def job_digest(job: dict[str, Any]) -> str:
     """A digest of everything that decides a run's result."""
-    decisive = {k: v for k, v in job.items() if k not in ("checkpoint",)}
+    decisive = {k: v for k, v in job.items() if k not in ("checkpoint", "save_every")}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -47,16 +47,20 @@ class Checkpoint:
         try:
             data = json.loads(text)
             schema, job = data["schema"], data["job"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"{self.path} is not a checkpoint of ggufnorm") from None
         if schema != _SCHEMA or job != self.job:
             raise InputError(
                 f"{self.path} belongs to another run (other models, text, options or version):"
                 " give another file, or remove it"
             )
-        comparison.restore(data["comparison"])
-        logits[:] = [LogitSum.from_state(state) for state in data["logits"]]
-        return int(data["done"])
+        try:
+            comparison.restore(data["comparison"])
+            states = zip(logits, data["logits"], strict=True)
+            logits[:] = [LogitSum.from_state(state) for _total, state in states]
+            return int(data["done"])
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise InputError(f"the checkpoint {self.path} is damaged: remove it") from None
 
     def save(self, done: int, comparison: Comparison, logits: list[LogitSum]) -> None:
         """Write the sums after ``done`` chunks; the old file stays until the new is whole.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.safetensors import SafetensorsFile, SourceTensor, parse_json
+from ggufnorm.formats.safetensors import SafetensorsFile
+from ggufnorm.formats.safetensors_header import Place, parse_json
 from ggufnorm.formats.storage import LocalStorage
 
 Config = Mapping[str, Any]
@@ -124,12 +125,27 @@ class Source:
     path: str
     config: Config
     preprocessor: Config | None
-    tensors: Mapping[str, SourceTensor]
+    tensors: Mapping[str, Place]
     _files: Mapping[str, SafetensorsFile]
 
-    def read(self, name: str, rows: int | None = None) -> NDArray[np.float64] | NDArray[np.float32]:
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
         """A tensor's values; see :meth:`SafetensorsFile.read`."""
         return self._files[name].read(name, rows)
+
+    def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
+        """Several tensors' values, those of one file fetched together."""
+        of_file: dict[str, list[str]] = {}
+        for name in names:
+            of_file.setdefault(self._files[name].name, []).append(name)
+        return {
+            name: values
+            for together in of_file.values()
+            for name, values in self._files[together[0]].read_many(together).items()
+        }
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a tensor cannot be read; None if it can."""
+        return self._files[name].why_unreadable(name)
 
     def close(self) -> None:
         """Close all its files."""
@@ -171,7 +187,7 @@ def read_source(folder: Folder) -> Source:
         raise InputError(f"{folder.name}: no config.json: give the checkpoint's own folder")
     preprocessor = _preprocessor(folder)
     files = _open_tensors(folder)
-    tensors = {name: file.tensors[name] for name, file in files.items()}
+    tensors = {name: file.places[name] for name, file in files.items()}
     return Source(folder.name, config, preprocessor, tensors, files)
 
 
@@ -204,10 +220,10 @@ def _open_tensors(folder: Folder) -> dict[str, SafetensorsFile]:
         )
     found: dict[str, SafetensorsFile] = {}
     for file in [folder.open(name) for name in names]:
-        twice = next((name for name in file.tensors if name in found), None)
+        twice = next((name for name in file.places if name in found), None)
         if twice is not None:
             raise InputError(f"{file.name}: {twice!a} is in {found[twice].name} too")
-        found.update(dict.fromkeys(file.tensors, file))
+        found.update(dict.fromkeys(file.places, file))
     return found
 
 
@@ -217,7 +233,7 @@ def _open_shards(folder: Folder, index: Config) -> dict[str, SafetensorsFile]:
         raise InputError(f"{folder.name}: {_INDEX}: no usable weight_map")
     shards = {shard: folder.open(shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
-        if name not in shards[shard].tensors:
+        if name not in shards[shard].places:
             raise InputError(
                 f"{shards[shard].name}: {name[:64]!a} is not in it, but {_INDEX} says so:"
                 " download the checkpoint again"

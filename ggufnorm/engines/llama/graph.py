@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ggufnorm.core.model import NormKind, Skipped
@@ -34,8 +34,8 @@ class Node:
     """A node of a graph.
 
     Attributes:
-        key: its name, with ``@k`` behind it for the k-th repetition of that name: one
-            name and position in every run of one architecture.
+        key: its label, with ``@k`` behind it for the k-th repetition of that label: the
+            same in every run of one architecture, whatever the options.
         sources: for each source the index of a node, or the name of a leaf (a weight,
             an input, a cache).
         source_shapes: ggml's ``ne`` of each source.
@@ -127,6 +127,10 @@ class Graph:
     skipped: tuple[Skipped, ...]
 
 
+_ATTENTION = re.compile(r"(?:^|\.)kqv_out(?:-\d+)?(?:@\d+)?$")
+"""The label of llm_graph_context::build_attn in src/llama-graph.cpp."""
+_ROTATION = "attn_inp_v_rot"
+"""The input of llama_kv_cache::build_input_v_rot in src/llama-kv-cache.cpp."""
 _LAYER = re.compile(r"-(\d+)(?:@\d+)?$")
 
 
@@ -151,33 +155,58 @@ def build_graph(
         prefix: put before each key: an encoder and a decoder use the same labels.
         unfused_norms: make each norm operation a stop of its own.
     """
-    nodes = _nodes(views, prefix)
+    nodes = _nodes(views, tensors, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
     stops = _StopFinder(nodes, norms, finder, unfused_norms).find()
     return Graph(nodes, norms, stops, skipped)
 
 
-def _nodes(views: list[NodeView], prefix: str) -> tuple[Node, ...]:
+_NUMBERED = re.compile(r"node_\d+$")
+"""What ggml_build_forward_impl in ggml/src/ggml.c calls a node without a label."""
+
+
+def _label(view: NodeView, sources: list[str], tensors: Container[str], before: str) -> str:
+    """A name that does not change with the number of nodes ahead.
+
+    Args:
+        view: the node.
+        sources: their names.
+        tensors: names of the tensors in the model's file.
+        before: the last label that llama.cpp gave.
+    """
+    if not _NUMBERED.match(view.name):
+        return view.name
+    read = next((name for name in sources if name in tensors), None)
+    return f"{view.op.lower()} of {read}" if read else f"{view.op.lower()} after {before}"
+
+
+def _nodes(views: list[NodeView], tensors: Container[str], prefix: str) -> tuple[Node, ...]:
     by_address = {v.address: i for i, v in enumerate(views)}
     by_name: dict[str, int] = {}
     times: dict[str, int] = {}
     nodes = []
+    before = "start"
     for i, view in enumerate(views):
         sources: list[int | str] = []
+        names = []
         shapes = []
         for address in view.sources:
             source = NodeView.at(address)
+            names.append(source.name)
             shapes.append(source.shape)
             at = by_address.get(address)
             # A copy that the scheduler made for another backend bears its original's name.
             at = by_name.get(source.name) if at is None else at
             sources.append(source.name if at is None else at)
-        n = times[view.name] = times.get(view.name, 0) + 1
+        label = _label(view, names, tensors, before)
+        if label == view.name and " (" not in label:  # "x (view)" and the like are ggml's
+            before = label
+        n = times[label] = times.get(label, 0) + 1
         nodes.append(
             Node(
                 index=i,
-                key=prefix + (view.name if n == 1 else f"{view.name}@{n}"),
+                key=prefix + (label if n == 1 else f"{label}@{n}"),
                 name=view.name,
                 op=view.op,
                 dtype=view.dtype,
@@ -188,6 +217,28 @@ def _nodes(views: list[NodeView], prefix: str) -> tuple[Node, ...]:
             )
         )
         by_name[view.name] = i
+    return _turned_back(nodes)
+
+
+def _turned_back(nodes: list[Node]) -> tuple[Node, ...]:
+    """Give the key of a rotated attention result to the node that turns it back.
+
+    With a quantized cache llama.cpp multiplies the values with a Hadamard matrix, and the
+    attention's result once more, which undoes it (llm_graph_context::build_attn and
+    llama_mul_mat_hadamard in src/llama-graph.cpp). Only then is it comparable.
+    """
+    for node in nodes:
+        if node.op != "MUL_MAT" or node.sources[0] != _ROTATION:
+            continue
+        result = node.sources[1]
+        while isinstance(result, int) and nodes[result].op == "RESHAPE":
+            if _ATTENTION.search(nodes[result].key):
+                key = nodes[result].key
+                nodes[result] = replace(nodes[result], key=f"{key} (rotated)")
+                last = node.index + 1  # a reshape to what it was
+                nodes[last] = replace(nodes[last], key=key)
+                break
+            result = nodes[result].sources[0]
     return tuple(nodes)
 
 
@@ -292,7 +343,7 @@ class _StopFinder:
         # What lies inside a norm is not watched: the engine may fuse it (RMS_NORM + MUL).
         self.inside = {i for n in norms for i in range(n.norm, n.output)} - self.inputs
         self.cores = {n.norm for n in norms} if unfused_norms else set()
-        self.labelled_attention = any(n.name.startswith(_ATTENTION_LABEL) for n in nodes)
+        self.labelled_attention = any(_ATTENTION.search(n.key) for n in nodes)
 
     def find(self) -> tuple[Stop, ...]:
         stops = []
@@ -342,7 +393,7 @@ class _StopFinder:
     def is_attention(self, node: Node) -> bool:
         """The attention's result, by llama.cpp's label or else by its operations."""
         if self.labelled_attention:
-            return node.name.startswith(_ATTENTION_LABEL)
+            return _ATTENTION.search(node.key) is not None
         if node.op == "FLASH_ATTN_EXT":
             return True
         return node.op in _MATMUL_OPS and any(
@@ -350,8 +401,6 @@ class _StopFinder:
         )
 
 
-_ATTENTION_LABEL = "kqv_out"
-"""llm_graph_context::build_attn in src/llama-graph.cpp."""
 _MATMUL_OPS = frozenset({"MUL_MAT", "MUL_MAT_ID"})
 _ROLE_OF_READER: dict[str, OperationRole] = {
     "GET_ROWS": "embedding",

@@ -1,0 +1,164 @@
+"""A run that dies goes on where it was, and ends with the same report."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import ggufnorm
+from ggufnorm.comparison.run import Progress
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.errors import EngineError, InputError
+from ggufnorm.report.document import to_json
+from tests import in_process
+
+N_CHUNKS = 60
+ALWAYS, SOMETIMES, NEVER = 0.0, 0.05, 3600.0
+"""Seconds between two saves; a leg of a run takes some tenths of a second."""
+
+
+@pytest.fixture(scope="module")
+def quant(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resume") / "llama-q4.gguf"
+    quantize(tiny["llama"], path, "Q4_K_S")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tiny: dict[str, Path], quant: Path, text: str) -> Callable[..., DriftReport]:
+    def call(**options: Any) -> DriftReport:
+        given = {"text": text * 8, "n_ctx": 32, "chunks": 3, "n_threads": 1, **options}
+        return ggufnorm.drift(tiny["llama"], quant, **given)
+
+    return call
+
+
+class Killer:
+    """Kills the engine a random moment after a random number of chunks of this run."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.chunks, self.delay = rng.randint(2, 5), rng.uniform(0, 0.03)
+        self.seen: list[int] = []
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.total:
+            self.seen.append(progress.done)
+            if len(self.seen) == self.chunks:
+                threading.Timer(self.delay, self.kill).start()
+
+    @staticmethod
+    def kill() -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+
+
+def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    legs = []
+    for save_every in 2 * [ALWAYS, NEVER, SOMETIMES, SOMETIMES, SOMETIMES]:
+        killer = Killer(rng)
+        with pytest.raises(EngineError, match="was killed"):
+            run(chunks=N_CHUNKS, resume=tmp_path / "run", save_every=save_every, on_progress=killer)
+        legs.append(killer.seen)
+    last: list[Progress] = []
+    resumed = run(chunks=N_CHUNKS, resume=tmp_path / "run", on_progress=last.append)
+    begun = [leg[0] for leg in legs] + [next(p.done for p in last if p.total)]
+    assert begun == sorted(begun)
+    lost = [leg[-1] - (after - 1) for leg, after in zip(legs, begun[1:], strict=True)]
+    assert max(lost[0], lost[5]) <= 0, "what was saved is not run again"
+    assert min(lost[1], lost[6]) > 0, "what was not saved is"
+    assert to_json(resumed) == to_json(run(chunks=N_CHUNKS))
+
+
+def test_a_finished_run_is_reported_again_without_running(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    with in_process.engine():
+        first = run(resume=tmp_path / "run")
+        seen: list[Progress] = []
+        again = run(resume=tmp_path / "run", on_progress=seen.append)
+    assert to_json(again) == to_json(first)
+    assert all(p.total == 0 for p in seen)
+
+
+def test_the_reference_against_itself_resumes_too(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    with in_process.engine():
+        first = run(resume=tmp_path / "run", floor=True)
+        assert to_json(run(resume=tmp_path / "run", floor=True)) == to_json(first)
+
+
+@pytest.mark.parametrize(
+    "other", [{"chunks": 4}, {"n_ctx": 16}, {"floor": True}, {"text": "ab " * 99}]
+)
+def test_another_jobs_checkpoint_is_refused(
+    run: Callable[..., DriftReport], other: dict[str, Any], tmp_path: Path
+) -> None:
+    with in_process.engine():
+        run(resume=tmp_path / "run")
+        before = (tmp_path / "run").read_bytes()
+        with pytest.raises(InputError, match="belongs to another run"):
+            run(resume=tmp_path / "run", **other)
+    assert (tmp_path / "run").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"{}",
+        b"[]",
+        b"null",
+        b"GGUF" + bytes(9),
+        b"[" * 100_000,
+        b'{"schema": 1}',
+    ],
+)
+def test_garbage_is_refused_and_left_as_it_is(
+    run: Callable[..., DriftReport], garbage: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "run").write_bytes(garbage)
+    with in_process.engine(), pytest.raises(InputError, match="checkpoint"):
+        run(resume=tmp_path / "run")
+    assert (tmp_path / "run").read_bytes() == garbage
+
+
+@pytest.mark.parametrize("part", ["comparison", "logits", "done"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(
+    run: Callable[..., DriftReport], part: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with in_process.engine():
+        run(resume=path)
+        data = json.loads(path.read_text())
+        for broken in (None, {}, "x"):
+            path.write_text(json.dumps({**data, part: broken}))
+            with pytest.raises(InputError, match="is damaged: remove it"):
+                run(resume=path)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    with in_process.engine():
+        expected = run()
+        report = run(resume=tmp_path / "no such folder" / "run", on_progress=seen.append)
+    assert to_json(report) == to_json(expected)
+    warnings = [p.phase for p in seen if p.warning]
+    assert len(warnings) == 1
+    assert "cannot write the checkpoint" in warnings[0]
+    assert warnings[0].endswith("going on without it")
+    assert list(tmp_path.iterdir()) == []
