@@ -17,7 +17,7 @@ from ggufnorm.comparison.localise import F16_MAX
 from ggufnorm.comparison.observe import WeightCache, recompute, repeat, token_rows, tokens_of
 from ggufnorm.comparison.run import require_memory
 from ggufnorm.comparison.verdict import KERNEL_RESIDUAL
-from ggufnorm.core.capture import Capture, NormCapture, Rows, Sample, Sighting, Spread
+from ggufnorm.core.capture import Capture, NonFinite, NormCapture, Rows, Sample, Sighting, Spread
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.metrics import DifferenceSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
@@ -185,16 +185,27 @@ class Watcher:
             self._peaks[stop.key] = stop, seen.peak
 
     def _sighting(self, stop: Stop, peak: Peak) -> Sighting:
+        tensor = self._tensor(stop)
         return Sighting(
             node=stop.key,
             op=stop.op,
-            tensor=stop.tensor,
-            layer=layer_of(stop.tensor) if stop.tensor else layer_of_node(stop.key),
+            tensor=tensor,
+            layer=layer_of(tensor) if tensor else layer_of_node(stop.key),
             token=peak.token,
             channel=peak.channel,
-            value=peak.value if np.isfinite(peak.value) else str(peak.value),
+            value=peak.value if np.isfinite(peak.value) else None,
+            non_finite=_name(peak.value),
             in_f16=stop.key in self._half,
         )
+
+    def _tensor(self, stop: Stop) -> str | None:
+        """What a stop reads; of a norm the weight, unless only the bias is not finite."""
+        norm = self._norms.get(stop.key)
+        if norm is None or norm.plan.weight is None or norm.plan.bias is None:
+            return stop.tensor
+        weight, bias = norm.plan.weight, norm.plan.bias
+        finite = [bool(np.isfinite(self._weights.get(name)).all()) for name in (weight, bias)]
+        return bias if finite == [True, False] else weight
 
     def _add(self, norm: _NormSum, batch: Batch, x: Array, y: Array) -> None:
         n_tokens, first = tokens_of(x.shape, batch)
@@ -255,6 +266,12 @@ class Watcher:
             residual=residual,
             sample=sample,
         )
+
+
+def _name(value: float) -> NonFinite | None:
+    if np.isfinite(value):
+        return None
+    return "NaN" if np.isnan(value) else "infinity" if value > 0 else "-infinity"
 
 
 def _spread(plan: NormPlan, rows: Array) -> NDArray[np.float64]:

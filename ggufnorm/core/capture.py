@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ggufnorm.core.model import NormKind, Skipped
 
+NonFinite = Literal["NaN", "infinity", "-infinity"]
 Rows = tuple[tuple[float, ...], ...]
 
 
@@ -93,7 +95,8 @@ class Sighting:
         layer: block number, None outside the blocks.
         token: counted from 0.
         channel: within its row.
-        value: of the element: a number, ``nan``, ``inf`` or ``-inf``.
+        value: of the element; None if it is not finite.
+        non_finite: what it is then.
         in_f16: whether llama.cpp keeps or converts the value to half precision: a node of
             that type, an operand of a product with an F16 matrix, an entry of an F16 cache.
     """
@@ -104,7 +107,8 @@ class Sighting:
     layer: int | None
     token: int
     channel: int
-    value: float | str
+    value: float | None
+    non_finite: NonFinite | None
     in_f16: bool
 
 

@@ -35,6 +35,8 @@ Task = Callable[[dict[str, Any], Emit, threading.Event], dict[str, Any]]
 """``(job, emit, stop) -> result``; ends early with what it has when ``stop`` is set."""
 
 _LOG_LINES = 12
+_PATIENCE = 5.0
+"""Seconds for a child that has failed to end."""
 
 _ENVIRONMENT = {
     # The lanes' thread teams take turns: a team that spins while it waits for its turn
@@ -101,6 +103,7 @@ def _listen(
             result: dict[str, Any] = message["result"]
             return result
         if message["type"] == "error":
+            reader.join(_PATIENCE)  # what was logged may still be on its way
             raise _rebuild(message, log)
         on_message(message)
     raise _death(process, log, reader)

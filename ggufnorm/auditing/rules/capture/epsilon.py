@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
 from ggufnorm.auditing.config import same_float32, text_epsilon
 from ggufnorm.auditing.registry import Problem, Rule, rule
-from ggufnorm.auditing.rules.capture.common import capture_of, of_norm
+from ggufnorm.auditing.rules.capture.common import capture_of, of_norm, pairs
 from ggufnorm.auditing.subject import Subject
 from ggufnorm.core.capture import NormCapture, Spread
 from ggufnorm.core.formula import EPSILONS
@@ -40,7 +40,7 @@ def epsilon_counts(subject: Subject) -> Iterator[Problem]:
         the smallest row's mean square 0.00084, 0.0078 times the median``
     """
     groups: dict[float, list[_Place]] = defaultdict(list)
-    for place in _places(subject):
+    for place in _places(capture_of(subject).norms):
         groups[place.epsilon].append(place)
     for epsilon, places in groups.items():
         counting = [p for p in places if p.share > _COUNTS]
@@ -86,7 +86,9 @@ def epsilon_irrelevant(subject: Subject) -> Iterator[Problem]:
         by more than 3.1e-05``
     """
     groups: dict[tuple[float, str], list[tuple[float, _Place]]] = defaultdict(list)
-    for place in _places(subject):
+    # What llama.cpp has in its code is not for the file to set right.
+    norms = [norm for site, norm in pairs(subject) if site.epsilon_key is not None]
+    for place in _places(norms):
         for what, other in _other_epsilons(subject, place):
             groups[place.epsilon, what].append((place.change(other), place))
     for (epsilon, what), changes in groups.items():
@@ -122,8 +124,8 @@ class _Place:
         return abs(sqrt((v + self.epsilon) / (v + other)) - 1)
 
 
-def _places(subject: Subject) -> Iterator[_Place]:
-    for norm in capture_of(subject).norms:
+def _places(norms: Iterable[NormCapture]) -> Iterator[_Place]:
+    for norm in norms:
         if norm.epsilon is not None and norm.spread is not None:
             yield _Place(norm, norm.epsilon, norm.spread)
 

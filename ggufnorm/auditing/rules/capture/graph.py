@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from math import inf, isfinite
@@ -27,6 +28,10 @@ _NAMES: dict[NormKind, str] = {
     "group": "GroupNorm",
     "l2": "L2 norm",
 }
+
+
+_LAYER = re.compile(r"-\d+(?=@|$)")
+"""The block number in llama.cpp's labels."""
 
 
 @rule("C101", "engine-fails", "error")
@@ -161,8 +166,8 @@ def norm_untold(subject: Subject) -> Iterator[Problem]:
         Nothing, if the source's model has it too.
 
     Example:
-        ``node norm-0 in layer 0 is an RMSNorm without a weight, of which the file does not
-        tell``
+        ``node norm-0 (and 31 like it) is an RMSNorm without a weight, of which the file does
+        not tell``
     """
     told = {tensor for site in subject.sites for tensor in (site.tensor,) if tensor}
     weightless: dict[int | None, list[str]] = defaultdict(list)
@@ -176,14 +181,17 @@ def norm_untold(subject: Subject) -> Iterator[Problem]:
         elif norm.tensor not in told:
             message = f"the weight of {_a(norm.kind)} in the graph is {norm.tensor}, no norm's name"
             yield of_norm(norm, message, {"node": norm.node, "kind": norm.kind})
+    alike: dict[tuple[str, NormKind], list[NormCapture]] = defaultdict(list)
     for layer, norms in seen.items():
         # Labels in graphs are not always the roles: as many as are told are not surprising.
         others = [n for n in norms if n.role not in weightless[layer]]
         for norm in others if len(norms) > len(weightless[layer]) else ():
-            place = "" if layer is None else f" in layer {layer}"
-            what = f"{_a(norm.kind)} without a weight, of which the file does not tell"
-            evidence = {"node": norm.node, "kind": norm.kind, "epsilon": norm.epsilon}
-            yield of_norm(norm, f"node {norm.node}{place} is {what}", evidence)
+            alike[_LAYER.sub("", norm.node), norm.kind].append(norm)
+    for (_label, kind), norms in alike.items():
+        more = f" (and {len(norms) - 1} like it)" if len(norms) > 1 else ""
+        what = f"{_a(kind)} without a weight, of which the file does not tell"
+        evidence = {"node": norms[0].node, "kind": kind, "epsilon": norms[0].epsilon}
+        yield of_norms(norms, f"node {norms[0].node}{more} is {what}", evidence)
 
 
 @rule("C301", "recompute", "error")
@@ -215,7 +223,7 @@ def recompute(subject: Subject) -> Iterator[Problem]:
     missing = [n for n in capture.norms if n.residual is None and not _is_explained(n, capture)]
     if missing or capture.skipped:
         reasons = [s.reason for s in capture.skipped] or ["no row was finite"]
-        n = len({s.what for s in capture.skipped} | {n.node for n in missing})
+        n = len({s.what for s in capture.skipped} | {n.tensor or n.node for n in missing})
         raise NotApplicableError(f"{n} of the norms could not be recomputed: {reasons[0]}")
 
 

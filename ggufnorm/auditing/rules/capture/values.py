@@ -33,8 +33,7 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     """
     first = capture_of(subject).first_non_finite
     if first is not None:
-        name = {"nan": "NaN", "inf": "infinity", "-inf": "-infinity"}[str(first.value)]
-        message = f"the first {name} is in {_where(first)}"
+        message = f"the first {first.non_finite} is in {_where(first)}"
         yield Problem(message, first.tensor, first.layer, _figures(first))
 
 
@@ -109,14 +108,14 @@ def half_precision(subject: Subject) -> Iterator[Problem]:
         ``ffn_swiglu-1 reaches 81920 (at token 3, channel 7), above 65504, and llama.cpp
         turns it into half precision``
     """
-    peaks = [(p, abs(float(p.value))) for p in capture_of(subject).peaks]
+    peaks = [(p, abs(p.value)) for p in capture_of(subject).peaks if p.value is not None]
     over = [(p, size) for p, size in peaks if size > F16_MAX]
     levels: tuple[tuple[Severity, list[tuple[Sighting, float]], str], ...] = (
         ("error", [x for x in over if x[0].in_f16], "above 65504, and llama.cpp turns it into"
          " half precision"),
         ("warning", [x for x in over if not x[0].in_f16], "above 65504, the largest number of"
          " half precision"),
-        ("info", [x for x in peaks if x[1] <= F16_MAX], "of half precision's 65504"),
+        ("info", [x for x in peaks if x[1] <= F16_MAX], "and half precision ends at 65504"),
     )  # fmt: skip
     for severity, found, what in levels:
         if found:
@@ -144,5 +143,5 @@ def _figures(place: Sighting) -> dict[str, Any]:
         "op": place.op,
         "token": place.token,
         "channel": place.channel,
-        "value": place.value,
+        "value": place.non_finite or place.value,
     }
