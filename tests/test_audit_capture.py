@@ -9,6 +9,7 @@ file. Instead llama.cpp runs one file, and what it does is held against another.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -350,6 +351,17 @@ def last_matrix(factor: float) -> Callable[[str], Callable[..., dict[str, np.nda
     )
 
 
+def as_f32(factor: float, *names: str) -> Callable[..., dict[str, np.ndarray]]:
+    """Matrices too large for F16, stored as F32."""
+    return lambda t: t | {name: t[name].astype(np.float32) * np.float32(factor) for name in names}
+
+
+def bos_zero(w: np.ndarray) -> np.ndarray:
+    w = w.copy()
+    w[1] = 0
+    return w
+
+
 def largest(network: str) -> tuple[str | None, int | None]:
     """Where the values are largest after :func:`last_matrix`: gpt2's bias makes them larger."""
     layer = 5 if network == "gemma3" else 2
@@ -441,12 +453,17 @@ FAULTS = [
     Fault("epsilon infinite", "C402", "llama t5", with_epsilon(np.inf), first, "zero at all"),
     Fault("token embedding zero", "C403", "llama mamba",
           itself(on(np.zeros_like, "token_embd.weight")), first, "zero at all", "warning"),
+    Fault("embedding of one token zero", "C403", "llama mamba",
+          itself(on(bos_zero, "token_embd.weight")), first, "zero at 1 of 32 rows", "info"),
     Fault("matrix before a norm zero", "C403", "qwen3moe gemma3",
           itself(on(np.zeros_like, "blk.1.attn_k.weight")), at("blk.1.attn_k_norm.weight", 1),
           "zero at all", "warning"),
     Fault("too large for a product in F16", "C404", "llama gpt2",
           itself(on_norm(lambda w: w * 1e6)), says="turns it into half precision",
           also=frozenset({"C401"})),
+    Fault("too large for the cache", "C404", "llama qwen3",
+          itself(lambda n: as_f32(1e6, "blk.1.attn_v.weight")), at("blk.1.attn_v.weight", 1),
+          "turns it into half precision", also=frozenset({"C401"})),
     Fault("too large for half precision", "C404", "llama gpt2 gemma3",
           itself(last_matrix(8e4)), largest, "above 65504", "warning"),
     Fault("nearly too large for half precision", "C404", "llama gpt2 gemma3",
@@ -498,6 +515,77 @@ def test_a_fault_is_described_by_its_rule_alone(fault: Fault, network: str) -> N
         assert set(not_run.values()) == {"llama.cpp cannot run the model (C101)"}
     elif "C401" not in {fault.rule, *fault.also}:
         assert not_run == {}
+
+
+def only(rule_id: str, case: Case) -> list[Finding]:
+    with in_process.engine():
+        return audit(case, rules=tuple(r for r in RULES if r.id == rule_id))[0]
+
+
+def test_what_is_never_turned_into_half_precision_is_no_error(tmp_path: Path) -> None:
+    """The fault "too large for a product in F16", but the matrices are F32."""
+    matrices = [f"blk.{i}.ffn_{m}.weight" for i in (1, 2) for m in ("gate", "up", "down")]
+
+    def spoil(t: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return changed(lambda w: w * 1e6, NORM["llama"])(as_f32(1, *matrices)(t))
+
+    path = build("llama", tmp_path / "model.gguf", spoil)
+    assert {f.severity for f in only("C404", Case(path, path))} == {"warning"}
+    assert only("C401", Case(path, path)) == []
+
+
+def test_a_sample_that_fits_tells_that_other_rows_do_not(tmp_path: Path) -> None:
+    case = kernel(lambda n: Formula(n.kind, n.epsilon or 0))("llama", tmp_path)
+    (finding,) = only("C301", case)
+    assert "in some rows only" in finding.message
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_sample_that_tells_nothing_leaves_the_formula_open(tmp_path: Path, zeros: bool) -> None:
+    case = only_model(lambda w: w + 1)("llama", tmp_path)
+
+    def tamper(norm: NormCapture) -> NormCapture:
+        if norm.sample is None or not zeros:
+            return replace(norm, sample=None)
+        return replace(norm, sample=replace(norm.sample, output=rows(np.zeros((4, 256)))))
+
+    (finding,) = only("C301", replace(case, tamper=tamper))
+    assert finding.message.endswith("(relative L2) from RMSNorm with epsilon 1e-05")
+    assert "formula" not in finding.evidence
+
+
+def test_a_weight_that_something_else_reads_is_told_as_such(tmp_path: Path) -> None:
+    """The graph's norm has lost its weight, but the weight is read."""
+    path = build("llama", tmp_path / "model.gguf")
+
+    def tamper(norm: NormCapture) -> NormCapture:
+        return replace(norm, tensor=None) if norm.tensor == NORM["llama"] else norm
+
+    (finding,) = only("C203", Case(path, path, tamper))
+    assert finding.message == "blk.1.ffn_norm.weight is read, but by no norm"
+    (finding,) = only("C204", Case(path, path, tamper))
+    assert (finding.tensor, finding.layer) == (None, 1)
+
+
+def test_a_norm_whose_weight_is_not_named_like_one_is_told(tmp_path: Path) -> None:
+    path = build("llama", tmp_path / "model.gguf")
+
+    def tamper(norm: NormCapture) -> NormCapture:
+        is_it = norm.tensor == NORM["llama"]
+        return replace(norm, tensor="blk.1.scale.weight") if is_it else norm
+
+    (finding,) = only("C204", Case(path, path, tamper))
+    assert finding.message == (
+        "the weight of an RMSNorm in the graph is blk.1.scale.weight, no norm's name"
+    )
+
+
+def test_where_llama_cpp_was_built_is_not_told() -> None:
+    (finding,) = found("epsilon negative", "llama")[0]
+    assert re.fullmatch(
+        r"llama.cpp crashed \(SIGABRT\): ops.cpp:\d+: GGML_ASSERT\(eps >= 0.0f\) failed",
+        finding.message,
+    )
 
 
 # No false alarm.

@@ -7,7 +7,6 @@ from typing import Any
 
 from ggufnorm.auditing.registry import NotApplicableError, Problem
 from ggufnorm.auditing.subject import Subject
-from ggufnorm.core.audit import Severity
 from ggufnorm.core.capture import Capture, NormCapture
 from ggufnorm.core.model import NormSite
 from ggufnorm.errors import EngineError, EngineMissingError, MemoryLimitError
@@ -60,11 +59,9 @@ def pairs(subject: Subject) -> Iterator[tuple[NormSite, NormCapture]]:
             yield site, norm
 
 
-def of_norm(
-    norm: NormCapture, message: str, evidence: dict[str, Any], severity: Severity | None = None
-) -> Problem:
+def of_norm(norm: NormCapture, message: str, evidence: dict[str, Any]) -> Problem:
     """A problem of a norm."""
-    return Problem(message, norm.tensor, norm.layer, evidence, severity)
+    return Problem(message, norm.tensor, norm.layer, evidence)
 
 
 def of_norms(norms: list[NormCapture], message: str, evidence: dict[str, Any]) -> Problem:

@@ -32,6 +32,8 @@ _NAMES: dict[NormKind, str] = {
 
 _LAYER = re.compile(r"-\d+(?=@|$)")
 """The block number in llama.cpp's labels."""
+_FOLDERS = re.compile(r"\S*[/\\](?=[\w.-]+:\d+: )")
+"""Where llama.cpp was built, before a source file's name."""
 
 
 @rule("C101", "engine-fails", "error")
@@ -51,7 +53,7 @@ def engine_fails(subject: Subject) -> Iterator[Problem]:
         conversion; an unknown architecture needs a newer llama.cpp.
 
     Example:
-        ``llama.cpp crashed (SIGABRT): GGML_ASSERT(eps >= 0.0f) failed``
+        ``llama.cpp crashed (SIGABRT): ops.cpp:4132: GGML_ASSERT(eps >= 0.0f) failed``
     """
     error = outcome_of(subject)
     if isinstance(error, EngineError):
@@ -237,7 +239,7 @@ def _telling(log: Iterable[str]) -> str:
     lines = list(log)
     marks = ("GGML_ASSERT", "error loading model", "GGML_ABORT", "error")
     found = (line for mark in marks for line in lines if mark in line)
-    return next(found, lines[-1] if lines else "")
+    return _FOLDERS.sub("", next(found, lines[-1] if lines else ""))
 
 
 def _is_same_kind(site: NormSite, norm: NormCapture) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ggufnorm.auditing.registry import Problem, Rule, rule
-from ggufnorm.auditing.rules.capture.common import capture_of, of_norm
+from ggufnorm.auditing.rules.capture.common import capture_of, of_norms
 from ggufnorm.auditing.subject import Subject
 from ggufnorm.comparison.localise import F16_MAX
 from ggufnorm.core.audit import Severity
-from ggufnorm.core.capture import Sighting
+from ggufnorm.core.capture import NormCapture, Sighting
 
 
 @rule("C401", "non-finite", "error")
@@ -51,12 +52,13 @@ def output_zero(subject: Subject) -> Iterator[Problem]:
         Look at the norm's weight; an infinite epsilon does it too.
 
     Example:
-        ``the result is zero at all 128 rows``
+        ``the result is zero at all 128 rows, and so at 6 later norms``
     """
-    for norm in capture_of(subject).norms:
-        if 0 < norm.n_rows == norm.zero_outputs and norm.zero_inputs < norm.n_rows:
-            message = f"the result is zero at all {norm.n_rows} rows"
-            yield of_norm(norm, message, {"node": norm.node, "n_rows": norm.n_rows})
+    norms = capture_of(subject).norms
+    zero = [n for n in norms if n.zero_inputs < n.n_rows == n.zero_outputs]
+    if zero:
+        message = f"the result is zero at all {zero[0].n_rows} rows{_also_at(zero)}"
+        yield of_norms(zero, message, {"n_rows": zero[0].n_rows})
 
 
 @rule("C403", "input-zero", "warning")
@@ -64,8 +66,8 @@ def input_zero(subject: Subject) -> Iterator[Problem]:
     """A norm gets nothing but zeros.
 
     What it does:
-        Looks for norms whose input is zero for every token; single rows of zeros are told
-        as an info.
+        Looks for norms whose input is zero for every token; where it is for some, that is
+        told as an info.
 
     Why it matters:
         Zero stays zero (or becomes the bias), and with epsilon 0 it becomes NaN.
@@ -76,15 +78,17 @@ def input_zero(subject: Subject) -> Iterator[Problem]:
     Example:
         ``the input is zero at all 128 rows``
     """
-    for norm in capture_of(subject).norms:
-        if norm.zero_inputs == 0:
-            continue
-        n, severity = norm.n_rows, None
-        message = f"the input is zero at all {n} rows"
-        if norm.zero_inputs < n:
-            message, severity = f"the input is zero at {norm.zero_inputs} of {n} rows", _INFO
-        evidence = {"node": norm.node, "n_rows": n, "zero_inputs": norm.zero_inputs}
-        yield of_norm(norm, message, evidence, severity)
+    norms = [n for n in capture_of(subject).norms if n.zero_inputs]
+    whole = [n for n in norms if n.zero_inputs == n.n_rows]
+    some = [n for n in norms if n.zero_inputs < n.n_rows]
+    if whole:
+        n = whole[0].n_rows
+        yield of_norms(whole, f"the input is zero at all {n} rows{_also_at(whole)}", {"n_rows": n})
+    if some:
+        n, zeros = some[0].n_rows, some[0].zero_inputs
+        message = f"the input is zero at {zeros} of {n} rows"
+        evidence = {"n_rows": n, "zero_inputs": zeros}
+        yield replace(of_norms(some, message, evidence), severity="info")
 
 
 @rule("C404", "half-precision", "warning")
@@ -127,7 +131,10 @@ def half_precision(subject: Subject) -> Iterator[Problem]:
 
 RULES: tuple[Rule, ...] = (non_finite, output_zero, input_zero, half_precision)
 
-_INFO: Severity = "info"
+
+def _also_at(norms: list[NormCapture]) -> str:
+    more = len(norms) - 1
+    return f", and so at {more} later norm{'s' * (more > 1)}" if more else ""
 
 
 def _where(place: Sighting, verb: str = "", value: str = "") -> str:
