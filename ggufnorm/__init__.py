@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
@@ -25,14 +27,17 @@ if TYPE_CHECKING:
     from ggufnorm.inspection import inspect
 
 __all__ = [
+    "AuditReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
+    "Finding",
     "GGUFError",
     "GgufnormError",
     "InputError",
     "Inspection",
     "NormSite",
+    "audit",
     "diff",
     "drift",
     "group_norm",
@@ -43,14 +48,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
+    "Finding": "ggufnorm.core.audit",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "audit": "ggufnorm.auditing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",
