@@ -11,6 +11,13 @@
 from __future__ import annotations
 
 from ggufnorm.auditing.registry import Rule
-from ggufnorm.auditing.rules.norms import data
+from ggufnorm.auditing.rules.norms import data, layout, offsets, peers, presence, values
 
-RULES: tuple[Rule, ...] = (*data.RULES,)
+RULES: tuple[Rule, ...] = (
+    *presence.RULES,
+    *layout.RULES,
+    *values.RULES,
+    *peers.RULES,
+    *offsets.RULES,
+    *data.RULES,
+)
