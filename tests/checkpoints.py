@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ import numpy as np
 
 from ggufnorm.auditing.registry import NotApplicableError, Rule
 from ggufnorm.auditing.rules import source, vision
+from ggufnorm.auditing.run import open_subject
 from ggufnorm.auditing.subject import Subject
 from ggufnorm.core.audit import Finding
-from ggufnorm.core.distribution import weight_statistics
-from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hf import open_source
-from ggufnorm.formats.naming import norm_sites
 from tests.architectures import write_model
 
 RULES: tuple[Rule, ...] = (*source.RULES, *vision.RULES)
@@ -405,19 +403,9 @@ def _raw(dtype: str, values: np.ndarray) -> bytes:
 @contextmanager
 def subject(model: Path, checkpoint: Path | str | None) -> Iterator[Subject]:
     """What rules look at."""
-    with GGUFFile(model) as file:
-        sites, skipped = norm_sites(file)
-        names = [name for site in sites for name in (site.tensor, site.bias) if name]
-        weights = {name: read_tensor(file, name) for name in names}
-        sites = tuple(
-            replace(s, weight=weight_statistics(weights[s.tensor])) if s.tensor else s
-            for s in sites
-        )
-        if checkpoint is None:
-            yield Subject(file, sites, skipped, weights, {})
-            return
-        with open_source(checkpoint) as opened:
-            yield Subject(file, sites, skipped, weights, {}, opened)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_source(checkpoint)) if checkpoint is not None else None
+        yield open_subject(stack.enter_context(GGUFFile(model)), opened)
 
 
 def check(

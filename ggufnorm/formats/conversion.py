@@ -156,11 +156,8 @@ def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None
 
 def transform_of(file: ModelFile, source: str) -> Transform:
     """What the converter of a file's architecture does to a norm of that source name."""
-    kind = _kind(file)
-    for pattern, name, transform in _TRANSFORMS:
-        if fnmatchcase(kind, pattern) and fnmatchcase(source, name):
-            return transform
-    return _AS_IS
+    matching = (t for name, t in _transforms_for(file) if fnmatchcase(source, name))
+    return next(matching, _AS_IS)
 
 
 def n_blocks(file: ModelFile) -> int:
@@ -242,3 +239,38 @@ def _is_norm(tensor: str, file: ModelFile) -> bool:
 def _numbered(name: str) -> list[tuple[int, str]]:
     """A key that sorts heads by their number: 2 before 10."""
     return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in name.split(".")]
+
+
+def expected_offsets(file: ModelFile) -> dict[str, float] | None:
+    """What the converter adds to each norm's weight, by the weight's name in the file.
+
+    A weight may come from any of several names. All but the file's own belong to other
+    architectures, so the first transform of the table that knows one of them counts.
+
+    Returns:
+        None if gguf-py does not know the architecture.
+    """
+    names = _name_map(file)
+    if names is None:
+        return None
+    transforms = _transforms_for(file)
+    ranks: dict[str, int] = {}
+    for source, (_, target) in names.items():
+        weight = f"{target}.weight"
+        if weight in file.tensors and _is_norm(weight, file):
+            rank = _rank(transforms, f"{source.removesuffix('.weight')}.weight")
+            ranks[weight] = min(rank, ranks.get(weight, rank))
+    found = [t.offset for _, t in transforms] + [0.0]
+    return {weight: found[rank] for weight, rank in ranks.items()}
+
+
+def _transforms_for(file: ModelFile) -> list[tuple[str, Transform]]:
+    """Patterns of source names, and what becomes of them, for the file's architecture."""
+    kind = _kind(file)
+    return [(name, t) for pattern, name, t in _TRANSFORMS if fnmatchcase(kind, pattern)]
+
+
+def _rank(transforms: list[tuple[str, Transform]], source: str) -> int:
+    """The place of the first transform for a source name; one behind the last without one."""
+    matching = (i for i, (name, _) in enumerate(transforms) if fnmatchcase(source, name))
+    return next(matching, len(transforms))

@@ -4,5 +4,22 @@ from __future__ import annotations
 
 from ggufnorm.auditing.registry import Rule
 from ggufnorm.auditing.rules import epsilon, norms, source, vision
+from ggufnorm.auditing.rules.norms.data import tensor_data
 
-RULES: tuple[Rule, ...] = (*epsilon.RULES, *norms.RULES, *source.RULES, *vision.RULES)
+__all__ = ["BY_ID", "FAMILIES", "RULES", "TENSOR_DATA"]
+
+TENSOR_DATA = tensor_data
+"""The rule of files whose tensors' data is not all there: none of the others can run then."""
+
+FAMILIES: dict[str, str] = {
+    "N": "Norms of the file and their values",
+    "E": "Epsilons",
+    "S": "The file beside its source (`--source`)",
+    "V": "Vision encoders",
+    "C": "What llama.cpp really computes (`--run`)",
+}
+"""What each letter stands for, in the order in which families are shown."""
+
+RULES: tuple[Rule, ...] = (*norms.RULES, *epsilon.RULES, *source.RULES, *vision.RULES)
+
+BY_ID: dict[str, Rule] = {r.id: r for r in RULES}
