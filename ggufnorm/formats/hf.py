@@ -92,7 +92,8 @@ class LocalFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.name}: cannot open {quoted(name)}: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{self.name}: cannot open {quoted(name)}: {reason}") from None
         if not stat.S_ISREG(mode):
             raise InputError(f"{path}: not a file")
         if not any(target.is_relative_to(root) for root in self._roots()):
