@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.auditing.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.auditing.subject import Array, Subject
-from ggufnorm.core.floats import is_bf16, is_f16
-from ggufnorm.core.model import NormSite
+from ggufnorm.core.model import NormSite, WeightStatistics
 
 _FEWEST_LAYERS = 5
 """Layers from which a role has a usual course that one can be unlike."""
@@ -19,17 +18,21 @@ _FEWEST_LAYERS = 5
 _NEIGHBOURS = 2
 """Layers on each side that a layer is compared with."""
 
-_OUTLIER_Z = 12.0
+_OUTLIER_Z = 8.0
 _OUTLIER_FACTOR = 6.0
 """How far from its neighbours a layer is, in robust standard deviations and as a factor."""
 
 _NARROWEST = 0.1
 """Standard deviation, of logarithms, below which layers are not held to be alike."""
 
+_CUT = 0.05
+"""Share of a weight's values at each end that does not count for its layer: outlier channels."""
+
 _FEWEST_VALUES = 32
 """Values from which a weight cannot be made of half-precision numbers by chance."""
 
 _Peer = tuple[NormSite, Array]
+_Told = tuple[NormSite, WeightStatistics]
 
 
 @rule("N401", "norm-outlier-layer", "warning")
@@ -39,9 +42,9 @@ def outlier_layer(subject: Subject) -> Iterator[Problem]:
     What it does:
         Follows mean, root mean square and spread of a role's weights from layer to layer,
         as logarithms, and reports a layer that is off from the median of its neighbours by
-        a factor of 6 and by 12 robust standard deviations. Roles of five layers or more; the
-        first two and the last two layers, which training makes unlike the others, are not
-        reported.
+        a factor of 6 and by 8 robust standard deviations. Single large channels do not count.
+        Roles of five layers or more; the first two and the last two layers, which training
+        makes unlike the others, are not reported.
 
     Why it matters:
         Weights of trained models change slowly with depth. One that does not follow has been
@@ -112,7 +115,7 @@ def from_bf16(subject: Subject) -> Iterator[Problem]:
         ``all 65 norm weights are bfloat16 numbers``
     """
     told = _told(subject)
-    n = sum(_is_from_bf16(values) for _, values in told)
+    n = sum(_is_from_bf16(weight) for _, weight in told)
     if n == len(told):
         yield Problem(f"all {n} norm weights are bfloat16 numbers", evidence={"n": n})
 
@@ -136,7 +139,7 @@ def from_f16(subject: Subject) -> Iterator[Problem]:
         ``all 65 norm weights are half-precision numbers``
     """
     told = _told(subject)
-    n = sum(_is_from_f16(values) for _, values in told)
+    n = sum(_is_from_f16(weight) for _, weight in told)
     if n == len(told):
         yield Problem(f"all {n} norm weights are half-precision numbers", evidence={"n": n})
 
@@ -147,7 +150,8 @@ def of_other_precision(subject: Subject) -> Iterator[Problem]:
 
     What it does:
         Where nine of ten weights or more are made of bfloat16 numbers, or of half-precision
-        ones, reports those that are not.
+        ones, reports those that are not, if other norms of their role are: some checkpoints
+        keep all norms of one role in float32.
 
     Why it matters:
         A converter treats all norms alike. This one has been changed since: edited, scaled,
@@ -162,7 +166,7 @@ def of_other_precision(subject: Subject) -> Iterator[Problem]:
     """
     told = _told(subject)
     for word, holds in (("bfloat16", _is_from_bf16), ("half-precision", _is_from_f16)):
-        other = [site for site, values in told if not holds(values)]
+        other = [site for site, weight in told if not holds(weight)]
         if not 0 < 10 * len(other) <= len(told):
             continue
         for site in other:
@@ -175,10 +179,11 @@ def of_other_precision(subject: Subject) -> Iterator[Problem]:
 
 
 def _by_role(subject: Subject) -> dict[str, list[_Peer]]:
-    """Finite weights by role, in the order of their layers."""
+    """Finite weights that are not constant, by role, in the order of their layers."""
     roles: dict[str, list[_Peer]] = defaultdict(list)
     for site, values, statistics in subject.weighted:
-        if site.layer is not None and values.size and not statistics.non_finite:
+        varies = bool(values.size) and not (values == values.flat[0]).all()  # else N302, N303
+        if site.layer is not None and varies and not statistics.non_finite:
             roles[site.role].append((site, values))
     return roles
 
@@ -186,7 +191,9 @@ def _by_role(subject: Subject) -> dict[str, list[_Peer]]:
 def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
     figures = np.array([_figures(values) for _, values in peers])
     worst: dict[int, tuple[float, int]] = {}
-    for column in range(figures.shape[1]):
+    # The mean of values of both signs can be anything.
+    one_signed = bool((figures[:, 0] > 0.5 * figures[:, 1]).all())
+    for column in range(0 if one_signed else 1, figures.shape[1]):
         residual = _off_neighbours(np.log(figures[:, column]))
         spread = max(_NARROWEST, 1.4826 * float(np.median(np.abs(residual))))
         for i in range(2, len(peers) - 2):
@@ -198,14 +205,16 @@ def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
             continue
         value = float(figures[i, column])
         around = float(np.exp(np.log(value) - _off_neighbours(np.log(figures[:, column]))[i]))
-        name = ("mean size", "root mean square", "spread")[column]
+        name = ("mean", "root mean square", "spread")[column]
         message = f"{peers[i][0].tensor}: its {name} is {value:.3g}, in the layers around it"
         evidence = {"figure": name, "value": value, "around": around, "factor": float(np.exp(off))}
         yield at(peers[i][0], f"{message} {around:.3g}", **evidence)
 
 
 def _figures(values: Array) -> tuple[float, float, float]:
+    """Mean, root mean square and spread, with the largest and smallest twentieth cut."""
     wide = values.astype(np.float64)
+    wide = np.clip(wide, *np.quantile(wide, (_CUT, 1 - _CUT)))
     tiny = float(np.finfo(np.float32).tiny)
     rms = float(np.sqrt(np.mean(wide**2)))
     return max(abs(float(wide.mean())), tiny), max(rms, tiny), max(float(wide.std()), tiny)
@@ -261,25 +270,26 @@ def _repeated_blocks(
     }
 
 
-def _told(subject: Subject) -> list[_Peer]:
-    """Weights with values enough to tell their precision by."""
+def _told(subject: Subject) -> list[_Told]:
+    """Norms with values enough to tell their precision by, and with all their digits."""
     told = [
-        (site, values)
+        (site, statistics)
         for site, values, statistics in subject.weighted
-        if np.unique(values).size >= _FEWEST_VALUES and not statistics.non_finite
+        if np.unique(values).size >= _FEWEST_VALUES
+        and not statistics.non_finite
+        and site.dtype == "F32"
     ]
     if not told:
         raise NotApplicableError("no norm has values enough to tell their precision by")
     return told
 
 
-def _is_from_bf16(values: Array) -> bool:
-    wide = values.astype(np.float64)
-    return any(bool(is_bf16(wide - k).all()) for k in (0, 1))
+def _is_from_bf16(statistics: WeightStatistics) -> bool:
+    return statistics.offset.fits
 
 
-def _is_from_f16(values: Array) -> bool:
-    return bool(is_f16(values).all()) and not _is_from_bf16(values)
+def _is_from_f16(statistics: WeightStatistics) -> bool:
+    return statistics.offset.f16 == 1 and not statistics.offset.fits
 
 
 RULES: tuple[Rule, ...] = (outlier_layer, duplicated, from_bf16, from_f16, of_other_precision)
