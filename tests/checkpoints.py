@@ -169,6 +169,40 @@ NETWORKS: tuple[Network, ...] = (
             "model.norm": "output_norm"},
             offsets={"": 1.0, "post_attention_norm": 1 / 5, "post_ffw_norm": 1 / 5**1.5},
             value=1e-6),
+    Network("plamo2", {
+            "model.layers.layers.{}.pre_mixer_norm": "blk.{}.attn_norm",
+            "model.layers.layers.{}.post_mixer_norm": "blk.{}.post_attention_norm",
+            "model.layers.layers.{}.pre_mlp_norm": "blk.{}.ffn_norm",
+            "model.layers.layers.{}.post_mlp_norm": "blk.{}.post_ffw_norm",
+            "model.norm": "output_norm"},
+            offsets={"": 1.0, "post_attention_norm": 1 / 5, "post_ffw_norm": 1 / 5**1.5},
+            value=1e-6),
+    Network("step35", {**LLAMA, **QK}, offsets=ONE),
+    Network("glm4moe", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+            **QK, "model.norm": "output_norm"}),
+    Network("afmoe", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+            "model.layers.{}.pre_mlp_layernorm": "blk.{}.ffn_norm",
+            "model.layers.{}.post_mlp_layernorm": "blk.{}.post_ffw_norm",
+            **QK, "model.norm": "output_norm"}),
+    Network("falcon-h1", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.pre_ff_layernorm": "blk.{}.ffn_norm",
+            "model.layers.{}.mamba.norm": "blk.{}.ssm_norm",
+            "model.final_layernorm": "output_norm"}),
+    Network("nemotron_h", {
+            "backbone.layers.{}.norm": "blk.{}.attn_norm",
+            "backbone.layers.{}.mixer.norm": "blk.{}.ssm_norm",
+            "backbone.norm_f": "output_norm"}, "layer_norm_epsilon",
+            embedding="backbone.embeddings"),
+    Network("chatglm", {
+            "transformer.encoder.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "transformer.encoder.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
+            "transformer.encoder.final_layernorm": "output_norm"}, "layernorm_epsilon",
+            embedding="transformer.embedding.word_embeddings"),
     Network("internlm2", {
             "model.layers.{}.attention_norm": "blk.{}.attn_norm",
             "model.layers.{}.ffn_norm": "blk.{}.ffn_norm",

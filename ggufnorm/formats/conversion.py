@@ -85,6 +85,9 @@ _TRANSFORMS: tuple[tuple[str, str, Transform], ...] = (
     ("qwen35*", "*linear_attn.norm.weight", _AS_IS),
     ("qwen3next", "*norm.weight", _PLUS_ONE),
     ("qwen35*", "*norm.weight", _PLUS_ONE),
+    ("qwen4exp", "*linear_attn.norm.weight", _AS_IS),  # conversion/qwen4exp.py
+    ("qwen4exp", "*.ple.norm_*.weight", _PLUS_ONE),
+    ("qwen4exp", "*norm.weight", _PLUS_ONE),
     ("minimax-m3", "*norm.weight", _PLUS_ONE),  # conversion/minimax.py
     ("step35", "*norm.weight", _PLUS_ONE),  # conversion/step3.py
     ("muse-glimmer", "*layernorm.weight", _PLUS_ONE),  # conversion/muse_glimmer.py
