@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
+    from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
     "AuditReport",
@@ -38,6 +39,7 @@ __all__ = [
     "Inspection",
     "NormSite",
     "audit",
+    "compare",
     "diff",
     "drift",
     "group_norm",
@@ -45,6 +47,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "rms_norm",
+    "trace",
 ]
 
 _HOMES = {
@@ -59,6 +62,7 @@ _HOMES = {
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
     "audit": "ggufnorm.auditing.run",
+    "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",
@@ -66,6 +70,7 @@ _HOMES = {
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "rms_norm": "ggufnorm.core.norms",
+    "trace": "ggufnorm.tracing.run",
 }
 
 

@@ -207,16 +207,21 @@ def test_a_terminal_gets_colour_and_a_pipe_does_not(sample: Path) -> None:
 def test_interrupting_a_run_reports_what_was_done(
     sample: Path, sample_q4: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "report.json"
+    out, checkpoint = tmp_path / "report.json", tmp_path / "checkpoint"
     file = tmp_path / "long.txt"
     file.write_text(Path(sample.parent / "heldout.txt").read_text() * 30)
-    command = [sys.executable, "-c", "from ggufnorm.cli.main import main; main()", "drift"]
-    process = subprocess.Popen(
-        [*command, sample, sample_q4, "-f", file, "-o", out], stderr=subprocess.PIPE
-    )
-    time.sleep(6)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    # A shell lets what it starts in the background ignore SIGINT, and Python keeps to that.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{heeding}; from ggufnorm.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "drift", sample, sample_q4, "-f", file, "-o", out]
+    with subprocess.Popen([*command, "--resume", checkpoint], stderr=subprocess.PIPE) as process:
+        try:
+            while not checkpoint.exists() and process.poll() is None:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     assert b"interrupted" in stderr

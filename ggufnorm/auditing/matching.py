@@ -120,16 +120,20 @@ def _read(
     known: Iterable[Origin], source: Source
 ) -> tuple[dict[str, NDArray[np.floating]], dict[str, str]]:
     """The source's values by the file's name, and why some could not be read."""
+    known = tuple(known)
+    why = {name: source.why_unreadable(name) for origin in known for name in origin.sources}
+    read = source.read_many(name for name, reason in why.items() if reason is None)
     values: dict[str, NDArray[np.floating]] = {}
     unreadable: dict[str, str] = {}
     for origin in known:
-        try:
-            parts = [source.read(name) for name in origin.sources]
-            values[origin.tensor] = parts[0] if len(parts) == 1 else np.stack(parts)
-        except InputError as error:
-            unreadable[origin.tensor] = str(error)
-        except ValueError:
+        reasons = [reason for name in origin.sources if (reason := why[name]) is not None]
+        parts = [read[name] for name in origin.sources if name in read]
+        if reasons:
+            unreadable[origin.tensor] = reasons[0]
+        elif len({part.shape for part in parts}) > 1:
             unreadable[origin.tensor] = f"{source.path}: heads of {origin.tensor} differ in size"
+        else:
+            values[origin.tensor] = parts[0] if len(parts) == 1 else np.stack(parts)
     return values, unreadable
 
 

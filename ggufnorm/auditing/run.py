@@ -60,6 +60,7 @@ class AuditProgress:
         total: rules to check, over all models.
         speed: the speed for a person: not told.
         warning: whether ``phase`` is a warning.
+        note: whether it is something worth knowing.
     """
 
     phase: str
@@ -67,6 +68,7 @@ class AuditProgress:
     total: int
     speed: str = ""
     warning: bool = False
+    note: bool = False
 
 
 def audit(
@@ -84,7 +86,8 @@ def audit(
     Args:
         location: a path, or any other location (:mod:`ggufnorm.formats.location`); of a
             remote model only the header and the norms are fetched, unless ``full``.
-        source: what it was converted from: a folder with ``config.json`` and safetensors.
+        source: what it was converted from: a folder with ``config.json`` and safetensors,
+            or ``hf://org/repo[@revision]``.
         run: whether to run it in llama.cpp too; then it must be on this machine.
         full: whether to read all tensors, not just the norms.
         select: beginnings of the ids of the rules to check (``N``, ``N3``, ``E104``);

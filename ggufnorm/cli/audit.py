@@ -27,8 +27,8 @@ def _split(
 @click.command("audit")
 @model_arguments("MODEL...")
 @click.option(
-    "--source", metavar="FOLDER", help="What the models were converted from: a folder with"
-    " config.json and safetensors."
+    "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
+    " config.json and safetensors, or hf://org/repo."
 )  # fmt: skip
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
 @click.option("--full", is_flag=True, help="Read all tensors, not just the norms.")

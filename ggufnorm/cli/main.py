@@ -16,6 +16,8 @@ _COMMANDS = {
     "audit": "Check whether the norms of a converted file are right.",
     "drift": "Run two versions of a model and show where they part.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
+    "trace": "Write down what a run of a model gives, to be compared later.",
+    "compare": "Compare two traces, or a trace and a model.",
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled sample.",

@@ -36,6 +36,10 @@ class Progress(Protocol):
     def warning(self) -> bool:
         """Whether ``phase`` is a warning."""
 
+    @property
+    def note(self) -> bool:
+        """Whether ``phase`` is to be told even where no bar is shown."""
+
 
 @contextmanager
 def progress_bar(label: str, *, show_position: bool = True) -> Iterator[Callable[[Progress], None]]:
@@ -56,6 +60,10 @@ def progress_bar(label: str, *, show_position: bool = True) -> Iterator[Callable
             nonlocal bar
             if progress.warning:
                 click.secho(f"warning: {progress.phase}", fg="yellow", err=True)
+                return
+            if progress.note:
+                clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+                click.echo(f"{clear}{label}: {progress.phase}", err=True)
                 return
             if not sys.stderr.isatty():
                 return

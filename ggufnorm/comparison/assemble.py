@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ggufnorm.comparison.observe import (
     FREE,
@@ -13,7 +14,7 @@ from ggufnorm.comparison.observe import (
     WeightCache,
 )
 from ggufnorm.core.drift import NormDrift, NormSplit, OperationDrift
-from ggufnorm.core.floats import shortest_float32
+from ggufnorm.core.floats import finite_float32
 from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.engines.llama.graph import NormPlan, layer_of_node
 from ggufnorm.engines.llama.walk import Match
@@ -22,13 +23,18 @@ from ggufnorm.formats.naming import NormName, layer_of, norm_parameters, parse_n
 
 
 def operations(
-    matches: Sequence[Match], comparison: Comparison, files: dict[int, ModelFile]
+    matches: Sequence[Match], comparison: Comparison, dtypes: Mapping[int, Mapping[str, str]]
 ) -> tuple[OperationDrift, ...]:
-    """Every stop that all lanes share, in graph order."""
+    """Every stop that all lanes share, in graph order.
+
+    Args:
+        matches: the stops of each batch of a chunk.
+        comparison: that observed them.
+        dtypes: for each lane, the types of its file's tensors by name.
+    """
 
     def dtype(lane: int, tensor: str | None) -> str | None:
-        found = files[lane].tensors.get(tensor) if tensor else None
-        return found.dtype if found else None
+        return dtypes[lane].get(tensor) if tensor else None
 
     found: dict[str, OperationDrift] = {}
     for match in matches:
@@ -50,34 +56,77 @@ def operations(
     return tuple(found.values())
 
 
-def norms(comparison: Comparison, files: dict[int, ModelFile]) -> tuple[NormDrift, ...]:
-    """Every norm that both graphs have, in graph order."""
-    weights = {lane: WeightCache(file) for lane, file in files.items()}
-    return tuple(
-        _norm(norm, comparison, files[FREE], weights) for norm in comparison.norms.values()
-    )
+def tensor_types(file: ModelFile) -> dict[str, str]:
+    """The types of a file's tensors by name."""
+    return {name: tensor.dtype for name, tensor in file.tensors.items()}
 
 
-def _norm(
-    norm: NormSum, comparison: Comparison, file: ModelFile, weights: dict[int, WeightCache]
-) -> NormDrift:
-    plan = norm.plan
-    name = _place(plan, norm.output_key, file)
+@dataclass(frozen=True)
+class StatedNorm:
+    """What a file says of a norm that llama.cpp runs.
+
+    Attributes:
+        layer: block number, None outside the blocks.
+        role: as in :class:`~ggufnorm.core.model.NormSite`.
+        epsilon: by the metadata, None if they say nothing.
+    """
+
+    layer: int | None
+    role: str
+    epsilon: float | None
+
+
+def stated_norm(file: ModelFile, plan: NormPlan, output_key: str) -> StatedNorm:
+    """What a file says of a norm.
+
+    Args:
+        file: that is run.
+        plan: the norm in its graph.
+        output_key: of the node that holds the norm's result.
+    """
+    name = _place(plan, output_key, file)
     has_bias = plan.bias is not None
     stated = norm_parameters(file.metadata, file.architecture, name, has_bias=has_bias)
     epsilon = stated.epsilon if stated.kind == plan.kind else None
+    return StatedNorm(name.layer, name.role, finite_float32(epsilon))
+
+
+def norms(
+    comparison: Comparison,
+    files: Mapping[int, ModelFile],
+    stated: Callable[[NormPlan, str], StatedNorm],
+) -> tuple[NormDrift, ...]:
+    """Every norm that both graphs have, in graph order.
+
+    Args:
+        comparison: that observed them.
+        files: of the lanes that have one; without both, weights are not compared.
+        stated: what the file under test says of a norm, by its plan and its result's key.
+    """
+    weights = {lane: WeightCache(file) for lane, file in files.items()}
+    return tuple(_norm(norm, comparison, weights, stated) for norm in comparison.norms.values())
+
+
+def _norm(
+    norm: NormSum,
+    comparison: Comparison,
+    weights: Mapping[int, WeightCache],
+    stated: Callable[[NormPlan, str], StatedNorm],
+) -> NormDrift:
+    plan = norm.plan
+    said = stated(plan, norm.output_key)
     into = comparison.stops.get(norm.input_key, StopSum())
     out = comparison.stops.get(norm.output_key, StopSum())
     kernel = norm.kernel.result().rel_l2
     return NormDrift(
         tensor=plan.weight,
         node=norm.output_key,
-        layer=name.layer,
-        role=name.role,
+        layer=said.layer,
+        role=said.role,
         kind=plan.kind,
-        epsilon_metadata=shortest_float32(epsilon),
-        epsilon_used=shortest_float32(plan.epsilon) or 0.0,
-        epsilon_used_ref=shortest_float32(norm.ref_plan.epsilon) or 0.0,
+        epsilon_metadata=said.epsilon,
+        epsilon_used=finite_float32(plan.epsilon),
+        epsilon_used_ref=finite_float32(norm.ref_plan.epsilon),
         input=into.free.result(),
         output=out.free.result(),
         local=out.pinned.result(),
@@ -116,9 +165,9 @@ def _place(plan: NormPlan, output_key: str, file: ModelFile) -> NormName:
     return NormName(layer_of_node(output_key), role)
 
 
-def _tensor_drift(name: str | None, weights: dict[int, WeightCache]) -> Difference | None:
+def _tensor_drift(name: str | None, weights: Mapping[int, WeightCache]) -> Difference | None:
     """Drift of a norm's weight or bias between the files."""
-    if name is None:
+    if name is None or len(weights) < 2:
         return None
     ref, quant = (weights[lane].get(name) for lane in (REFERENCE, FREE))
     return difference(ref.ravel(), quant.ravel()) if ref.shape == quant.shape else None

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.comparison import assemble
 from ggufnorm.comparison.checkpoint import Checkpoint, job_digest
@@ -22,12 +24,14 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import engine_version
+from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
 from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
 from ggufnorm.errors import InputError, TextError
 from ggufnorm.formats.location import open_model
 
-_POOLED = "result_embd_pooled"  # llm_graph_context::build_pooling in src/llama-graph.cpp
+POOLED = "result_embd_pooled"
+"""Label of an embedding model's output (llm_graph_context::build_pooling, llama-graph.cpp)."""
 
 
 def measure(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:
@@ -55,7 +59,7 @@ class _Run:
         self.tokens = self.models[REFERENCE].tokenize(job["text"])
         if not np.array_equal(self.tokens, self.models[FREE].tokenize(job["text"])):
             raise InputError("the two models cut the text into different tokens")
-        self.n_chunks = self._count_chunks(job["chunks"])
+        self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job["chunks"])
         sides = [(REFERENCE, False), (FREE, False), (FREE, True)]
         sides += [(REFERENCE, False)] if job["floor"] else []
         self.lanes = [
@@ -78,21 +82,9 @@ class _Run:
         quant = stack.enter_context(LlamaModel(self.files[FREE].path, options[FREE]))
         return {REFERENCE: reference, FREE: quant}
 
-    def _count_chunks(self, wanted: int | None) -> int:
-        n_ctx, n = self.n_ctx, len(self.tokens)
-        if n < n_ctx:
-            raise TextError(
-                f"the text has {n} tokens, fewer than one chunk of {n_ctx}:"
-                f" give a longer text (-f) or a smaller chunk (-c {max(8, n // 8 * 8)})"
-            )
-        return min(n // n_ctx, wanted) if wanted else n // n_ctx
-
     def batches(self, i: int) -> list[Batch]:
         """The i-th chunk, as the model wants it."""
-        first = i * self.n_ctx
-        tokens = self.tokens[first : first + self.n_ctx]
-        model, max_batch = self.models[REFERENCE], self.lanes[REFERENCE].context.max_batch
-        return cut_chunk(model, tokens, first, max_batch)
+        return chunk_batches(self.lanes[REFERENCE], self.tokens, i, self.n_ctx)
 
     def execute(self, stop: threading.Event) -> DriftReport:
         """Walk all chunks, or as many as there is time for, and report."""
@@ -150,16 +142,15 @@ class _Run:
 
     @property
     def has_logits(self) -> bool:
-        """Whether the graph ends in next-token logits (llm_graph_result::t_logits)."""
-        return any(n.name == "result_output" for n in self.lanes[REFERENCE].graphs[-1].nodes)
+        """Whether the reference predicts."""
+        return predicts(self.lanes[REFERENCE].graphs[-1])
 
     def _score(self, batch: Batch) -> None:
         """Compare the logits of a batch with each other and with the tokens that follow."""
         n = len(batch.following)
         if n == 0 or not self.has_logits:
             return
-        first = batch.first + len(batch.tokens) - batch.n_outputs
-        first -= self.models[REFERENCE].has_encoder  # its decoder starts with an extra token
+        first = first_scored(self.models[REFERENCE], batch)
         lanes = [lane.context.logits(batch.n_outputs)[:n] for lane in self.lanes]
         self.logits[0].add(lanes[REFERENCE], lanes[FREE], batch.following, first)
         for total, observed in zip(self.logits[1:], lanes[FLOOR:], strict=True):
@@ -171,8 +162,11 @@ class _Run:
     def _report(
         self, lockstep: Lockstep, comparison: Comparison, done: int, cost: RunCost
     ) -> DriftReport:
-        operations = assemble.operations(lockstep.matches, comparison, self.files)
-        norms = assemble.norms(comparison, self.files)
+        types = {lane: assemble.tensor_types(file) for lane, file in self.files.items()}
+        operations = assemble.operations(lockstep.matches, comparison, types)
+        norms = assemble.norms(
+            comparison, self.files, partial(assemble.stated_norm, self.files[FREE])
+        )
         logits, *floor = (total.result() for total in self.logits)
         culprit, verdict = judge(
             norms,
@@ -180,7 +174,7 @@ class _Run:
             logits if self.has_logits else None,
             lambda name: weight_error(self.files[REFERENCE], self.files[FREE], name),
         )
-        pooled = comparison.stops.get(_POOLED)
+        pooled = comparison.stops.get(POOLED)
         return DriftReport(
             reference=from_plain(ModelFacts, self.job["reference"]),
             quant=from_plain(ModelFacts, self.job["quant"]),
@@ -216,6 +210,38 @@ class _Run:
         if not self.has_logits:
             found.append(Skipped("logits", "the model makes no next-token predictions"))
         return tuple(dict.fromkeys(found))
+
+
+def count_chunks(n_tokens: int, n_ctx: int, wanted: int | None) -> int:
+    """How many chunks a text gives, at most as many as wanted.
+
+    Raises:
+        TextError: not even one.
+    """
+    if n_tokens < n_ctx:
+        raise TextError(
+            f"the text has {n_tokens} tokens, fewer than one chunk of {n_ctx}:"
+            f" give a longer text (-f) or a smaller chunk (-c {max(8, n_tokens // 8 * 8)})"
+        )
+    return min(n_tokens // n_ctx, wanted) if wanted else n_tokens // n_ctx
+
+
+def chunk_batches(lane: Lane, tokens: NDArray[np.int32], i: int, n_ctx: int) -> list[Batch]:
+    """The i-th chunk of a text's tokens, as the lane's model wants it."""
+    first = i * n_ctx
+    context = lane.context
+    return cut_chunk(context.model, tokens[first : first + n_ctx], first, context.max_batch)
+
+
+def predicts(graph: Graph) -> bool:
+    """Whether a graph ends in next-token logits (llm_graph_result::t_logits)."""
+    return any(n.name == "result_output" for n in graph.nodes)
+
+
+def first_scored(model: LlamaModel, batch: Batch) -> int:
+    """Number of the token whose logits are the batch's first."""
+    # An encoder-decoder's decoder starts with an extra token.
+    return batch.first + len(batch.tokens) - batch.n_outputs - model.has_encoder
 
 
 def side_facts(options: EngineOptions) -> SideFacts:

@@ -88,20 +88,35 @@ class StopSum:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """A value as ``(rows, channels)``, and which tokens its rows belong to."""
+class Rows:
+    """A value as ``(rows, channels)``, and which tokens its rows belong to.
+
+    Attributes:
+        values: with the rows of one token side by side.
+        first_token: counted from 0 over the whole run.
+        n_tokens: that the rows are shared out to evenly.
+        stride: from the number of one token to that of the next.
+    """
 
     values: Array
     first_token: int
     n_tokens: int
+    stride: int = 1
 
     @classmethod
-    def of(cls, value: Array, batch: Batch) -> _Rows:
+    def of(cls, value: Array, batch: Batch) -> Rows:
+        """All rows of a stop's value."""
         n_tokens, first = tokens_of(value.shape, batch)
         return cls(token_rows(value, n_tokens), batch.first + first, n_tokens)
 
-    def compare(self, total: DifferenceSum, observed: _Rows) -> None:
-        total.add(self.values, observed.values, self.first_token, self.n_tokens)
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """How the sums number the tokens."""
+        return self.first_token, self.n_tokens, self.stride
+
+    def compare(self, total: DifferenceSum, observed: Rows) -> None:
+        """Add the distance of other rows of the same tokens to a sum."""
+        total.add(self.values, observed.values, *self.place)
 
 
 class Comparison:
@@ -120,7 +135,7 @@ class Comparison:
         self.skipped: dict[str, Skipped] = {}
         self._weights = {lane: WeightCache(file) for lane, file in files.items()}
         self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
-        self._expected: dict[str, _Rows] = {}
+        self._expected: dict[str, Rows] = {}
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
@@ -153,14 +168,14 @@ class Comparison:
 
     def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
         """Lane 0 at a stop."""
-        rows = _Rows.of(value, batch)
+        rows = Rows.of(value, batch)
         total = self.stops.setdefault(stop.key, StopSum())
-        total.peak_ref.add(rows.values, rows.first_token, rows.n_tokens)
+        total.peak_ref.add(rows.values, *rows.place)
         for norm in self._by_output.get(stop.key, ()):
             x = self._inputs[REFERENCE].get(norm.input_key)
             expected = self._recompute(norm.ref_plan, x, value.shape, REFERENCE)
             if expected is not None:
-                self._expected[norm.ref_plan.key] = _Rows.of(expected, batch)
+                self._expected[norm.ref_plan.key] = Rows.of(expected, batch)
                 self._expected[norm.ref_plan.key].compare(norm.kernel_ref, rows)
         self._hold(REFERENCE, stop, value)
 
@@ -168,20 +183,25 @@ class Comparison:
         """Another lane at the same stop."""
         if lane == FLOOR:
             return
-        total = self.stops[stop.key]
-        ref, observed = _Rows.of(reference, batch), _Rows.of(value, batch)
-        ref.compare(total.free if lane == FREE else total.pinned, observed)
+        ref, observed = Rows.of(reference, batch), Rows.of(value, batch)
         if lane != FREE:
+            ref.compare(self.stops[stop.key].pinned, observed)
             return
-        total.peak.add(observed.values, observed.first_token, observed.n_tokens)
-        if stop.role == "residual":
-            if total.channels is None:
-                total.channels = ChannelSum(observed.values.shape[1])
-            total.channels.add(ref.values, observed.values)
+        self._add(stop, ref, observed)
         self._hold(FREE, stop, value)
         for norm in self._by_output.get(stop.key, ()):
             self._split(norm, batch, value)
         self._release(stop)
+
+    def _add(self, stop: Stop, ref: Rows, observed: Rows) -> None:
+        """The free run's value at a stop beside the reference's."""
+        total = self.stops[stop.key]
+        ref.compare(total.free, observed)
+        total.peak.add(observed.values, *observed.place)
+        if stop.role == "residual":
+            if total.channels is None:
+                total.channels = ChannelSum(observed.values.shape[1])
+            total.channels.add(ref.values, observed.values)
 
     def _hold(self, lane: int, stop: Stop, value: Array) -> None:
         if stop.key in self._last_use:
@@ -200,7 +220,7 @@ class Comparison:
         expected = self._recompute(norm.plan, x[FREE], value.shape, FREE)
         if expected is None:
             return
-        _Rows.of(expected, batch).compare(norm.kernel, _Rows.of(value, batch))
+        Rows.of(expected, batch).compare(norm.kernel, Rows.of(value, batch))
         base = self._expected.get(norm.ref_plan.key)
         if base is None:
             return
@@ -219,7 +239,7 @@ class Comparison:
             (norm.weight, with_weight),
             (norm.epsilon, with_epsilon),
         ):
-            base.compare(part, base if other is None else _Rows.of(other, batch))
+            base.compare(part, base if other is None else Rows.of(other, batch))
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import psutil
 
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 from ggufnorm.errors import EngineError, MismatchError, TextError
@@ -46,6 +49,7 @@ class Progress:
         tokens_per_second: over the chunks finished; 0 before the first.
         seconds_left: estimate; None before the first chunk is finished.
         warning: whether ``phase`` is a warning.
+        note: whether ``phase`` is to be told even where no bar is shown.
     """
 
     phase: str
@@ -54,6 +58,7 @@ class Progress:
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     warning: bool = False
+    note: bool = False
 
     @property
     def speed(self) -> str:
@@ -144,13 +149,15 @@ def drift(
     }
     from ggufnorm.comparison.measure import measure
 
-    result = run_in_child(measure, job, lambda message: on_progress(_progress(message)))
+    result = run_in_child(measure, job, lambda message: on_progress(progress_of(message)))
     return from_plain(DriftReport, result)
 
 
-def _progress(message: dict[str, Any]) -> Progress:
+def progress_of(message: dict[str, Any]) -> Progress:
+    """What a message from the child says."""
     if message["type"] != "progress":
-        return Progress(message["text"], warning=message["type"] == "warning")
+        kind = message["type"]
+        return Progress(message["text"], warning=kind == "warning", note=kind == "note")
     done, total, seconds = message["done"], message["total"], message["seconds"]
     run = message["run"]  # chunks of this run: others came from a checkpoint
     speed = run * message["tokens"] / max(seconds, 1e-9)
@@ -192,25 +199,44 @@ def check_same_network(ref: ModelFile, quant: ModelFile) -> None:
     Raises:
         MismatchError: architecture, layer count, widths or vocabulary differ.
     """
+    require_same_network(network_facts(ref), network_facts(quant), ref.path, quant.path)
 
-    def compare(what: str, a: object, b: object) -> None:
-        if a != b:
-            raise MismatchError(
-                f"{quant.path} is not a version of {ref.path}: {what} is {b} and not {a}"
-            )
 
-    compare("the architecture", ref.architecture, quant.architecture)
-    arch = ref.architecture
-    for what, key in (
-        ("the number of layers", f"{arch}.block_count"),
-        ("the width (embedding_length)", f"{arch}.embedding_length"),
+def network_facts(file: ModelFile) -> NetworkFacts:
+    """What another file must share to be a version of the same network."""
+    arch = file.architecture
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
+    return NetworkFacts(
+        architecture=arch,
+        n_layers=file.metadata.integer(f"{arch}.block_count"),
+        n_embd=file.metadata.integer(f"{arch}.embedding_length"),
+        n_vocab=len(tokens),
+        vocabulary=hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+    )
+
+
+def require_same_network(ref: NetworkFacts, quant: NetworkFacts, ref_is: str, is_: str) -> None:
+    """Refuse what cannot be compared.
+
+    Args:
+        ref: of the reference.
+        quant: of the other side.
+        ref_is: what the message calls the reference.
+        is_: what it calls the other side.
+
+    Raises:
+        MismatchError: they are not versions of one network.
+    """
+    start = f"{is_} is not a version of {ref_is}:"
+    for what, field in (
+        ("the architecture", "architecture"),
+        ("the number of layers", "n_layers"),
+        ("the width (embedding_length)", "n_embd"),
+        ("the size of the vocabulary", "n_vocab"),
     ):
-        compare(what, ref.metadata.get(key), quant.metadata.get(key))
-    tokens = [f.metadata.get("tokenizer.ggml.tokens") for f in (ref, quant)]
-    counts = [len(t) if isinstance(t, list) else 0 for t in tokens]
-    compare("the size of the vocabulary", *counts)
-    if tokens[0] != tokens[1]:
-        raise MismatchError(
-            f"{quant.path} is not a version of {ref.path}: the vocabularies have the same size"
-            " but different tokens"
-        )
+        a, b = getattr(ref, field), getattr(quant, field)
+        if a != b:
+            raise MismatchError(f"{start} {what} is {b} and not {a}")
+    if ref.vocabulary != quant.vocabulary:
+        raise MismatchError(f"{start} the vocabularies have the same size but different tokens")

@@ -13,6 +13,9 @@ not where it is passed on.
   role and type in other layers), and at fault if the tensor or one of its blocks is then
   found to be further from the reference's than a fresh quantization to its type would be
   (:data:`WEIGHT_RATIO`, :data:`BLOCK_RATIO`).
+
+Where a trace stands for a model there are no local errors: :func:`judge_cumulative` says
+what cumulative drift alone shows, and names a culprit only where that is enough.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from dataclasses import dataclass
 from ggufnorm.comparison.localise import first_non_finite, role_of
 from ggufnorm.comparison.weights import WeightError
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
+from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.logits import LogitStatistics
 
 NORM_SHARE = 0.1
@@ -83,6 +87,78 @@ def judge(
     return culprit, _sentence(culprit, len(faults), norms, operations, logits)
 
 
+def judge_cumulative(
+    norms: Sequence[NormDrift],
+    operations: Sequence[OperationDrift],
+    logits: LogitStatistics | None,
+    rounding: float = ROUNDING,
+) -> tuple[Culprit | None, str]:
+    """Say what can be said without local errors.
+
+    Args:
+        norms: in graph order.
+        operations: in graph order.
+        logits: None for a model without predictions, or where they were not kept.
+        rounding: relative L2 up to which drift says nothing.
+
+    Returns:
+        The culprit: the first NaN or infinity, or else a norm that drifts although nothing
+        before it does; None if there is neither. And the verdict.
+    """
+    if _nothing_drifts(operations, logits):
+        return None, _NO_DRIFT
+    culprit = _non_finite(operations) or _drift_from_nothing(norms, rounding)
+    start = _passing(operations, rounding) if culprit is None else _enters_at(culprit)
+    return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY}"
+
+
+_NO_DRIFT = "No drift: the two models compute the same at every watched node."
+_CUMULATIVE_ONLY = (
+    "Judged by cumulative drift alone: which operation adds how much, only a drift run tells."
+)
+
+
+def _nothing_drifts(operations: Sequence[OperationDrift], logits: LogitStatistics | None) -> bool:
+    return all(o.cumulative.rel_l2 == 0 for o in operations) and not (logits and logits.max_kld)
+
+
+def _drift_from_nothing(norms: Sequence[NormDrift], rounding: float) -> Culprit | None:
+    """The first norm whose input is the reference's, and whose result is not."""
+    for n in norms:
+        drift = n.output.rel_l2 or 0.0
+        if n.input.rel_l2 == 0 and not n.input.non_finite_rows and drift > rounding:
+            other = n.epsilon_used != n.epsilon_used_ref
+            reason = f"its input is the reference's, and its result is off by {drift:.3g}"
+            reason += " (relative L2)"
+            reason += f": {_other_epsilon(n)}" if other else ", so its weight or bias differs"
+            return Culprit(n.tensor, n.node, n.layer, reason)
+    return None
+
+
+def _passing(operations: Sequence[OperationDrift], rounding: float) -> str:
+    seen = [o for o in operations if (o.cumulative.rel_l2 or 0.0) > rounding]
+    if not seen:
+        return "Drift is nowhere more than rounding."
+    worst = max(seen, key=lambda o: o.cumulative.rel_l2 or 0.0)
+    first, most = (
+        f"{o.tensor or o.node} ({o.cumulative.rel_l2:.3g} relative L2)" for o in (seen[0], worst)
+    )
+    largest = "where it is also largest" if worst is seen[0] else f"and is largest at {most}"
+    return f"Drift is first seen at {first}, {largest}."
+
+
+def _about_epsilons(norms: Sequence[NormDrift]) -> str:
+    other = [n for n in norms if n.epsilon_used != n.epsilon_used_ref]
+    if not other:
+        return ""
+    return f"In {len(other)} of {len(norms)} norms {_other_epsilon(other[0])}. "
+
+
+def _other_epsilon(n: NormDrift) -> str:
+    used, reference = epsilon_text(n.epsilon_used), epsilon_text(n.epsilon_used_ref)
+    return f"epsilon is {used} where the reference uses {reference}"
+
+
 def typical_local_error(operations: Sequence[OperationDrift]) -> float:
     """Median local relative L2 over the operations that quantization touched; 0 if none."""
     errors = [o.local.rel_l2 or 0.0 for o in operations if o.role == "matmul"]
@@ -103,9 +179,7 @@ def norm_faults(norms: Sequence[NormDrift], noise: float) -> list[_Fault]:
 def _norm_reason(n: NormDrift) -> str:
     differences = []
     if n.epsilon_used != n.epsilon_used_ref:
-        differences.append(
-            f"its epsilon is {n.epsilon_used:g} where the reference uses {n.epsilon_used_ref:g}"
-        )
+        differences.append(f"its {_other_epsilon(n)}")
     for part, d in (("weight", n.weight), ("bias", n.bias)):
         if d is None or (d.rel_l2 == 0 and not d.non_finite_rows):
             continue
@@ -230,14 +304,15 @@ def _sentence(
     operations: Sequence[OperationDrift],
     logits: LogitStatistics | None,
 ) -> str:
-    if all(o.cumulative.rel_l2 == 0 for o in operations) and not (logits and logits.max_kld):
-        return "No drift: the two models compute the same at every watched node."
-    if culprit is not None:
-        where = f" (layer {culprit.layer})" if culprit.layer is not None else ""
-        start = f"Drift enters at {culprit.tensor or culprit.node}{where}: {culprit.reason}."
-    else:
-        start = _gradual(operations)
+    if _nothing_drifts(operations, logits):
+        return _NO_DRIFT
+    start = _gradual(operations) if culprit is None else _enters_at(culprit)
     return f"{start} {_about_norms(n_faults, norms)}"
+
+
+def _enters_at(culprit: Culprit) -> str:
+    where = f" (layer {culprit.layer})" if culprit.layer is not None else ""
+    return f"Drift enters at {culprit.tensor or culprit.node}{where}: {culprit.reason}."
 
 
 def _gradual(operations: Sequence[OperationDrift]) -> str:

@@ -40,8 +40,9 @@ class NormDrift:
         role: what it normalizes: ``attn``, ``ffn``, ``q``, ``k``, ``output`` …
         kind: the formula that llama.cpp runs.
         epsilon_metadata: what the second file's metadata says, None if it says nothing.
-        epsilon_used: what llama.cpp used in the second model, from the graph.
-        epsilon_used_ref: what it used in the reference.
+        epsilon_used: what llama.cpp used in the second model, from the graph; None for
+            infinity, which ggml takes.
+        epsilon_used_ref: what it used in the reference, likewise.
         input: cumulative drift of the hidden state that is normalized.
         output: cumulative drift of the weighted result.
         local: drift of the result when the input is the reference's: the norm's own
@@ -62,8 +63,8 @@ class NormDrift:
     role: str
     kind: NormKind
     epsilon_metadata: float | None
-    epsilon_used: float
-    epsilon_used_ref: float
+    epsilon_used: float | None
+    epsilon_used_ref: float | None
     input: Difference
     output: Difference
     local: Difference

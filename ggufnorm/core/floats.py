@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,3 +33,13 @@ def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.where(np.isnan(values), values, rounded.view(np.float32))
+
+
+def finite_float32(value: float | None) -> float | None:
+    """As :func:`shortest_float32`, None for what JSON cannot hold: infinity and NaN."""
+    return shortest_float32(value) if value is not None and math.isfinite(value) else None
+
+
+def epsilon_text(value: float | None) -> str:
+    """An epsilon in use for a person; None stands for infinity (:func:`finite_float32`)."""
+    return "∞" if value is None else f"{value:g}"

@@ -94,6 +94,7 @@ class LogitSum:
         quant: NDArray[np.float32],
         next_tokens: NDArray[np.int32],
         first_position: int = 0,
+        stride: int = 1,
     ) -> None:
         """Compare the logits of some positions.
 
@@ -102,9 +103,10 @@ class LogitSum:
             quant: the same shape.
             next_tokens: ``(positions,)``: the token that really follows each.
             first_position: number of the first position in the whole text.
+            stride: from one position's number to the next one's.
         """
         step = max(1, self._BLOCK // max(1, ref.shape[1]))
-        where = first_position + np.arange(len(ref))
+        where = first_position + stride * np.arange(len(ref))
         for start in range(0, len(ref), step):
             part = slice(start, start + step)
             self._add_block(ref[part], quant[part], next_tokens[part], where[part])

@@ -71,7 +71,12 @@ class DifferenceSum:
         self._bad_token: int | None = None
 
     def add(
-        self, r: NDArray[np.float32], q: NDArray[np.float32], first_token: int, n_tokens: int
+        self,
+        r: NDArray[np.float32],
+        q: NDArray[np.float32],
+        first_token: int,
+        n_tokens: int,
+        stride: int = 1,
     ) -> None:
         """Compare two arrays of one shape.
 
@@ -81,6 +86,7 @@ class DifferenceSum:
             first_token: number of the token to which the first rows belong.
             n_tokens: number of tokens that the rows are shared out to evenly
                 (several rows belong to one token at a per-head norm).
+            stride: from the number of one token to that of the next.
 
         Raises:
             ValueError: the shapes differ.
@@ -93,7 +99,7 @@ class DifferenceSum:
         step = max(1, _BLOCK // r.shape[1])
         for start in range(0, len(r), step):
             part = slice(start, start + step)
-            self._add_block(r[part], q[part], start, first_token, rows_per_token)
+            self._add_block(r[part], q[part], start, first_token, rows_per_token, stride)
 
     def _add_block(
         self,
@@ -102,6 +108,7 @@ class DifferenceSum:
         start: int,
         first_token: int,
         rows_per_token: int,
+        stride: int,
     ) -> None:
         with np.errstate(invalid="ignore", over="ignore"):
             d = q - r
@@ -110,7 +117,8 @@ class DifferenceSum:
         if not good.all():
             self._bad_rows += int((~good).sum())
             if self._bad_token is None:
-                self._bad_token = first_token + (start + int(np.argmin(good))) // rows_per_token
+                row = start + int(np.argmin(good))
+                self._bad_token = first_token + row // rows_per_token * stride
             dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
         self._rows += len(d)
         self._dd += float(dd.sum())
@@ -124,7 +132,7 @@ class DifferenceSum:
         row, channel = divmod(int(d.argmax()), d.shape[1])
         self._max = float(d[row, channel])
         row = start + int(np.flatnonzero(good)[row])
-        self._max_at = (first_token + row // rows_per_token, channel)
+        self._max_at = (first_token + row // rows_per_token * stride, channel)
 
     def merge(self, later: DifferenceSum) -> None:
         """Add all that another sum has seen, as if it had been added here after the rest."""
@@ -222,8 +230,8 @@ class PeakSum:
     def __init__(self, peak: Peak | None = None) -> None:
         self.peak = peak
 
-    def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int) -> None:
-        """Take in ``(rows, channels)`` whose rows are shared out evenly to the tokens."""
+    def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
+        """Take in ``(rows, channels)``; the rest as in :meth:`DifferenceSum.add`."""
         if v.size == 0:
             return
         high, low = v.max(), v.min()
@@ -235,7 +243,7 @@ class PeakSum:
             return
         row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
         rows_per_token = max(1, len(v) // max(1, n_tokens))
-        self.peak = Peak(value, first_token + row // rows_per_token, channel)
+        self.peak = Peak(value, first_token + row // rows_per_token * stride, channel)
 
 
 class ChannelSum:

@@ -300,4 +300,5 @@ def _same_each(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.b
     x, y = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
         close = np.abs(x - y) <= TOLERANCE * np.maximum(np.abs(x), np.abs(y))
+    close &= np.isfinite(x) & np.isfinite(y)
     return np.asarray(close | (x == y) | (np.isnan(x) & np.isnan(y)))

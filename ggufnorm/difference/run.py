@@ -37,6 +37,7 @@ class DiffProgress:
         total: elements in all, 0 before they are counted.
         weights_per_second: elements compared in a second so far.
         warning: whether ``phase`` is a warning.
+        note: whether ``phase`` is to be told even where no bar is shown.
     """
 
     phase: str
@@ -44,6 +45,7 @@ class DiffProgress:
     total: int
     weights_per_second: float
     warning: bool = False
+    note: bool = False
 
     @property
     def speed(self) -> str:

@@ -26,6 +26,10 @@ EMBEDDING = "token_embd.weight"
 _MAX_BLOCKS = 1024
 """More blocks than any model has; a header can claim four billion."""
 
+# The constructor of TensorNameMap changes this table of its class for Arctic, and with it the
+# names of every architecture that is asked for later in the process: kept as imported.
+_BLOCK_NAMES = dict(TensorNameMap.block_mappings_cfg)
+
 # Tensors that a language model's converter leaves to the encoder's (TextModel.filter_tensors
 # in conversion/base.py).
 _NOT_TEXT = re.compile(
@@ -38,8 +42,8 @@ _WRAPPERS = (
     "model.", "bert.", "roberta.", "distilbert.", "transformer.", "llm.", "thinker.",
 )  # fmt: skip
 
-# Architecture or, of an encoder, "clip", as a shell pattern; what a name has, and what it
-# becomes. All that match are made, in order.
+# Architecture, of an encoder with its projector type, as a shell pattern; what a name has, and
+# what it becomes. All that match are made, in order.
 _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("*", r"(^|\.)language_model\.", r"\1"),
     ("llama", r"(^|\.)text_model\.", r"\1"),
@@ -52,8 +56,10 @@ _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("nemotron_h*", r"^model\.layers\.", "backbone.layers."),
     ("rwkv*", r"\b(blocks)\b", "layers"),
     ("rwkv*", r"\bg_norm\b", "ln_x"),
-    ("clip", r"^vision_model\.", "vision_tower.vision_model."),
-    ("clip", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
+    # gguf-py has this name twice, and the second one, Gemma 4's, counts there.
+    ("clip:llama4", r"^vision_model\.model(.*\.post_attention_layernorm)\b", r"vit\1"),
+    ("clip:*", r"^vision_model\.", "vision_tower.vision_model."),
+    ("clip:*", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
 )
 
 # Layers of a multi-token predictor stand behind the others (conversion/qwen.py, exaone.py).
@@ -68,7 +74,7 @@ _PER_HEAD = re.compile(r"(.*)\.norms\.(\d+)\.weight")  # conversion/stablelm.py
 _PLUS_ONE = Transform(offset=1.0)
 _AS_IS = Transform()
 
-# Architecture and source name, as shell patterns; the first match counts.
+# The same and a source name, as shell patterns; the first match counts.
 _TRANSFORMS: tuple[tuple[str, str, Transform], ...] = (
     ("gemma", "*norm.weight", _PLUS_ONE),  # conversion/gemma.py, for all four
     ("gemma2", "*norm.weight", _PLUS_ONE),
@@ -79,6 +85,9 @@ _TRANSFORMS: tuple[tuple[str, str, Transform], ...] = (
     ("qwen35*", "*linear_attn.norm.weight", _AS_IS),
     ("qwen3next", "*norm.weight", _PLUS_ONE),
     ("qwen35*", "*norm.weight", _PLUS_ONE),
+    ("qwen4exp", "*linear_attn.norm.weight", _AS_IS),  # conversion/qwen4exp.py
+    ("qwen4exp", "*.ple.norm_*.weight", _PLUS_ONE),
+    ("qwen4exp", "*norm.weight", _PLUS_ONE),
     ("minimax-m3", "*norm.weight", _PLUS_ONE),  # conversion/minimax.py
     ("step35", "*norm.weight", _PLUS_ONE),  # conversion/step3.py
     ("muse-glimmer", "*layernorm.weight", _PLUS_ONE),  # conversion/muse_glimmer.py
@@ -162,6 +171,13 @@ def n_blocks(file: ModelFile) -> int:
     return max(0, min(_MAX_BLOCKS, max(counts, default=0)))
 
 
+def _kind(file: ModelFile) -> str:
+    """The architecture, of an encoder with its projector type: ``clip:gemma3``."""
+    if file.architecture != "clip":
+        return file.architecture
+    return f"clip:{projector_type(file.metadata, 'v.')}"
+
+
 def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
     architectures = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
     architecture = architectures.get(file.architecture)
@@ -169,10 +185,7 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
         architecture = MODEL_ARCH.MMPROJ
     if architecture is None:
         return None
-
-    # Its constructor changes a table of the class for Arctic, and with it the names of every
-    # other architecture that is asked for later.
-    own = {"block_mappings_cfg": dict(TensorNameMap.block_mappings_cfg)}
+    own = {"block_mappings_cfg": dict(_BLOCK_NAMES)}
     names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, n_blocks(file))
     mapping: Mapping[str, tuple[object, str]] = names.mapping
     return mapping
@@ -199,13 +212,13 @@ def _spellings(file: ModelFile, source: str) -> Iterator[str]:
     """A source name as converters may look it up, the likeliest first."""
     per_head = _PER_HEAD.fullmatch(source)
     plain = f"{per_head[1]}.weight" if per_head else source
-    renamed = plain
+    kind, renamed = _kind(file), plain
     for pattern, before, after in _RENAMES:
-        if fnmatchcase(file.architecture, pattern):
+        if fnmatchcase(kind, pattern):
             renamed = re.sub(before, after, renamed)
     renamed = _nextn(file, renamed)
     unwrapped = [renamed[len(w) :] for w in _WRAPPERS if renamed.startswith(w)]
-    yield from dict.fromkeys(chain([plain, renamed], unwrapped, [f"model.{renamed}"]))
+    yield from dict.fromkeys(chain([renamed, plain], unwrapped, [f"model.{renamed}"]))
 
 
 def _nextn(file: ModelFile, name: str) -> str:
@@ -257,10 +270,8 @@ def expected_offsets(file: ModelFile) -> dict[str, float] | None:
 
 def _transforms_for(file: ModelFile) -> list[tuple[str, Transform]]:
     """Patterns of source names, and what becomes of them, for the file's architecture."""
-    architecture = file.architecture
-    if architecture == "clip":
-        architecture = f"clip:{projector_type(file.metadata, 'v.')}"
-    return [(name, t) for pattern, name, t in _TRANSFORMS if fnmatchcase(architecture, pattern)]
+    kind = _kind(file)
+    return [(name, t) for pattern, name, t in _TRANSFORMS if fnmatchcase(kind, pattern)]
 
 
 def _rank(transforms: list[tuple[str, Transform]], source: str) -> int:

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import GGUFFile
@@ -29,6 +30,9 @@ from ggufnorm.formats.split import (
     open_place,
     shard_count,
 )
+
+if TYPE_CHECKING:
+    from ggufnorm.formats.hf import Folder
 
 
 def open_model(location: str | os.PathLike[str]) -> ModelFile:
@@ -70,6 +74,16 @@ def local_path(location: str | os.PathLike[str]) -> Path:
         path: Path = _remote("hub").downloaded(text)
         return _first_shard(LocalPlace(str(path)))
     return _first_shard(_local_place(kind, text))
+
+
+def hub_folder(location: str) -> Folder:
+    """A repository ``hf://org/repo[@revision]`` that holds a checkpoint.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    folder: Folder = _remote("hub").HubFolder(location)
+    return folder
 
 
 def expand(locations: Iterable[str]) -> list[str]:

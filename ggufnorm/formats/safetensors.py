@@ -1,66 +1,45 @@
-"""A bounded reader of safetensors files, without torch.
+"""safetensors: a JSON header with names, types, shapes and places, then the raw values.
 
-Layout (the safetensors format's own description): the header's length as a little-endian
-u64, the header as JSON, the tensors' bytes. The header names each tensor's dtype, shape
-and place; nothing that it says is believed before it is checked against the file.
+The format is described in the README of https://github.com/huggingface/safetensors, whose
+own library writes only what is held in memory as a whole, and reads BF16 only with torch.
+Here the header comes first (:mod:`~ggufnorm.formats.safetensors_header`), and values are
+then written, and read, a part at a time.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
-from typing import Any, TypeGuard
+import math
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.safetensors_header import (
+    DTYPES,
+    Entry,
+    Place,
+    malformed,
+    pack_header,
+    quoted,
+    read_header,
+)
 from ggufnorm.formats.storage import Storage
 
-MAX_HEADER = 100_000_000
-"""Most bytes of a header, as in the format's reference implementation."""
-
-_MAX_DIMS = 32  # as many as NumPy had for a long time; norms have one or two
-
-# Bits of an element. What is not listed is not read, and its size is not checked.
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
-
-_PLAIN = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-
-
-@dataclass(frozen=True)
-class SourceTensor:
-    """A tensor of a checkpoint as the header describes it.
-
-    Attributes:
-        name: as in the file.
-        dtype: the format's name of it: ``BF16``, ``F16``, ``F32`` …
-        shape: in NumPy's order, the row's length last.
-        offset: of the first byte, from the start of the file.
-        n_bytes: size of the data.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsFile:
-    """One open safetensors file.
+    """One open file of a checkpoint.
 
     Attributes:
         name: as messages call it.
-        tensors: by name.
+        places: of its tensors, by name.
 
     Raises:
         InputError: it is not well-formed.
@@ -69,9 +48,9 @@ class SafetensorsFile:
     def __init__(self, storage: Storage) -> None:
         self.name = storage.name
         self._storage = storage
-        self.tensors = _read_header(storage)
+        self.places = read_header(storage.name, storage.size, storage.read).places
 
-    def read(self, name: str, rows: int | None = None) -> NDArray[np.float64] | NDArray[np.float32]:
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
         """A tensor's values: float64 of F64, float32 of F32, F16 and BF16, which are exact.
 
         Args:
@@ -81,109 +60,203 @@ class SafetensorsFile:
 
         Raises:
             KeyError: there is no such tensor.
-            InputError: its dtype is not one of these.
+            InputError: its dtype is not one of these, or its bytes cannot be had.
         """
-        tensor = self.tensors[name]
-        shape, n_bytes = tensor.shape, tensor.n_bytes
+        place = self._readable_place(name)
+        shape, n = place.shape, place.end - place.offset
         if rows is not None and shape and rows < shape[0]:
-            shape, n_bytes = (rows, *shape[1:]), n_bytes // shape[0] * rows
-        raw = np.frombuffer(self._storage.read(tensor.offset, n_bytes), np.uint8)
-        if tensor.dtype == "BF16":
-            wide = raw.view("<u2").astype(np.uint32) << 16
-            return wide.view(np.float32).reshape(shape)
-        if tensor.dtype not in _PLAIN:
-            known = ", ".join([*_PLAIN, "BF16"])
-            raise InputError(
-                f"{self.name}: {name} is {tensor.dtype}: only {known} are read;"
-                " give the unquantized checkpoint"
-            )
-        values = raw.view(_PLAIN[tensor.dtype]).reshape(shape)
-        if tensor.dtype == "F64":
-            return values.astype(np.float64)
-        return values.astype(np.float32)
+            shape, n = (rows, *shape[1:]), n // shape[0] * rows
+        return _floats(place.dtype, shape, self._storage.read(place.offset, n))
+
+    def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
+        """Several tensors' values, fetched together; see :meth:`read`."""
+        places = {name: self._readable_place(name) for name in names}
+        ranges = [(p.offset, p.end - p.offset) for p in places.values()]
+        parts = self._storage.read_many(ranges)
+        return {
+            name: _floats(place.dtype, place.shape, raw)
+            for (name, place), raw in zip(places.items(), parts, strict=True)
+        }
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a tensor cannot be read; None if it can."""
+        dtype = self.places[name].dtype
+        if dtype in _FLOATS:
+            return None
+        return (
+            f"{self.name}: {quoted(name)} is {quoted(dtype)}: only {', '.join(_FLOATS)} are"
+            " read; give the unquantized checkpoint"
+        )
+
+    def _readable_place(self, name: str) -> Place:
+        why = self.why_unreadable(name)
+        if why is not None:
+            raise InputError(why)
+        return self.places[name]
 
     def close(self) -> None:
         """Give back what is held open."""
         self._storage.close()
 
 
-def parse_json(text: bytes | memoryview, name: str) -> Any:
-    """JSON that someone else wrote.
+class SafetensorsWriter:
+    """A file whose header is written at once, and whose values in any order. A context manager.
+
+    Args:
+        path: the file; what it held is lost.
+        entries: all arrays, in the order in which they are to lie.
+        metadata: text to go with them.
 
     Raises:
-        InputError: it is not JSON, is nested too deeply or names something twice.
+        OSError: the file cannot be written.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise ValueError(f"{_quoted(twice)} is there twice")
-        return found
+    def __init__(
+        self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]
+    ) -> None:
+        header = pack_header(entries, metadata)
+        self._entries = dict(entries)
+        self._begin: dict[str, int] = {}
+        at = len(header)
+        for name, entry in entries.items():
+            self._begin[name] = at
+            at += entry.n_bytes
+        self._file = path.open("wb")
+        self._file.write(header)
+        self._file.truncate(at)
 
-    try:
-        return json.loads(bytes(text).decode("utf-8"), object_pairs_hook=unique)
-    except RecursionError:
-        raise InputError(f"{name}: not usable as JSON: nested too deeply") from None
-    except ValueError as error:
-        raise InputError(f"{name}: not usable as JSON: {error}") from None
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, name: str, i: int, values: ArrayLike) -> None:
+        """Put the i-th item along an array's first axis where it belongs.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the values are more or fewer than the item has.
+        """
+        part = self._entries[name].part
+        data = np.ascontiguousarray(values, dtype=part.numpy_dtype)
+        if data.size != math.prod(part.shape):
+            raise ValueError(f"{name}: {data.shape} values do not fill {part.shape}")
+        self._file.seek(self._begin[name] + i * part.n_bytes)
+        self._file.write(data.tobytes())
+
+    def finish(self) -> None:
+        """Wait until the disk has it all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
-def _read_header(storage: Storage) -> dict[str, SourceTensor]:
-    if storage.size < 8:
-        raise _malformed(storage, "too short for a header")
-    n = int.from_bytes(storage.read(0, 8), "little")
-    if n > min(MAX_HEADER, storage.size - 8):
-        raise _malformed(storage, f"the header claims {n:,} bytes of a file of {storage.size:,}")
-    header = parse_json(storage.read(8, n), f"{storage.name}: header")
-    if not isinstance(header, dict):
-        raise _malformed(storage, "the header is not a JSON object")
-    header.pop("__metadata__", None)
-    found = [_tensor(storage, 8 + n, name, entry) for name, entry in header.items()]
-    _check_overlaps(storage, found)
-    return {tensor.name: tensor for tensor in found}
+class SafetensorsReader:
+    """A file whose values are read a part at a time. A context manager.
 
+    Attributes:
+        path: as given.
+        metadata: text that goes with the arrays.
 
-def _tensor(storage: Storage, data: int, name: str, entry: object) -> SourceTensor:
-    if not isinstance(entry, dict):
-        raise _malformed(storage, f"{_quoted(name)} is not described by an object")
-    dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str):
-        raise _malformed(storage, f"{_quoted(name)} has no dtype")
-    if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
-        raise _malformed(storage, f"{_quoted(name)} has no usable shape")
-    if not _are_sizes(place) or len(place) != 2:
-        raise _malformed(storage, f"{_quoted(name)} has no usable data_offsets")
-    begin, end = place
-    if not begin <= end <= storage.size - data:
-        raise _malformed(
-            storage,
-            f"{_quoted(name)} claims bytes {begin:,} to {end:,} of {storage.size - data:,}",
+    Raises:
+        InputError: the file cannot be opened or is not safetensors.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._file = _open(self.path)
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            self._header = read_header(self.path, self._size, self._bytes)
+            self.metadata = self._header.metadata
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> SafetensorsReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back. Arrays already read stay valid: they are copies."""
+        self._file.close()
+
+    def _bytes(self, offset: int, n: int) -> bytes:
+        self._file.seek(offset)
+        data = self._file.read(n)
+        if len(data) < n:
+            raise InputError(f"{self.path}: the file is truncated at byte {offset + len(data)}")
+        return data
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """All arrays by name, in the order in which they lie.
+
+        Raises:
+            InputError: their places leave gaps, or one is of a type that is not read.
+        """
+        places = sorted(self._header.places.items(), key=lambda item: item[1].offset)
+        at = self._header.end
+        for name, place in places:
+            if place.dtype not in DTYPES:
+                raise malformed(
+                    self.path, f"{quoted(name)} is {quoted(place.dtype)}, which is not read"
+                )
+            if place.offset != at:
+                raise malformed(self.path, f"{quoted(name)} lies at {place.offset}, not at {at}")
+            at = place.end
+        if at != self._size:
+            raise InputError(
+                f"{self.path} is truncated or damaged: its header tells of {at} bytes,"
+                f" and it has {self._size}"
+            )
+        return {name: Entry(place.dtype, place.shape) for name, place in places}
+
+    def read(self, name: str, i: int) -> NDArray[Any]:
+        """The i-th item along an array's first axis, and nothing else, is read.
+
+        Raises:
+            KeyError: there is no such array.
+            InputError: the file became shorter.
+        """
+        part = self.entries[name].part
+        if part.n_bytes == 0:
+            return np.empty(part.shape, part.numpy_dtype)
+        offset = self._header.places[name].offset + i * part.n_bytes
+        return np.frombuffer(self._bytes(offset, part.n_bytes), part.numpy_dtype).reshape(
+            part.shape
         )
-    bits = _BITS.get(dtype)
-    if bits is not None and prod(shape) * bits != 8 * (end - begin):
-        what = f"{dtype} of shape {'×'.join(map(str, shape)) or 'scalar'}"
-        raise _malformed(storage, f"{_quoted(name)}: {what} does not take {end - begin:,} bytes")
-    return SourceTensor(name, dtype, tuple(shape), data + begin, end - begin)
 
 
-def _are_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
-    )
+def _floats(dtype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> NDArray[np.floating]:
+    flat = np.frombuffer(raw, np.uint8)
+    if dtype == "BF16":
+        wide = flat.view("<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(shape)
+    values = flat.view(DTYPES[dtype])
+    if dtype == "F64":
+        return values.astype(np.float64).reshape(shape)
+    return values.astype(np.float32).reshape(shape)
 
 
-def _check_overlaps(storage: Storage, tensors: Iterable[SourceTensor]) -> None:
-    placed = sorted((t for t in tensors if t.n_bytes), key=lambda t: t.offset)
-    for one, next_one in pairwise(placed):
-        if one.offset + one.n_bytes > next_one.offset:
-            both = f"{_quoted(one.name)} and {_quoted(next_one.name)}"
-            raise _malformed(storage, f"{both} overlap")
-
-
-def _malformed(storage: Storage, problem: str) -> InputError:
-    return InputError(f"{storage.name}: not well-formed safetensors: {problem}")
-
-
-def _quoted(name: str) -> str:
-    return ascii(name if len(name) <= 64 else name[:61] + "...")
+def _open(path: str) -> BinaryIO:
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {error.strerror}") from None

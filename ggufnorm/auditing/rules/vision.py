@@ -13,48 +13,24 @@ from math import isfinite
 from gguf.constants import Keys
 
 from ggufnorm.auditing.config import same_float32, vision_epsilon
+from ggufnorm.auditing.pixels import (
+    LARGEST,
+    MEAN,
+    STD,
+    TRAINED_WITH,
+    are_numbers,
+    as_json,
+    equal,
+    in_words,
+    possessive,
+    three,
+    whose,
+)
 from ggufnorm.auditing.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.auditing.subject import Subject
 from ggufnorm.formats.naming.encoders import projector_type
 
-MEAN: str = Keys.ClipVision.IMAGE_MEAN
-STD: str = Keys.ClipVision.IMAGE_STD
 _EPSILON: str = Keys.ClipVision.Attention.LAYERNORM_EPS
-
-_CLOSE = 1e-4
-"""Distance up to which constants are the same: some configs round them to four digits."""
-
-_LARGEST = 2.0
-"""Largest mean or deviation of pixels in the range 0 to 1, with room to spare."""
-
-Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-# Mean and deviation by whose they are (OPENAI_CLIP_MEAN, IMAGENET_DEFAULT_MEAN,
-# IMAGENET_STANDARD_MEAN in transformers' image_utils; the last is timm's MobileNetV5).
-_KNOWN: dict[str, Constants] = {
-    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "SigLIP": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "MobileNet": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
-_SHOWN = {"SigLIP": "SigLIP's and Inception's"}
-
-# Projectors whose models were all trained with the same constants.
-_TRAINED_WITH: dict[str, str] = {
-    "gemma3": "SigLIP",
-    "gemma3nv": "MobileNet",
-    "glm4v": "CLIP",
-    "idefics3": "SigLIP",
-    "internvl": "ImageNet",
-    "janus_pro": "SigLIP",
-    "kimivl": "SigLIP",
-    "lfm2": "SigLIP",
-    "llama4": "SigLIP",
-    "pixtral": "CLIP",
-    "qwen2.5vl_merger": "CLIP",
-    "qwen2vl_merger": "CLIP",
-    "qwen3vl_merger": "SigLIP",
-}
 
 # Encoders without transformer blocks of the same make all through.
 _OTHER_BLOCKS = frozenset({"gemma3nv"})
@@ -100,10 +76,10 @@ def shape(subject: Subject) -> Iterator[Problem]:
     """
     _vision(subject)
     for key in (MEAN, STD):
-        if key in subject.metadata and _three(subject, key) is None:
+        if key in subject.metadata and three(subject.metadata.get(key)) is None:
             value = subject.metadata[key]
             n = len(value) if isinstance(value, list) else 1
-            numbers = f"{n} number" + "s" * (n != 1) if _are_numbers(value) else "no numbers"
+            numbers = f"{n} number" + "s" * (n != 1) if are_numbers(value) else "no numbers"
             yield Problem(f"{key} has {numbers}, not 3", evidence={"key": key, "n": n})
 
 
@@ -151,7 +127,7 @@ def std_is_mean(subject: Subject) -> Iterator[Problem]:
     """
     _vision(subject)
     mean, std = _constants(subject)
-    if _equal(mean, std) and not _equal(mean, (0.5, 0.5, 0.5)):
+    if equal(mean, std) and not equal(mean, (0.5, 0.5, 0.5)):
         yield _of_key(STD, std, "the values of the mean")
 
 
@@ -175,7 +151,7 @@ def value_range(subject: Subject) -> Iterator[Problem]:
     _vision(subject)
     mean, std = _constants(subject)
     for key, numbers in ((MEAN, mean), (STD, std)):
-        if any(isfinite(x) and abs(x) > _LARGEST for x in numbers):
+        if any(isfinite(x) and abs(x) > LARGEST for x in numbers):
             yield _of_key(key, numbers, "pixels are from 0 to 1 here")
 
 
@@ -203,12 +179,12 @@ def from_source(subject: Subject) -> Iterator[Problem]:
     if not expected:
         raise NotApplicableError("the source does not say how pixels are normalized")
     for key, there in expected.items():
-        here = _three(subject, key)
-        if here is not None and not _equal(here, there, within=1e-6):
-            whose = _whose(key, here)
-            of = f" ({_possessive(whose)})" if whose else ""
-            message = f"{key} is {_numbers(here)}{of}, the source has {_numbers(there)}"
-            evidence = {"key": key, "value": _json(here), "expected": _json(there), "of": whose}
+        here = three(subject.metadata.get(key))
+        if here is not None and not equal(here, there, within=1e-6):
+            owner = whose(key, here)
+            of = f" ({possessive(owner)})" if owner else ""
+            message = f"{key} is {in_words(here)}{of}, the source has {in_words(there)}"
+            evidence = {"key": key, "value": as_json(here), "expected": as_json(there), "of": owner}
             yield Problem(message, evidence=evidence)
 
 
@@ -236,18 +212,16 @@ def of_another(subject: Subject) -> Iterator[Problem]:
         raise NotApplicableError("the source says how pixels are normalized (V106)")
     mean, std = _constants(subject)
     projector = projector_type(subject.metadata, "v.")
-    of_mean, of_std = _whose(MEAN, mean), _whose(STD, std)
-    usual = _TRAINED_WITH.get(projector)
+    of_mean, of_std = whose(MEAN, mean), whose(STD, std)
+    usual = TRAINED_WITH.get(projector)
     evidence = {"mean_of": of_mean, "std_of": of_std, "projector": projector, "expected": usual}
     if of_mean and of_std and of_mean != of_std:
-        message = (
-            f"the mean of pixels is {_possessive(of_mean)}, the deviation {_possessive(of_std)}"
-        )
+        message = f"the mean of pixels is {possessive(of_mean)}, the deviation {possessive(of_std)}"
         yield Problem(message, evidence=evidence)
     elif of_mean and of_std and usual and of_mean != usual:
         message = (
-            f"pixels are normalized with {_possessive(of_mean)} constants, models of type"
-            f" {projector} were trained with {_possessive(usual)}"
+            f"pixels are normalized with {possessive(of_mean)} constants, models of type"
+            f" {projector} were trained with {possessive(usual)}"
         )
         yield Problem(message, evidence=evidence)
 
@@ -353,17 +327,10 @@ def _unpaired(having: dict[str, set[int]]) -> Iterator[Problem]:
 
 
 def _constants(subject: Subject) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, std = _three(subject, MEAN), _three(subject, STD)
+    mean, std = three(subject.metadata.get(MEAN)), three(subject.metadata.get(STD))
     if mean is None or std is None:
         raise NotApplicableError("the mean or the deviation is not three numbers (V101, V102)")
     return mean, std
-
-
-def _three(subject: Subject, key: str) -> tuple[float, ...] | None:
-    value = subject.metadata.get(key)
-    if not isinstance(value, list) or len(value) != 3 or not _are_numbers(value):
-        return None
-    return tuple(float(x) for x in value if isinstance(x, (int, float)))
 
 
 def _of_source(subject: Subject) -> dict[str, tuple[float, ...]]:
@@ -378,39 +345,12 @@ def _of_source(subject: Subject) -> dict[str, tuple[float, ...]]:
     found = {}
     for key, name in ((MEAN, "image_mean"), (STD, "image_std")):
         value = config.get(name)
-        numbers = value if isinstance(value, list) else [value] * 3
-        if len(numbers) == 3 and _are_numbers(numbers):
-            found[key] = tuple(float(x) for x in numbers)
+        numbers = three(value if isinstance(value, list) else [value] * 3)
+        if numbers is not None:
+            found[key] = numbers
     return found
 
 
-def _are_numbers(value: object) -> bool:
-    numbers = value if isinstance(value, list) else [value]
-    return all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
-
-
-def _equal(a: Sequence[float], b: Sequence[float], within: float = _CLOSE) -> bool:
-    return all(abs(x - y) <= within for x, y in zip(a, b, strict=True))
-
-
-def _whose(key: str, numbers: Sequence[float]) -> str | None:
-    known = {name: both[key == STD] for name, both in _KNOWN.items()}
-    return next((name for name, constants in known.items() if _equal(numbers, constants)), None)
-
-
-def _possessive(whose: str) -> str:
-    return _SHOWN.get(whose, f"{whose}'s")
-
-
 def _of_key(key: str, numbers: Sequence[float], problem: str) -> Problem:
-    message = f"{key} is {_numbers(numbers)}: {problem}"
-    return Problem(message, evidence={"key": key, "value": _json(numbers)})
-
-
-def _numbers(numbers: Sequence[float]) -> str:
-    return ", ".join(f"{x:.4g}" for x in numbers)
-
-
-def _json(numbers: Sequence[float]) -> list[float | str]:
-    # JSON has no NaN and no infinity.
-    return [x if isfinite(x) else str(x) for x in numbers]
+    message = f"{key} is {in_words(numbers)}: {problem}"
+    return Problem(message, evidence={"key": key, "value": as_json(numbers)})

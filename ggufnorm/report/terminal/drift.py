@@ -17,6 +17,7 @@ from ggufnorm.core.drift import (
     OperationDrift,
     SideFacts,
 )
+from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.report.terminal.common import (
@@ -37,11 +38,7 @@ def drift_parts(report: DriftReport, width: int) -> Iterable[RenderableType]:
     yield Text("\nNorms: relative L2 drift from the reference, in graph order", style="bold")
     yield _norm_table(report.norms, report.culprit, width)
     yield from _kernel_line(report.norms)
-    yield Text(
-        f"\nLargest errors of {len(report.operations)} operations, each given the"
-        " reference's input",
-        style="bold",
-    )
+    yield Text(f"\n{_operation_title(report.operations)}", style="bold")
     yield _operation_table(report.operations, report.culprit)
     yield Text("\nWhere it is", style="bold")
     yield _where(report.localisation)
@@ -117,9 +114,9 @@ def _norm_table(norms: Sequence[NormDrift], culprit: Culprit | None, width: int)
 
 def _norm_drift_row(n: NormDrift) -> list[str | Text]:
     out = n.output
-    epsilon = f"{n.epsilon_used:g}"
+    epsilon = epsilon_text(n.epsilon_used)
     if n.epsilon_used != n.epsilon_used_ref:
-        epsilon = f"{n.epsilon_used_ref:g}→{n.epsilon_used:g}"
+        epsilon = f"{epsilon_text(n.epsilon_used_ref)}→{epsilon}"
     elif n.epsilon_metadata not in (None, n.epsilon_used):
         epsilon += "*"
     return [
@@ -156,16 +153,32 @@ def _kernel_line(norms: Sequence[NormDrift]) -> Iterable[Text]:
         yield Text("* the metadata states another epsilon than llama.cpp uses", style="yellow")
 
 
+def _have_own_errors(operations: Sequence[OperationDrift]) -> bool:
+    """Whether operations were given the reference's input: not where a trace was compared."""
+    return any(o.local.rows or o.local.non_finite_rows for o in operations)
+
+
+def _operation_title(operations: Sequence[OperationDrift]) -> str:
+    if _have_own_errors(operations):
+        return f"Largest errors of {len(operations)} operations, each given the reference's input"
+    return f"Largest drift of {len(operations)} operations, all that is upstream counted in"
+
+
 def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | None) -> Table:
     table = new_table(
         "Layer", "Operation", "Reads", "Type", "Own", "Cumulative",
         left=("Operation", "Reads", "Type"),
     )  # fmt: skip
     table.columns[2].overflow = "ellipsis"
-    shown = sorted(operations, key=lambda o: -(o.local.rel_l2 or 0.0))[:_MOST_OPERATIONS]
-    bad = [o for o in operations if o.local.non_finite_rows and o not in shown]
+    own = _have_own_errors(operations)
+
+    def drift(o: OperationDrift) -> Difference:
+        return o.local if own else o.cumulative
+
+    shown = sorted(operations, key=lambda o: -(drift(o).rel_l2 or 0.0))[:_MOST_OPERATIONS]
+    bad = [o for o in operations if drift(o).non_finite_rows and o not in shown]
     for o in [*bad[:1], *shown]:
-        if not o.local.rel_l2 and not o.local.non_finite_rows:
+        if not drift(o).rel_l2 and not drift(o).non_finite_rows:
             continue
         types = o.dtype or "–"
         if o.dtype_ref and o.dtype_ref != o.dtype:

@@ -1,0 +1,213 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from decimal import ROUND_DOWN, ROUND_UP, Context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggufnorm.cli.output import F
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.errors import TextError
+
+if TYPE_CHECKING:
+    from ggufnorm.comparison.run import SideOptions
+
+
+class _Share(click.ParamType[float]):
+    """A share from 0 to 1, or a percentage with its sign: 0.98 or 98%."""
+
+    name = "share"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is not from 0 to 1 (or from 0% to 100%)", param, ctx)
+        return share
+
+
+_CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+
+
+def _add(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def text_options(command: F) -> F:
+    """Which text is run, and how much of it."""
+    return _add(
+        command,
+        click.option(
+            "-f", "--file", "text_file", type=click.Path(path_type=Path),
+            help="Text to run.  [default: bundled]",
+        ),
+        click.option(
+            "-c", "--ctx-size", default=512, show_default=True, type=click.IntRange(min=8),
+            help="Tokens of one chunk; its second half is scored.",
+        ),
+        click.option(
+            "--chunks", type=click.IntRange(min=1), help="Run at most so many.  [default: all]"
+        ),
+    )  # fmt: skip
+
+
+def engine_options(command: F) -> F:
+    """On what llama.cpp runs."""
+    return _add(
+        command,
+        click.option(
+            "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"
+        ),
+        click.option(
+            "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
+            help="Layers to run on the GPU.",
+        ),
+        click.option("--no-memory-check", is_flag=True, help="Load models that seem too large."),
+    )  # fmt: skip
+
+
+def side_options(sides: Mapping[str, str]) -> Callable[[F], F]:
+    """Options of how each side runs.
+
+    Args:
+        sides: prefix of a side's options to what their help calls it; the side without a
+            prefix has llama.cpp's short names too.
+    """
+
+    def add(command: F) -> F:
+        for prefix, whose in sides.items():
+            command = _add(command, *_options_of_side(prefix, whose))
+        return command
+
+    return add
+
+
+def _options_of_side(prefix: str, whose: str) -> tuple[Callable[[F], F], ...]:
+    def names(long: str, brief: str) -> list[str]:
+        return [f"--{prefix}{long}", *([] if prefix else [f"-{brief}"])]
+
+    return (
+        click.option(
+            *names("flash-attn", "fa"), default="auto", show_default=True,
+            type=click.Choice(("auto", "on", "off")), help=f"Flash attention {whose}.",
+        ),
+        click.option(
+            *names("cache-type-k", "ctk"), default="f16", show_default=True,
+            type=click.Choice(_CACHE_TYPES), help=f"Type of cached keys {whose}.",
+        ),
+        click.option(
+            *names("cache-type-v", "ctv"), default="f16", show_default=True,
+            type=click.Choice(_CACHE_TYPES), help=f"Type of cached values {whose}.",
+        ),
+        click.option(
+            f"--{prefix}extra-bufts", is_flag=True,
+            help=f"Let llama.cpp repack weights for its fastest CPU kernels, {whose}.",
+        ),
+        click.option(
+            f"--{prefix}unfused-norms", is_flag=True,
+            help=f"Keep llama.cpp from fusing RMSNorm with its weight, {whose}.",
+        ),
+    )  # fmt: skip
+
+
+def side_of(values: Mapping[str, Any], prefix: str = "") -> SideOptions:
+    """The values of one side's options."""
+    from ggufnorm.comparison.run import SideOptions
+
+    return SideOptions(
+        flash_attention=values[f"{prefix}flash_attn"],
+        cache_type_k=values[f"{prefix}cache_type_k"],
+        cache_type_v=values[f"{prefix}cache_type_v"],
+        use_extra_bufts=values[f"{prefix}extra_bufts"],
+        unfused_norms=values[f"{prefix}unfused_norms"],
+    )
+
+
+def threshold_options(command: F) -> F:
+    """What a side's predictions must keep to."""
+    return _add(
+        command,
+        click.option(
+            "--max-kld", type=click.FloatRange(min=0),
+            help="Exit 1 if the mean KL divergence is above.",
+        ),
+        click.option(
+            "--min-top1", type=_Share(),
+            help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
+        ),
+    )  # fmt: skip
+
+
+def read_text(path: Path) -> str:
+    """The text to run.
+
+    Raises:
+        TextError: it cannot be read, is not UTF-8 or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TextError(f"cannot read the text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"the text {path} is not UTF-8 (byte {error.start})") from None
+    if not text.strip():
+        raise TextError(f"the text {path} is empty")
+    return text
+
+
+def tell_crossed(lines: list[str]) -> int:
+    """Print what was crossed on stderr; the exit code."""
+    for line in lines:
+        click.secho(line, fg="red", err=True)
+    return 1 if lines else 0
+
+
+def crossed_thresholds(
+    report: DriftReport,
+    max_kld: float | None,
+    min_top1: float | None,
+    max_local: float | None = None,
+) -> list[str]:
+    """One line per threshold that the report crosses, with the value that would have passed."""
+    lines = []
+    s = report.logits
+    if max_kld is not None:
+        value = s.mean_kld if s else None
+        if value is None or value > max_kld or (s and s.non_finite_tokens):
+            lines.append(_crossed("--max-kld", max_kld, "mean KL divergence", value))
+    if min_top1 is not None:
+        value = s.same_top1 if s else None
+        if value is None or value < min_top1:
+            lines.append(_crossed("--min-top1", min_top1, "same top token", value))
+    if max_local is not None:
+        worst = max((o.local.rel_l2 or 0.0 for o in report.operations), default=0.0)
+        if any(o.local.non_finite_rows for o in report.operations):
+            lines.append(_crossed("--max-local", max_local, "finite local error", None))
+        elif worst > max_local:
+            lines.append(_crossed("--max-local", max_local, "largest local error", worst))
+    return lines
+
+
+def _crossed(option: str, limit: float, what: str, value: float | None) -> str:
+    if value is None:
+        return f"{option} {limit:g}: crossed: there is no {what}"
+    # Rounded to the side that passes.
+    shown = _rounded(value, up=option.startswith("--max"))
+    return f"{option} {limit:g}: crossed: {what} is {value:.6g}; {option} {shown} would pass"
+
+
+def _rounded(value: float, *, up: bool) -> str:
+    """Four digits, rounded up or down."""
+    context = Context(prec=4, rounding=ROUND_UP if up else ROUND_DOWN)
+    return f"{context.create_decimal(repr(value)).normalize():g}"

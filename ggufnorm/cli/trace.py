@@ -1,0 +1,88 @@
+"""``ggufnorm trace``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from ggufnorm.cli.models import all_models, model_arguments
+from ggufnorm.cli.options import engine_options, read_text, side_of, side_options, text_options
+from ggufnorm.cli.progress import progress_bar
+
+
+class _Size(click.ParamType[int]):
+    """A number of bytes: 500MB, 1.5GiB, 250000."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.I)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+@click.command("trace")
+@model_arguments("MODEL")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path),
+    help="Write to this safetensors file.",
+)  # fmt: skip
+@text_options
+@engine_options
+@side_options({"": "of the run"})
+@click.option(
+    "--budget", type=_Size(),
+    help="Let the file take at most so much (500MB): evenly spaced tokens are chosen.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="f32", show_default=True, type=click.Choice(("f32", "f16")),
+    help="Type of the values; logits are f32 always.",
+)  # fmt: skip
+@click.option("--no-logits", is_flag=True, help="Leave out the logits of the scored positions.")
+def command(
+    models: tuple[str, ...],
+    hf_repos: tuple[str, ...],
+    output: Path,
+    text_file: Path | None,
+    ctx_size: int,
+    chunks: int | None,
+    threads: int | None,
+    gpu_layers: int,
+    no_memory_check: bool,
+    budget: int | None,
+    dtype: Literal["f32", "f16"],
+    no_logits: bool,
+    **side: Any,
+) -> None:
+    """Run the GGUF model MODEL on a text and write what every watched operation gives.
+
+    The file can be compared on another machine: with another trace, or with a model.
+    """
+    (model,) = all_models(models, hf_repos, "MODEL")
+    from ggufnorm.tracing.run import trace
+
+    text = None if text_file is None else read_text(text_file)
+    with progress_bar("trace") as show:
+        trace(
+            model,
+            output,
+            text=text,
+            text_name=str(text_file),
+            n_ctx=ctx_size,
+            chunks=chunks,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            options=side_of(side),
+            logits=not no_logits,
+            dtype=dtype,
+            budget=budget,
+            check_memory=not no_memory_check,
+            on_progress=show,
+        )
