@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ import numpy as np
 
 from ggufnorm.auditing.registry import NotApplicableError, Rule
 from ggufnorm.auditing.rules import source, vision
+from ggufnorm.auditing.run import open_subject
 from ggufnorm.auditing.subject import Subject
 from ggufnorm.core.audit import Finding
-from ggufnorm.core.distribution import weight_statistics
-from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hf import open_source
-from ggufnorm.formats.naming import norm_sites
 from tests.architectures import write_model
 
 RULES: tuple[Rule, ...] = (*source.RULES, *vision.RULES)
@@ -171,6 +169,40 @@ NETWORKS: tuple[Network, ...] = (
             "model.norm": "output_norm"},
             offsets={"": 1.0, "post_attention_norm": 1 / 5, "post_ffw_norm": 1 / 5**1.5},
             value=1e-6),
+    Network("plamo2", {
+            "model.layers.layers.{}.pre_mixer_norm": "blk.{}.attn_norm",
+            "model.layers.layers.{}.post_mixer_norm": "blk.{}.post_attention_norm",
+            "model.layers.layers.{}.pre_mlp_norm": "blk.{}.ffn_norm",
+            "model.layers.layers.{}.post_mlp_norm": "blk.{}.post_ffw_norm",
+            "model.norm": "output_norm"},
+            offsets={"": 1.0, "post_attention_norm": 1 / 5, "post_ffw_norm": 1 / 5**1.5},
+            value=1e-6),
+    Network("step35", {**LLAMA, **QK}, offsets=ONE),
+    Network("glm4moe", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+            **QK, "model.norm": "output_norm"}),
+    Network("afmoe", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.post_attention_layernorm": "blk.{}.post_attention_norm",
+            "model.layers.{}.pre_mlp_layernorm": "blk.{}.ffn_norm",
+            "model.layers.{}.post_mlp_layernorm": "blk.{}.post_ffw_norm",
+            **QK, "model.norm": "output_norm"}),
+    Network("falcon-h1", {
+            "model.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "model.layers.{}.pre_ff_layernorm": "blk.{}.ffn_norm",
+            "model.layers.{}.mamba.norm": "blk.{}.ssm_norm",
+            "model.final_layernorm": "output_norm"}),
+    Network("nemotron_h", {
+            "backbone.layers.{}.norm": "blk.{}.attn_norm",
+            "backbone.layers.{}.mixer.norm": "blk.{}.ssm_norm",
+            "backbone.norm_f": "output_norm"}, "layer_norm_epsilon",
+            embedding="backbone.embeddings"),
+    Network("chatglm", {
+            "transformer.encoder.layers.{}.input_layernorm": "blk.{}.attn_norm",
+            "transformer.encoder.layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
+            "transformer.encoder.final_layernorm": "output_norm"}, "layernorm_epsilon",
+            embedding="transformer.embedding.word_embeddings"),
     Network("internlm2", {
             "model.layers.{}.attention_norm": "blk.{}.attn_norm",
             "model.layers.{}.ffn_norm": "blk.{}.ffn_norm",
@@ -405,19 +437,9 @@ def _raw(dtype: str, values: np.ndarray) -> bytes:
 @contextmanager
 def subject(model: Path, checkpoint: Path | str | None) -> Iterator[Subject]:
     """What rules look at."""
-    with GGUFFile(model) as file:
-        sites, skipped = norm_sites(file)
-        names = [name for site in sites for name in (site.tensor, site.bias) if name]
-        weights = {name: read_tensor(file, name) for name in names}
-        sites = tuple(
-            replace(s, weight=weight_statistics(weights[s.tensor])) if s.tensor else s
-            for s in sites
-        )
-        if checkpoint is None:
-            yield Subject(file, sites, skipped, weights, {})
-            return
-        with open_source(checkpoint) as opened:
-            yield Subject(file, sites, skipped, weights, {}, opened)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_source(checkpoint)) if checkpoint is not None else None
+        yield open_subject(stack.enter_context(GGUFFile(model)), opened)
 
 
 def check(

@@ -85,6 +85,9 @@ _TRANSFORMS: tuple[tuple[str, str, Transform], ...] = (
     ("qwen35*", "*linear_attn.norm.weight", _AS_IS),
     ("qwen3next", "*norm.weight", _PLUS_ONE),
     ("qwen35*", "*norm.weight", _PLUS_ONE),
+    ("qwen4exp", "*linear_attn.norm.weight", _AS_IS),  # conversion/qwen4exp.py
+    ("qwen4exp", "*.ple.norm_*.weight", _PLUS_ONE),
+    ("qwen4exp", "*norm.weight", _PLUS_ONE),
     ("minimax-m3", "*norm.weight", _PLUS_ONE),  # conversion/minimax.py
     ("step35", "*norm.weight", _PLUS_ONE),  # conversion/step3.py
     ("muse-glimmer", "*layernorm.weight", _PLUS_ONE),  # conversion/muse_glimmer.py
@@ -156,11 +159,8 @@ def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None
 
 def transform_of(file: ModelFile, source: str) -> Transform:
     """What the converter of a file's architecture does to a norm of that source name."""
-    kind = _kind(file)
-    for pattern, name, transform in _TRANSFORMS:
-        if fnmatchcase(kind, pattern) and fnmatchcase(source, name):
-            return transform
-    return _AS_IS
+    matching = (t for name, t in _transforms_for(file) if fnmatchcase(source, name))
+    return next(matching, _AS_IS)
 
 
 def n_blocks(file: ModelFile) -> int:
@@ -242,3 +242,39 @@ def _is_norm(tensor: str, file: ModelFile) -> bool:
 def _numbered(name: str) -> list[tuple[int, str]]:
     """A key that sorts heads by their number: 2 before 10."""
     return [(int(p), "") if p.isdecimal() and len(p) < 10 else (-1, p) for p in name.split(".")]
+
+
+def expected_offsets(file: ModelFile) -> dict[str, float] | None:
+    """What the converter adds to each norm's weight, by the weight's name in the file.
+
+    A weight may come from any of several names. All but the file's own belong to other
+    architectures, so the first transform of the table that knows one of them counts.
+
+    Returns:
+        None if gguf-py does not know the architecture.
+    """
+    names = _name_map(file)
+    if names is None:
+        return None
+    transforms = _transforms_for(file)
+    norms = {name for name in file.tensors if name.endswith(".weight") and _is_norm(name, file)}
+    ranks: dict[str, int] = {}
+    for source, (_, target) in names.items():
+        weight = f"{target}.weight"
+        if weight in norms:
+            rank = _rank(transforms, f"{source.removesuffix('.weight')}.weight")
+            ranks[weight] = min(rank, ranks.get(weight, rank))
+    found = [t.offset for _, t in transforms] + [0.0]
+    return {weight: found[rank] for weight, rank in ranks.items()}
+
+
+def _transforms_for(file: ModelFile) -> list[tuple[str, Transform]]:
+    """Patterns of source names, and what becomes of them, for the file's architecture."""
+    kind = _kind(file)
+    return [(name, t) for pattern, name, t in _TRANSFORMS if fnmatchcase(kind, pattern)]
+
+
+def _rank(transforms: list[tuple[str, Transform]], source: str) -> int:
+    """The place of the first transform for a source name; one behind the last without one."""
+    matching = (i for i, (name, _) in enumerate(transforms) if fnmatchcase(source, name))
+    return next(matching, len(transforms))

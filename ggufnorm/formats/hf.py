@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.errors import InputError
+from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.location import hub_folder
 from ggufnorm.formats.safetensors import SafetensorsFile
-from ggufnorm.formats.safetensors_header import Place, parse_json
-from ggufnorm.formats.storage import LocalStorage
+from ggufnorm.formats.safetensors_header import Place, parse_json, quoted
+from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
 
 Config = Mapping[str, Any]
 """What a JSON file of a checkpoint says."""
@@ -31,11 +32,37 @@ MAX_CONFIG = 1 << 24
 MAX_INDEX = 1 << 27
 """Most bytes of a list of shards."""
 
+MAX_SHARDS = 10_000
+"""Most shards of a checkpoint; the largest have some hundreds."""
+
+_AT_ONCE = 8
+"""Files opened at a time."""
+
 _INDEX = "model.safetensors.index.json"
 
 
-class Folder:
-    """The files of a local checkpoint, none of them outside its folder.
+class Folder(Protocol):
+    """Where a checkpoint's files are.
+
+    Attributes:
+        name: as messages call it.
+    """
+
+    name: str
+
+    def names(self) -> list[str]:
+        """The files in it, sorted."""
+
+    def storage(self, name: str) -> Storage | None:
+        """One of the files; None if there is none of that name.
+
+        Raises:
+            InputError: it cannot be opened, or leads out of the folder.
+        """
+
+
+class LocalFolder:
+    """A folder on this machine; see :class:`Folder`. Files are memory-mapped read-only.
 
     Raises:
         InputError: it is not a folder.
@@ -51,43 +78,13 @@ class Folder:
             )
 
     def names(self) -> list[str]:
-        """The files in it, sorted."""
+        """See :class:`Folder`."""
         return sorted(p.name for p in self._path.iterdir())
 
-    def read_json(self, name: str, limit: int = MAX_CONFIG) -> Config | None:
-        """What a JSON file says; None without such a file.
-
-        Raises:
-            InputError: it cannot be read, is too large or is not a JSON object.
-        """
-        path = self._inside(name)
-        if path is None:
-            return None
-        size = path.stat().st_size
-        if size > limit:
-            raise InputError(f"{path}: {size:,} bytes are too many for such a file")
-        try:
-            value = parse_json(path.read_bytes(), str(path))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: not a JSON object")
-        return value
-
-    def open(self, name: str) -> SafetensorsFile:
-        """One safetensors file, memory-mapped read-only.
-
-        Raises:
-            InputError: it is not there, leads out of the folder or is not well-formed.
-        """
-        path = self._inside(name)
-        if path is None:
-            raise InputError(f"{self.name}: {name!a} is missing: download the checkpoint again")
-        return SafetensorsFile(LocalStorage(path))
-
-    def _inside(self, name: str) -> Path | None:
-        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
-            raise InputError(f"{self.name}: {name[:64]!a} leads out of the folder")
+    def storage(self, name: str) -> LocalStorage | None:
+        """See :class:`Folder`."""
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise InputError(f"{self.name}: {quoted(name)} leads out of the folder")
         path = self._path / name
         try:
             mode = path.stat().st_mode
@@ -95,12 +92,13 @@ class Folder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{self.name}: cannot open {name[:64]!a}: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{self.name}: cannot open {quoted(name)}: {reason}") from None
         if not stat.S_ISREG(mode):
             raise InputError(f"{path}: not a file")
         if not any(target.is_relative_to(root) for root in self._roots()):
             raise InputError(f"{path}: a link that leads out of the folder")
-        return path
+        return LocalStorage(path)
 
     def _roots(self) -> list[Path]:
         # huggingface_hub's cache keeps a snapshot's files beside it, under their digests.
@@ -168,12 +166,19 @@ def open_source(location: str | os.PathLike[str]) -> Source:
     """Open a checkpoint.
 
     Args:
-        location: a folder with ``config.json`` and safetensors.
+        location: a folder with ``config.json`` and safetensors, or
+            ``hf://org/repo[@revision]``, of which only the configs, the safetensors headers
+            and what is read of the tensors are fetched; a ``PathLike`` is always a folder.
 
     Raises:
-        InputError: something is missing or not well-formed.
+        InputError: something is missing, cannot be had or is not well-formed.
     """
-    return read_source(Folder(location))
+    text = os.fspath(location)
+    if not isinstance(location, str) or "://" not in text or Path(text).exists():
+        return read_source(LocalFolder(location))
+    if not text.lower().startswith("hf://"):
+        raise InputError(f"{text}: a source is a folder or hf://org/repo[@revision]")
+    return read_source(hub_folder(text))
 
 
 def read_source(folder: Folder) -> Source:
@@ -182,13 +187,40 @@ def read_source(folder: Folder) -> Source:
     Raises:
         InputError: something is missing or not well-formed.
     """
-    config = folder.read_json("config.json")
+    config = _read_json(folder, "config.json")
     if config is None:
-        raise InputError(f"{folder.name}: no config.json: give the checkpoint's own folder")
+        raise InputError(f"{folder.name}: no config.json: give the original checkpoint")
     preprocessor = _preprocessor(folder)
     files = _open_tensors(folder)
     tensors = {name: file.places[name] for name, file in files.items()}
     return Source(folder.name, config, preprocessor, tensors, files)
+
+
+def _read_json(folder: Folder, name: str, limit: int = MAX_CONFIG) -> Config | None:
+    """What a JSON file says; None without such a file."""
+    storage = _opened(folder, name)
+    if storage is None:
+        return None
+    if storage.size > limit:
+        raise InputError(f"{storage.name}: {storage.size:,} bytes are too many for such a file")
+    value = parse_json(storage.read(0, storage.size), storage.name)
+    if not isinstance(value, dict):
+        raise InputError(f"{storage.name}: not a JSON object")
+    return value
+
+
+def _open_file(folder: Folder, name: str) -> SafetensorsFile:
+    storage = _opened(folder, name)
+    if storage is None:
+        raise InputError(f"{folder.name}: {quoted(name)} is missing: download the checkpoint again")
+    return SafetensorsFile(storage)
+
+
+def _opened(folder: Folder, name: str) -> Storage | None:
+    try:
+        return folder.storage(name)
+    except GGUFError:  # as storages are a model's elsewhere
+        raise InputError(f"{folder.name}: {name} is empty: download the checkpoint again") from None
 
 
 def _preprocessor(folder: Folder) -> Config | None:
@@ -199,7 +231,7 @@ def _preprocessor(folder: Folder) -> Config | None:
         ("processor_config.json", "image_processor"),
     )
     for name, nested in parts:
-        config = folder.read_json(name) or {}
+        config = _read_json(folder, name) or {}
         inner = config.get(nested)
         found |= {**config, **(inner if isinstance(inner, dict) else {})}
     return found or None
@@ -207,7 +239,7 @@ def _preprocessor(folder: Folder) -> Config | None:
 
 def _open_tensors(folder: Folder) -> dict[str, SafetensorsFile]:
     """Each tensor's name to the file that holds it."""
-    index = folder.read_json(_INDEX, MAX_INDEX)
+    index = _read_json(folder, _INDEX, MAX_INDEX)
     if index is not None:
         return _open_shards(folder, index)
     names = [name for name in folder.names() if name.endswith(".safetensors")]
@@ -219,10 +251,10 @@ def _open_tensors(folder: Folder) -> dict[str, SafetensorsFile]:
             " save it with save_pretrained"
         )
     found: dict[str, SafetensorsFile] = {}
-    for file in [folder.open(name) for name in names]:
+    for file in _open_files(folder, names):
         twice = next((name for name in file.places if name in found), None)
         if twice is not None:
-            raise InputError(f"{file.name}: {twice!a} is in {found[twice].name} too")
+            raise InputError(f"{file.name}: {quoted(twice)} is in {found[twice].name} too")
         found.update(dict.fromkeys(file.places, file))
     return found
 
@@ -231,11 +263,18 @@ def _open_shards(folder: Folder, index: Config) -> dict[str, SafetensorsFile]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise InputError(f"{folder.name}: {_INDEX}: no usable weight_map")
-    shards = {shard: folder.open(shard) for shard in sorted(set(weight_map.values()))}
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise InputError(f"{folder.name}: {_INDEX}: {len(names):,} shards are too many")
+    shards = dict(zip(names, _open_files(folder, names), strict=True))
     for name, shard in weight_map.items():
         if name not in shards[shard].places:
             raise InputError(
-                f"{shards[shard].name}: {name[:64]!a} is not in it, but {_INDEX} says so:"
+                f"{shards[shard].name}: {quoted(name)} is not in it, but {_INDEX} says so:"
                 " download the checkpoint again"
             )
     return {name: shards[shard] for name, shard in weight_map.items()}
+
+
+def _open_files(folder: Folder, names: Sequence[str]) -> list[SafetensorsFile]:
+    return in_parallel(lambda name: _open_file(folder, name), names, _AT_ONCE)
