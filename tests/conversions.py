@@ -19,7 +19,7 @@ from tests.architectures import is_norm_member
 
 Precision = Literal["bf16", "f16", "f32"]
 
-N_LAYERS = 8
+N_LAYERS = 10
 N_EMBD, N_HEAD, N_HEAD_KV, HEAD_DIM = 64, 4, 2, 16
 Q_RANK, KV_RANK, INNER = 48, 40, 32
 
@@ -33,16 +33,18 @@ ARCHITECTURES = sorted(
 )
 
 # LLM_KV_ATTENTION_LAYERNORM_EPS is read (src/models/*.cpp).
-LAYER_NORM = set(
-    "bert bloom codeshell cohere2 command-r dbrx falcon gpt2 gptneox jais jais2 jina-bert-v2"
-    " jina-bert-v3 modern-bert mpt nemotron nomic-bert nomic-bert-moe olmo orion phi2 rwkv6 rwkv7"
-    " stablelm starcoder starcoder2".split()
-)
+LAYER_NORM = {
+    "bert", "bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptneox",
+    "jais", "jais2", "jina-bert-v2", "jina-bert-v3", "modern-bert", "mpt", "nemotron",
+    "nomic-bert", "nomic-bert-moe", "olmo", "orion", "phi2", "rwkv6", "rwkv7", "stablelm",
+    "starcoder", "starcoder2",
+}  # fmt: skip
 
 # The converter adds 1 to every norm's weight but ssm_norm's.
-PLUS_ONE = set(
-    "gemma gemma2 gemma3 gemma-embedding nemotron qwen3next qwen35 qwen35moe step35".split()
-)
+PLUS_ONE = {
+    "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35",
+    "qwen35moe", "step35",
+}  # fmt: skip
 
 # One weight over all heads together.
 WHOLE_WIDTH = {"olmo2", "minimax-m2", "mpt", "jina-bert-v2"}
@@ -54,12 +56,6 @@ NOT_WRITTEN = {
     *((name, "output_norm") for name in ("bert", "nomic-bert", "nomic-bert-moe")),
     ("jina-bert-v3", "output_norm"),
 }
-
-WIDE = set(
-    "attn_norm attn_norm_2 ffn_norm post_attention_norm post_ffw_norm output_norm token_embd_norm"
-    " ffn_norm_exps layer_output_norm attn_output_norm cls.norm post_ffw_norm_1 post_ffw_norm_2"
-    " pre_ffw_norm_2 cross_attn_norm enorm hnorm shared_head_norm attn_o_norm".split()
-)
 
 
 @dataclass
@@ -151,7 +147,7 @@ def trained(
     precision: Precision,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Lognormal, growing with depth, with outlier channels; ``offset`` added as a converter does."""
+    """Lognormal, growing with depth, with outlier channels; the offset added as converters do."""
     depth = 0.6 + 1.5 * layer / N_LAYERS
     values = np.exp(rng.normal(0, 0.25, shape)) * depth * rng.uniform(0.7, 1.4)
     flat = values.reshape(-1)

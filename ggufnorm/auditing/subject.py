@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ggufnorm.auditing.matching import Matches, match_norms
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
+from ggufnorm.formats.conversion import expected_offsets
 from ggufnorm.formats.gguf import Metadata
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -66,6 +67,11 @@ class Subject:
             for s in self.sites
             if s.tensor is not None and s.tensor in self.weights and s.weight is not None
         )
+
+    @cached_property
+    def expected_offsets(self) -> dict[str, float] | None:
+        """See :func:`ggufnorm.formats.conversion.expected_offsets`."""
+        return expected_offsets(self.file)
 
     @cached_property
     def observed(self) -> DriftReport:

@@ -257,10 +257,11 @@ def expected_offsets(file: ModelFile) -> dict[str, float] | None:
     if names is None:
         return None
     transforms = _transforms_for(file)
+    norms = {name for name in file.tensors if name.endswith(".weight") and _is_norm(name, file)}
     ranks: dict[str, int] = {}
     for source, (_, target) in names.items():
         weight = f"{target}.weight"
-        if weight in file.tensors and _is_norm(weight, file):
+        if weight in norms:
             rank = _rank(transforms, f"{source.removesuffix('.weight')}.weight")
             ranks[weight] = min(rank, ranks.get(weight, rank))
     found = [t.offset for _, t in transforms] + [0.0]

@@ -1,6 +1,6 @@
 """Family E: the epsilons of the metadata, by themselves.
 
-Beside the source's config they are S301's, in llama.cpp's graph family C's.
+Beside the source's config they are family S's, in llama.cpp's graph family C's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import numpy as np
 from ggufnorm.auditing.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.auditing.subject import Array, Subject
 from ggufnorm.core.model import NormSite
-from ggufnorm.formats.conversion import expected_offsets
 
 _NEGATIVE = 0.25
 """Share of negative values from which a weight that should have its 1 looks as if it had not:
@@ -125,7 +124,7 @@ def mixed(subject: Subject) -> Iterator[Problem]:
     Example:
         ``output_norm.weight: no offset was added, to 64 other norms 1 was``
     """
-    if expected_offsets(subject.file) is not None:
+    if subject.expected_offsets is not None:
         raise NotApplicableError("what the architecture's converter adds is known (N501 to N503)")
     _need_bf16(subject)
     sites = [site for site, *_ in subject.weighted if _found(site) is not None]
@@ -141,7 +140,7 @@ def _word(offset: int | None) -> str:
 
 
 def _offsets(subject: Subject) -> Mapping[str, float]:
-    offsets = expected_offsets(subject.file)
+    offsets = subject.expected_offsets
     if offsets is None:
         raise NotApplicableError(f"gguf-py does not know the architecture {subject.architecture!a}")
     return offsets

@@ -12,13 +12,13 @@ from ggufnorm.auditing.registry import NotApplicableError, Problem, Rule, at, ru
 from ggufnorm.auditing.subject import Array, Subject
 from ggufnorm.core.model import NormSite, WeightStatistics
 
-_FEWEST_LAYERS = 5
+_FEWEST_LAYERS = 8
 """Layers from which a role has a usual course that one can be unlike."""
 
 _NEIGHBOURS = 2
 """Layers on each side that a layer is compared with."""
 
-_OUTLIER_Z = 8.0
+_OUTLIER_Z = 6.0
 _OUTLIER_FACTOR = 6.0
 """How far from its neighbours a layer is, in robust standard deviations and as a factor."""
 
@@ -42,8 +42,8 @@ def outlier_layer(subject: Subject) -> Iterator[Problem]:
     What it does:
         Follows mean, root mean square and spread of a role's weights from layer to layer,
         as logarithms, and reports a layer that is off from the median of its neighbours by
-        a factor of 6 and by 8 robust standard deviations. Single large channels do not count.
-        Roles of five layers or more; the first two and the last two layers, which training
+        a factor of 6 and by 6 robust standard deviations. Single large channels do not count.
+        Roles of eight layers or more; the first two and the last two layers, which training
         makes unlike the others, are not reported.
 
     Why it matters:
@@ -190,25 +190,45 @@ def _by_role(subject: Subject) -> dict[str, list[_Peer]]:
 
 def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
     figures = np.array([_figures(values) for _, values in peers])
-    worst: dict[int, tuple[float, int]] = {}
     # The mean of values of both signs can be anything.
     one_signed = bool((figures[:, 0] > 0.5 * figures[:, 1]).all())
-    for column in range(0 if one_signed else 1, figures.shape[1]):
-        residual = _off_neighbours(np.log(figures[:, column]))
-        spread = max(_NARROWEST, 1.4826 * float(np.median(np.abs(residual))))
-        for i in range(2, len(peers) - 2):
-            off = abs(float(residual[i]))
-            if off >= np.log(_OUTLIER_FACTOR) and off >= _OUTLIER_Z * spread:
-                worst[i] = max(worst.get(i, (0.0, 0)), (off, column))
-    for i, (off, column) in sorted(worst.items()):
+    first = 0 if one_signed else 1
+    courses = np.log(figures).T
+    worst: dict[int, tuple[float, int]] = {}
+    for i in _inner(len(peers)):
+        found = [(abs(off), c) for c in range(first, 3) if (off := _out_of_line(courses[c], i))]
+        if found:
+            worst[i] = max(found)
+    for i, (off, column) in worst.items():
         if _is_beside_a_worse(i, worst):
             continue
         value = float(figures[i, column])
-        around = float(np.exp(np.log(value) - _off_neighbours(np.log(figures[:, column]))[i]))
+        around = float(np.exp(np.median(_around(courses[column], i))))
         name = ("mean", "root mean square", "spread")[column]
         message = f"{peers[i][0].tensor}: its {name} is {value:.3g}, in the layers around it"
         evidence = {"figure": name, "value": value, "around": around, "factor": float(np.exp(off))}
         yield at(peers[i][0], f"{message} {around:.3g}", **evidence)
+
+
+def _out_of_line(course: NDArray[np.float64], i: int) -> float:
+    """How far a layer's figure is from those around it, as a logarithm; 0 if that is usual."""
+    off = float(course[i] - np.median(_around(course, i)))
+    rest = np.delete(course, i)
+    usual = [rest[j] - np.median(_around(rest, j)) for j in _inner(len(rest))]
+    spread = max(_NARROWEST, 1.4826 * float(np.median(np.abs(usual))))
+    is_out = abs(off) >= max(np.log(_OUTLIER_FACTOR), _OUTLIER_Z * spread)
+    return off if is_out else 0.0
+
+
+def _inner(n: int) -> range:
+    """Layers with neighbours on both sides; the others are off by any trend."""
+    return range(_NEIGHBOURS, n - _NEIGHBOURS)
+
+
+def _around(course: NDArray[np.float64], i: int) -> NDArray[np.float64]:
+    """The figures of the layers around one, without its own."""
+    near = [j for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if 0 <= j < len(course)]
+    return course[[j for j in near if j != i]]
 
 
 def _figures(values: Array) -> tuple[float, float, float]:
@@ -218,16 +238,6 @@ def _figures(values: Array) -> tuple[float, float, float]:
     tiny = float(np.finfo(np.float32).tiny)
     rms = float(np.sqrt(np.mean(wide**2)))
     return max(abs(float(wide.mean())), tiny), max(rms, tiny), max(float(wide.std()), tiny)
-
-
-def _off_neighbours(course: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far each value is from the median of those around it, itself left out."""
-    n = len(course)
-    around = [
-        [course[j] for j in range(i - _NEIGHBOURS, i + _NEIGHBOURS + 1) if 0 <= j < n and j != i]
-        for i in range(n)
-    ]
-    return np.array([course[i] - np.median(around[i]) for i in range(n)])
 
 
 def _is_beside_a_worse(i: int, worst: dict[int, tuple[float, int]]) -> bool:
