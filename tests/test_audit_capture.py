@@ -23,6 +23,7 @@ import gguf
 import numpy as np
 import pytest
 
+import ggufnorm
 from ggufnorm.auditing.registry import SECTIONS, NotApplicableError, Rule
 from ggufnorm.auditing.rules import RULES as ALL_RULES
 from ggufnorm.auditing.rules.capture import RULES
@@ -669,6 +670,31 @@ def test_norms_over_heads_count_all_rows(tmp_path: Path) -> None:
     assert norms["blk.1.attn_norm.weight"] == 32
     assert norms["blk.1.attn_q_norm.weight"] == 32 * heads.n_head
     assert norms["blk.1.attn_k_norm.weight"] == 32 * heads.n_head_kv
+
+
+# Through the front door.
+
+
+def test_audit_runs_the_model_where_it_is_told_to(tmp_path: Path) -> None:
+    path = build("llama", tmp_path / "model.gguf", changed(element(np.nan), NORM["llama"]))
+    ids = {rule.id for rule in RULES}
+    with in_process.engine():
+        report = ggufnorm.audit(path, run=True, select=["C"])
+    assert [(f.rule, f.tensor) for f in report.findings] == [("C401", NORM["llama"])]
+    assert set(report.summary.rules_run) == ids
+    report = ggufnorm.audit(path, select=["C"])
+    assert report.findings == ()
+    assert {n.rule: n.reason for n in report.not_run} == dict.fromkeys(
+        ids, "the model was not run (--run)"
+    )
+
+
+def test_audit_tells_of_a_model_that_llama_cpp_does_not_survive(tmp_path: Path) -> None:
+    case = with_epsilon(-1e-5)("gpt2", tmp_path)
+    report = ggufnorm.audit(case.file, run=True)
+    assert {"C101", "E103"} <= {f.rule for f in report.findings}
+    reasons = {n.reason for n in report.not_run if n.rule.startswith("C")}
+    assert reasons == {"llama.cpp cannot run the model (C101)"}
 
 
 # Why rules are not run.
