@@ -161,8 +161,7 @@ def of_other_precision(subject: Subject) -> Iterator[Problem]:
         Compare with the source (``--source``).
 
     Example:
-        ``blk.7.ffn_norm.weight has values that are no bfloat16 numbers, all 64 others have
-        none``
+        ``blk.7.ffn_norm.weight has values that are no bfloat16 numbers, 64 others have none``
     """
     told = _told(subject)
     for word, holds in (("bfloat16", _is_from_bf16), ("half-precision", _is_from_f16)):
