@@ -24,11 +24,13 @@ from ggufnorm.core.audit import AuditReport, AuditSet, AuditSummary, Finding
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain
 from ggufnorm.errors import ConfigError, InputError, TensorDataError
+from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.location import expand
 from ggufnorm.report.audit import to_github, to_sarif
 from tests.conversions import Model, build, encoder, write
 from tests.servers import RangeServer, running
 
+EPSILON = "llama.attention.layer_norm_rms_epsilon"
 ZERO = "blk.3.attn_norm.weight"
 
 
@@ -440,3 +442,17 @@ def test_a_file_without_norms_says_what_could_not_be_checked(here: Path) -> None
     report = ggufnorm.audit(write(here / "m.gguf", model), select=["N3", "N4", "N5"])
     assert report.findings == ()
     assert report.summary.rules_run == ()
+
+
+def test_the_readme_shows_a_real_report(sample: Path, here: Path) -> None:
+    path = here / "sotu-faulty.gguf"
+    data = bytearray(sample.read_bytes())
+    with GGUFFile(sample) as file:
+        first, second = file.tensors["blk.1.ffn_norm.weight"], file.tensors["blk.2.ffn_norm.weight"]
+        n, epsilon = first.n_bytes, file.raw_metadata_at[EPSILON][1]
+    data[second.offset : second.offset + n] = data[first.offset : first.offset + n]
+    data[epsilon : epsilon + 4] = bytes(4)
+    path.write_bytes(data)
+    report, _, _ = run(path).stdout.partition("Not run")
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f"$ ggufnorm audit sotu-faulty.gguf\n{report}" in readme
