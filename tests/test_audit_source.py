@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -190,6 +191,86 @@ def test_a_quantized_file_of_the_checkpoint_is_no_other_checkpoint(
 
     assert not_run.keys() == {"S402", *(r for r in not_run if r.startswith("V"))}
     assert {f.rule for f in findings} == {"S208"}
+
+
+@pytest.mark.parametrize(
+    ("network", "before", "after"),
+    [
+        ("bert", r"^bert\.", ""),
+        ("bert", r"^bert\.", "roberta."),
+        ("bert", r"LayerNorm\.weight$", "LayerNorm.gamma"),
+        ("bert", r"LayerNorm\.bias$", "LayerNorm.beta"),
+        ("gpt2", r"^", "transformer."),
+        ("bloom", r"^", "transformer."),
+        ("llama", r"^model\.", ""),
+        ("qwen3", r"^model\.", ""),
+        ("llama", r"^model\.", "model.text_model."),
+        ("llama", r"^model\.", "model.language_model."),
+        ("gemma3", r"^language_model\.model\.", "model.language_model."),
+        ("gemma3", r"^language_model\.model\.", "model."),
+        ("qwen2vl", r"^model\.language_model\.", "model."),
+        ("llama4", r"^language_model\.model\.", "model."),
+        ("gemma-embedding", r"^model\.", ""),
+    ],
+)
+def test_other_spellings_of_a_checkpoints_names_are_known(
+    tmp_path: Path, network: str, before: str, after: str
+) -> None:
+    made = pair(BY_NAME[network])
+    renamed = {re.sub(before, after, name): values for name, values in made.source.items()}
+    assert renamed.keys() != made.source.keys()
+    made.source = renamed
+
+    findings, not_run = check(tmp_path, made)
+
+    assert findings == []
+    assert "S102" not in not_run
+
+
+def finetuned(made: Pair, step: float) -> None:
+    """Train the source a little further."""
+    rng = np.random.default_rng(5)
+    for name, values in made.source.items():
+        made.source[name] = bf16(values * (1 + step * rng.normal(size=values.shape)))
+
+
+@pytest.mark.parametrize("step", [0.01, 0.05])
+@pytest.mark.parametrize("network", ["llama", "gemma2", "gpt2"])
+def test_a_light_fine_tune_is_another_checkpoint(tmp_path: Path, network: str, step: float) -> None:
+    made = pair(BY_NAME[network])
+    finetuned(made, step)
+
+    findings, not_run = check(tmp_path, made)
+
+    assert [f.rule for f in findings] == ["S101"]
+    assert "S208" in not_run
+
+
+def test_an_adapter_that_leaves_norms_alone_is_no_alarm(tmp_path: Path) -> None:
+    made = pair(BY_NAME["llama"])
+    made.source["model.embed_tokens.weight"] = bf16(made.source["model.embed_tokens.weight"] * 3)
+
+    assert not_info(check(tmp_path, made)[0]) == []
+
+
+def test_blocks_that_the_file_leaves_out_are_not_missed_one_by_one(tmp_path: Path) -> None:
+    made = pair(BY_NAME["qwen3"])
+    for part in ("input_layernorm", "post_attention_layernorm", "shared_head.norm"):
+        made.source[f"model.layers.{LAYERS}.{part}.weight"] = np.ones(WIDTH, np.float32)
+    made.source["mtp.norm.weight"] = np.ones(WIDTH, np.float32)
+
+    assert not_info(check(tmp_path, made)[0]) == []
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), "1e-5", None, True, {}, []])
+def test_an_epsilon_that_is_no_number_is_no_epsilon(tmp_path: Path, value: object) -> None:
+    made = pair(BY_NAME["llama"])
+    made.config = {"rms_norm_eps": value, "text_config": [], "vision_config": "none"}
+
+    findings, not_run = check(tmp_path, made)
+
+    assert not_info(findings) == []
+    assert not_run["S401"] == "config.json names no epsilon of the file's norms"
 
 
 # No miss.
@@ -383,8 +464,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("bias of another norm", "S301", "gpt2 bert", copied, of_bias=True, says="holds the"),
     Fault("bias rounded to BF16", "S301", "gpt2 phi2", on_values(bf16), dtype="F32",
           of_bias=True, says="rounded to BF16"),
-    Fault("epsilon ten times too small", "S401", "llama gpt2 starcoder2 t5 mamba lfm2 orion chatglm",
-          key(0.1), of_file=True),
+    Fault("epsilon ten times too small", "S401",
+          "llama gpt2 starcoder2 t5 mamba lfm2 orion chatglm", key(0.1), of_file=True),
     Fault("epsilon a thousandth off", "S401", "qwen3 nemotron", key(1.001), of_file=True),
     Fault("epsilon of a nested text_config", "S401", "gemma3 llama4 qwen2vl gemma3n",
           key(10), of_file=True, says="text_config.rms_norm_eps"),

@@ -214,6 +214,42 @@ def test_an_encoder_of_sound_is_no_encoder_of_pictures(tmp_path: Path) -> None:
     assert set(not_run.values()) == {"the file has no vision encoder"}
 
 
+@pytest.mark.parametrize("encoder", ENCODERS, ids=lambda e: e.projector)
+@pytest.mark.parametrize("network", ["llama", "qwen3", "gemma3", "qwen2vl", "llama4", "gemma3n"])
+def test_parts_of_one_checkpoint_are_kept_apart(
+    tmp_path: Path, network: str, encoder: Encoder
+) -> None:
+    text, picture = pair(BY_NAME[network]), encoder_pair(encoder)
+    both = {**picture.source, **text.source}
+    text.source = picture.source = both
+    text.config["vision_config"] = picture.config["vision_config"]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "picture").mkdir()
+
+    assert not_info(check(tmp_path / "text", text)[0]) == []
+    assert not_info(check(tmp_path / "picture", picture)[0]) == []
+
+
+def test_a_preprocessor_config_without_numbers_is_not_compared(tmp_path: Path) -> None:
+    made = encoder_pair(BY_PROJECTOR["gemma3"])
+    made.preprocessor = {"image_mean": ["a", None, {}], "image_std": [0.5, 0.5]}
+
+    findings, not_run = check(tmp_path, made)
+
+    assert not_info(findings) == []
+    assert not_run["V106"] == "the source does not say how pixels are normalized"
+
+
+def test_a_preprocessor_config_of_endless_integers_is_compared(tmp_path: Path) -> None:
+    made = encoder_pair(BY_PROJECTOR["gemma3"])
+    made.preprocessor = {"image_mean": [10**400] * 3, "image_std": [0.5] * 3}
+
+    (finding,) = not_info(check(tmp_path, made)[0])
+
+    assert finding.rule == "V106"
+    assert finding.evidence["expected"] == ["inf"] * 3
+
+
 # No miss.
 
 Change = Callable[[Pair], None]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -70,6 +71,13 @@ def _first(
             value = part.get(key)
             if isinstance(value, list) and layer is not None and layer < len(value):
                 value = value[layer]
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if _is_number(value):
                 return f"{prefix}{key}", float(value)
     return None
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    # JSON's integers have no bound, and Python reads NaN and Infinity too.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max

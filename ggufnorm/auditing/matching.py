@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from ggufnorm.core.floats import round_to_bf16
 from ggufnorm.core.model import NormSite
 from ggufnorm.core.transforms import Explanation, explain, same
 from ggufnorm.errors import InputError
-from ggufnorm.formats.conversion import EMBEDDING, Origin, embedding_source, origins
+from ggufnorm.formats.conversion import EMBEDDING, Origin, embedding_source, origins, with_rescale
 from ggufnorm.formats.dequantize import n_rows, read_rows
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -105,8 +105,12 @@ def match_norms(
         where = file.path if not of_tensor else source.path
         return Matches(problem=f"{where}: {what}")
     values, unreadable = _read(known.values(), source)
+    known |= {n: with_rescale(known[n], file, source.config, v.size) for n, v in values.items()}
     compared = [n for n in of_tensor if n in values and n in weights]
-    found = tuple(_match(n, of_tensor, known, values, weights, source) for n in compared)
+    expected = {n: known[n].transform.apply(values[n]) for n in of_tensor if n in values}
+    found = tuple(
+        _match(n, of_tensor, known[n], values[n], weights[n], expected, source) for n in compared
+    )
     return Matches(
         found=found,
         missing=tuple(o for o in known.values() if _is_missing(o, file)),
@@ -140,31 +144,26 @@ def _read(
 def _match(
     name: str,
     of_tensor: Mapping[str, NormSite],
-    known: Mapping[str, Origin],
-    values: Mapping[str, NDArray[np.floating]],
-    weights: Mapping[str, Array],
+    origin: Origin,
+    values: NDArray[np.floating],
+    weight: Array,
+    expected: Mapping[str, Array],
     source: Source,
 ) -> Match:
-    site, origin = of_tensor[name], known[name]
     dtype = source.tensors[origin.sources[0]].dtype
     half = dtype == "F16"
-    explanation = explain(weights[name], values[name], origin.transform, half=half)
+    explanation = explain(weight, values, origin.transform, half=half)
     if explanation.kind in ("partial", "values"):
-        # Only now is it worth while to see what every other norm should be.
-        others = dict(_others(name, of_tensor, known, values))
-        explanation = explain(
-            weights[name], values[name], origin.transform, half=half, others=others
-        )
-    return Match(name, site, origin, explanation, dtype)
+        # Only now is it worth while to look at what every other norm should be.
+        others = {n: expected[n] for n in _others(name, of_tensor, expected)}
+        explanation = explain(weight, values, origin.transform, half=half, others=others)
+    return Match(name, of_tensor[name], origin, explanation, dtype)
 
 
 def _others(
-    name: str,
-    of_tensor: Mapping[str, NormSite],
-    known: Mapping[str, Origin],
-    values: Mapping[str, NDArray[np.floating]],
-) -> Iterator[tuple[str, Array]]:
-    """What the other norms' values should be, the likeliest to be mixed up first."""
+    name: str, of_tensor: Mapping[str, NormSite], expected: Mapping[str, Array]
+) -> list[str]:
+    """Other weights, or biases, of the same size, the likeliest to be mixed up first."""
     site, suffix = of_tensor[name], name.rpartition(".")[2]
 
     def distance(other: str) -> tuple[bool, bool, int]:
@@ -174,14 +173,10 @@ def _others(
 
     same_size = [
         n
-        for n in of_tensor
-        if n != name
-        and n in values
-        and n.endswith(f".{suffix}")
-        and values[n].size == values[name].size
+        for n in expected
+        if n != name and n.endswith(f".{suffix}") and expected[n].size == expected[name].size
     ]
-    for other in sorted(same_size, key=distance):
-        yield other, known[other].transform.apply(values[other])
+    return sorted(same_size, key=distance)
 
 
 def _is_missing(origin: Origin, file: ModelFile) -> bool:

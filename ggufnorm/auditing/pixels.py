@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 from gguf.constants import Keys
 
@@ -50,13 +50,20 @@ def three(value: object) -> tuple[float, ...] | None:
     """A list's three numbers; None if it is no list, has not three, or not numbers."""
     if not isinstance(value, list) or len(value) != 3 or not are_numbers(value):
         return None
-    return tuple(float(x) for x in value)
+    return tuple(_float(x) for x in value)
 
 
 def are_numbers(value: object) -> bool:
     """Whether a value, or all values of a list, are numbers."""
     numbers = value if isinstance(value, list) else [value]
     return all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers)
+
+
+def _float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON's integers have no bound
+        return inf
 
 
 def equal(a: Sequence[float], b: Sequence[float], within: float = _CLOSE) -> bool:
