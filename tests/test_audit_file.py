@@ -398,9 +398,6 @@ def epsilons() -> Iterator[Case]:
 
 
 CASES = list(cases())
-INFOS = {"N304", "N403", "N404"}
-"""Rules whose findings are no more than an information."""
-
 FOLDER = Path(tempfile.mkdtemp(prefix="ggufnorm-audit-"))
 
 
