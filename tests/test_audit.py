@@ -456,3 +456,33 @@ def test_the_readme_shows_a_real_report(sample: Path, here: Path) -> None:
     report, _, _ = run(path).stdout.partition("Not run")
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert f"$ ggufnorm audit sotu-faulty.gguf\n{report}" in readme
+
+
+def test_what_was_not_run_in_any_model_is_told_once(bad: Path, here: Path) -> None:
+    write(here / "other.gguf", build("gemma2"))
+    text = run(here).stdout
+    assert text.count("S*: no source was given (--source)") == 1
+    assert "Not run in any of the models:" in text
+    assert text.count("N501, N502: llama's converter adds 1 to no norm") == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_model_is_audited_or_refused_in_one_line(here: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sound = write(here / "m.gguf", build(("llama", "gemma2", "gpt2", "qwen3next")[seed % 4]))
+    data = sound.read_bytes()
+    with GGUFFile(sound) as file:
+        header = file.header_size
+    refusals = []
+    for i in range(25):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        # Metadata and names on even turns, the tensors' data on odd ones.
+        low, high = (16, header) if i % 2 == 0 else (header, len(data))
+        damaged[rng.integers(low, high, size=8)] = rng.integers(256, size=8)
+        sound.write_bytes(damaged.tobytes())
+        try:
+            assert ggufnorm.audit(sound, full=True).summary.rules_run
+        except InputError as error:
+            refusals.append(str(error))
+    assert all("\n" not in refusal for refusal in refusals)
+    assert len(refusals) < 25

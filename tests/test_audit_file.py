@@ -287,6 +287,8 @@ def values() -> Iterator[Case]:
         yield Case(arch, "N301", "infinity", change(name, set_value(np.inf, 0, 9)), name, 3)
         yield Case(arch, "N302", "all zero", change(name, set_value(0)), name, 3)
         yield Case(arch, "N303", "all one", change(name, set_value(1)), name, 3)
+        signal = spoil(name, 8, struct.pack("<I", 0x7F800001))
+        yield Case(arch, "N301", "NaN that signals", tensor=name, layer=3, patch=signal)
     for arch in ("bert", "starcoder2"):
         name = "blk.3.layer_output_norm.bias" if arch == "bert" else "blk.3.ffn_norm.bias"
         yield Case(arch, "N301", "NaN in a bias", change(name, set_value(np.nan, 1)), name, 3)
@@ -396,9 +398,6 @@ def epsilons() -> Iterator[Case]:
 
 
 CASES = list(cases())
-INFOS = {"N304", "N403", "N404"}
-"""Rules whose findings are no more than an information."""
-
 FOLDER = Path(tempfile.mkdtemp(prefix="ggufnorm-audit-"))
 
 

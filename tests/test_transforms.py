@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ggufnorm.core.transforms import TOLERANCE, Transform, explain, same
+from ggufnorm.formats.conversion import Origin, transform_of, with_rescale
+from ggufnorm.formats.gguf import GGUFFile
+from tests.architectures import write_model
 
 TRANSFORMS = (
     Transform(),
@@ -87,3 +92,45 @@ def test_a_usual_order_is_named(change: object, order: str) -> None:
     explanation = explain(change(source), source, Transform())
 
     assert (explanation.kind, explanation.evidence["order"]) == ("permutation", order)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "source", "flag", "scale"),
+    [
+        ("dots3note", "model.layers.0.self_attn.q_a_layernorm.weight", True, 4.0),
+        ("dots3note", "model.layers.0.self_attn.kv_a_layernorm.weight", True, 4.0),
+        ("dots3note", "model.layers.0.input_layernorm.weight", True, 1.0),
+        ("dots3note", "model.layers.0.self_attn.q_a_layernorm.weight", False, 1.0),
+        ("dots3note", "model.layers.0.self_attn.q_a_layernorm.weight", None, 1.0),
+        ("deepseek2", "model.layers.0.self_attn.q_a_layernorm.weight", True, 1.0),
+    ],
+)
+def test_the_latents_rescale_is_folded_into_their_norms(
+    tmp_path: Path, architecture: str, source: str, flag: bool | None, scale: float
+) -> None:
+    metadata = {f"{architecture}.embedding_length": 64}
+    path = write_model(tmp_path / "m.gguf", architecture, metadata, ["output_norm.weight"])
+    with GGUFFile(path) as file:
+        origin = Origin("t", (source,), transform_of(file, source))
+        found = with_rescale(origin, file, {"apply_mla_qkv_lora_rescale": flag}, 4)
+
+    assert found.transform == Transform(scale=scale)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "source", "offset"),
+    [
+        ("qwen4exp", "model.layers.0.input_layernorm.weight", 1.0),
+        ("qwen4exp", "model.layers.0.linear_attn.norm.weight", 0.0),
+        ("qwen4exp", "model.layers.0.ple.norm_key.weight", 1.0),
+        ("minimax-m3", "model.layers.0.self_attn.q_norm.weight", 1.0),
+        ("muse-glimmer", "model.layers.0.input_layernorm.weight", 1.0),
+        ("muse-glimmer", "model.norm.weight", 0.0),
+    ],
+)
+def test_architectures_that_gguf_py_may_not_know_yet_have_their_offsets(
+    tmp_path: Path, architecture: str, source: str, offset: float
+) -> None:
+    path = write_model(tmp_path / "m.gguf", architecture, {}, ["output_norm.weight"])
+    with GGUFFile(path) as file:
+        assert transform_of(file, source) == Transform(offset=offset)

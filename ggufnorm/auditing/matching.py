@@ -13,7 +13,7 @@ from ggufnorm.core.floats import round_to_bf16
 from ggufnorm.core.model import NormSite
 from ggufnorm.core.transforms import Explanation, explain, same
 from ggufnorm.errors import InputError
-from ggufnorm.formats.conversion import EMBEDDING, Origin, embedding_source, origins
+from ggufnorm.formats.conversion import EMBEDDING, Origin, embedding_source, origins, with_rescale
 from ggufnorm.formats.dequantize import n_rows, read_rows
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -105,6 +105,7 @@ def match_norms(
         where = file.path if not of_tensor else source.path
         return Matches(problem=f"{where}: {what}")
     values, unreadable = _read(known.values(), source)
+    known |= {n: with_rescale(known[n], file, source.config, v.size) for n, v in values.items()}
     compared = [n for n in of_tensor if n in values and n in weights]
     expected = {n: known[n].transform.apply(values[n]) for n in of_tensor if n in values}
     found = tuple(

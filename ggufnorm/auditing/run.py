@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import Lock
 
+import numpy as np
+
 from ggufnorm.auditing.ignores import Ignore, split_ignored
 from ggufnorm.auditing.registry import NotApplicableError, Rule
 from ggufnorm.auditing.rules import RULES, TENSOR_DATA
@@ -230,9 +232,11 @@ def _check(
     not_run: list[NotRun] = []
     for rule in rules:
         try:
-            # One by one: what a rule found before it gave up stays found.
-            for finding in rule.findings(subject):
-                findings.append(finding)
+            # One by one: what a rule found before it gave up stays found. A damaged file may
+            # hold NaNs that signal.
+            with np.errstate(invalid="ignore"):
+                for finding in rule.findings(subject):
+                    findings.append(finding)
         except (NotApplicableError, GgufnormError) as error:
             not_run.append(NotRun(rule.id, str(error)))
         step()

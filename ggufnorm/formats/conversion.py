@@ -7,11 +7,13 @@ values (``modify_tensors``) stands here.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Any
 
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.tensor_mapping import TensorNameMap
@@ -161,6 +163,28 @@ def transform_of(file: ModelFile, source: str) -> Transform:
     """What the converter of a file's architecture does to a norm of that source name."""
     matching = (t for name, t in _transforms_for(file) if fnmatchcase(source, name))
     return next(matching, _AS_IS)
+
+
+def with_rescale(
+    origin: Origin, file: ModelFile, config: Mapping[str, Any], n_elements: int
+) -> Origin:
+    """The origin with what a converter reads off the config.
+
+    Dots3 multiplies the normalized latents of its attention by ``sqrt(n_embd / rank)``, which
+    the converter folds into their norms, as wide as the rank (conversion/dots3.py).
+
+    Args:
+        origin: of a norm.
+        file: that the norm is in.
+        config: of the checkpoint.
+        n_elements: of the norm.
+    """
+    width = file.metadata.integer(f"{file.architecture}.embedding_length")
+    latent = origin.sources[0].endswith(("q_a_layernorm.weight", "kv_a_layernorm.weight"))
+    rescaled = config.get("apply_mla_qkv_lora_rescale") is True
+    if not (file.architecture == "dots3note" and latent and rescaled and width and n_elements):
+        return origin
+    return replace(origin, transform=Transform(scale=math.sqrt(width / n_elements)))
 
 
 def n_blocks(file: ModelFile) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ggufnorm.auditing.rules import BY_ID
-from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Severity
+from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
 from ggufnorm.core.plain import to_plain
 from ggufnorm.report.markdown import escape, table
 from ggufnorm.report.text import counted, printable
@@ -41,10 +41,10 @@ def outcome(report: AuditReport) -> str:
     return printable(f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules})")
 
 
-def not_run_lines(report: AuditReport) -> Iterator[str]:
+def not_run_lines(not_run: Iterable[NotRun]) -> Iterator[str]:
     """Why rules were not run, each reason once, with the rules."""
     reasons: dict[str, list[str]] = {}
-    for n in report.not_run:
+    for n in not_run:
         reasons.setdefault(n.reason, []).append(n.rule)
     for reason, rules in reasons.items():
         yield f"{', '.join(_in_families(rules))}: {reason}"
@@ -87,7 +87,7 @@ def _section(report: AuditReport) -> Iterator[str]:
     for ignored in report.ignored:
         line = f"accepted: {ignored.finding.rule} {ignored.finding.message}: {ignored.reason}"
         yield f"- {escape(printable(line))}"
-    yield from (f"- not run: {escape(printable(line))}" for line in not_run_lines(report))
+    yield from (f"- not run: {escape(printable(line))}" for line in not_run_lines(report.not_run))
     yield ""
     yield escape(outcome(report))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from rich.console import RenderableType
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufnorm.auditing.rules import BY_ID
-from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Severity
+from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
 from ggufnorm.report.audit import audit_title, first_sentence, not_run_lines, outcome
 from ggufnorm.report.terminal.common import skipped_lines
 from ggufnorm.report.text import printable
@@ -21,8 +21,8 @@ _MOST_FINDINGS = 8
 """Findings of one rule that are listed before they are counted."""
 
 
-def audit_parts(report: AuditReport) -> Iterable[RenderableType]:
-    """The parts of the text, from top to bottom."""
+def audit_parts(report: AuditReport, told: Collection[NotRun] = ()) -> Iterable[RenderableType]:
+    """The parts of the text, from top to bottom; of what was not run, what is not yet told."""
     yield Text(audit_title(report), style="bold")
     for _, findings in groupby(report.findings, key=lambda f: (f.severity, f.rule)):
         yield ""
@@ -32,18 +32,24 @@ def audit_parts(report: AuditReport) -> Iterable[RenderableType]:
         for ignored in report.ignored:
             line = f"{ignored.finding.rule} {ignored.finding.message} ({ignored.reason})"
             yield Padding(Text(printable(line)), (0, 0, 0, 2))
-    yield from _not_run_parts(report)
+    yield from _not_run_parts([n for n in report.not_run if n not in told])
     yield ""
     yield Text(outcome(report), style="bold")
 
 
 def audit_set_parts(result: AuditSet) -> Iterable[RenderableType]:
-    """Each model, then one line for each."""
+    """Each model, what holds for all of them, then one line for each."""
+    common = [
+        n
+        for n in (result.models[0].not_run if len(result.models) > 1 else ())
+        if all(n in report.not_run for report in result.models)
+    ]
     for report in result.models:
-        yield from audit_parts(report)
+        yield from audit_parts(report, common)
         yield ""
+    yield from _not_run_parts(common, "in any of the models")
     yield from skipped_lines(result.failed)
-    yield Text("Summary", style="bold")
+    yield Text("\nSummary", style="bold")
     for report in result.models:
         yield Text(outcome(report))
 
@@ -68,8 +74,8 @@ def _rule_parts(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     yield grid
 
 
-def _not_run_parts(report: AuditReport) -> Iterator[RenderableType]:
-    if report.not_run:
-        yield Text(f"\nNot run: {len(report.not_run)}", style="bold")
-    for line in not_run_lines(report):
+def _not_run_parts(not_run: Collection[NotRun], where: str = "") -> Iterator[RenderableType]:
+    if not_run:
+        yield Text(f"\nNot run {where}".rstrip() + f": {len(not_run)}", style="bold")
+    for line in not_run_lines(not_run):
         yield Padding(Text(printable(line)), (0, 0, 0, 2))

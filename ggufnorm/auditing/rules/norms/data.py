@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,9 +12,13 @@ from ggufnorm.auditing.subject import Subject
 from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats.dequantize import n_rows, read_rows
 from ggufnorm.formats.naming import layer_of
+from ggufnorm.formats.storage import in_parallel
 
 _CHUNK = 1 << 22
 """Values that are dequantized at once: 16 MiB."""
+
+_WORKERS = 4
+"""Tensors that are read at once."""
 
 
 @rule("N601", "tensor-data", "error")
@@ -60,38 +65,46 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     """
     if not subject.full:
         raise NotApplicableError("only the norms were read (--full reads all tensors)")
-    unread: list[str] = []
-    for name, tensor in subject.file.tensors.items():
-        if name in subject.weights:
-            continue
-        try:
-            n, row = _count_non_finite(subject, name)
-        except TensorTypeError:
-            unread.append(name)
-            continue
-        if n:
+    names = [name for name in subject.file.tensors if name not in subject.weights]
+    counts = in_parallel(lambda name: _count_non_finite(subject, name), names, _WORKERS)
+    for name, found in zip(names, counts, strict=True):
+        if found is not None and found.n:
+            tensor = subject.file.tensors[name]
             message = (
-                f"{name} ({tensor.dtype}): {n:,} of {tensor.n_elements:,} values are NaN or"
-                f" infinite, the first in row {row}"
+                f"{name} ({tensor.dtype}): {found.n:,} of {tensor.n_elements:,} values are NaN or"
+                f" infinite, the first in row {found.first_row}"
             )
-            evidence = {"dtype": tensor.dtype, "non_finite": n, "first_row": row}
+            evidence = {"dtype": tensor.dtype, "non_finite": found.n, "first_row": found.first_row}
             yield Problem(message, name, layer_of(name), evidence)
+    unread = [name for name, found in zip(names, counts, strict=True) if found is None]
     if unread:
-        raise NotApplicableError(f"{len(unread)} tensors cannot be dequantized: {unread[0]} …")
+        others = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
+        raise NotApplicableError(f"{unread[0]}{others} cannot be dequantized here")
 
 
-def _count_non_finite(subject: Subject, name: str) -> tuple[int, int | None]:
-    """How many values are not finite, and in which row the first is."""
+@dataclass(frozen=True)
+class _NonFinite:
+    """How many of a tensor's values are not finite, and the first row that has one."""
+
+    n: int
+    first_row: int | None
+
+
+def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
+    """Look at all values of a tensor; None if its type cannot be read."""
     tensor = subject.file.tensors[name]
     rows, step = n_rows(subject.file, name), max(1, _CHUNK // max(1, tensor.shape[0]))
     total, first = 0, None
     for start in range(0, rows, step):
-        values = read_rows(subject.file, name, start, min(rows, start + step))
+        try:
+            values = read_rows(subject.file, name, start, min(rows, start + step))
+        except TensorTypeError:
+            return None
         bad = ~np.isfinite(values)
         if bad.any():
             total += int(bad.sum())
             first = start + int(bad.any(axis=1).argmax()) if first is None else first
-    return total, first
+    return _NonFinite(total, first)
 
 
 RULES: tuple[Rule, ...] = (tensor_data, non_finite)

@@ -76,7 +76,7 @@ def shape(subject: Subject) -> Iterator[Problem]:
         Convert again; if the converter is current, report it.
 
     Example:
-        ``blk.0.attn_k_norm.weight has shape 5120: 8 K heads of 128 need 128, 1024 or 128×8``
+        ``blk.0.attn_k_norm.weight has shape 5120: K heads need 1024 or 128×8``
     """
     _any_norm(subject)
     for site in subject.sites:

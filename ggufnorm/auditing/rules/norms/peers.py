@@ -161,8 +161,7 @@ def of_other_precision(subject: Subject) -> Iterator[Problem]:
         Compare with the source (``--source``).
 
     Example:
-        ``blk.7.ffn_norm.weight has values that are no bfloat16 numbers, all 64 others have
-        none``
+        ``blk.7.ffn_norm.weight has values that are no bfloat16 numbers, 64 others have none``
     """
     told = _told(subject)
     for word, holds in (("bfloat16", _is_from_bf16), ("half-precision", _is_from_f16)):
@@ -213,11 +212,12 @@ def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
 def _out_of_line(course: NDArray[np.float64], i: int) -> float:
     """How far a layer's figure is from those around it, as a logarithm; 0 if that is usual."""
     off = float(course[i] - np.median(_around(course, i)))
+    if abs(off) < np.log(_OUTLIER_FACTOR):
+        return 0.0
     rest = np.delete(course, i)
     usual = [rest[j] - np.median(_around(rest, j)) for j in _inner(len(rest))]
     spread = max(_NARROWEST, 1.4826 * float(np.median(np.abs(usual))))
-    is_out = abs(off) >= max(np.log(_OUTLIER_FACTOR), _OUTLIER_Z * spread)
-    return off if is_out else 0.0
+    return off if abs(off) >= _OUTLIER_Z * spread else 0.0
 
 
 def _inner(n: int) -> range:
