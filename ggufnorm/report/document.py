@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport
+Result = Inspection | InspectionSet | DriftReport | DiffReport | AuditReport | AuditSet
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -22,6 +23,8 @@ _SCHEMAS: dict[type, str] = {
     InspectionSet: "ggufnorm/inspect-set",
     DriftReport: "ggufnorm/drift",
     DiffReport: "ggufnorm/diff",
+    AuditReport: "ggufnorm/audit",
+    AuditSet: "ggufnorm/audit-set",
 }
 
 
