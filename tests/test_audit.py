@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from sarif_pydantic import Sarif
 
 import ggufnorm
 from ggufnorm.auditing.ignores import Ignore, read_ignores
@@ -348,6 +349,7 @@ def test_sarif_of_hostile_names_is_sound_too() -> None:
 
 def check_sarif(log: dict) -> None:
     """What sarif-schema-2.1.0.json requires of the parts that are used here."""
+    Sarif.model_validate(log)
     assert set(log) == {"$schema", "version", "runs"}
     assert log["version"] == "2.1.0"
     for run_ in log["runs"]:
