@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
+    from ggufnorm.imaging.run import pixels
     from ggufnorm.inspection import inspect
     from ggufnorm.tracing.run import compare, trace
 
@@ -38,6 +40,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "PixelReport",
     "audit",
     "compare",
     "diff",
@@ -46,6 +49,7 @@ __all__ = [
     "inspect",
     "l2_norm",
     "layer_norm",
+    "pixels",
     "rms_norm",
     "trace",
 ]
@@ -61,6 +65,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "PixelReport": "ggufnorm.core.pixel_report",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
@@ -69,6 +74,7 @@ _HOMES = {
     "inspect": "ggufnorm.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
+    "pixels": "ggufnorm.imaging.run",
     "rms_norm": "ggufnorm.core.norms",
     "trace": "ggufnorm.tracing.run",
 }

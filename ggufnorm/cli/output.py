@@ -14,6 +14,7 @@ import click
 
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import Result, to_json
 
@@ -98,6 +99,10 @@ def _render(result: Result, fmt: str, on_terminal: bool) -> str:
         from ggufnorm.report.markdown import to_markdown
 
         return to_markdown(result)
+    if fmt == "markdown" and isinstance(result, PixelReport):
+        from ggufnorm.report.pixels import to_markdown as pixels_to_markdown
+
+        return pixels_to_markdown(result)
     if fmt == "csv" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.csv import to_csv
 

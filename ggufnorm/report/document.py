@@ -13,9 +13,12 @@ from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport | AuditReport | AuditSet
+Result = (
+    Inspection | InspectionSet | DriftReport | DiffReport | AuditReport | AuditSet | PixelReport
+)
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -25,6 +28,7 @@ _SCHEMAS: dict[type, str] = {
     DiffReport: "ggufnorm/diff",
     AuditReport: "ggufnorm/audit",
     AuditSet: "ggufnorm/audit-set",
+    PixelReport: "ggufnorm/pixels",
 }
 
 
