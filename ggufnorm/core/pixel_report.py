@@ -76,6 +76,8 @@ class PixelComparison:
         explanation: what makes the difference.
         residual: the same distance with ``b`` normalized as ``a`` is: what resizing,
             cropping and padding make of it. None if it cannot be told.
+        largest: the largest difference of the two pictures before they were normalized,
+            in levels of 255; None if it cannot be told.
     """
 
     a: str
@@ -83,6 +85,7 @@ class PixelComparison:
     rel_l2: float | None
     explanation: str
     residual: float | None
+    largest: float | None
 
 
 @dataclass(frozen=True)

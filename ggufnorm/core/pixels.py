@@ -38,6 +38,8 @@ EXACT = 5e-4
 LARGEST_RESIDUAL = 0.35
 """Free fit's residual above which the two are not one picture, and tell nothing."""
 
+_MOST_PIXELS = 1 << 16
+"""Pixels that hypotheses are tried on: more tell no more."""
 _ALMOST = 1.1
 """Residuals within this factor do not tell two formulae apart."""
 _RGB, _BGR = (0, 1, 2), (2, 1, 0)
@@ -81,7 +83,8 @@ class Normalization:
     def affine(self) -> Affine:
         """The same, as a function of levels."""
         k, m, s = self.scale, np.array(self.mean), np.array(self.std)
-        return Affine(_three(k / s), _three(-m / s))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return Affine(_three(k / s), _three(-m / s))
 
     @property
     def owner(self) -> str | None:
@@ -217,19 +220,20 @@ def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Ex
                            None, told=False)  # fmt: skip
     if not np.ptp(y, axis=0).all():
         return Explanation(("constant",), "a channel has one value all over", None, None)
-    free = fit(x, y)
+    some = slice(None, None, -(-len(x) // _MOST_PIXELS))
+    free = fit(x[some], y[some])
     if free.residual > LARGEST_RESIDUAL:
         text = "the values are of no picture that could be made of this one"
         return Explanation((), text, None, free.residual, told=False)
-    tried = [(residual(h.affine, x, y), h) for h in hypotheses(expected)]
+    tried = [(residual(h.affine, x[some], y[some]), h) for h in hypotheses(expected)]
     best = min(r for r, _h in tried)
     if best > max(1.5 * free.residual, 4 * EXACT):
         return Explanation(
             ("constants-unknown",), _in_words(free.affine), free.affine, free.residual
         )
     good = [(r, h) for r, h in tried if r <= max(EXACT, _ALMOST * best)]
-    least, chosen = min(good, key=lambda g: len(g[1].mistakes))
-    return Explanation(chosen.mistakes, chosen.text, chosen.affine, least)
+    _r, chosen = min(good, key=lambda g: len(g[1].mistakes))
+    return Explanation(chosen.mistakes, chosen.text, chosen.affine, residual(chosen.affine, x, y))
 
 
 # -- From the values alone ---------------------------------------------------------------
@@ -405,13 +409,13 @@ def _is_usable(affine: Affine) -> bool:
 
 def _same(a: Affine, b: Affine) -> bool:
     """Whether two come to the same for all levels, as far as rounded constants can tell."""
-    gains, corners = np.array([a.gain, b.gain]), []
-    if a.order != b.order:
+    if a.order != b.order or not _is_usable(a) or not _is_usable(b):
         return False
-    for one in (a, b):
-        corners.append(one.apply([[0.0] * 3, [TOP_LEVEL] * 3]))
-    largest = np.abs(gains).max(axis=0) * TOP_LEVEL
-    return bool((np.abs(corners[0] - corners[1]) <= EXACT / 4 * largest).all())
+    darkest, lightest = (
+        np.abs(a.apply([level] * 3) - b.apply([level] * 3)) for level in (0.0, TOP_LEVEL)
+    )
+    largest = np.abs([a.gain, b.gain]).max(axis=0) * TOP_LEVEL
+    return bool((np.maximum(darkest, lightest) <= EXACT / 4 * largest).all())
 
 
 def _in_words(affine: Affine) -> str:

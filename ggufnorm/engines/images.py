@@ -114,25 +114,31 @@ def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
             where = "in the middle" if down.start or across.start else "below or to the right"
             where = where if size != (height, width) else ""
             yield Resized(f"padded {where}".rstrip(), how, padded, inside)
-    for (h, w), how in product(_before_crop(rows, columns, height, width), _FILTERS):
+    sizes = _before_crop(rows, columns, height, width)
+    for ((h, w), shape), how in product(sizes.items(), _FILTERS):
         top, left = (h - height) // 2, (w - width) // 2
         cropped = _resize(levels, h, w, how)[top : top + height, left : left + width]
-        shape = f"short edge to {min(h, w)}, cropped"
         yield Resized(shape, how, cropped, everything)
 
 
-def _before_crop(rows: int, columns: int, height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes of its own proportions that a picture may have before its middle is cut out."""
+def _before_crop(rows: int, columns: int, height: int, width: int) -> dict[tuple[int, int], str]:
+    """Sizes that a picture may have before its middle is cut out, and how it got them."""
     short, long = sorted((rows, columns))
-    found: dict[tuple[int, int], None] = {}
+    found: dict[tuple[int, int], str] = {}
     for larger in _ENLARGED:
         edge = round(max(height, width) * larger)
         # torchvision and Transformers cut the long edge to a whole number, timm rounds it.
         for other in (edge * long // short, round(edge * long / short)):
             h, w = (edge, other) if rows == short else (other, edge)
-            if h >= height and w >= width and (h, w) != (height, width):
-                found[h, w] = None
-    return list(found)
+            found[h, w] = f"short edge to {edge}, cropped"
+    for larger in _ENLARGED:
+        h, w = round(height * larger), round(width * larger)
+        found.setdefault((h, w), f"stretched to {w}×{h}, cropped")
+    return {
+        (h, w): how
+        for (h, w), how in found.items()
+        if h >= height and w >= width and (h, w) != (height, width)
+    }
 
 
 def _paddings(rows: int, columns: int, height: int, width: int) -> list[tuple[slice, slice]]:

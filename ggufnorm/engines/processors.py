@@ -18,6 +18,9 @@ from ggufnorm.errors import EngineMissingError, InputError
 
 Pictures = NDArray[np.float32]
 
+_DIGIT = 200
+"""Coordinates are written in this base, as one level per digit."""
+
 
 class Processor:
     """The image processor that ``AutoImageProcessor`` makes of a folder.
@@ -82,44 +85,74 @@ class Processor:
         return self._run(levels, do_rescale=False, do_normalize=False)
 
     def _run(self, levels: Levels, **options: bool) -> Pictures:
-        from PIL import Image
-
-        with _quiet():
-            try:
-                out = self._processor(
-                    images=Image.fromarray(levels), return_tensors="np", **options
-                )
-            except Exception as error:
-                raise InputError(f"{self.path}: {self.name} fails: {_line(error)}") from None
-        return self._pictures(out)
-
-    def _pictures(self, out: Mapping[str, Any]) -> Pictures:
-        if "pixel_values" not in out:
-            raise InputError(f"{self.path}: {self.name} gives no pixel_values")
+        out = self._call(levels, **options)
         values = np.asarray(out["pixel_values"], np.float32)
-        grid = out.get("image_grid_thw")
-        if values.ndim == 2 and grid is not None:
-            return self._from_patches(values, np.asarray(grid)[0])
         if values.ndim in (4, 5) and values.shape[-3] == 3:
             return np.moveaxis(values.reshape(-1, *values.shape[-3:]), 1, -1)
         if values.ndim in (4, 5) and values.shape[-1] == 3:
             return values.reshape(-1, *values.shape[-3:])
-        raise InputError(
-            f"{self.path}: {self.name} gives pixel_values of shape {values.shape}, in which"
-            " pictures of three channels cannot be told"
-        )
+        return self._whole(values, self._grid(out))[None]
 
-    def _from_patches(self, values: Pictures, grid: NDArray[Any]) -> Pictures:
-        """Patches as Qwen2VLImageProcessor lays them out, put together again."""
-        p = self._processor
-        t, h, w = (int(n) for n in grid)
-        m, size, frames = p.merge_size, p.patch_size, p.temporal_patch_size
-        if values.size != t * h * w * 3 * frames * size * size:
-            raise InputError(f"{self.path}: {self.name} gives patches of shape {values.shape}")
-        parts = values.reshape(t, h // m, w // m, m, m, 3, frames, size, size)
-        # → time, frame, rows (block, patch, pixel), columns (block, patch, pixel), channel
-        whole = parts.transpose(0, 6, 1, 3, 7, 2, 4, 8, 5)
-        return np.ascontiguousarray(whole).reshape(t * frames, h * size, w * size, 3)[:1]
+    def _call(self, levels: Levels, **options: bool) -> Mapping[str, Any]:
+        from PIL import Image
+
+        with _quiet():
+            try:
+                out: Mapping[str, Any] = self._processor(
+                    images=Image.fromarray(levels), return_tensors="np", **options
+                )
+            except Exception as error:
+                raise InputError(f"{self.path}: {self.name} fails: {_line(error)}") from None
+        if "pixel_values" not in out:
+            raise InputError(f"{self.path}: {self.name} gives no pixel_values")
+        return out
+
+    def _grid(self, out: Mapping[str, Any]) -> tuple[int, int]:
+        """Rows and columns of the picture whose patches the processor gave."""
+        size = int(getattr(self._processor, "patch_size", 0) or 0)
+        if "image_grid_thw" in out:  # Qwen2-VL and its kin
+            _time, h, w = np.asarray(out["image_grid_thw"])[0]
+        elif "spatial_shapes" in out:  # SigLIP 2
+            h, w = np.asarray(out["spatial_shapes"])[0]
+        elif "image_position_ids" in out:  # Gemma 4
+            w, h = np.asarray(out["image_position_ids"])[0].max(axis=0) + 1
+        else:
+            h = w = 0
+        if h * w * size == 0:
+            raise InputError(
+                f"{self.path}: {self.name} gives pixel_values of shape"
+                f" {np.shape(out['pixel_values'])}, in which no pictures can be told"
+            )
+        return int(h) * size, int(w) * size
+
+    def _whole(self, values: Pictures, shape: tuple[int, int]) -> Pictures:
+        """Put a picture together again that the processor cut into patches.
+
+        Pictures whose levels are their pixels' coordinates go the same way: what comes
+        out tells where each value is from, whatever the patches' order.
+        """
+        rows, columns = np.indices(shape)
+        tracers = (rows // _DIGIT, rows % _DIGIT, columns // _DIGIT, columns % _DIGIT)
+        plain = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+        codes = []
+        for tracer in (*(np.stack([t] * 3, axis=-1) for t in tracers), _channel_picture(shape)):
+            # One more, as padding is 0.
+            out = self._call((tracer + 1).astype(np.uint8), **plain)
+            codes.append(np.round(np.asarray(out["pixel_values"], np.float32)).astype(int) - 1)
+        if any(code.shape != values.shape for code in codes):
+            raise InputError(f"{self.path}: {self.name}: the order of its patches cannot be told")
+        known = np.min(codes, axis=0) >= 0
+        row_high, row_low, column_high, column_low, channel = (code[known] for code in codes)
+        at = row_high * _DIGIT + row_low, column_high * _DIGIT + column_low, channel
+        picture = np.full((*shape, 3), np.nan, np.float32)
+        picture[at] = values[known]
+        if np.isnan(picture).any():
+            raise InputError(f"{self.path}: {self.name}: its patches are not all of the picture")
+        return picture
+
+
+def _channel_picture(shape: tuple[int, int]) -> NDArray[np.int64]:
+    return np.broadcast_to(np.arange(3), (*shape, 3))
 
 
 def _auto_image_processor() -> Any:

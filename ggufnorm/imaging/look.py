@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,23 +26,25 @@ from ggufnorm.imaging.matching import best_match
 Values = NDArray[np.floating]
 
 _BINS = 32
+_USUAL = 12
+"""Ways to resize that a whole picture is told from its parts by."""
 
 
 @dataclass(frozen=True)
 class Fed:
-    """What a pipeline feeds: all its pictures of ``(height, width, 3)``, the whole one first.
+    """What a pipeline feeds.
 
     Attributes:
         name: the pipeline's.
         source: what decides what it does.
-        pictures: of ``(height, width, 3)`` each.
-        levels: the first one before it was scaled, if that is known.
+        pictures: of ``(height, width, 3)`` each; more than one if the picture was cut.
+        levels: the same before they were scaled, None if they are not known.
     """
 
     name: str
     source: str
     pictures: Sequence[Values]
-    levels: Values | None = None
+    levels: Sequence[Values] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,41 @@ class Seen:
 def look_at_all(fed: Sequence[Fed], levels: Levels | None, expected: Normalization) -> list[Seen]:
     """Explain what each pipeline feeds.
 
-    Of several pictures the one is taken that shows what the first pipeline's first shows.
+    Of several pictures of the first pipeline the one is taken that shows all of the
+    original, of the others the one that shows the same.
 
     Args:
         fed: at least one pipeline.
-        levels: the picture, None if there is none.
+        levels: the original picture, None if there is none.
         expected: how pixels should be normalized.
     """
-    first = fed[0].pictures
-    return [_look_at(f, f.pictures[_like(first[0], f.pictures)], levels, expected) for f in fed]
+    first = fed[0].pictures[_whole(fed[0].pictures, levels)]
+    return [_look_at(f, _like(first, f.pictures), levels, expected) for f in fed]
+
+
+def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
+    """Which of several shows all of the original, 0 if that cannot be told."""
+    finite = [i for i, p in enumerate(pictures) if np.isfinite(p).all()]
+    if levels is None or len(pictures) == 1:
+        return 0
+
+    def distance(i: int) -> float:
+        height, width, _channels = pictures[i].shape
+        usual = islice(resizes(levels, height, width), _USUAL)
+        return best_match(usual, pictures[i]).residual
+
+    return min(finite, key=distance, default=0)
 
 
 def _like(picture: Values, others: Sequence[Values]) -> int:
-    """Which of several shows the same part of the picture, 0 if that cannot be told."""
+    """Which of several shows the same part of the original, 0 if that cannot be told."""
     same = [i for i, o in enumerate(others) if o.shape == picture.shape]
     finite = [i for i in same if np.isfinite(others[i]).all() and np.isfinite(picture).all()]
     return min(finite, key=lambda i: fit(picture, others[i]).residual, default=0)
 
 
-def _look_at(fed: Fed, values: Values, levels: Levels | None, expected: Normalization) -> Seen:
+def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalization) -> Seen:
+    values = fed.pictures[index]
     if not np.isfinite(values).all():
         n = int((~np.isfinite(values)).sum())
         text = f"{n:,} of {values.size:,} values are NaN or infinite"
@@ -90,7 +109,7 @@ def _look_at(fed: Fed, values: Values, levels: Levels | None, expected: Normaliz
     elif levels is None:
         explanation, how, how_far = explain_alone(values, expected), None, None
     else:
-        explanation, how, how_far = _with_picture(fed, values, levels, expected)
+        explanation, how, how_far = _with_picture(fed, index, levels, expected)
     mean, std = _used(explanation.affine)
     finite = bool(np.isfinite(values).all())
     pipeline = Pipeline(
@@ -115,16 +134,18 @@ def _look_at(fed: Fed, values: Values, levels: Levels | None, expected: Normaliz
 
 
 def _with_picture(
-    fed: Fed, values: Values, levels: Levels, expected: Normalization
+    fed: Fed, index: int, levels: Levels, expected: Normalization
 ) -> tuple[Explanation, str | None, float | None]:
     """What was done to levels, how they were resized, and how sure that is."""
-    height, width, _three = values.shape
-    target = values if fed.levels is None else fed.levels
-    match = best_match(resizes(levels, height, width), target)
-    if fed.levels is not None:
-        explanation = explain(fed.levels, values, expected)
-    else:
+    values = fed.pictures[index]
+    height, width, _channels = values.shape
+    if fed.levels is None:
+        match = best_match(resizes(levels, height, width), values)
         explanation = explain(*match.pair(values), expected)
+    else:
+        before = fed.levels[index]
+        match = best_match(resizes(levels, height, width), before)
+        explanation = explain(before, values, expected)
     if explanation.told:
         return explanation, str(match.resized), match.residual
     alone = explain_alone(values, expected)

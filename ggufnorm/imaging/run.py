@@ -150,10 +150,10 @@ def _run(
     expected: Normalization,
 ) -> Iterator[Fed]:
     if levels is not None and processor is not None:
-        resized, made = processor.resized(levels), processor.feed(levels)
-        yield Fed("transformers", processor.path, list(made), resized[0])
-        again = expected.apply(resized[0]).astype(np.float32)
-        yield Fed("numpy", "(level · scale - mean) / std", [again], resized[0])
+        made, before = list(processor.feed(levels)), list(processor.resized(levels))
+        yield Fed("transformers", processor.path, made, before)
+        again = [expected.apply(b).astype(np.float32) for b in before]
+        yield Fed("numpy", "(level · scale - mean) / std", again, before)
     if levels is not None and mmproj is not None:
         path = local_path(mmproj)
         runs = capture_pixels(path, levels)

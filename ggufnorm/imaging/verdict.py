@@ -14,7 +14,7 @@ from ggufnorm.core.pixel_report import (
     PixelFinding,
 )
 from ggufnorm.core.pixels import Normalization, whose_model
-from ggufnorm.imaging.pairs import ROUNDING
+from ggufnorm.imaging.pairs import SAME_LEVELS
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ def _of_constants(evidence: Evidence) -> Iterator[PixelFinding]:
 
 
 def _of_pipeline(p: Pipeline) -> Iterator[PixelFinding]:
+    if p.name == "transformers" and p.mistakes:
+        message = f"transformers does not do what its configuration says: {p.normalization}"
+        yield PixelFinding("warning", "processor-differs", p.name, message)
+        return
     for mistake in p.mistakes:
-        message = f"{p.name}: {p.normalization}"
-        yield PixelFinding("error", mistake, p.name, message)
+        yield PixelFinding("error", mistake, p.name, f"{p.name}: {p.normalization}")
     if not p.told:
         yield PixelFinding("warning", "not-told", p.name, f"{p.name}: {p.normalization}")
 
@@ -72,10 +75,10 @@ def _of_pipeline(p: Pipeline) -> Iterator[PixelFinding]:
 def _of_pair(c: PixelComparison) -> Iterator[PixelFinding]:
     if c.rel_l2 is None:
         yield PixelFinding("warning", "pictures-differ", c.b, f"{c.a} and {c.b}: {c.explanation}")
-    elif c.residual is not None and c.residual > ROUNDING:
+    elif c.residual is not None and c.largest is not None and c.largest > SAME_LEVELS:
         message = (
             f"{c.a} and {c.b} show the model different pictures (relative L2 {c.residual:.3g}"
-            f" when normalized alike): {c.explanation}"
+            f" if normalized alike): {c.explanation}"
         )
         yield PixelFinding("warning", "pictures-differ", c.b, message)
 
@@ -121,7 +124,7 @@ def _verdict(evidence: Evidence, findings: tuple[PixelFinding, ...]) -> str:
     if not findings and len(evidence.pipelines) == 1:
         (only,) = evidence.pipelines
         return f"{only.name}: {only.normalization}"
-    told = [p.name for p in evidence.pipelines if p.told]
+    told = [p.name for p in evidence.pipelines if p.told and not p.mistakes]
     parts = [f"{_listed(told)}: normalized as expected"] if told else []
     if not findings:
         parts.append("all feed the same pixels")

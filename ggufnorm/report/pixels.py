@@ -14,6 +14,8 @@ PIPELINE_COLUMNS = ("Pipeline", "Size", "", "Mean", "Std", "Min", "Max", "Mean u
 PIPELINE_LEFT = ("Pipeline", "", "Values")
 PAIR_COLUMNS = ("Pipelines", "Rel L2", "Rest", "Difference")
 PAIR_LEFT = ("Pipelines", "Difference")
+_SURE = 0.02
+"""Residual up to which a picture is said to be the one."""
 _CHANNELS = ("red", "green", "blue")
 
 
@@ -52,7 +54,7 @@ def done_line(p: Pipeline) -> str:
     if p.residual is not None:
         parts.append(f"residual {number(p.residual)}")
     if p.picture is not None:
-        known = p.picture_residual is not None and p.picture_residual < 1e-3
+        known = p.picture_residual is not None and p.picture_residual < _SURE
         parts.append(f"picture {p.picture}" if known else f"picture most like {p.picture}")
     return printable(f"{p.name}: {'; '.join(parts)}")
 
