@@ -8,8 +8,9 @@ came out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import permutations, product
 
 import numpy as np
@@ -155,6 +156,7 @@ class Fit:
 AS_EXPECTED = "normalized as expected"
 
 
+@lru_cache(maxsize=16)
 def hypotheses(expected: Normalization) -> tuple[Hypothesis, ...]:
     """What a pipeline may have done, from the right thing to two mistakes at once.
 
@@ -163,11 +165,12 @@ def hypotheses(expected: Normalization) -> tuple[Hypothesis, ...]:
     made = [
         (len(h.mistakes), rank, h) for rank, h in enumerate(_all(expected)) if _is_usable(h.affine)
     ]
-    kept: list[Hypothesis] = []
+    kept: dict[tuple[int, int, int], list[Hypothesis]] = {_RGB: [], _BGR: []}
     for _n, _rank, hypothesis in sorted(made, key=lambda m: m[:2]):
-        if not any(_same(hypothesis.affine, k.affine) for k in kept):
-            kept.append(hypothesis)
-    return tuple(kept)
+        alike = kept[hypothesis.affine.order]
+        if not _is_any(hypothesis.affine, [k.affine for k in alike]):
+            alike.append(hypothesis)
+    return tuple(sorted((h for k in kept.values() for h in k), key=lambda h: len(h.mistakes)))
 
 
 def fit(levels: ArrayLike, values: ArrayLike) -> Fit:
@@ -241,7 +244,8 @@ def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Ex
 _OUTSIDE = 4.0
 """Levels beyond 0 to 255 that a resize in floating point may give."""
 _ON_GRID = 0.02
-_NARROW = 0.15 * TOP_LEVEL
+_NARROW = 0.5 * TOP_LEVEL
+_NEAR_END = 8.0
 
 
 @dataclass(frozen=True)
@@ -253,12 +257,14 @@ class _Undone:
         on_grid: whether they are whole numbers: the picture was resized before it was
             scaled, and these constants are the ones.
         span: the narrowest channel's range.
+        fills: whether every channel goes from black to full.
     """
 
     hypothesis: Hypothesis
     inside: bool
     on_grid: bool
     span: float
+    fills: bool
 
 
 def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
@@ -284,9 +290,10 @@ def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
     if n_right:
         return _alone(exact[0], "undone so, the values are whole levels")
     if right.inside:
-        wider = [u for u in possible if u.span > 0.6 * TOP_LEVEL]
-        if right.span < _NARROW and wider:
-            return _alone(wider[0], f"undone as expected, they span {right.span:.1f} levels of 255")
+        filling = [u for u in possible if u.fills]
+        if right.span < _NARROW and filling:
+            text = f"undone as expected, the values span {right.span:.0f} levels of 255"
+            return _alone(filling[0], text)
         return _alone(right, "as far as their range tells")
     if possible:
         widest = max(possible, key=lambda u: u.span)
@@ -315,6 +322,10 @@ def _undo(hypothesis: Hypothesis, values: Array) -> _Undone:
         inside=bool(levels.min() >= -_OUTSIDE and levels.max() <= TOP_LEVEL + _OUTSIDE),
         on_grid=bool(sure and whole.mean() > 0.999 and _many(levels)),
         span=float(np.ptp(levels, axis=0).min()),
+        fills=bool(
+            levels.min(axis=0).max() <= _NEAR_END
+            and levels.max(axis=0).min() >= TOP_LEVEL - _NEAR_END
+        ),
     )
 
 
@@ -370,7 +381,8 @@ def _unswapped(expected: Normalization) -> Iterator[tuple[tuple[str, ...], str, 
         if k != 1:
             text = "not scaled: the mean was subtracted from levels of 0 to 255"
             yield wrong("not-scaled", text, one / s, -m / s)
-            yield wrong("scaled-twice", f"scaled by {k:.4g} twice", full * k / s, -m / s)
+            text = "scaled twice, or scaled though mean and std are of levels from 0 to 255"
+            yield wrong("scaled-twice", text, full * k / s, -m / s)
         else:
             text = "scaled to 0 to 1, though these constants are of levels from 0 to 255"
             yield wrong("scaled", text, one / TOP_LEVEL / s, -m / s)
@@ -383,8 +395,6 @@ def _unswapped(expected: Normalization) -> Iterator[tuple[tuple[str, ...], str, 
         yield wrong("std-unused", "not divided by the std", full, -m)
         yield wrong("std-multiplied", "multiplied by the std instead of divided", full * s, -m * s)
         yield wrong("mean-added", "the mean was added instead of subtracted", full / s, m / s)
-        text = "scaled, though mean and std are of levels from 0 to 255"
-        yield wrong("constants-in-levels", text, full / s / TOP_LEVEL, -m / s)
         text = "Caffe's way: levels less their mean, not divided"
         yield wrong("constants-of-another", text, one, -np.array(_CAFFE))
     for name, (mean, std) in KNOWN.items():
@@ -409,13 +419,20 @@ def _is_usable(affine: Affine) -> bool:
 
 def _same(a: Affine, b: Affine) -> bool:
     """Whether two come to the same for all levels, as far as rounded constants can tell."""
-    if a.order != b.order or not _is_usable(a) or not _is_usable(b):
+    return a.order == b.order and _is_usable(a) and _is_usable(b) and _is_any(a, [b])
+
+
+def _is_any(one: Affine, others: Sequence[Affine]) -> bool:
+    """The same of any of several usable ones of the same order."""
+    if not others:
         return False
-    darkest, lightest = (
-        np.abs(a.apply([level] * 3) - b.apply([level] * 3)) for level in (0.0, TOP_LEVEL)
-    )
-    largest = np.abs([a.gain, b.gain]).max(axis=0) * TOP_LEVEL
-    return bool((np.maximum(darkest, lightest) <= EXACT / 4 * largest).all())
+    gains = np.array([o.gain for o in others])
+    at_zero = np.abs(np.array([o.offset for o in others]) - one.offset)
+    at_top = np.abs(np.array([o.offset for o in others]) - one.offset
+                    + TOP_LEVEL * (gains - one.gain))  # fmt: skip
+    largest = TOP_LEVEL * np.maximum(np.abs(gains), np.abs(one.gain))
+    near = np.maximum(at_zero, at_top) <= EXACT / 4 * largest
+    return bool(near.all(axis=1).any())
 
 
 def _in_words(affine: Affine) -> str:

@@ -51,7 +51,9 @@ def best_match(candidates: Iterable[Resized], values: NDArray[np.floating]) -> M
         step = -(-len(levels) // _MOST_PIXELS)
         # A stride that shares no factor with the width goes through all columns.
         step += step > 1 and values.shape[1] % step == 0
-        found = fit(levels[::step], inside[::step]).residual
+        levels, inside = levels[::step], inside[::step]
+        # Padding of one value is explained by anything.
+        found = fit(levels, inside).residual if np.ptp(inside, axis=0).all() else np.inf
         if best is None or found < best.residual:
             best = Match(resized, found)
         if best.residual < _FOUND:
