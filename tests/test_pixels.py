@@ -451,9 +451,10 @@ def test_an_array_that_is_wrong_gives_the_mistake(mistake: str, tmp_path: Path) 
     assert report.pipelines[0].picture == "stretched, bilinear"
 
 
-def test_an_array_with_nan_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_array_that_is_not_finite_is_told(bad: float, tmp_path: Path) -> None:
     values = Normalization(*CLIP).apply(levels(20, 20))
-    values[3, 4, 1] = np.nan
+    values[3, 4, 1] = bad
     report = ggufnorm.pixels(array=feed(tmp_path, values), constants=Normalization(*CLIP))
     assert [f.name for f in report.findings] == ["non-finite"]
     assert "1 of 1,200 values" in report.findings[0].message

@@ -43,6 +43,8 @@ _MOST_PIXELS = 1 << 16
 """Pixels that hypotheses are tried on: more tell no more."""
 _ALMOST = 1.1
 """Residuals within this factor do not tell two formulae apart."""
+_HUGE = 1e12
+"""No pipeline stretches or shifts levels so far."""
 _RGB, _BGR = (0, 1, 2), (2, 1, 0)
 
 
@@ -84,7 +86,7 @@ class Normalization:
     def affine(self) -> Affine:
         """The same, as a function of levels."""
         k, m, s = self.scale, np.array(self.mean), np.array(self.std)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             return Affine(_three(k / s), _three(-m / s))
 
     @property
@@ -374,7 +376,7 @@ def _unswapped(expected: Normalization) -> Iterator[tuple[tuple[str, ...], str, 
     ]:  # fmt: skip
         return (mistake,), text, Affine(_three(gain), _three(offset))
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         yield wrong("not-normalized", "scaled, but not normalized: neither mean nor std was used",
                     full, zero)  # fmt: skip
         yield wrong("raw", "neither scaled nor normalized: levels from 0 to 255", one, zero)
@@ -413,8 +415,8 @@ def whose_model(name: str) -> str:
 
 
 def _is_usable(affine: Affine) -> bool:
-    numbers = np.array([affine.gain, affine.offset])
-    return bool(np.isfinite(numbers).all() and np.all(numbers[0] != 0))
+    gain, offset = np.abs(affine.gain), np.abs(affine.offset)
+    return bool((gain > 1 / _HUGE).all() and (gain < _HUGE).all() and (offset < _HUGE).all())
 
 
 def _same(a: Affine, b: Affine) -> bool:
@@ -437,7 +439,7 @@ def _is_any(one: Affine, others: Sequence[Affine]) -> bool:
 
 def _in_words(affine: Affine) -> str:
     gain, offset = np.array(affine.gain), np.array(affine.offset)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         std = 1 / (gain * TOP_LEVEL)
     mean = -offset * std
     named = (", ".join(f"{v:.4g}" for v in numbers) for numbers in (mean, std))
@@ -469,7 +471,7 @@ def _spread(y: Array) -> Array:
 def _least_squares(x: Array, y: Array) -> Affine:
     """Of all orders of channels the one that fits best, as it is if others are no better."""
     dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         gains = np.nan_to_num((dx.T @ dy) / (dx**2).sum(axis=0)[:, None], posinf=0, neginf=0)
     # What channel i of the picture leaves unexplained of channel c, relative to its size.
     left = (dy**2).sum(axis=0) - gains**2 * (dx**2).sum(axis=0)[:, None]

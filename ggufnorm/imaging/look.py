@@ -81,7 +81,7 @@ def look_at_all(fed: Sequence[Fed], levels: Levels | None, expected: Normalizati
 
 def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
     """Which of several shows all of the original, 0 if that cannot be told."""
-    finite = [i for i, p in enumerate(pictures) if np.isfinite(p).all()]
+    finite = [i for i, p in enumerate(pictures) if _is_finite(p).all()]
     if levels is None or len(pictures) == 1:
         return 0
 
@@ -96,14 +96,15 @@ def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
 def _like(picture: Values, others: Sequence[Values]) -> int:
     """Which of several shows the same part of the original, 0 if that cannot be told."""
     same = [i for i, o in enumerate(others) if o.shape == picture.shape]
-    finite = [i for i in same if np.isfinite(others[i]).all() and np.isfinite(picture).all()]
+    finite = [i for i in same if _is_finite(others[i]).all() and _is_finite(picture).all()]
     return min(finite, key=lambda i: fit(picture, others[i]).residual, default=0)
 
 
 def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalization) -> Seen:
     values = fed.pictures[index]
-    if not np.isfinite(values).all():
-        n = int((~np.isfinite(values)).sum())
+    finite = _is_finite(values)
+    if not finite.all():
+        n = int((~finite).sum())
         text = f"{n:,} of {values.size:,} values are NaN or infinite"
         explanation, how, how_far = Explanation(("non-finite",), text, None, None), None, None
     elif levels is None:
@@ -111,16 +112,15 @@ def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalizatio
     else:
         explanation, how, how_far = _with_picture(fed, index, levels, expected)
     mean, std = _used(explanation.affine)
-    finite = bool(np.isfinite(values).all())
     pipeline = Pipeline(
         name=fed.name,
         source=fed.source,
         shape=(len(fed.pictures), *values.shape),
-        mean=_numbers(values.mean((0, 1), np.float64)) if finite else None,
-        std=_numbers(values.std((0, 1), np.float64)) if finite else None,
-        minimum=_numbers(values.min((0, 1))) if finite else None,
-        maximum=_numbers(values.max((0, 1))) if finite else None,
-        histogram=_histogram(values) if finite else (),
+        mean=_numbers(values.mean((0, 1), np.float64)) if finite.all() else None,
+        std=_numbers(values.std((0, 1), np.float64)) if finite.all() else None,
+        minimum=_numbers(values.min((0, 1))) if finite.all() else None,
+        maximum=_numbers(values.max((0, 1))) if finite.all() else None,
+        histogram=_histogram(values) if finite.all() else (),
         picture=how,
         picture_residual=how_far,
         normalization=explanation.text,
@@ -164,6 +164,12 @@ def _used(affine: Affine | None) -> tuple[Three | None, Three | None]:
     std = [1 / (gain * TOP_LEVEL) for gain in affine.gain]
     a, b, c = (-offset * s for offset, s in zip(affine.offset, std, strict=True))
     return (a, b, c), (std[0], std[1], std[2])
+
+
+def _is_finite(values: Values) -> NDArray[np.bool_]:
+    """Of each value, as the float32 that a model gets."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(values.astype(np.float32))
 
 
 def _numbers(of_channels: Values) -> tuple[float, ...]:
