@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -16,6 +16,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schemas: $(READY)
+	$(BIN)/python -m ggufnorm.report.schema docs/schema
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
+    from ggufnorm.report.faces import load, save
+    from ggufnorm.report.fragment import to_fragment as to_fragment
+    from ggufnorm.report.frames import to_dataframe
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
@@ -41,7 +44,10 @@ __all__ = [
     "inspect",
     "l2_norm",
     "layer_norm",
+    "load",
     "rms_norm",
+    "save",
+    "to_dataframe",
     "trace",
 ]
 
@@ -61,7 +67,11 @@ _HOMES = {
     "inspect": "ggufnorm.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
+    "load": "ggufnorm.report.faces",
     "rms_norm": "ggufnorm.core.norms",
+    "save": "ggufnorm.report.faces",
+    "to_dataframe": "ggufnorm.report.frames",
+    "to_fragment": "ggufnorm.report.fragment",
     "trace": "ggufnorm.tracing.run",
 }
 

@@ -1,6 +1,7 @@
 """Every error that ggufnorm raises on purpose, and the exit code of each.
 
     GgufnormError
+    ├── MissingPackageError     2   an optional package is not installed
     ├── InputError              3   an input cannot be read
     │   ├── GGUFError           3   … because it is not well-formed GGUF
     │   ├── TensorTypeError     3   … because a tensor's type is not known
@@ -21,6 +22,12 @@ class GgufnormError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is the CLI's exit code."""
 
     exit_code = 1
+
+
+class MissingPackageError(GgufnormError):
+    """What was asked for needs a package that is not installed."""
+
+    exit_code = 2
 
 
 class InputError(GgufnormError):

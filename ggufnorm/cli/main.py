@@ -17,6 +17,7 @@ _COMMANDS = {
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare two traces, or a trace and a model.",
+    "report": "Show saved results again, in another format or side by side.",
     "demo": "Show what drift finds, on the bundled sample.",
 }
 

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from rich.console import Console, RenderableType
 
 from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.report.document import Result
+from ggufnorm.core.result import Result
 from ggufnorm.report.terminal.diff import diff_parts
-from ggufnorm.report.terminal.drift import drift_parts
+from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
 from ggufnorm.report.text import number, printable
 
@@ -52,7 +53,9 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
             if i:
                 yield ""
             yield from inspection_parts(model, width)
-    elif isinstance(result, DiffReport):
-        yield from diff_parts(result)
-    else:
+    elif isinstance(result, DriftReport):
         yield from drift_parts(result, width)
+    elif isinstance(result, DriftSet):
+        yield from drift_set_parts(result, width)
+    elif isinstance(result, DiffReport):
+        yield from diff_parts(result, width)

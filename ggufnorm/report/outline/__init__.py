@@ -1,0 +1,35 @@
+"""Results as outlines: what Markdown, HTML and notebooks have in common.
+
+A kind of result joins by one function, from the result to its :class:`Outline`.
+"""
+
+from __future__ import annotations
+
+from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.drift import DriftReport, DriftSet
+from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.result import Result
+from ggufnorm.report.outline.diff import diff_outline
+from ggufnorm.report.outline.drift import drift_outline
+from ggufnorm.report.outline.drift_set import drift_set_outline
+from ggufnorm.report.outline.inspect import failed_outline, inspect_outline
+from ggufnorm.report.outline.parts import Outline
+
+
+def outlines(result: Result) -> tuple[Outline, ...]:
+    """A result as one outline, or as several, one after the other.
+
+    Raises:
+        TypeError: results of that kind have none.
+    """
+    if isinstance(result, Inspection):
+        return (inspect_outline(result),)
+    if isinstance(result, InspectionSet):
+        return (*map(inspect_outline, result.models), *failed_outline(result))
+    if isinstance(result, DriftReport):
+        return (drift_outline(result),)
+    if isinstance(result, DriftSet):
+        return (drift_set_outline(result),)
+    if isinstance(result, DiffReport):
+        return (diff_outline(result),)
+    raise TypeError(f"no outline of {type(result).__name__}")
