@@ -220,7 +220,7 @@ def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) 
         result = from_json(json.dumps(changed), "x.json")
     except InputError:
         return
-    for face in ("text", "markdown"):
+    for face in ("text", "markdown", "html"):
         assert "\x1b" not in render(result, face)
     assert "\x1b" not in to_fragment(result)
 

@@ -232,7 +232,7 @@ def test_layers_and_roles_choose_norms(
         (["--layer", "7"], "there are 2 layers"),
         (["--role", "attention"], "attn, ffn, output"),
         (["--format", "csv", "--tensors"], "csv"),
-        (["-o", "norms.doc"], "text|json|markdown|csv"),
+        (["-o", "norms.doc"], "text|json|markdown|html|csv"),
     ],
 )
 def test_what_cannot_be_done_is_a_usage_error(

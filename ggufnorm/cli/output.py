@@ -16,7 +16,7 @@ from ggufnorm.report.faces import SUFFIXES, render, require, write
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "markdown")
+FORMATS = ("text", "json", "markdown", "html")
 """What every command can write."""
 
 

@@ -16,6 +16,7 @@ SUFFIXES = {
     ".json": "json",
     ".txt": "text",
     ".md": "markdown",
+    ".html": "html",
     ".csv": "csv",
 }
 """A file's suffix to the face that it stands for."""
@@ -63,6 +64,11 @@ def render(result: Result, face: str) -> str:
         from ggufnorm.report.markdown import to_markdown
 
         return to_markdown(result)
+    if face == "html":
+        require(face)
+        from ggufnorm.report.html import to_html
+
+        return to_html(result)
     if face == "csv":
         from ggufnorm.report.csv import to_csv
 

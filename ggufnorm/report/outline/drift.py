@@ -93,13 +93,21 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
 
 
 def _logit_figures(s: LogitStatistics) -> Iterator[Figure]:
-    kld = plus_minus(s.mean_kld, s.mean_kld_se, 6)
-    yield Figure("KL divergence", f"{kld} nats", QUOTED_KLD)
-    top1 = plus_minus(s.same_top1, s.same_top1_se, 2, 100)
-    rms = plus_minus(s.rms_delta_p, None, 2, 100)
-    yield Figure("Same top token", f"{top1} %", f"RMS Δp of the right token {rms} %")
-    ppl = f"{plus_minus(s.ppl_ref, None, 3)} → {plus_minus(s.ppl_quant, None, 3)}"
-    yield Figure("Perplexity", f"× {plus_minus(s.ppl_ratio, s.ppl_ratio_se, 4)}", ppl)
+    yield Figure(
+        "KL divergence", f"{number(s.mean_kld)} nats", f"± {number(s.mean_kld_se)}; {QUOTED_KLD}"
+    )
+    yield Figure(
+        "Same top token",
+        f"{plus_minus(s.same_top1, None, 2, 100)} %",
+        f"± {plus_minus(s.same_top1_se, None, 2, 100)} %;"
+        f" RMS Δp of the right token {plus_minus(s.rms_delta_p, None, 2, 100)} %",
+    )
+    yield Figure(
+        "Perplexity",
+        f"× {plus_minus(s.ppl_ratio, None, 4)}",
+        f"± {plus_minus(s.ppl_ratio_se, None, 4)};"
+        f" {plus_minus(s.ppl_ref, None, 3)} → {plus_minus(s.ppl_quant, None, 3)}",
+    )
 
 
 def _growth(found: Localisation) -> str:
@@ -129,7 +137,7 @@ def largest_errors(report: DriftReport, title: str = "Where drift enters") -> Se
         left=("Operation", "Reads", "Type"),
         marked=_at_fault(report, [o.node for o in chosen]),
     )
-    charts = ("own", "cumulative", "layers") if own else ("cumulative", "layers")
+    charts = ("own", "heat", "cumulative") if own else ("cumulative", "heat")
     return Section(title, (said,), charts, table if chosen else None)
 
 
