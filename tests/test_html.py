@@ -144,6 +144,14 @@ def test_what_is_outside_the_layers_has_a_place_of_its_own() -> None:
     ]
 
 
+def test_an_operation_of_another_layer_stands_where_it_is_used() -> None:
+    report = drift_report(2)
+    shared = replace(report.operations[0], node="attn_rel_b", layer=0)
+    operations = (*report.operations[:15], shared, *report.operations[15:])
+    _, datasets = chart(replace(report, operations=operations), "own")
+    assert [int(r["x"]) for r in datasets["operations"]] == [0] * 12 + [1] * 13
+
+
 def test_a_comparison_of_traces_has_no_own_errors_and_says_drift_instead() -> None:
     report = drift_report()
     unknown = replace(NOTHING, rel_l2=None, rows=0)

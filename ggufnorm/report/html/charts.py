@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ _ROW_HEIGHT = 17
 @cache
 def library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle
 
 
@@ -476,20 +477,26 @@ class _Depth:
     """Where things stand on an axis of layers.
 
     Each run of things of one layer takes a slot of width 1, and its members share it out in
-    their order. So what is before the first layer and behind the last has a place, and the
-    layers of a decoder follow on those of its encoder.
+    their order; a short run between two of another layer stands with these. So what is
+    before the first layer and behind the last has a place, and the layers of a decoder follow
+    on those of its encoder.
 
     Args:
         layers: of each thing, in order; None outside the blocks.
     """
 
     def __init__(self, layers: Sequence[int | None]) -> None:
+        runs = [(layer, len(list(run))) for layer, run in groupby(layers)]
         self.slots: list[int] = []
         self._labels: list[str] = []
-        for i, layer in enumerate(layers):
-            if i == 0 or layer != layers[i - 1]:
+        current: int | None = None
+        for i, (layer, length) in enumerate(runs):
+            following, its_length = runs[i + 1] if i + 1 < len(runs) else (layer, 0)
+            within = following == current and length < its_length
+            if not self._labels or (layer != current and not within):
                 self._labels.append("" if layer is None else str(layer))
-            self.slots.append(len(self._labels) - 1)
+                current = layer
+            self.slots += [len(self._labels) - 1] * length
         width, seen = Counter(self.slots), Counter[int]()
         self.positions: list[float] = []
         for slot in self.slots:

@@ -16,14 +16,14 @@ def inspect_outline(model: Inspection) -> Outline:
     broken = frozenset(
         i for i, n in enumerate(model.norms) if n.weight is not None and n.weight.non_finite
     )
-    norms = (Section("", table=Table(rows, _LEFT, broken)),) if rows else ()
+    norms = (Section("Norms", table=Table(rows, _LEFT, broken)),) if rows else ()
     said = (*summary(model), *notes(model))
     tensors = () if model.tensors is None else (_tensors(model.tensors),)
     return Outline(
         title(model),
         sections=(
-            *norms,
             Section("", lines=said, charts=("weights",)),
+            *norms,
             *skipped_section(tuple(f"{s.what}: {s.reason}" for s in model.skipped)),
             *tensors,
         ),
