@@ -115,6 +115,27 @@ def test_the_first_words_are_the_answer() -> None:
     assert "0.0042 nats" in [t for tag, t in faulty.texts if tag == "dd"]
 
 
+@pytest.mark.parametrize(
+    ("kld", "mood", "more"),
+    [
+        (0.03, "sound", ""),
+        (0.05, "neutral", ", but predictions drift more than Llama 3 8B's in Q4_K_M"),
+        (2.0, "neutral", ", but predictions drift more than Llama 3 8B's in Q2_K"),
+        (None, "sound", ""),
+    ],
+)
+def test_drift_that_nobody_is_to_blame_for_is_not_called_sound(
+    kld: float | None, mood: str, more: str
+) -> None:
+    report = drift_report()
+    assert report.logits is not None
+    drifted = replace(report, logits=replace(report.logits, mean_kld=kld))
+    (outline,) = outlines(drifted)
+    assert (outline.mood, outline.headline) == (mood, f"Nothing is out of line{more}")
+    (several,) = outlines(DriftSet((drifted, drifted)))
+    assert several.mood == mood
+
+
 # -- what charts hold --------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from ggufnorm.core.metrics import Difference
 from ggufnorm.report.outline.parts import (
     Excerpt,
     Figure,
+    Mood,
     Outline,
     Row,
     Section,
@@ -36,8 +37,10 @@ from ggufnorm.report.text import (
     types,
 )
 
-QUOTED_KLD = "Llama 3 8B: 0.0014 in Q8_0, 0.031 in Q4_K_M, 0.33 in Q2_K"
-"""Mean KL divergences of llama.cpp's own table (tools/perplexity/README.md)."""
+_USUAL_KLD = {"Q8_0": 0.0014, "Q4_K_M": 0.031, "Q2_K": 0.33}
+"""Mean KL divergences of Llama 3 8B, in nats: llama.cpp's tools/perplexity/README.md."""
+
+QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{v} in {k}' for k, v in _USUAL_KLD.items())}"
 
 _MOST_OPERATIONS = 12
 
@@ -48,7 +51,7 @@ def drift_outline(report: DriftReport) -> Outline:
         f"{Path(report.quant.path).name} against {Path(report.reference.path).name}",
         headline=headline(report),
         verdict=report.verdict,
-        mood="wrong" if report.culprit else "sound",
+        mood=mood(report),
         figures=tuple(_figures(report)),
         sections=(
             largest_errors(report),
@@ -65,10 +68,26 @@ def drift_outline(report: DriftReport) -> Outline:
 def headline(report: DriftReport) -> str:
     """The answer in a few words."""
     if report.culprit is None:
-        return "Nothing is out of line"
+        usual = _exceeded(report)
+        more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
+        return f"Nothing is out of line{more}"
     where = report.culprit.tensor or report.culprit.node
     layer = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"
     return f"Out of line: {where}{layer}"
+
+
+def mood(report: DriftReport) -> Mood:
+    """Sound if nothing is out of line and predictions drift as little as in Q4_K_M."""
+    if report.culprit is not None:
+        return "wrong"
+    return "neutral" if _exceeded(report) else "sound"
+
+
+def _exceeded(report: DriftReport) -> str | None:
+    """The coarsest type from Q4_K_M on whose usual KL divergence this one exceeds."""
+    kld = report.logits.mean_kld if report.logits else None
+    above = [t for t in ("Q4_K_M", "Q2_K") if kld is not None and kld > _USUAL_KLD[t]]
+    return above[-1] if above else None
 
 
 def has_own_errors(operations: Sequence[OperationDrift]) -> bool:
@@ -106,7 +125,7 @@ def _logit_figures(s: LogitStatistics) -> Iterator[Figure]:
         "Perplexity",
         f"× {plus_minus(s.ppl_ratio, None, 4)}",
         f"± {plus_minus(s.ppl_ratio_se, None, 4)};"
-        f" {plus_minus(s.ppl_ref, None, 3)} → {plus_minus(s.ppl_quant, None, 3)}",
+        f" {number(s.ppl_ref, 5)} → {number(s.ppl_quant, 5)}",
     )
 
 

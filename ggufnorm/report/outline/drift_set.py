@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ggufnorm.core.drift import DriftSet
-from ggufnorm.report.outline.drift import QUOTED_KLD, largest_errors
+from ggufnorm.report.outline.drift import QUOTED_KLD, largest_errors, mood
 from ggufnorm.report.outline.parts import Outline, Section, Table
 from ggufnorm.report.text import counted, side_by_side_row
 
@@ -22,10 +22,11 @@ def drift_set_outline(result: DriftSet) -> Outline:
         notes.append("The references differ: figures of different references do not compare.")
     if len({(r.run.text, r.run.n_ctx, r.run.n_chunks) for r in reports}) > 1:
         notes.append("The runs differ in text, context or chunks: figures compare only roughly.")
+    moods = {mood(r) for r in reports}
     return Outline(
         f"{counted(len(reports), 'model')} under test, side by side",
         headline=f"{len(wrong) or 'None'} of {len(reports)} out of line",
-        mood="wrong" if wrong else "sound",
+        mood="wrong" if wrong else "sound" if moods <= {"sound"} else "neutral",
         sections=(
             Section("", tuple(notes), ("depths",), table=table if reports else None),
             *(
