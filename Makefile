@@ -26,7 +26,7 @@ schemas: $(READY)
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)
-	@for b in header start remote diff drift; do \
+	@for b in header start remote diff drift memory; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 
 import click
 
@@ -19,6 +20,8 @@ _COMMANDS = {
     "compare": "Compare two traces, or a trace and a model.",
     "report": "Show saved results again, in another format or side by side.",
     "demo": "Show what drift finds, on the bundled sample.",
+    "doctor": "Show what is installed and what works, for bug reports.",
+    "completion": "Print a script that completes commands and options in a shell.",
 }
 
 
@@ -40,8 +43,23 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
+def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        engines = []
+        for package in ("llama-cpp-python", "gguf", "numpy"):
+            with suppress(metadata.PackageNotFoundError):
+                engines.append(f"{package} {metadata.version(package)}")
+        click.echo(f"ggufnorm {__version__} ({', '.join(engines)})")
+        ctx.exit()
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ggufnorm")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    help="Show the versions of ggufnorm and of what it stands on.",
+)  # fmt: skip
 def cli() -> None:
     """Tell whether a GGUF model still computes what its source computed.
 

@@ -149,8 +149,32 @@ def drift(
     }
     from ggufnorm.comparison.measure import measure
 
-    result = run_in_child(measure, job, lambda message: on_progress(progress_of(message)))
+    latest = Progress("")
+
+    def show(message: dict[str, Any]) -> None:
+        nonlocal latest
+        latest = progress_of(message)
+        on_progress(latest)
+
+    try:
+        result = run_in_child(measure, job, show)
+    except EngineError as error:
+        raise _with_remains(error, latest, resume) from None
     return from_plain(DriftReport, result)
+
+
+def _with_remains(
+    error: EngineError, latest: Progress, resume: str | os.PathLike[str] | None
+) -> EngineError:
+    """The error of an engine that died on the way, and what is left of its work."""
+    if latest.done == 0:
+        return error
+    remains = f"{error}; {latest.done} of {latest.total} chunks were done"
+    if resume is None:
+        remains += ": with --resume FILE a run goes on where it ended"
+    else:
+        remains += f": the same command goes on from {os.fspath(resume)}"
+    return type(error)(remains, error.log)
 
 
 def progress_of(message: dict[str, Any]) -> Progress:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, get_session
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.remote import PATIENCE, RemotePlace
@@ -144,6 +144,24 @@ def list_files(location: str, repo: str, revision: str | None) -> tuple[str, lis
 def endpoint() -> str:
     """Address of the Hub."""
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+
+
+def access(seconds: float) -> str:
+    """How the Hub can be reached.
+
+    Args:
+        seconds: to wait for an answer.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        status = get_session().head(endpoint(), timeout=seconds).status_code
+    except Exception as error:  # the exceptions of the HTTP client, whichever it is
+        raise InputError(f"cannot reach {endpoint()}: {_one_line(error)}") from None
+    if status >= 500:
+        raise InputError(f"{endpoint()} answered with status {status}")
+    return f"{endpoint()} answers, {'with' if get_token() else 'without'} a token"
 
 
 def hub_place(location: str) -> RemotePlace:
