@@ -225,6 +225,13 @@ def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) 
     assert "\x1b" not in to_fragment(result)
 
 
+def test_sets_of_nothing_are_shown() -> None:
+    for nothing in (DriftSet(()), InspectionSet((), ())):
+        for face in ("text", "markdown", "html", "json"):
+            render(nothing, face)
+        assert from_json(to_json(nothing), "x.json") == nothing
+
+
 # -- several side by side ----------------------------------------------------------------
 
 

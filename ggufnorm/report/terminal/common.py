@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ggufnorm.core.model import Skipped
+from ggufnorm.report.text import layer_cell as layer_cell
+from ggufnorm.report.text import model_line as model_line
 from ggufnorm.report.text import printable
 
 _MOST_SKIPPED = 10

@@ -290,6 +290,9 @@ def _kld_quantiles(s: LogitStatistics) -> str:
 def drift_set_parts(result: DriftSet, width: int) -> Iterable[RenderableType]:
     """Several reports side by side, and what each of them says at its end."""
     yield Text("Models under test, side by side", style="bold")
+    if not result.reports:
+        yield "none"
+        return
     rows = [side_by_side_row(r) for r in result.reports]
     bad = [r.culprit is not None for r in result.reports]
     yield fitted_table(
