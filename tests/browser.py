@@ -60,6 +60,7 @@ def _check(tab: Tab, name: str, width: int) -> str:
     hovered = sum(_hover(tab, i) for i in range(charts))
     assert charts > 0, f"{name}: no charts"
     assert hovered == charts, f"{name}: {hovered} of {charts} charts tell what is hovered"
+    _switch(tab, name)
     wide = tab.script("document.documentElement.scrollWidth")
     assert wide <= width, f"{name}: {wide} pixels wide in a window of {width}"
     assert tab.script("document.title") != "owned", f"{name}: a name was run as script"
@@ -67,6 +68,16 @@ def _check(tab: Tab, name: str, width: int) -> str:
     assert not tab.errors, f"{name}: {tab.errors}"
     assert all(u.startswith(("file:", "data:")) for u in tab.requests), tab.requests
     return f"{charts} charts, each hovered"
+
+
+def _switch(tab: Tab, name: str) -> None:
+    """The heat map's other choice draws another picture."""
+    if not tab.script("document.querySelectorAll('input[type=radio]').length"):
+        return
+    heat = "document.querySelector('[id^=heat] svg').innerHTML"
+    before = tab.script(heat)
+    tab.script("document.querySelectorAll('input[type=radio]')[1].click()")
+    tab.wait(lambda: tab.script(heat) != before, f"other heat map of {name}")
 
 
 def _hover(tab: Tab, chart: int) -> bool:
