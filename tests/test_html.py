@@ -21,8 +21,8 @@ from ggufnorm.core.result import Result
 from ggufnorm.errors import MissingPackageError
 from ggufnorm.report.document import KINDS
 from ggufnorm.report.faces import render
-from ggufnorm.report.html.chart import Chart
 from ggufnorm.report.html.charts import charts_of
+from ggufnorm.report.html.charts.parts import Chart
 from ggufnorm.report.outline import outlines
 from tests.pages import Page, check_html
 from tests.results import HOSTILE, diff_report, difference, drift_report, inspection, one_of_each

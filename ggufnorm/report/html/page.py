@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from ggufnorm.report.html.chart import Charts
+from ggufnorm.report.html.charts.parts import Charts
 from ggufnorm.report.outline.parts import Outline
 from ggufnorm.report.text import printable
 from ggufnorm.version import __version__
