@@ -56,7 +56,9 @@ def drift_charts(report: DriftReport) -> Charts:
     percentiles: Rows = []
     if report.logits is not None:
         found = report.logits.kld_percentiles
-        percentiles = [{"percent": p, "kld": rounded(v)} for p, v in found.items() if v > 0]
+        percentiles = [
+            {"percent": printable(p), "kld": rounded(v)} for p, v in found.items() if v > 0
+        ]
     if percentiles:
         mean = report.logits.mean_kld if report.logits else None
         charts["kld"] = Chart(
