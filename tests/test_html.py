@@ -52,6 +52,11 @@ def test_hostile_names_are_text(kind: str) -> None:
     assert HOSTILE not in html
     assert "<img" not in html.replace(page_scripts(html)[1], "")
     assert page.tags.count("script") == 3
+
+
+@pytest.mark.parametrize("kind", ["inspect", "drift", "drift-set", "diff"])
+def test_hostile_names_reach_the_charts_as_they_are(kind: str) -> None:
+    html = render(one_of_each(HOSTILE)[f"ggufnorm/{kind}"], "html")
     written = json.dumps(data_of(html), ensure_ascii=False)
     assert json.dumps(HOSTILE.rpartition("/")[2])[1:-1] in written  # of a path, its last part
 
@@ -79,11 +84,12 @@ def test_pages_fetch_nothing_and_run_no_script_but_their_own(kind: str) -> None:
 
 @every_kind
 def test_every_chart_has_its_place_and_its_data_and_compiles(kind: str) -> None:
-    html, page = page_of(one_of_each()[kind])
+    result = one_of_each()[kind]
+    html, page = page_of(result)
     data = data_of(html)
     places = [a["id"] for a in page.attributes if a.get("class") == "chart"]
     assert sorted(data["charts"]) == sorted(str(p) for p in places)
-    assert places
+    assert len(places) == sum(len(c.charts) for c in charts_of(result))
     for name, spec in data["charts"].items():
         datasets = data["datasets"][name.rpartition("-")[2]]
         for used in {spec["data"]["name"], *(x["data"]["name"] for x in layers_with_data(spec))}:
