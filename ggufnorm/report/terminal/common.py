@@ -62,8 +62,8 @@ def fitted_table(
 
 _GAP = 2
 """Spaces between two columns."""
-_NARROW = 21
-"""A name is not cut to less than this before columns go: ``blk.31.ffn_down.weight``."""
+_NARROW = 25
+"""A name is not cut to less than this before columns go: ``blk.31.ffn_gate_exps.weight``."""
 
 
 def cells(row: Iterable[str | Text]) -> list[RenderableType]:
