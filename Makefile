@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench browser schemas clean
+.PHONY: demo test lint bench browser docs schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -23,6 +23,10 @@ browser: $(READY)
 
 schemas: $(READY)
 	$(BIN)/python -m ggufnorm.report.schema docs/schema
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)

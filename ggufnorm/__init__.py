@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
@@ -29,14 +31,17 @@ if TYPE_CHECKING:
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
+    "AuditReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
+    "Finding",
     "GGUFError",
     "GgufnormError",
     "InputError",
     "Inspection",
     "NormSite",
+    "audit",
     "compare",
     "diff",
     "drift",
@@ -52,14 +57,17 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
+    "Finding": "ggufnorm.core.audit",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",

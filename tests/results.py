@@ -6,6 +6,14 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from ggufnorm.core.audit import (
+    AuditReport,
+    AuditSet,
+    AuditSummary,
+    Finding,
+    Ignored,
+    NotRun,
+)
 from ggufnorm.core.diff import (
     DiffReport,
     GroupDifference,
@@ -261,6 +269,22 @@ def diff_report(n_layers: int = 3, *, name: str = "blk") -> DiffReport:
     )
 
 
+def audit_report(name: str = "blk") -> AuditReport:
+    """An error that is known, one that is accepted, and one of a rule to come."""
+    tensor = f"{name}.0.attn_norm.weight"
+    finding = Finding("N302", "error", tensor, 0, f"{tensor}: all 64 values are 0", {"n": 64})
+    later = replace(finding, rule="N999", severity="warning")
+    return AuditReport(
+        path=f"{name}.gguf",
+        architecture="llama",
+        name=name,
+        findings=(finding, later),
+        ignored=(Ignored(finding, f"{name} is known"),),
+        not_run=(NotRun("S101", f"no source of {name}"),),
+        summary=AuditSummary(1, 1, 0, 1, 7, ("N302", "N999")),
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -271,4 +295,8 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/drift": drift_report(name=name, faulty=True),
         "ggufnorm/drift-set": DriftSet((drift_report(name=name), drift_report(5, faulty=True))),
         "ggufnorm/diff": diff_report(name=name),
+        "ggufnorm/audit": audit_report(name),
+        "ggufnorm/audit-set": AuditSet(
+            (audit_report(name), audit_report()), (Skipped(name, "is no model"),)
+        ),
     }

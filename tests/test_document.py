@@ -193,7 +193,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             result.save(path)
-    with pytest.raises(InputError, match="no CSV of a DriftReport"):
+    with pytest.raises(InputError, match="no csv of a DriftReport"):
         drift_report().save(tmp_path / "x.csv")
 
 

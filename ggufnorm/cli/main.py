@@ -14,11 +14,14 @@ from ggufnorm.version import __version__
 
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
+    "audit": "Check whether the norms of a converted file are right.",
     "drift": "Run two versions of a model and show where they part.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare two traces, or a trace and a model.",
     "report": "Show saved results again, in another format or side by side.",
+    "rules": "List the rules of audit.",
+    "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled sample.",
     "doctor": "Show what is installed and what works, for bug reports.",
     "completion": "Print a script that completes commands and options in a shell.",
@@ -63,8 +66,8 @@ def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) ->
 def cli() -> None:
     """Tell whether a GGUF model still computes what its source computed.
 
-    Exit codes: 0 fine, 1 a threshold was crossed, 2 usage, 3 an input cannot be read,
-    4 llama.cpp failed, 130 interrupted.
+    Exit codes: 0 fine, 1 a threshold was crossed or audit found an error, 2 usage, 3 an
+    input cannot be read, 4 llama.cpp failed, 130 interrupted.
     """
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
@@ -25,6 +26,8 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/drift": DriftReport,
     "ggufnorm/drift-set": DriftSet,
     "ggufnorm/diff": DiffReport,
+    "ggufnorm/audit": AuditReport,
+    "ggufnorm/audit-set": AuditSet,
 }
 """The documents' ``schema`` to what they hold."""
 
@@ -103,8 +106,14 @@ def side_by_side(results: Sequence[Result]) -> Result:
     drifts = [r for r in results if isinstance(r, (DriftReport, DriftSet))]
     if len(drifts) == len(results):
         return DriftSet(tuple(d for r in drifts for d in _reports(r)))
+    audits = [r for r in results if isinstance(r, (AuditReport, AuditSet))]
+    if len(audits) == len(results):
+        return AuditSet(
+            tuple(a for r in audits for a in ((r,) if isinstance(r, AuditReport) else r.models)),
+            tuple(s for r in audits if isinstance(r, AuditSet) for s in r.failed),
+        )
     kinds = ", ".join(sorted({_SCHEMAS[type(r)] for r in results}))
-    raise InputError(f"cannot show {kinds} side by side: give documents of inspect or of drift")
+    raise InputError(f"cannot show {kinds} side by side: give documents of inspect, drift or audit")
 
 
 def _models(result: Inspection | InspectionSet) -> tuple[Inspection, ...]:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.result import Result
 from ggufnorm.errors import InputError, MissingPackageError
@@ -18,6 +19,7 @@ SUFFIXES = {
     ".md": "markdown",
     ".html": "html",
     ".csv": "csv",
+    ".sarif": "sarif",
 }
 """A file's suffix to the face that it stands for."""
 
@@ -52,7 +54,8 @@ def render(result: Result, face: str) -> str:
 
     Args:
         result: to be shown.
-        face: a value of :data:`SUFFIXES`; ``csv`` is for inspections only.
+        face: a value of :data:`SUFFIXES` or ``github``; ``csv`` is for inspections only,
+            ``sarif`` and ``github`` for audits.
 
     Raises:
         InputError: there is no such face of this result.
@@ -69,12 +72,16 @@ def render(result: Result, face: str) -> str:
         from ggufnorm.report.html import to_html
 
         return to_html(result)
-    if face == "csv":
+    if face == "csv" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.csv import to_csv
 
-        if not isinstance(result, (Inspection, InspectionSet)):
-            raise InputError(f"no CSV of a {type(result).__name__}: use .json, or to_dataframe()")
         return to_csv(result)
+    if face in ("sarif", "github") and isinstance(result, (AuditReport, AuditSet)):
+        from ggufnorm.report.audit import to_github, to_sarif
+
+        return to_sarif(result) if face == "sarif" else to_github(result)
+    if face != "text":
+        raise InputError(f"no {face} of a {type(result).__name__}: use .json, .md or .html")
     from ggufnorm.report import terminal
 
     return terminal.render(result)
@@ -85,7 +92,8 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
 
     Args:
         result: to be written.
-        path: its suffix decides the format: .json, .txt, .md, .html, .csv (inspections).
+        path: its suffix decides the format: .json, .txt, .md, .html, .csv (inspections),
+            .sarif (audits).
 
     Raises:
         InputError: the suffix stands for no format of this result, or the file cannot be

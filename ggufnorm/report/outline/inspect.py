@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggufnorm.core.model import Inspection, InspectionSet, TensorFacts
+from ggufnorm.core.model import Inspection, TensorFacts
 from ggufnorm.report.outline.parts import Outline, Section, Table, skipped_section
 from ggufnorm.report.text import NORM_COLUMNS, counted, norm_row, notes, summary, title
 
@@ -28,14 +28,6 @@ def inspect_outline(model: Inspection) -> Outline:
             *tensors,
         ),
     )
-
-
-def failed_outline(models: InspectionSet) -> tuple[Outline, ...]:
-    """What could not be read, if anything."""
-    if not models.failed:
-        return ()
-    lines = tuple(f"{s.what}: {s.reason}" for s in models.failed)
-    return (Outline("Could not be read", mood="wrong", sections=(Section("", lines=lines),)),)
 
 
 def _tensors(tensors: tuple[TensorFacts, ...]) -> Section:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.model import Skipped
+
 Mood = Literal["sound", "wrong", "neutral"]
 
 
@@ -101,3 +103,11 @@ def skipped_section(skipped: tuple[str, ...]) -> tuple[Section, ...]:
     if not skipped:
         return ()
     return (Section(f"Skipped: {len(skipped)}", lines=skipped, folded=True),)
+
+
+def unread_outline(failed: tuple[Skipped, ...]) -> tuple[Outline, ...]:
+    """The models of a set that could not be read, if any."""
+    if not failed:
+        return ()
+    lines = tuple(f"{s.what}: {s.reason}" for s in failed)
+    return (Outline("Could not be read", mood="wrong", sections=(Section("", lines=lines),)),)

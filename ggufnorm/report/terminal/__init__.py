@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.result import Result
+from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
@@ -59,3 +61,7 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from drift_set_parts(result, width)
     elif isinstance(result, DiffReport):
         yield from diff_parts(result, width)
+    elif isinstance(result, AuditReport):
+        yield from audit_parts(result)
+    elif isinstance(result, AuditSet):
+        yield from audit_set_parts(result)

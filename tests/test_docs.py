@@ -1,0 +1,151 @@
+"""What the documentation says to type is typed, and what it links to is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ggufnorm.cli.main import cli
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.samples import sample_model, sample_path
+from tests.servers import HubServer, Repo, running
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+_BLOCK = re.compile(r"(?:<!-- exits with (\d+) -->\n)?^ *```(?:console)?\n(.*?)^ *```", re.M | re.S)
+_COMMAND = re.compile(r"^ *(?:\$ )?(ggufnorm .*?)(?:  +#.*)?$", re.M)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A command in a page, and the exit code that the page promises."""
+
+    page: Path
+    line: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}: {self.line}"
+
+
+def commands() -> Iterator[Typed]:
+    for page in PAGES:
+        for exit_code, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in _COMMAND.findall(block):
+                yield Typed(page, line, int(exit_code or 0))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder with the files that the documentation speaks of."""
+    with tempfile.TemporaryDirectory(prefix="ggufnorm-docs-") as name:
+        here = Path(name)
+        shutil.copyfile(sample_model(), here / "model-f16.gguf")
+        shutil.copyfile(sample_model(), here / "model.gguf")
+        for quant in ("Q8_0", "Q4_K_M"):
+            quantize(sample_model(), here / f"model-{quant}.gguf", quant)
+        text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
+        for file in ("text.txt", "wiki.test.raw"):
+            (here / file).write_text(text, encoding="utf-8")
+        yield here
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path) -> Iterator[dict[str, str]]:
+    """Where ``hf://org/repo`` is a stand-in that this test runs."""
+    files = {
+        f"model-{q}.gguf": (folder / f"model-{q}.gguf").read_bytes() for q in ("Q8_0", "Q4_K_M")
+    }
+    with running(HubServer(repos={"org/repo": Repo(files)})) as hub:
+        yield {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub")}
+
+
+@pytest.mark.parametrize("typed", tuple(commands()), ids=str)
+def test_every_command_does_what_its_page_promises(
+    typed: Typed, folder: Path, environment: dict[str, str]
+) -> None:
+    script = "from ggufnorm.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *shlex.split(typed.line)[1:]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == typed.exit_code, done.stderr
+
+
+def test_there_are_commands_on_every_how_to_page() -> None:
+    with_commands = {typed.page for typed in commands()}
+    assert set((ROOT / "docs" / "how-to").glob("*.md")) <= with_commands
+    assert {ROOT / "README.md", ROOT / "docs" / "tutorial.md"} <= with_commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    headings = _HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_exit_codes_of_readme_and_reference_agree() -> None:
+    row = re.compile(r"^\| (\d+) \|", re.M)
+    pages = (ROOT / "README.md", ROOT / "docs" / "reference" / "exit-codes.md")
+    assert len({tuple(row.findall(p.read_text(encoding="utf-8"))) for p in pages}) == 1
+
+
+def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    quant = str(folder / "model-Q8_0.gguf")
+    ref = str(folder / "model.gguf")
+    arguments = {
+        "inspect": ["inspect", ref],
+        "diff": ["diff", ref, quant],
+        "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
+    }
+    documents = {}
+    for name, words in arguments.items():
+        done = CliRunner().invoke(cli, [*words, "--format", "json"], standalone_mode=False)
+        documents[name] = json.loads(done.stdout)
+    rows = re.findall(r"^\| (\w+) \| `(\w+)(?:\[\])?`.*?\| (.*) \|$", page, re.M)
+    assert {document for document, _part, _names in rows} == set(arguments)
+    for document, part, names in rows:
+        found = documents[document][part]
+        if isinstance(found, list) and found:
+            for name in re.findall(r"`([a-z_0-9.]+)`", names.partition("(")[0]):
+                assert value_at(found[0], name.split(".")), (document, part, name)
+
+
+def value_at(found: object, names: list[str]) -> bool:
+    for name in names:
+        if not isinstance(found, dict) or name not in found:
+            return False
+        found = found[name]
+    return True
