@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from click.testing import CliRunner
 
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
+from tests import checkpoints, models
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -60,9 +63,46 @@ def folder() -> Iterator[Path]:
         for quant in ("Q8_0", "Q4_K_M"):
             quantize(sample_model(), here / f"model-{quant}.gguf", quant)
         text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
+        for file in ("models/model.gguf", "more/of/them/model.gguf"):
+            (here / file).parent.mkdir(parents=True)
+            shutil.copyfile(sample_model(), here / file)
+        write_checkpoint(here / "hf-folder", sample_model())
+        gemma = checkpoints.pair(next(n for n in checkpoints.NETWORKS if n.architecture == "gemma"))
+        gemma.write_model(here / "gemma.gguf")
+        write_files(here / "gemma-hf", gemma.files())
+        models.edited(
+            sample_model(),
+            here / "sotu-faulty.gguf",
+            floats={"llama.attention.layer_norm_rms_epsilon": 0.0},
+        )
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
         yield here
+
+
+def write_checkpoint(folder: Path, model: Path) -> None:
+    """What the model may have been converted from: its norms and its embedding."""
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    for i in range(5):
+        names[f"blk.{i}.attn_norm"] = f"model.layers.{i}.input_layernorm"
+        names[f"blk.{i}.ffn_norm"] = f"model.layers.{i}.post_attention_layernorm"
+    with GGUFFile(model) as file:
+        tensors = {
+            f"{name}.weight": ("F32", read_tensor(file, f"{target}.weight"))
+            for target, name in names.items()
+        }
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": checkpoints.safetensors(tensors),
+    }
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +111,10 @@ def environment(folder: Path) -> Iterator[dict[str, str]]:
     files = {
         f"model-{q}.gguf": (folder / f"model-{q}.gguf").read_bytes() for q in ("Q8_0", "Q4_K_M")
     }
-    with running(HubServer(repos={"org/repo": Repo(files)})) as hub:
+    files["file.gguf"] = files["model-Q4_K_M.gguf"]
+    source = {path.name: path.read_bytes() for path in (folder / "hf-folder").iterdir()}
+    repos = {"org/repo": Repo(files), "org/source": Repo(source)}
+    with running(HubServer(repos=repos)) as hub:
         yield {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub")}
 
 
