@@ -28,6 +28,7 @@ from tests.pages import Page, check_html
 from tests.results import HOSTILE, diff_report, difference, drift_report, inspection, one_of_each
 from tests.test_cli import ggufnorm as run
 from tests.test_cli import one_line_error
+from tests.test_package import loaded_after
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 NOTHING = difference(0.0)
@@ -239,6 +240,13 @@ def test_the_command_writes_the_page(sample: Path, tmp_path: Path) -> None:
     done = run("inspect", sample, "-o", out)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert "blk.0.attn_norm.weight" in check_html(out.read_text()).text()
+
+
+def test_text_imports_neither_templates_nor_charts_nor_pandas(sample: Path) -> None:
+    command = f"cli.main(['inspect', {str(sample)!r}], standalone_mode=False)"
+    loaded = loaded_after(f"from ggufnorm.cli.main import cli; {command}")
+    assert "rich" in loaded
+    assert loaded.isdisjoint({"jinja2", "vl_convert", "pandas"})
 
 
 def test_without_its_packages_the_command_says_what_to_install(
