@@ -254,21 +254,48 @@ def read_node(address: int) -> NDArray[np.float32]:
     return np.array(strided, dtype=np.float32, order="C")
 
 
-def write_node(address: int, values: NDArray[np.float32]) -> None:
+def write_node(
+    address: int, values: NDArray[np.float32], sequence: int = 0, n_seq: int = 1
+) -> None:
     """Replace a just-computed F32 node's values: every later node reads the new ones.
 
     Args:
         address: of a contiguous F32 node.
         values: what :func:`read_node` gave for the same node of another context.
+        sequence: where several sequences run side by side, the one whose values these are.
+        n_seq: how many run; the tokens of one lie behind those of the other.
     """
-    t = TensorStruct.from_address(address)
-    data = np.ascontiguousarray(values, dtype=np.float32)
-    if data.nbytes != ggml().ggml_nbytes(address):
-        raise ValueError("a node is replaced by values of its own size only")
+    t, data, start = _part_of(address, values, sequence, n_seq)
     if _is_host(t):
-        ctypes.memmove(t.data, data.ctypes.data, data.nbytes)
+        ctypes.memmove(t.data + start, data.ctypes.data, data.nbytes)
     else:
-        ggml().ggml_backend_tensor_set(address, data.ctypes.data, 0, data.nbytes)
+        ggml().ggml_backend_tensor_set(address, data.ctypes.data, start, data.nbytes)
+
+
+def add_to_node(
+    address: int, values: NDArray[np.float32], sequence: int = 0, n_seq: int = 1
+) -> None:
+    """Add to a just-computed F32 node's values; the arguments are those of :func:`write_node`."""
+    t, data, start = _part_of(address, values, sequence, n_seq)
+    if _is_host(t):
+        raw: Any = (ctypes.c_uint8 * data.nbytes).from_address(t.data + start)
+        there: NDArray[np.float32] = np.ndarray(data.shape, np.float32, raw)
+        there += data
+    else:
+        held = np.empty_like(data)
+        ggml().ggml_backend_tensor_get(address, held.ctypes.data, start, held.nbytes)
+        held += data
+        ggml().ggml_backend_tensor_set(address, held.ctypes.data, start, held.nbytes)
+
+
+def _part_of(
+    address: int, values: NDArray[np.float32], sequence: int, n_seq: int
+) -> tuple[TensorStruct, NDArray[np.float32], int]:
+    """A node, the values as ggml lays them out, and where in the node they begin."""
+    data = np.ascontiguousarray(values, dtype=np.float32)
+    if data.nbytes * n_seq != ggml().ggml_nbytes(address):
+        raise ValueError("a node is changed by values of its own size only")
+    return TensorStruct.from_address(address), data, sequence * data.nbytes
 
 
 def _is_host(t: TensorStruct) -> bool:
