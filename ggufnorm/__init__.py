@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.attribution.run import attribute
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
+    "AttributionReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
@@ -34,6 +37,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "attribute",
     "compare",
     "diff",
     "drift",
@@ -46,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttributionReport": "ggufnorm.core.attribution",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
@@ -54,6 +59,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "attribute": "ggufnorm.attribution.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",

@@ -14,6 +14,7 @@ from ggufnorm.version import __version__
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
     "drift": "Run two versions of a model and show where they part.",
+    "attribute": "Tell which tensors of a quantized model its KL divergence comes from.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare two traces, or a trace and a model.",

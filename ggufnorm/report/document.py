@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport
+Result = Inspection | InspectionSet | DriftReport | DiffReport | AttributionReport
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -22,6 +23,7 @@ _SCHEMAS: dict[type, str] = {
     InspectionSet: "ggufnorm/inspect-set",
     DriftReport: "ggufnorm/drift",
     DiffReport: "ggufnorm/diff",
+    AttributionReport: "ggufnorm/attribute",
 }
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.report.document import Result
+from ggufnorm.report.terminal.attribute import attribution_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
@@ -54,5 +56,7 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
             yield from inspection_parts(model, width)
     elif isinstance(result, DiffReport):
         yield from diff_parts(result)
+    elif isinstance(result, AttributionReport):
+        yield from attribution_parts(result)
     else:
         yield from drift_parts(result, width)
