@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.attribution.recipe import recipe
     from ggufnorm.attribution.run import attribute
     from ggufnorm.comparison.run import drift
     from ggufnorm.core.attribution import AttributionReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
@@ -37,6 +39,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "RecipeReport",
     "attribute",
     "compare",
     "diff",
@@ -45,6 +48,7 @@ __all__ = [
     "inspect",
     "l2_norm",
     "layer_norm",
+    "recipe",
     "rms_norm",
     "trace",
 ]
@@ -59,6 +63,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "RecipeReport": "ggufnorm.core.recipe",
     "attribute": "ggufnorm.attribution.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
@@ -67,6 +72,7 @@ _HOMES = {
     "inspect": "ggufnorm.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
+    "recipe": "ggufnorm.attribution.recipe",
     "rms_norm": "ggufnorm.core.norms",
     "trace": "ggufnorm.tracing.run",
 }

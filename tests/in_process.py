@@ -14,6 +14,7 @@ from unittest import mock
 import gguf
 import numpy as np
 
+from ggufnorm.attribution import recipe
 from ggufnorm.attribution import run as attribution
 from ggufnorm.comparison import run
 from ggufnorm.engines.child import Task
@@ -31,6 +32,7 @@ def engine() -> Iterator[None]:
     with (
         mock.patch.object(run, "run_in_child", _run_here),
         mock.patch.object(attribution, "run_in_child", _run_here),
+        mock.patch.object(recipe, "run_in_child", _run_here),
         mock.patch.object(quantize, "run_in_child", _run_here),
     ):
         yield

@@ -37,6 +37,22 @@ class Share(click.ParamType[float]):
         return share
 
 
+class Size(click.ParamType[int]):
+    """A number of bytes: 500MB, 1.5GiB, 250000."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.I)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
 class Duration(click.ParamType[float]):
     """Seconds: 90, 90s, 10m, 1.5h."""
 

@@ -14,8 +14,9 @@ from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
+from ggufnorm.core.recipe import RecipeReport
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport | AttributionReport
+Result = Inspection | InspectionSet | DriftReport | DiffReport | AttributionReport | RecipeReport
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -24,6 +25,7 @@ _SCHEMAS: dict[type, str] = {
     DriftReport: "ggufnorm/drift",
     DiffReport: "ggufnorm/diff",
     AttributionReport: "ggufnorm/attribute",
+    RecipeReport: "ggufnorm/recipe",
 }
 
 

@@ -238,11 +238,19 @@ def read_node(address: int) -> NDArray[np.float32]:
     Returns:
         float32 in NumPy's order, ``(ne[3], ne[2], ne[1], ne[0])``.
     """
+    return _read(address, _READABLE[type_name(TensorStruct.from_address(address).type)], np.float32)
+
+
+def read_integers(address: int) -> NDArray[np.int32]:
+    """A copy of an I32 node's values, in the order of :func:`read_node`."""
+    return _read(address, np.dtype(np.int32), np.int32)
+
+
+def _read(address: int, dtype: np.dtype[Any], target: type[Any]) -> NDArray[Any]:
     t = TensorStruct.from_address(address)
-    dtype = _READABLE[type_name(t.type)]
     shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
     if 0 in shape:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, target)
     span = dtype.itemsize + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     raw: Any
     if _is_host(t):
@@ -251,7 +259,7 @@ def read_node(address: int) -> NDArray[np.float32]:
         raw = np.empty(span, np.uint8)
         ggml().ggml_backend_tensor_get(address, raw.ctypes.data, 0, span)
     strided: NDArray[Any] = np.ndarray(shape, dtype, raw, strides=strides)
-    return np.array(strided, dtype=np.float32, order="C")
+    return np.array(strided, dtype=target, order="C")
 
 
 def write_node(

@@ -10,11 +10,13 @@ from rich.console import Console, RenderableType
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.report.document import Result
 from ggufnorm.report.terminal.attribute import attribution_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
+from ggufnorm.report.terminal.recipe import recipe_parts
 from ggufnorm.report.text import number, printable
 
 __all__ = ["WIDTH", "number", "printable", "render"]
@@ -58,5 +60,7 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from diff_parts(result)
     elif isinstance(result, AttributionReport):
         yield from attribution_parts(result)
+    elif isinstance(result, RecipeReport):
+        yield from recipe_parts(result)
     else:
         yield from drift_parts(result, width)
