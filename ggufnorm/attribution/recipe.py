@@ -127,7 +127,7 @@ def recipe(
         raise ValueError("give one of max_bytes, max_growth and target_kld")
     if (target_kld is not None and target_kld <= 0) or (max_growth or 0) <= -1:
         raise ValueError("target_kld must be above 0, and max_growth above -1")
-    tensor_types = _known(types)
+    tensor_types = known_types(types)
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
     run = partial(
@@ -188,7 +188,7 @@ def refuse_input(out: str | os.PathLike[str] | None, inputs: Sequence[str]) -> N
             raise InputError(f"{out} is an input: give another file to write to")
 
 
-def _known(types: Sequence[str]) -> tuple[str, ...]:
+def known_types(types: Sequence[str]) -> tuple[str, ...]:
     """Ggml's names of types, each once.
 
     Raises:

@@ -110,7 +110,7 @@ def command(
     if save_imatrix and imatrix != "auto":
         raise click.UsageError("--save-imatrix goes with --imatrix auto")
     fmt = choose_format(fmt, output)
-    from ggufnorm.attribution.recipe import TYPES, recipe, refuse_input
+    from ggufnorm.attribution.recipe import TYPES, known_types, recipe, refuse_input
     from ggufnorm.formats.location import local_path
 
     inputs = [str(local_path(location)) for location in (ref, quant)]
@@ -118,29 +118,30 @@ def command(
     refuse_input(output, inputs)
     wanted = {"target_kld": target_kld} if target_kld else max_size or {"max_growth": 0.03}
     text = None if text_file is None else read_text(text_file)
+    try:
+        names = known_types(types.split(",") if types else TYPES)
+    except ValueError as error:
+        raise click.UsageError(f"--types: {error}") from None
     with progress_bar("recipe") as show:
-        try:
-            report = recipe(
-                ref,
-                quant,
-                imatrix=imatrix,
-                save_imatrix=save_imatrix,
-                types=types.split(",") if types else TYPES,
-                apply=apply,
-                budget=budget,
-                text=text,
-                text_name=str(text_file),
-                n_ctx=ctx_size,
-                chunks=chunks,
-                n_threads=threads,
-                n_gpu_layers=gpu_layers,
-                options=side_of(side),
-                check_memory=not no_memory_check,
-                on_progress=show,
-                **wanted,
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from None
+        report = recipe(
+            ref,
+            quant,
+            imatrix=imatrix,
+            save_imatrix=save_imatrix,
+            types=names,
+            apply=apply,
+            budget=budget,
+            text=text,
+            text_name=str(text_file),
+            n_ctx=ctx_size,
+            chunks=chunks,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            options=side_of(side),
+            check_memory=not no_memory_check,
+            on_progress=show,
+            **wanted,
+        )
     if tensor_type_file:
         with replacing(tensor_type_file) as unfinished:
             unfinished.write_text("".join(f"{a}\n" for a in report.arguments), encoding="utf-8")
