@@ -24,6 +24,7 @@ from ggufnorm.attribution.patch import most_side_by_side, side_by_side
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
 from ggufnorm.engines.child import Emit, Task
+from ggufnorm.engines.llama import session
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError, MismatchError, TextError
 from ggufnorm.report.document import document
@@ -221,15 +222,35 @@ def test_side_by_side_gives_the_same_as_alone(
         assert c.kld == pytest.approx(d.kld, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize(("build", "name"), [(models.rwkv7, "rwkv7"), (models.t5, "t5")])
+@pytest.mark.parametrize(
+    ("build", "name"), [(models.rwkv7, "rwkv7"), (models.t5, "t5"), (models.jamba, "jamba")]
+)
 def test_models_with_a_state_or_an_encoder_are_run_one_by_one(
     build: Any, name: str, tmp_path: Path
 ) -> None:
     ref = build(tmp_path / f"{name}.gguf")
     quantize(ref, tmp_path / "q8.gguf", "Q8_0", n_threads=1)
-    report = attribute(ref, tmp_path / "q8.gguf", by="layer")
-    assert (report.total_kld or 0) > 0
-    assert 0.3 < (report.sum_of_shares or 0) < 3
+    report = attribute(ref, tmp_path / "q8.gguf", norms=False)
+    assert len(report.shares) > 20
+    costliest = report.shares[0]
+    swap(ref, tmp_path / "one.gguf", costliest.tensor or "", "Q8_0")
+    alone = attribute(ref, tmp_path / "one.gguf", norms=False)
+    assert alone.total_kld == pytest.approx(costliest.kld, rel=1e-5)
+
+
+def test_a_chunk_of_several_batches_is_measured_whole(
+    tiny: dict[str, Path], tiny_q4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_BATCH", 16)
+    report = attribute(tiny["llama"], tiny_q4, n_ctx=64)
+    with in_process.engine():
+        drift = ggufnorm.drift(tiny["llama"], tiny_q4, text=TEXT, n_ctx=64, chunks=2, n_threads=1)
+    assert report.total_kld == pytest.approx(drift.logits.mean_kld, rel=1e-9)
+    share = of(report, "blk.1.attn_k.weight")
+    swap(tiny["llama"], tmp_path / "one.gguf", "blk.1.attn_k.weight", "Q4_K")
+    alone = attribute(tiny["llama"], tmp_path / "one.gguf", n_ctx=64)
+    assert alone.total_kld == pytest.approx(share.kld, rel=1e-5)
+    assert alone.n_tokens == share.n_tokens == 2 * 31
 
 
 def test_few_places_stay_empty() -> None:

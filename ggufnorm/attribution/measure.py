@@ -362,10 +362,16 @@ class _Run:
         for k, batch in enumerate(batches):
             capture.begin_batch()
             self.lockstep.run(k, batch, capture)
-            logits = self.lanes[REFERENCE].context.logits(batch.n_outputs)
-            expected.append(logits[: len(batch.following)].copy())
+            expected.append(self._expected(batch))
         self._progress(len(self.lanes))
         return capture, expected
+
+    def _expected(self, batch: Batch) -> Array:
+        """The reference's logits where a token follows, ``(positions, vocabulary)``."""
+        n = len(batch.following)
+        if n == 0:
+            return np.empty((0, 0), np.float32)
+        return self.lanes[REFERENCE].context.logits(batch.n_outputs)[:n].copy()
 
     def _run(
         self,
@@ -390,9 +396,7 @@ class _Run:
             part = todo[at : at + patcher.n_seq]
             found = patcher.run(batches, [given for _patch, given in part])
             for (patch, _given), logits in zip(part, found, strict=True):
-                klds = [
-                    kl_divergences(e, x[: len(e)]) for e, x in zip(expected, logits, strict=True)
-                ]
+                klds = [kl_divergences(e, x) for e, x in zip(expected, logits, strict=True)]
                 self.klds.setdefault(patch.name, KldSum()).add(chunk, np.concatenate(klds))
             self._progress(len(part))
             if self._out_of_time():

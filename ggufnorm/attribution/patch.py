@@ -118,7 +118,7 @@ class Patcher:
             patches: at most ``n_seq`` of them.
 
         Returns:
-            For each patch, each batch's logits ``(n_outputs, vocabulary)``, copies.
+            For each patch, each batch's logits where a token follows, ``(positions, vocabulary)``.
 
         Raises:
             EngineError: the decode failed, or a value cannot be put in.
@@ -127,12 +127,15 @@ class Patcher:
         found: list[list[Array]] = [[] for _ in patches]
         for k, batch in enumerate(batches):
             self._decode(k, batch, [values[k] for values in patches])
-            logits = self.lane.context.logits(batch.n_outputs) if batch.n_outputs else None
+            n = len(batch.following)
+            if n == 0:
+                for of_patch in found:
+                    of_patch.append(np.empty((0, 0), np.float32))
+                continue
+            logits = self.lane.context.logits(batch.n_outputs)
             for i, of_patch in enumerate(found):
-                part = slice(i * batch.n_outputs, (i + 1) * batch.n_outputs)
-                of_patch.append(
-                    np.empty((0, 0), np.float32) if logits is None else logits[part].copy()
-                )
+                first = i * batch.n_outputs
+                of_patch.append(logits[first : first + n].copy())
         return found
 
     def _decode(self, k: int, batch: Batch, patches: Sequence[Mapping[str, Array]]) -> None:
