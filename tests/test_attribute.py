@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.attribution import run
+from ggufnorm.attribution import measure, patch, run
 from ggufnorm.attribution.measure import block_of, role_of
-from ggufnorm.attribution.patch import most_side_by_side, side_by_side
+from ggufnorm.attribution.patch import Patcher, most_side_by_side, side_by_side
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
 from ggufnorm.engines.child import Emit, Task
@@ -222,20 +222,48 @@ def test_side_by_side_gives_the_same_as_alone(
         assert c.kld == pytest.approx(d.kld, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("build", "name"), [(models.rwkv7, "rwkv7"), (models.t5, "t5"), (models.jamba, "jamba")]
-)
+@pytest.mark.parametrize("build", [models.rwkv7, models.t5, models.jamba])
 def test_models_with_a_state_or_an_encoder_are_run_one_by_one(
-    build: Any, name: str, tmp_path: Path
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ref = build(tmp_path / f"{name}.gguf")
+    at_once = spy(monkeypatch)
+    ref = build(tmp_path / "ref.gguf")
     quantize(ref, tmp_path / "q8.gguf", "Q8_0", n_threads=1)
     report = attribute(ref, tmp_path / "q8.gguf", norms=False)
     assert len(report.shares) > 20
+    assert set(at_once) == {1}
     costliest = report.shares[0]
     swap(ref, tmp_path / "one.gguf", costliest.tensor or "", "Q8_0")
     alone = attribute(ref, tmp_path / "one.gguf", norms=False)
     assert alone.total_kld == pytest.approx(costliest.kld, rel=1e-5)
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many runs each context makes at once."""
+    seen: list[int] = []
+
+    class Spy(Patcher):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            seen.append(self.n_seq)
+
+    monkeypatch.setattr(measure, "Patcher", Spy)
+    return seen
+
+
+def test_copies_that_do_not_agree_are_given_up(
+    tiny: dict[str, Path],
+    tiny_q4: Path,
+    tiny_report: AttributionReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = spy(monkeypatch)
+    assert attribute(tiny["llama"], tiny_q4).shares == tiny_report.shares
+    assert min(at_once) > 1
+    at_once.clear()
+    monkeypatch.setattr(patch, "_NOISE", -1.0)
+    assert attribute(tiny["llama"], tiny_q4).shares == tiny_report.shares
+    assert set(at_once) == {1}
 
 
 def test_a_chunk_of_several_batches_is_measured_whole(
