@@ -142,6 +142,8 @@ def test_the_ranking_is_that_of_brute_force(
         alone = total(sample, tmp_path / "one.gguf")
         found.append((share.kld, alone))
     measured, brute = np.array(found).T
+    once = [s.tensor != "token_embd.weight" for s in sample_report.shares]  # read twice: tied
+    assert measured[once] == pytest.approx(brute[once], rel=2e-3)
     assert spearman(measured, brute) >= 0.98
 
 
