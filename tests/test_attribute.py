@@ -24,7 +24,7 @@ from ggufnorm.attribution.patch import Patcher, most_side_by_side, side_by_side
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
 from ggufnorm.engines.child import Emit, Task
-from ggufnorm.engines.llama import session
+from ggufnorm.engines.llama import binding, session
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError, MismatchError, TextError
 from ggufnorm.report.document import document
@@ -281,6 +281,30 @@ def test_a_chunk_of_several_batches_is_measured_whole(
     alone = attribute(tiny["llama"], tmp_path / "one.gguf", n_ctx=64)
     assert alone.total_kld == pytest.approx(share.kld, rel=1e-5)
     assert alone.n_tokens == share.n_tokens == 2 * 31
+
+
+def test_values_that_are_not_in_host_memory_are_changed_through_the_backend(
+    tiny: dict[str, Path],
+    tiny_q4: Path,
+    tiny_report: AttributionReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(binding, "_is_host", lambda _tensor: False)
+    report = attribute(tiny["llama"], tiny_q4)
+    assert report.shares == tiny_report.shares
+    assert report.restorations == tiny_report.restorations
+
+
+def test_patches_that_do_not_fit_into_memory_take_turns(
+    tiny: dict[str, Path],
+    tiny_q4: Path,
+    tiny_report: AttributionReport,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "_MOST_VALUES", 30_000)
+    report = attribute(tiny["llama"], tiny_q4)
+    assert report.shares == tiny_report.shares
+    assert report.restorations == tiny_report.restorations
 
 
 def test_few_places_stay_empty() -> None:

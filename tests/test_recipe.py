@@ -9,6 +9,7 @@ import shlex
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import ggufnorm
 from ggufnorm.attribution import recipe as module
 from ggufnorm.attribution.importance import ImportanceSum
 from ggufnorm.attribution.recipe import compressed
+from ggufnorm.core.attribution import Unmeasured
 from ggufnorm.core.recipe import (
     Anchor,
     Option,
@@ -333,6 +335,36 @@ def test_what_cannot_be_reached_is_told(tiny: dict[str, Path], tiny_q4: Path) ->
         recipe(tiny["llama"], tiny_q4, target_kld=1e-12, types=("Q4_K", "Q5_K"))
 
 
+def test_a_budget_that_is_too_small_is_told(tiny: dict[str, Path], tiny_q4: Path) -> None:
+    with pytest.raises(InputError, match="raise --budget"):
+        recipe(tiny["llama"], tiny_q4, max_growth=0.03, budget=1e-3, types=("Q4_K",))
+
+
+def test_tensors_that_were_not_measured_cost_what_their_role_does(
+    tiny: dict[str, Path], tiny_q4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = module.run_job
+
+    def without_layer_1(*arguments: Any, **options: Any) -> Any:
+        report = inner(*arguments, **options)
+        gone = [s for s in report.shares if s.layer == 1]
+        unmeasured = [
+            Unmeasured(
+                s.tensor, 1, s.role, "no time", s.local_rel_l2, s.dtype, s.bytes, s.bytes_ref
+            )
+            for s in gone
+        ]
+        shares = tuple(s for s in report.shares if s.layer != 1)
+        return replace(report, shares=shares, unmeasured=(*report.unmeasured, *unmeasured))
+
+    whole = recipe(tiny["llama"], tiny_q4, max_growth=0.03)
+    monkeypatch.setattr(module, "run_job", without_layer_1)
+    report = recipe(tiny["llama"], tiny_q4, max_growth=0.03)
+    assert len(report.choices) == len(whole.choices) == 23
+    assert [s.what for s in report.skipped] == [f"7 tensors in {a}" for a in report.anchors]
+    assert report.predicted_kld == pytest.approx(whole.predicted_kld, rel=0.5)
+
+
 def test_a_quantized_reference_is_refused(tiny_q4: Path) -> None:
     with pytest.raises(EngineError, match="requantizing from type"):
         recipe(tiny_q4, tiny_q4, max_growth=0.03)
@@ -355,8 +387,6 @@ def test_nothing_is_left_after_an_error(
 def test_an_interruption_leaves_nothing(
     tiny: dict[str, Path], tiny_q4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     inner = module.run_job
     monkeypatch.setattr(
         module, "run_job", lambda *a, **k: replace(inner(*a, **k), interrupted=True)
@@ -375,6 +405,7 @@ def test_an_interruption_leaves_nothing(
         {"max_growth": -1.0},
         {"max_growth": 0.1, "types": ("Q9_Z",)},
         {"max_growth": 0.1, "types": ()},
+        {"max_growth": 0.1, "n_ctx": 4},
     ],
 )
 def test_arguments_out_of_range_are_refused(tiny: dict[str, Path], wrong: dict[str, Any]) -> None:

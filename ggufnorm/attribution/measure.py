@@ -293,21 +293,22 @@ class _Run:
             patches: what to run.
             local: sums of local errors to be fed.
         """
-        patchers = self._patchers(patches)
-        for i in range(self.n_chunks):
-            batches, fed = self.batches(i), local
-            for part in self._slices(patches):
-                capture, expected = self._walk(batches, part, fed)
-                fed = {}
-                for restores, patcher in patchers.items():
-                    values = capture.restored if restores else capture.errors
-                    chosen = [p for p in part if p.restores == restores]
-                    self._run(i, batches, expected, patcher, chosen, values)
-                    if self.cut:
-                        return
+        with ExitStack() as stack:
+            patchers = self._patchers(patches, stack)
+            for i in range(self.n_chunks):
+                batches, fed = self.batches(i), local
+                for part in self._slices(patches):
+                    capture, expected = self._walk(batches, part, fed)
+                    fed = {}
+                    for restores, patcher in patchers.items():
+                        values = capture.restored if restores else capture.errors
+                        chosen = [p for p in part if p.restores == restores]
+                        self._run(i, batches, expected, patcher, chosen, values)
+                        if self.cut:
+                            return
 
-    def _patchers(self, patches: Sequence[Patch]) -> dict[bool, Patcher]:
-        """A context for each side that is to be patched."""
+    def _patchers(self, patches: Sequence[Patch], stack: ExitStack) -> dict[bool, Patcher]:
+        """A context for each side that is to be patched; the stack closes them."""
         found = {}
         for side, lane in ((PINNED, self.lanes[PINNED]), (REFERENCE, self.lanes[REFERENCE])):
             restores = side == PINNED
@@ -325,7 +326,7 @@ class _Run:
                 lane,
                 first,
                 side_by_side(n, self.job["side_by_side"]),
-                self.stack,
+                stack,
                 write_node if restores else add_to_node,
             )
         return found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufnorm.attribution.measure import block_of, role_of
-from ggufnorm.attribution.run import run_job
+from ggufnorm.attribution.run import check_arguments, run_job
 from ggufnorm.comparison.run import Progress, SideOptions, check_same_network, progress_of
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.drift import RunCost
@@ -39,7 +39,7 @@ from ggufnorm.core.recipe import (
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.quantize import Importance, quantize, quantized_sizes
 from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import EngineError, InputError
+from ggufnorm.errors import EngineError, InputError, TextError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -127,9 +127,12 @@ def recipe(
         raise ValueError("give one of max_bytes, max_growth and target_kld")
     if (target_kld is not None and target_kld <= 0) or (max_growth or 0) <= -1:
         raise ValueError("target_kld must be above 0, and max_growth above -1")
+    check_arguments(n_ctx, chunks, 0.0, budget)
     tensor_types = known_types(types)
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
+    if not text.strip():
+        raise TextError(f"{text_name}: the text is empty")
     run = partial(
         run_job,
         text=text,
@@ -291,13 +294,14 @@ class _Work:
         tried, skipped = self._try_types(types)
         anchors = self._anchors(tried, max_bytes)
         for name in anchors:
-            self._measure_anchor(name, tried)
+            skipped += self._measure_anchor(name, tried)
         options = _all_options(tried)
         rest = self._rest_of_file(options)
         chosen = self._choose(options, rest, max_bytes, target_kld)
         base = self._base()
         arguments = compressed({t: o.dtype for t, o in chosen.items()})
-        quant, n_tokens = self._trial(self.under_test.path, Path(self.under_test.path).name)
+        under_test = self.under_test
+        quant, n_tokens = self._trial(under_test.path, Path(under_test.path).name, under_test.size)
         measured: Trial | None = None
         uniform: tuple[Trial, ...] = ()
         if apply is not None:
@@ -429,15 +433,32 @@ class _Work:
             chosen = (below[-2:] + above[:2])[:2]
         return tuple(name for _size, name in chosen)
 
-    def _measure_anchor(self, name: str, tried: Mapping[str, dict[str, _Tried]]) -> None:
-        """Measure every tensor's share in one type."""
+    def _measure_anchor(
+        self, name: str, tried: Mapping[str, dict[str, _Tried]]
+    ) -> tuple[Skipped, ...]:
+        """Measure every tensor's share in one type; what there was no time for.
+
+        Raises:
+            InputError: there was time for none.
+        """
         path = self._quantized(name)
         self.tell(f"measuring the shares of tensors in {name}")
-        for share in self._run(path, shares=True).shares:
+        report = self._run(path, shares=True)
+        if not report.shares:
+            raise InputError(
+                f"the budget of {self.budget:g} s leaves no time to measure a tensor:"
+                " raise --budget, or run less text (--chunks)"
+            )
+        for share in report.shares:
             of = tried.get(share.tensor or "", {})
             if share.dtype in of:
                 of[share.dtype].kld = share.kld
         path.unlink()
+        if not report.unmeasured:
+            return ()
+        what = f"{len(report.unmeasured)} tensors in {name}"
+        reason = f"{report.unmeasured[0].reason}; their cost is taken from others of their role"
+        return (Skipped(what, reason),)
 
     # -- choosing -------------------------------------------------------------------------
 
@@ -515,10 +536,11 @@ class _Work:
 
     # -- writing --------------------------------------------------------------------------
 
-    def _trial(self, path: str | Path, name: str) -> tuple[Trial, int]:
+    def _trial(self, path: str | Path, name: str, n_bytes: int | None = None) -> tuple[Trial, int]:
         self.tell(f"measuring {name}")
         report = self._run(path, shares=False)
-        trial = Trial(name, Path(path).stat().st_size, report.total_kld, report.total_kld_se)
+        n_bytes = n_bytes or Path(path).stat().st_size
+        trial = Trial(name, n_bytes, report.total_kld, report.total_kld_se)
         return trial, report.n_tokens
 
     def _apply(

@@ -120,7 +120,7 @@ def run_job(
 
     ``shares`` False asks for the total and for local errors only.
     """
-    _check(n_ctx, chunks, wanted["rest"], wanted["budget"])
+    check_arguments(n_ctx, chunks, wanted["rest"], wanted["budget"])
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
@@ -150,7 +150,12 @@ def run_job(
     return from_plain(AttributionReport, result)
 
 
-def _check(n_ctx: int, chunks: int | None, rest: float, budget: float) -> None:
+def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) -> None:
+    """Refuse what is out of range.
+
+    Raises:
+        ValueError: an argument is.
+    """
     if n_ctx < MIN_CTX:
         raise ValueError(f"n_ctx must be at least {MIN_CTX}, not {n_ctx}")
     if chunks is not None and chunks < 1:

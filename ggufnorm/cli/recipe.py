@@ -114,6 +114,7 @@ def command(
     from ggufnorm.formats.location import local_path
 
     inputs = [str(local_path(location)) for location in (ref, quant)]
+    inputs += [imatrix] if imatrix and imatrix != "auto" else []
     refuse_input(tensor_type_file, inputs)
     refuse_input(output, inputs)
     wanted = {"target_kld": target_kld} if target_kld else max_size or {"max_growth": 0.03}
