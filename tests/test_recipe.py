@@ -70,7 +70,7 @@ def applied(
 ) -> tuple[RecipeReport, Path]:
     """The sample, 3 % more than Q4_K_M, written and measured."""
     out = tmp_path_factory.mktemp("applied") / "out.gguf"
-    options = {"text": None, "n_ctx": 128, "chunks": 6, "max_growth": 0.03, "apply": out}
+    options = {"text": None, "n_ctx": 128, "chunks": 4, "max_growth": 0.03, "apply": out}
     return recipe(sample, sample_q4, types=("Q4_K", "IQ4_XS", "Q5_K", "Q6_K"), **options), out
 
 
