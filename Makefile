@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -17,9 +17,13 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
+
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)
-	@for b in header start remote diff drift; do \
+	@for b in header start remote diff drift memory; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml

@@ -17,8 +17,10 @@ from ggufnorm.version import __version__ as __version__
 if TYPE_CHECKING:
     from ggufnorm.attribution.recipe import recipe
     from ggufnorm.attribution.run import attribute
+    from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
     from ggufnorm.core.attribution import AttributionReport
+    from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttributionReport",
+    "AuditReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
+    "Finding",
     "GGUFError",
     "GgufnormError",
     "InputError",
@@ -41,6 +45,7 @@ __all__ = [
     "NormSite",
     "RecipeReport",
     "attribute",
+    "audit",
     "compare",
     "diff",
     "drift",
@@ -55,9 +60,11 @@ __all__ = [
 
 _HOMES = {
     "AttributionReport": "ggufnorm.core.attribution",
+    "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
+    "Finding": "ggufnorm.core.audit",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
     "InputError": "ggufnorm.errors",
@@ -65,6 +72,7 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "RecipeReport": "ggufnorm.core.recipe",
     "attribute": "ggufnorm.attribution.run",
+    "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",

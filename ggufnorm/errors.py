@@ -1,13 +1,18 @@
 """Every error that ggufnorm raises on purpose, and the exit code of each.
 
+::
+
     GgufnormError
     ├── InputError              3   an input cannot be read
     │   ├── GGUFError           3   … because it is not well-formed GGUF
+    │   │   └── TensorDataError 3   … because a tensor's data is not where it should be
     │   ├── TensorTypeError     3   … because a tensor's type is not known
     │   ├── TextError           3   … because the text cannot be used
     │   └── MismatchError       3   … because two models are not the same network
+    ├── ConfigError             2   an option or a configuration file is wrong
     └── EngineError             4   llama.cpp could not do what was asked of it
-        └── EngineMissingError  4   … because it is not installed
+        ├── EngineMissingError  4   … because it is not installed
+        └── MemoryLimitError    4   … because the memory does not suffice
 
 Exit code 0 means that all is well, 1 that a threshold was crossed, 2 that the
 command line was wrong (click's own errors), 130 that the user interrupted.
@@ -45,6 +50,18 @@ class GGUFError(InputError):
         self.field = field
 
 
+class TensorDataError(GGUFError):
+    """A tensor's data reaches beyond the file's end or into another tensor's.
+
+    Attributes:
+        tensor: its name.
+    """
+
+    def __init__(self, path: str, offset: int, field: str, problem: str, tensor: str) -> None:
+        super().__init__(path, offset, field, problem)
+        self.tensor = tensor
+
+
 class TensorTypeError(InputError):
     """A tensor is of a type that cannot be converted to float32 here."""
 
@@ -55,6 +72,12 @@ class TextError(InputError):
 
 class MismatchError(InputError):
     """The two models are not two versions of one network."""
+
+
+class ConfigError(GgufnormError):
+    """An option or a configuration file does not mean anything."""
+
+    exit_code = 2
 
 
 class EngineError(GgufnormError):
@@ -73,3 +96,7 @@ class EngineError(GgufnormError):
 
 class EngineMissingError(EngineError):
     """llama-cpp-python is not installed, or its layout is not one we know."""
+
+
+class MemoryLimitError(EngineError):
+    """The models do not fit into the memory of this machine."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from ggufnorm.attribution import recipe
 from ggufnorm.attribution import run as attribution
-from ggufnorm.comparison import run
+from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
 from ggufnorm.engines.llama import quantize
 from ggufnorm.engines.llama.binding import llama
@@ -33,6 +33,7 @@ def engine() -> Iterator[None]:
         mock.patch.object(run, "run_in_child", _run_here),
         mock.patch.object(attribution, "run_in_child", _run_here),
         mock.patch.object(recipe, "run_in_child", _run_here),
+        mock.patch.object(capture, "run_in_child", _run_here),
         mock.patch.object(quantize, "run_in_child", _run_here),
     ):
         yield

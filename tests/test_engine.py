@@ -6,17 +6,23 @@ import ctypes
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 import ggufnorm
+from ggufnorm.comparison import run
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.engines.llama.session import Batch
+from ggufnorm.engines.llama.walk import Lane
 from ggufnorm.errors import EngineError, EngineMissingError, InputError
-from tests import models
+from tests import in_process, models
 
 
 def echo(job: dict[str, Any], emit: Emit, _stop: threading.Event) -> dict[str, Any]:
@@ -33,6 +39,11 @@ def abort(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str
 
 def be_killed(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
     os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def crash(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGSEGV)
     return {}
 
 
@@ -67,6 +78,11 @@ def test_an_abort_is_an_error_that_quotes_the_log() -> None:
 def test_a_kill_is_told_as_lack_of_memory() -> None:
     with pytest.raises(EngineError, match="ran out of memory"):
         run_in_child(be_killed, {}, ignore)
+
+
+def test_a_crash_is_told_by_its_signal() -> None:
+    with pytest.raises(EngineError, match="SIGSEGV"):
+        run_in_child(crash, {}, ignore)
 
 
 def test_an_exit_without_a_result_is_an_error() -> None:
@@ -123,3 +139,30 @@ def test_a_mirror_that_is_off_is_refused(moved: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(binding, "TensorStruct", wrong)
     with pytest.raises(EngineMissingError, match="does not know"):
         binding.check_layout()
+
+
+def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(
+    tiny: dict[str, Path], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(available=1_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(run, "run_in_child", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(EngineError, match=r"takes about .* GB of memory, and 0\.0 GB are free"):
+        ggufnorm.drift(tiny["llama"], tiny["llama"], text=text, n_ctx=32)
+
+
+def test_a_graph_that_changes_between_runs_is_refused(
+    tiny: dict[str, Path], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Lane.plan
+
+    def plan_another(lane: Lane, chunk: list[Batch]) -> None:
+        plan(lane, chunk)
+        lane.graphs = [replace(g, nodes=(*g.nodes, g.nodes[-1])) for g in lane.graphs]
+
+    monkeypatch.setattr(Lane, "plan", plan_another)
+    with (
+        in_process.engine(),
+        pytest.raises(EngineError, match="graph changed between two runs: it had"),
+    ):
+        ggufnorm.drift(tiny["llama"], tiny["llama"], text=text, n_ctx=32, n_threads=1)

@@ -28,7 +28,8 @@ from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.trace import TraceFacts
 from ggufnorm.errors import EngineError, InputError, MismatchError
-from ggufnorm.formats.safetensors import Entry, SafetensorsReader, SafetensorsWriter
+from ggufnorm.formats.safetensors import SafetensorsReader, SafetensorsWriter
+from ggufnorm.formats.safetensors_header import Entry
 from ggufnorm.report.document import document
 from ggufnorm.report.terminal import render
 from ggufnorm.samples import default_text
@@ -495,7 +496,7 @@ def test_headers_that_lie_are_refused(sound: bytes, tmp_path: Path) -> None:
     refused(entry("shape", None), path, "no shape")
     refused(entry("data_offsets", [0, 1 << 62]), path, "lies at")
     refused(entry("data_offsets", [128]), path, "no place")
-    refused(entry("dtype", "BF16"), path, "'tokens' is 'BF16', which is not read")
+    refused(entry("dtype", "U32"), path, "'tokens' is 'U32', which is not read")
     refused(with_header(sound, lambda h: h.pop("tokens")), path, "lies at")
     refused(
         with_header(sound, lambda h: h["__metadata__"].update(version="2")), path, "version '2'"

@@ -5,27 +5,39 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.errors import InputError
 
 FAULTY = "blk.2.ffn_down.weight"
 
 
 @click.command("demo")
-@click.option("--chunks", default=8, show_default=True, type=click.IntRange(min=1))
-def command(chunks: int) -> int:
+@click.option(
+    "--chunks",
+    default=8,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Run so many chunks of 512 tokens of the bundled text.",
+)
+@click.option(
+    "--keep", type=click.Path(file_okay=False, path_type=Path),
+    help="Leave the three models in this folder, to be looked at with the other commands.",
+)  # fmt: skip
+def command(chunks: int, keep: Path | None) -> int:
     """Quantize the bundled sample, show its drift, then damage a tensor and find it."""
     from ggufnorm.comparison.run import drift
     from ggufnorm.engines.llama.quantize import quantize
     from ggufnorm.samples import sample_model
 
     model = sample_model()
-    with tempfile.TemporaryDirectory(prefix="ggufnorm-demo-") as name:
-        folder = Path(name)
+    with _folder(keep, model) as folder:
         quant, faulty = folder / "sotu-Q4_K_M.gguf", folder / "sotu-Q4_K_M-damaged.gguf"
         click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
         quantize(model, quant, "Q4_K_M")
@@ -47,6 +59,21 @@ def command(chunks: int) -> int:
         return 1
     click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
     return 0
+
+
+@contextmanager
+def _folder(keep: Path | None, model: Path) -> Iterator[Path]:
+    """A folder for the models: one that is kept, with the sample in it, or a temporary one."""
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="ggufnorm-demo-") as name:
+            yield Path(name)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model, keep / model.name)
+    except OSError as error:
+        raise InputError(f"cannot write to {keep}: {error.strerror or error}") from None
+    yield keep
 
 
 def damage(source: Path, target: Path, tensor: str) -> None:

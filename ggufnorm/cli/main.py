@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 
 import click
 
@@ -13,13 +14,18 @@ from ggufnorm.version import __version__
 
 _COMMANDS = {
     "inspect": "List every norm of a GGUF file.",
+    "audit": "Check whether the norms of a converted file are right.",
     "drift": "Run two versions of a model and show where they part.",
     "attribute": "Tell which tensors of a quantized model its KL divergence comes from.",
     "recipe": "Choose a type for each tensor: the least KL divergence for a size.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare two traces, or a trace and a model.",
+    "rules": "List the rules of audit.",
+    "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled sample.",
+    "doctor": "Show what is installed and what works, for bug reports.",
+    "completion": "Print a script that completes commands and options in a shell.",
 }
 
 
@@ -41,13 +47,28 @@ class _LazyGroup(click.Group):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
+def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        engines = []
+        for package in ("llama-cpp-python", "gguf", "numpy"):
+            with suppress(metadata.PackageNotFoundError):
+                engines.append(f"{package} {metadata.version(package)}")
+        click.echo(f"ggufnorm {__version__} ({', '.join(engines)})")
+        ctx.exit()
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ggufnorm")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+    help="Show the versions of ggufnorm and of what it stands on.",
+)  # fmt: skip
 def cli() -> None:
     """Tell whether a GGUF model still computes what its source computed.
 
-    Exit codes: 0 fine, 1 a threshold was crossed, 2 usage, 3 an input cannot be read,
-    4 llama.cpp failed, 130 interrupted.
+    Exit codes: 0 fine, 1 a threshold was crossed or audit found an error, 2 usage, 3 an
+    input cannot be read, 4 llama.cpp failed, 130 interrupted.
     """
 
 

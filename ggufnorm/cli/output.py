@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import Result, to_json
@@ -21,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 FORMATS = ("text", "json")
 """What every command can write."""
 
-_SUFFIXES = {".json": "json", ".txt": "text", ".md": "markdown", ".csv": "csv"}
+_SUFFIXES = {".json": "json", ".txt": "text", ".md": "markdown", ".csv": "csv", ".sarif": "sarif"}
 
 
 def output_options(*formats: str) -> Callable[[F], F]:
@@ -91,6 +92,8 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
 def _render(result: Result, fmt: str, on_terminal: bool) -> str:
     if fmt == "json":
         return to_json(result)
+    if fmt != "text" and isinstance(result, (AuditReport, AuditSet)):
+        return _render_audit(result, fmt)
     if fmt == "markdown" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.markdown import to_markdown
 
@@ -105,6 +108,12 @@ def _render(result: Result, fmt: str, on_terminal: bool) -> str:
         return render(result)
     color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     return render(result, width=shutil.get_terminal_size((WIDTH, 24)).columns, color=color)
+
+
+def _render_audit(result: AuditReport | AuditSet, fmt: str) -> str:
+    from ggufnorm.report.audit import to_github, to_markdown, to_sarif
+
+    return {"markdown": to_markdown, "sarif": to_sarif, "github": to_github}[fmt](result)
 
 
 def _umask() -> int:

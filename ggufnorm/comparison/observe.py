@@ -329,9 +329,9 @@ def recompute(plan: NormPlan, x: Array, shape: tuple[int, ...], weights: WeightC
         y = normalize(plan.kind, x, epsilon=plan.epsilon)
     y = y.reshape(shape)
     if plan.weight is not None:
-        y = y * _repeat(weights.get(plan.weight), plan.weight_shape, shape)
+        y = y * repeat(weights.get(plan.weight), plan.weight_shape, shape)
     if plan.bias is not None:
-        y = y + _repeat(weights.get(plan.bias), plan.bias_shape, shape)
+        y = y + repeat(weights.get(plan.bias), plan.bias_shape, shape)
     return y
 
 
@@ -345,7 +345,7 @@ def _group_norm(plan: NormPlan, x: Array) -> Array:
     return flat.reshape(x.shape)
 
 
-def _repeat(values: Array, ne: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+def repeat(values: Array, ne: tuple[int, ...], shape: tuple[int, ...]) -> Array:
     """A weight in the shape in which the graph uses it, repeated as ggml repeats it."""
     values = values.reshape((*(1,) * (len(shape) - len(ne)), *ne[::-1]))
     times = [

@@ -16,7 +16,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
-from ggufnorm.errors import EngineError, MismatchError, TextError
+from ggufnorm.errors import EngineError, MemoryLimitError, MismatchError, TextError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import model_facts
@@ -149,8 +149,32 @@ def drift(
     }
     from ggufnorm.comparison.measure import measure
 
-    result = run_in_child(measure, job, lambda message: on_progress(progress_of(message)))
+    latest = Progress("")
+
+    def show(message: dict[str, Any]) -> None:
+        nonlocal latest
+        latest = progress_of(message)
+        on_progress(latest)
+
+    try:
+        result = run_in_child(measure, job, show)
+    except EngineError as error:
+        raise _with_remains(error, latest, resume) from None
     return from_plain(DriftReport, result)
+
+
+def _with_remains(
+    error: EngineError, latest: Progress, resume: str | os.PathLike[str] | None
+) -> EngineError:
+    """The error of an engine that died on the way, and what is left of its work."""
+    if latest.done == 0:
+        return error
+    remains = f"{error}; {latest.done} of {latest.total} chunks were done"
+    if resume is None:
+        remains += ": with --resume FILE a run goes on where it ended"
+    else:
+        remains += f": the same command goes on from {os.fspath(resume)}"
+    return type(error)(remains, error.log)
 
 
 def progress_of(message: dict[str, Any]) -> Progress:
@@ -171,7 +195,7 @@ def require_memory(files: Sequence[ModelFile], n_ctx: int, n_lanes: int) -> None
     half a chunk, and the activations of one batch.
 
     Raises:
-        EngineError: it does not fit.
+        MemoryLimitError: it does not fit.
     """
     m, arch = files[0].metadata, files[0].architecture
     n_layer = m.integer(f"{arch}.block_count") or 0
@@ -186,7 +210,7 @@ def require_memory(files: Sequence[ModelFile], n_ctx: int, n_lanes: int) -> None
     need += n_lanes * (cache + activations + 4 * n_ctx // 2 * n_vocab)
     free = psutil.virtual_memory().available
     if need > free:
-        raise EngineError(
+        raise MemoryLimitError(
             f"running {' and '.join(f.path for f in files)} takes about {need / 1e9:.1f} GB of"
             f" memory, and {free / 1e9:.1f} GB are free: use a machine with more, smaller"
             " files, or a smaller -c (--no-memory-check tries all the same)"

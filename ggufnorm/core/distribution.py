@@ -23,7 +23,8 @@ _MOST_OUTLIERS = 3
 
 def weight_statistics(weight: NDArray[np.float32]) -> WeightStatistics:
     """Summary of a weight of any shape; NaN and infinities are counted and left out."""
-    flat = weight.reshape(-1).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes a quiet one
+        flat = weight.reshape(-1).astype(np.float64)
     finite = flat[np.isfinite(flat)]
     bad = int(flat.size - finite.size)
     offset = offset_fingerprint(weight)

@@ -28,6 +28,13 @@ def shortest_float32(value: float | None) -> float | None:
     return float(str(np.float32(value)))
 
 
+def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest bfloat16s, ties to even, as float32; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(values), values, rounded.view(np.float32))
+
+
 def finite_float32(value: float | None) -> float | None:
     """As :func:`shortest_float32`, None for what JSON cannot hold: infinity and NaN."""
     return shortest_float32(value) if value is not None and math.isfinite(value) else None

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 from ggufnorm import errors
-from ggufnorm.errors import EngineError, GgufnormError
+from ggufnorm.errors import EngineError, GgufnormError, MemoryLimitError
 
 Emit = Callable[[dict[str, Any]], None]
 """Sends a progress message to the parent."""
@@ -35,6 +35,8 @@ Task = Callable[[dict[str, Any], Emit, threading.Event], dict[str, Any]]
 """``(job, emit, stop) -> result``; ends early with what it has when ``stop`` is set."""
 
 _LOG_LINES = 12
+_PATIENCE = 5.0
+"""Seconds for a child that has failed to end."""
 
 _ENVIRONMENT = {
     # The lanes' thread teams take turns: a team that spins while it waits for its turn
@@ -101,6 +103,7 @@ def _listen(
             result: dict[str, Any] = message["result"]
             return result
         if message["type"] == "error":
+            reader.join(_PATIENCE)  # what was logged may still be on its way
             raise _rebuild(message, log)
         on_message(message)
     raise _death(process, log, reader)
@@ -154,9 +157,10 @@ def _death(
     reader.join()
     if code < 0:
         name = signal.Signals(-code).name
-        how = f"llama.cpp crashed ({name})"
         if -code == signal.SIGKILL:
             how = "the engine was killed (SIGKILL): most likely the system ran out of memory"
+            return MemoryLimitError(how, tuple(log))
+        how = f"llama.cpp crashed ({name})"
     else:
         how = f"the engine ended without a result (exit code {code})"
     return EngineError(how, tuple(log))

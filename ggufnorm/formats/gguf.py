@@ -38,7 +38,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType
 
-from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.errors import GGUFError, InputError, TensorDataError
 from ggufnorm.formats.storage import LocalStorage, Storage
 
 ByteOrder = Literal["<", ">"]
@@ -418,6 +418,10 @@ class _Cursor:
     def fail(self, field: str, problem: str, at: int | None = None) -> GGUFError:
         return GGUFError(self.front.path, self.pos if at is None else at, field, problem)
 
+    def misplaced(self, t: _TensorInfo, problem: str) -> TensorDataError:
+        field = f"tensor {_quoted(t.name)}"
+        return TensorDataError(self.front.path, t.at, field, problem, t.name)
+
     def need(self, n: int, field: str) -> None:
         """Check that ``n`` more bytes lie in the file."""
         left = self.front.size - self.pos
@@ -637,17 +641,11 @@ class _Cursor:
         for t in sorted(infos, key=attrgetter("offset", "n_bytes")):
             missing = data + t.offset + t.n_bytes - self.front.size
             if missing > 0:
-                raise self.fail(
-                    f"tensor {_quoted(t.name)}",
-                    f"its data ends {missing} bytes after the end of the file (is it truncated?)",
-                    t.at,
+                raise self.misplaced(
+                    t, f"its data ends {missing} bytes after the end of the file (is it truncated?)"
                 )
             if t.n_bytes and t.offset < end:
-                raise self.fail(
-                    f"tensor {_quoted(t.name)}",
-                    f"its data overlaps that of {_quoted(before)}",
-                    t.at,
-                )
+                raise self.misplaced(t, f"its data overlaps that of {_quoted(before)}")
             if t.n_bytes:
                 end, before = t.offset + t.n_bytes, t.name
 

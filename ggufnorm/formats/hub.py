@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,10 +22,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers, get_session
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.remote import PATIENCE, RemotePlace
+from ggufnorm.formats.remote import PATIENCE, Connection, RemotePlace, RemoteStorage
 from ggufnorm.formats.split import all_shards
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
@@ -146,6 +146,24 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
 
 
+def access(seconds: float) -> str:
+    """How the Hub can be reached.
+
+    Args:
+        seconds: to wait for an answer.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        status = get_session().head(endpoint(), timeout=seconds).status_code
+    except Exception as error:  # the exceptions of the HTTP client, whichever it is
+        raise InputError(f"cannot reach {endpoint()}: {_one_line(error)}") from None
+    if status >= 500:
+        raise InputError(f"{endpoint()} answered with status {status}")
+    return f"{endpoint()} answers, {'with' if get_token() else 'without'} a token"
+
+
 def hub_place(location: str) -> RemotePlace:
     """Where the file of a location is read from.
 
@@ -156,6 +174,40 @@ def hub_place(location: str) -> RemotePlace:
     url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint())
     headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
     return RemotePlace(url, file.name, headers, _hints(file.repo))
+
+
+class HubFolder:
+    """The files at the top of a repository; see :class:`~ggufnorm.formats.hf.Folder`.
+
+    Args:
+        location: ``hf://org/repo[@revision]``.
+
+    Raises:
+        InputError: it is malformed or names a file; or see :func:`list_files`.
+    """
+
+    def __init__(self, location: str) -> None:
+        parts = _LOCATION.fullmatch(location)
+        if parts is None or parts["file"] or parts["quant"]:
+            raise InputError(f"{location}: write hf://org/repo or hf://org/repo@revision")
+        self.name = location
+        self._repo = parts["repo"]
+        self._commit, files = list_files(location, self._repo, _revision(parts))
+        self._names = sorted(path for path in files if "/" not in path)
+        self._connection = Connection()
+
+    def names(self) -> list[str]:
+        """See the class."""
+        return self._names
+
+    def storage(self, name: str) -> RemoteStorage | None:
+        """One file, of which the front part has been fetched."""
+        if name not in self._names:
+            return None
+        url = hf_hub_url(self._repo, name, revision=self._commit, endpoint=endpoint())
+        headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+        shown = f"{self.name}/{name}"
+        return RemotePlace(url, shown, headers, _hints(self._repo), self._connection).open()
 
 
 def downloaded(location: str) -> Path:

@@ -13,14 +13,26 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.ollama import find_blob
-from ggufnorm.formats.split import LocalPlace, Place, is_shard_name, open_place, shard_count
+from ggufnorm.formats.split import (
+    LocalPlace,
+    Place,
+    all_shards,
+    is_shard_name,
+    open_place,
+    shard_count,
+)
+
+if TYPE_CHECKING:
+    from ggufnorm.formats.hf import Folder
 
 
 def open_model(location: str | os.PathLike[str]) -> ModelFile:
@@ -62,6 +74,63 @@ def local_path(location: str | os.PathLike[str]) -> Path:
         path: Path = _remote("hub").downloaded(text)
         return _first_shard(LocalPlace(str(path)))
     return _first_shard(_local_place(kind, text))
+
+
+def hub_folder(location: str) -> Folder:
+    """A repository ``hf://org/repo[@revision]`` that holds a checkpoint.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    folder: Folder = _remote("hub").HubFolder(location)
+    return folder
+
+
+def expand(locations: Iterable[str]) -> list[str]:
+    """Folders and shell patterns become the GGUF files in them; all else stays as it is.
+
+    Args:
+        locations: see the module. A folder stands for all ``*.gguf`` in and below it.
+
+    Returns:
+        Each model once, a split one by its first shard that is there, in the order given
+        and within a folder by name.
+
+    Raises:
+        InputError: a folder or a pattern has no GGUF file.
+    """
+    found: dict[str, str] = {}
+    for location in locations:
+        for path in _expanded(location):
+            # All shards of a set have the same first name.
+            found.setdefault(all_shards(path)[0], path)
+    return list(found.values())
+
+
+def _expanded(location: str) -> Iterator[str]:
+    path = Path(location)
+    if _kind_or_path(location) != "path" or path.is_file():
+        yield location
+    elif path.is_dir():
+        yield from _some(map(str, path.rglob("*.gguf")), location)
+    elif set(location) & set("*?["):
+        root = Path(path.anchor)
+        matching = root.glob(str(path.relative_to(root)))
+        yield from _some(map(str, matching), location)
+    else:
+        yield location
+
+
+def _kind_or_path(location: str) -> str:
+    scheme = location.partition(":")[0].lower()
+    return "path" if "://" not in location and scheme != "ollama" else scheme
+
+
+def _some(paths: Iterable[str], location: str) -> list[str]:
+    found = sorted(paths)
+    if not found:
+        raise InputError(f"{location}: there is no GGUF file")
+    return found
 
 
 def _kind(location: str | os.PathLike[str]) -> tuple[str, str]:

@@ -1,18 +1,16 @@
 """safetensors: a JSON header with names, types, shapes and places, then the raw values.
 
 The format is described in the README of https://github.com/huggingface/safetensors, whose
-own library writes only what is held in memory as a whole. Here the header comes first,
-and values are then written, and read, a part at a time.
+own library writes only what is held in memory as a whole, and reads BF16 only with torch.
+Here the header comes first (:mod:`~ggufnorm.formats.safetensors_header`), and values are
+then written, and read, a part at a time.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,61 +20,83 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.safetensors_header import (
+    DTYPES,
+    Entry,
+    Place,
+    malformed,
+    pack_header,
+    quoted,
+    read_header,
+)
+from ggufnorm.formats.storage import Storage
 
-MAX_HEADER = 100_000_000
-"""Bytes of a header at most: ``MAX_HEADER_SIZE`` in the library's ``tensor.rs``."""
-
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "I32": np.dtype("<i4"),
-}
-_LENGTH = struct.Struct("<Q")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Type and shape of one array: ``F32``, ``F16`` or ``I32``, the slowest axis first."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """As NumPy knows it."""
-        return _DTYPES[self.dtype]
-
-    @property
-    def n_bytes(self) -> int:
-        """Of all values."""
-        return math.prod(self.shape) * self.numpy_dtype.itemsize
-
-    @property
-    def part(self) -> Entry:
-        """One item along the first axis."""
-        return Entry(self.dtype, self.shape[1:])
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def pack_header(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
-    """The bytes that precede the values, which follow in the order of the entries.
+class SafetensorsFile:
+    """One open file of a checkpoint.
+
+    Attributes:
+        name: as messages call it.
+        places: of its tensors, by name.
 
     Raises:
-        ValueError: they are more than a reader takes.
+        InputError: it is not well-formed.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, entry in entries.items():
-        begin, end = end, end + entry.n_bytes
-        header[name] = {
-            "dtype": entry.dtype,
-            "shape": entry.shape,
-            "data_offsets": (begin, end),
+
+    def __init__(self, storage: Storage) -> None:
+        self.name = storage.name
+        self._storage = storage
+        self.places = read_header(storage.name, storage.size, storage.read).places
+
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
+        """A tensor's values: float64 of F64, float32 of F32, F16 and BF16, which are exact.
+
+        Args:
+            name: the tensor's.
+            rows: only so many, from the first on; None for all. A row is what the first
+                dimension counts.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its dtype is not one of these, or its bytes cannot be had.
+        """
+        place = self._readable_place(name)
+        shape, n = place.shape, place.end - place.offset
+        if rows is not None and shape and rows < shape[0]:
+            shape, n = (rows, *shape[1:]), n // shape[0] * rows
+        return _floats(place.dtype, shape, self._storage.read(place.offset, n))
+
+    def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
+        """Several tensors' values, fetched together; see :meth:`read`."""
+        places = {name: self._readable_place(name) for name in names}
+        ranges = [(p.offset, p.end - p.offset) for p in places.values()]
+        parts = self._storage.read_many(ranges)
+        return {
+            name: _floats(place.dtype, place.shape, raw)
+            for (name, place), raw in zip(places.items(), parts, strict=True)
         }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAX_HEADER:
-        raise ValueError(f"the header takes {len(text)} bytes, and {MAX_HEADER} are allowed")
-    return _LENGTH.pack(len(text)) + text
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a tensor cannot be read; None if it can."""
+        dtype = self.places[name].dtype
+        if dtype in _FLOATS:
+            return None
+        return (
+            f"{self.name}: {quoted(name)} is {quoted(dtype)}: only {', '.join(_FLOATS)} are"
+            " read; give the unquantized checkpoint"
+        )
+
+    def _readable_place(self, name: str) -> Place:
+        why = self.why_unreadable(name)
+        if why is not None:
+            raise InputError(why)
+        return self.places[name]
+
+    def close(self) -> None:
+        """Give back what is held open."""
+        self._storage.close()
 
 
 class SafetensorsWriter:
@@ -156,8 +176,8 @@ class SafetensorsReader:
         self._file = _open(self.path)
         try:
             self._size = os.fstat(self._file.fileno()).st_size
-            self._header = self._read_header()
-            self.metadata = self._read_metadata()
+            self._header = read_header(self.path, self._size, self._bytes)
+            self.metadata = self._header.metadata
         except BaseException:
             self.close()
             raise
@@ -184,65 +204,29 @@ class SafetensorsReader:
             raise InputError(f"{self.path}: the file is truncated at byte {offset + len(data)}")
         return data
 
-    def _wrong(self, problem: str) -> InputError:
-        return InputError(f"{self.path} is not a well-formed safetensors file: {problem}")
-
-    def _read_header(self) -> dict[str, Any]:
-        if self._size < _LENGTH.size:
-            raise self._wrong(f"it has {self._size} bytes")
-        n = _LENGTH.unpack(self._bytes(0, _LENGTH.size))[0]
-        if n > min(MAX_HEADER, self._size - _LENGTH.size):
-            raise self._wrong(f"its first 8 bytes announce a header of {n} bytes")
-        try:
-            header = json.loads(self._bytes(_LENGTH.size, n))
-        except (ValueError, RecursionError) as error:
-            raise self._wrong(f"its header is not JSON ({error})") from None
-        if not isinstance(header, dict):
-            raise self._wrong("its header is not a JSON object")
-        self._data_at = _LENGTH.size + n
-        return header
-
-    def _read_metadata(self) -> dict[str, str]:
-        found = self._header.pop("__metadata__", {})
-        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-            raise self._wrong("its __metadata__ does not map text to text")
-        return found
-
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """All arrays by name, in the order in which they lie.
 
         Raises:
-            InputError: their places overlap, leave gaps, or are not of their size.
+            InputError: their places leave gaps, or one is of a type that is not read.
         """
-        found = {name: self._entry(name, raw) for name, raw in self._header.items()}
-        places = sorted((*raw["data_offsets"], name) for name, raw in self._header.items())
-        at = 0
-        for begin, end, name in places:
-            if begin != at or end - begin != found[name].n_bytes:
-                raise self._wrong(f"{name!r} of {found[name].n_bytes} bytes lies at {begin}:{end}")
-            at = end
-        if self._data_at + at != self._size:
+        places = sorted(self._header.places.items(), key=lambda item: item[1].offset)
+        at = self._header.end
+        for name, place in places:
+            if place.dtype not in DTYPES:
+                raise malformed(
+                    self.path, f"{quoted(name)} is {quoted(place.dtype)}, which is not read"
+                )
+            if place.offset != at:
+                raise malformed(self.path, f"{quoted(name)} lies at {place.offset}, not at {at}")
+            at = place.end
+        if at != self._size:
             raise InputError(
-                f"{self.path} is truncated or damaged: its header tells of"
-                f" {self._data_at + at} bytes, and it has {self._size}"
+                f"{self.path} is truncated or damaged: its header tells of {at} bytes,"
+                f" and it has {self._size}"
             )
-        return {name: found[name] for _begin, _end, name in places}
-
-    def _entry(self, name: str, raw: Any) -> Entry:
-        def sizes(value: object) -> bool:
-            return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
-
-        good = isinstance(raw, dict) and sizes(raw.get("shape")) and sizes(raw.get("data_offsets"))
-        if not good or len(raw["data_offsets"]) != 2:
-            raise self._wrong(f"{name!r} has no shape or no place")
-        if raw.get("dtype") not in _DTYPES:
-            raise self._wrong(f"{name!r} is {raw.get('dtype')!r}, which is not read")
-        return Entry(raw["dtype"], tuple(raw["shape"]))
-
-    @cached_property
-    def _begin(self) -> dict[str, int]:
-        return {name: self._header[name]["data_offsets"][0] for name in self.entries}
+        return {name: Entry(place.dtype, place.shape) for name, place in places}
 
     def read(self, name: str, i: int) -> NDArray[Any]:
         """The i-th item along an array's first axis, and nothing else, is read.
@@ -254,8 +238,21 @@ class SafetensorsReader:
         part = self.entries[name].part
         if part.n_bytes == 0:
             return np.empty(part.shape, part.numpy_dtype)
-        data = self._bytes(self._data_at + self._begin[name] + i * part.n_bytes, part.n_bytes)
-        return np.frombuffer(data, part.numpy_dtype).reshape(part.shape)
+        offset = self._header.places[name].offset + i * part.n_bytes
+        return np.frombuffer(self._bytes(offset, part.n_bytes), part.numpy_dtype).reshape(
+            part.shape
+        )
+
+
+def _floats(dtype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> NDArray[np.floating]:
+    flat = np.frombuffer(raw, np.uint8)
+    if dtype == "BF16":
+        wide = flat.view("<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(shape)
+    values = flat.view(DTYPES[dtype])
+    if dtype == "F64":
+        return values.astype(np.float64).reshape(shape)
+    return values.astype(np.float32).reshape(shape)
 
 
 def _open(path: str) -> BinaryIO:

@@ -10,13 +10,23 @@ import json
 from typing import Any
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.recipe import RecipeReport
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport | AttributionReport | RecipeReport
+Result = (
+    Inspection
+    | InspectionSet
+    | DriftReport
+    | DiffReport
+    | AuditReport
+    | AuditSet
+    | AttributionReport
+    | RecipeReport
+)
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -26,6 +36,8 @@ _SCHEMAS: dict[type, str] = {
     DiffReport: "ggufnorm/diff",
     AttributionReport: "ggufnorm/attribute",
     RecipeReport: "ggufnorm/recipe",
+    AuditReport: "ggufnorm/audit",
+    AuditSet: "ggufnorm/audit-set",
 }
 
 

@@ -27,15 +27,15 @@ def to_markdown(result: Inspection | InspectionSet) -> str:
 
 
 def _section(model: Inspection) -> Iterator[str]:
-    yield f"## {_escape(title(model))}"
+    yield f"## {escape(title(model))}"
     yield ""
     if model.norms:
         rows = [norm_row(n) for n in model.norms]
-        yield from _table(_COLUMNS, ([row[c] for c in _COLUMNS] for row in rows), left=_LEFT)
+        yield from table(_COLUMNS, ([row[c] for c in _COLUMNS] for row in rows), left=_LEFT)
         yield ""
-    yield from (f"- {_escape(line)}" for line in (*summary(model), *notes(model)))
+    yield from (f"- {escape(line)}" for line in (*summary(model), *notes(model)))
     if model.skipped:
-        skipped = (f"- {_escape(printable(f'{s.what}: {s.reason}'))}" for s in model.skipped)
+        skipped = (f"- {escape(printable(f'{s.what}: {s.reason}'))}" for s in model.skipped)
         yield from ("", f"Skipped: {len(model.skipped)}", "", *skipped)
     if model.tensors is not None:
         yield from ("", counted(len(model.tensors), "tensor"), "")
@@ -44,21 +44,22 @@ def _section(model: Inspection) -> Iterator[str]:
             for t in model.tensors
         )
         columns = ("Tensor", "Type", "Shape", "Bytes", "Offset")
-        yield from _table(columns, facts, left=("Tensor", "Type"))
+        yield from table(columns, facts, left=("Tensor", "Type"))
 
 
-def _table(
+def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str]
 ) -> Iterator[str]:
+    """A table; the columns that are not ``left`` are aligned to the right."""
     yield _line(columns)
     yield _line(["---" if c in left else "--:" for c in columns])
-    yield from (_line(map(_escape, row)) for row in rows)
+    yield from (_line(map(escape, row)) for row in rows)
 
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Text without Markdown: tensor names are full of underscores."""
     return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", text)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.trace import TraceFacts, every, kept
 from ggufnorm.errors import InputError
-from ggufnorm.formats.safetensors import Entry, pack_header
+from ggufnorm.formats.safetensors_header import Entry, pack_header
 
 SCHEMA, VERSION = "ggufnorm/trace", "1"
 TOKENS = "tokens"

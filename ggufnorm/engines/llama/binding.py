@@ -87,6 +87,25 @@ def engine_version() -> str:
     return f"llama-cpp-python {llama().__version__}"
 
 
+def ggml_version() -> str:
+    """The version and commit that ggml was built from."""
+    return f"ggml {ggml().ggml_version().decode()} ({ggml().ggml_commit().decode()})"
+
+
+def devices() -> list[str]:
+    """What this build of llama.cpp can compute on."""
+    lib = ggml()
+    found = []
+    for i in range(lib.ggml_backend_dev_count()):
+        device = lib.ggml_backend_dev_get(i)
+        name, description = (
+            describe(device).decode()
+            for describe in (lib.ggml_backend_dev_name, lib.ggml_backend_dev_description)
+        )
+        found.append(f"{name} ({description})")
+    return found
+
+
 @cache
 def ggml() -> ctypes.CDLL:
     """The ggml library with the prototypes that are used here."""
@@ -110,6 +129,12 @@ def ggml() -> ctypes.CDLL:
         ("ggml_get_data", ctypes.c_void_p, [tensor]),
         ("ggml_backend_buffer_is_host", ctypes.c_bool, [ctypes.c_void_p]),
         ("ggml_backend_tensor_get", None, [tensor, ctypes.c_void_p, size, size]),
+        ("ggml_version", text, []),
+        ("ggml_commit", text, []),
+        ("ggml_backend_dev_count", size, []),
+        ("ggml_backend_dev_get", ctypes.c_void_p, [size]),
+        ("ggml_backend_dev_name", text, [ctypes.c_void_p]),
+        ("ggml_backend_dev_description", text, [ctypes.c_void_p]),
         ("ggml_row_size", size, [ctypes.c_int, ctypes.c_int64]),
         (
             "ggml_quantize_chunk",

@@ -58,6 +58,13 @@ _EXCEPTIONS: tuple[tuple[str, str, Rule], ...] = (
 )
 
 
+def expected_kind(architecture: str) -> NormKind | None:
+    """The formula of an architecture's usual norm; None if the architecture is not known."""
+    if architecture in _LAYER_NORM:
+        return "layer"
+    return "rms" if architecture in _RMS_NORM else None
+
+
 def language_parameters(
     metadata: Metadata, architecture: str, name: NormName, *, has_bias: bool
 ) -> NormParameters:

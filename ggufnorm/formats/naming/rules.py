@@ -28,6 +28,10 @@ class NormParameters:
     note: str = ""
 
 
+NO_KEY = "no key holds its epsilon"
+"""What the note of a norm says whose epsilon stands in llama.cpp's code."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What llama.cpp's graph does with some norms.
@@ -59,7 +63,7 @@ def fixed(kind: NormKind, source: str, epsilon: float) -> Rule:
 def apply(rule: Rule, metadata: Metadata, architecture: str, name: NormName) -> NormParameters:
     """The rule's kind, and its epsilon if the file tells it."""
     if rule.literal is not None:
-        note = f"no key holds its epsilon; llama.cpp's graph uses {rule.literal:g} ({rule.source})"
+        note = f"{NO_KEY}; llama.cpp's graph uses {rule.literal:g} ({rule.source})"
         return NormParameters(rule.kind, None, None, note=note)
     keys = [key.format(arch=architecture) for key in rule.keys]
     for key in keys:

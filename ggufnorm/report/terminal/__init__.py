@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from rich.console import Console, RenderableType
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.report.document import Result
 from ggufnorm.report.terminal.attribute import attribution_parts
+from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
@@ -62,5 +64,9 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from attribution_parts(result)
     elif isinstance(result, RecipeReport):
         yield from recipe_parts(result)
+    elif isinstance(result, AuditReport):
+        yield from audit_parts(result)
+    elif isinstance(result, AuditSet):
+        yield from audit_set_parts(result)
     else:
         yield from drift_parts(result, width)

@@ -1,0 +1,131 @@
+"""Findings that are known and accepted, each with a reason, from a TOML file.
+
+Such a file holds a table for each::
+
+    [[ignore]]
+    rule = "N303"                 # an id, or its beginning
+    tensor = "blk.*.ffn_norm.*"   # optional: a shell pattern
+    model = "tiny-*.gguf"         # optional: a shell pattern for the path's end
+    reason = "never trained: all ones in the checkpoint too"
+
+``[[tool.ggufnorm.ignore]]`` in a ``pyproject.toml`` means the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ggufnorm.core.audit import Finding, Ignored
+from ggufnorm.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+IGNORE_FILE = ".ggufnorm-ignore.toml"
+"""The file's usual name."""
+
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ignore:
+    """An entry of an ignore file.
+
+    Attributes:
+        rule: an id or its beginning.
+        reason: why what it finds is accepted.
+        tensor: shell pattern; None for every finding.
+        model: shell pattern for the end of the model's path; None for all.
+    """
+
+    rule: str
+    reason: str
+    tensor: str | None = None
+    model: str | None = None
+
+    def covers(self, finding: Finding, path: str) -> bool:
+        """Whether a finding about the model of that path is accepted."""
+        return (
+            finding.rule.startswith(self.rule.upper())
+            and (self.tensor is None or fnmatchcase(finding.tensor or "", self.tensor))
+            and (self.model is None or fnmatchcase(path, f"*{self.model}"))
+        )
+
+
+_KEYS = tuple(f.name for f in fields(Ignore))
+
+
+def find_ignores(folder: Path) -> list[Ignore]:
+    """The entries of ``.ggufnorm-ignore.toml`` in a folder, or of its ``pyproject.toml``.
+
+    Raises:
+        ConfigError: see :func:`read_ignores`.
+    """
+    for name in (IGNORE_FILE, "pyproject.toml"):
+        if (folder / name).is_file():
+            return read_ignores(folder / name)
+    return []
+
+
+def read_ignores(path: Path) -> list[Ignore]:
+    """The entries of an ignore file.
+
+    Raises:
+        ConfigError: it cannot be read, is not TOML, or an entry is not as described in
+            the module; above all, if it gives no reason.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise ConfigError(f"{path}: more than {_MAX_BYTES >> 20} MiB: no ignore file")
+        data = tomllib.loads(text.decode())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}".splitlines()[0]) from None
+    if path.name == "pyproject.toml":
+        for key in ("tool", "ggufnorm"):
+            data = data.get(key, {}) if isinstance(data, dict) else {}
+    entries = data.get("ignore", []) if isinstance(data, dict) else []
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: `ignore` must be tables: write [[ignore]]")
+    return [_entry(path, i, entry) for i, entry in enumerate(entries, 1)]
+
+
+def _entry(path: Path, number: int, entry: Any) -> Ignore:
+    where = f"{path}: entry {number} of `ignore`"
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} is no table: write [[ignore]]")
+    unknown = sorted(set(entry) - set(_KEYS))
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}: it may have {', '.join(_KEYS)}")
+    for key, value in entry.items():
+        if not isinstance(value, str) or not value.strip():
+            raise ConfigError(f"{where}: {key!r} must be a text that is not empty")
+    for key in ("rule", "reason"):
+        if key not in entry:
+            raise ConfigError(f"{where} gives no {key}: every accepted finding needs one")
+    return Ignore(**entry)
+
+
+def split_ignored(
+    findings: Sequence[Finding], accepted: Sequence[Ignore], path: str
+) -> tuple[list[Finding], list[Ignored]]:
+    """What is left of the findings, and what the first entry that covers it accepts."""
+    left: list[Finding] = []
+    ignored: list[Ignored] = []
+    for finding in findings:
+        entry = next((e for e in accepted if e.covers(finding, path)), None)
+        if entry is None:
+            left.append(finding)
+        else:
+            ignored.append(Ignored(finding, entry.reason))
+    return left, ignored

@@ -1,0 +1,19 @@
+"""``ggufnorm rule``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("rule")
+@click.argument("rule_id", metavar="ID")
+def command(rule_id: str) -> int:
+    """Explain a rule of audit: what it does, why it matters, what to do."""
+    from ggufnorm.auditing.pages import page
+    from ggufnorm.auditing.rules import BY_ID
+
+    rule = BY_ID.get(rule_id.upper())
+    if rule is None:
+        raise click.UsageError(f"there is no rule {rule_id}: `ggufnorm rules` lists them")
+    click.echo(page(rule), nl=False)
+    return 0

@@ -1,0 +1,15 @@
+"""``ggufnorm rules``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("rules")
+def command() -> int:
+    """List the rules of audit: id, severity, name, what is wrong where it speaks up."""
+    from ggufnorm.auditing.rules import RULES
+
+    for rule in RULES:
+        click.echo(f"{rule.id}  {rule.severity:<7}  {rule.name}: {rule.summary}")
+    return 0

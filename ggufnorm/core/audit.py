@@ -1,0 +1,114 @@
+"""What an audit found, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ggufnorm.core.model import Skipped
+
+Severity = Literal["error", "warning", "info"]
+"""``error``: the model computes something else than its source, or does not run;
+``warning``: it probably does; ``info``: worth knowing, nothing is wrong."""
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+"""The gravest first."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a rule has to say about a model.
+
+    Attributes:
+        rule: the rule's id, for example ``N101``.
+        severity: how grave it is.
+        tensor: the tensor that it is about, None for the file as a whole.
+        layer: block number, None outside the blocks.
+        message: one sentence: what is wrong, with its figures.
+        evidence: the figures, by name, as JSON values.
+    """
+
+    rule: str
+    severity: Severity
+    tensor: str | None
+    layer: int | None
+    message: str
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A rule that could not be checked, or not in full, and why."""
+
+    rule: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """A finding that an ignore file accepts.
+
+    Attributes:
+        finding: what was found.
+        reason: why it is accepted, in the words of the ignore file.
+    """
+
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True)
+class AuditSummary:
+    """An audit in figures.
+
+    Attributes:
+        errors: findings of that severity, without the ignored ones.
+        warnings: the same.
+        infos: the same.
+        ignored: findings that an ignore file accepts.
+        n_norms: norms looked at.
+        rules_run: ids of the rules that were checked, in full or in part.
+    """
+
+    errors: int
+    warnings: int
+    infos: int
+    ignored: int
+    n_norms: int
+    rules_run: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """One model's audit. Every rule selected is in ``summary.rules_run`` or ``not_run``.
+
+    Attributes:
+        path: the file.
+        architecture: ``general.architecture``.
+        name: ``general.name``, None if the file has none.
+        findings: the gravest first, then by rule.
+        ignored: findings that an ignore file accepts.
+        not_run: the rules that could not be checked.
+        summary: all of it in figures.
+    """
+
+    path: str
+    architecture: str
+    name: str | None
+    findings: tuple[Finding, ...]
+    ignored: tuple[Ignored, ...]
+    not_run: tuple[NotRun, ...]
+    summary: AuditSummary
+
+
+@dataclass(frozen=True)
+class AuditSet:
+    """Several models' audits.
+
+    Attributes:
+        models: those that could be read, as they were given.
+        failed: those that could not, and why.
+    """
+
+    models: tuple[AuditReport, ...]
+    failed: tuple[Skipped, ...]

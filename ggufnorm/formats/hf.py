@@ -1,0 +1,280 @@
+"""A checkpoint as Hugging Face's libraries save it: config.json and safetensors.
+
+Read without torch: F32, F16, BF16 and F64, in one file or in shards that
+``model.safetensors.index.json`` lists. What lies in the folder is someone else's: sizes
+are bounded, and no name leads out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.location import hub_folder
+from ggufnorm.formats.safetensors import SafetensorsFile
+from ggufnorm.formats.safetensors_header import Place, parse_json, quoted
+from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
+
+Config = Mapping[str, Any]
+"""What a JSON file of a checkpoint says."""
+
+MAX_CONFIG = 1 << 24
+"""Most bytes of a JSON file that describes a model."""
+MAX_INDEX = 1 << 27
+"""Most bytes of a list of shards."""
+
+MAX_SHARDS = 10_000
+"""Most shards of a checkpoint; the largest have some hundreds."""
+
+_AT_ONCE = 8
+"""Files opened at a time."""
+
+_INDEX = "model.safetensors.index.json"
+
+
+class Folder(Protocol):
+    """Where a checkpoint's files are.
+
+    Attributes:
+        name: as messages call it.
+    """
+
+    name: str
+
+    def names(self) -> list[str]:
+        """The files in it, sorted."""
+
+    def storage(self, name: str) -> Storage | None:
+        """One of the files; None if there is none of that name.
+
+        Raises:
+            InputError: it cannot be opened, or leads out of the folder.
+        """
+
+
+class LocalFolder:
+    """A folder on this machine; see :class:`Folder`. Files are memory-mapped read-only.
+
+    Raises:
+        InputError: it is not a folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        self._path = Path(path)
+        if not self._path.is_dir():
+            what = "not a folder" if self._path.exists() else "no such folder"
+            raise InputError(
+                f"{self.name}: {what}: give one with config.json and model.safetensors"
+            )
+
+    def names(self) -> list[str]:
+        """See :class:`Folder`."""
+        return sorted(p.name for p in self._path.iterdir())
+
+    def storage(self, name: str) -> LocalStorage | None:
+        """See :class:`Folder`."""
+        if "/" in name or "\\" in name or name in ("", ".", ".."):
+            raise InputError(f"{self.name}: {quoted(name)} leads out of the folder")
+        path = self._path / name
+        try:
+            mode = path.stat().st_mode
+            target = path.resolve()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{self.name}: cannot open {quoted(name)}: {reason}") from None
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{path}: not a file")
+        if not any(target.is_relative_to(root) for root in self._roots()):
+            raise InputError(f"{path}: a link that leads out of the folder")
+        return LocalStorage(path)
+
+    def _roots(self) -> list[Path]:
+        # huggingface_hub's cache keeps a snapshot's files beside it, under their digests.
+        folder = self._path.resolve()
+        repository = folder.parent.parent
+        in_cache = folder.parent.name == "snapshots"
+        return [folder, repository / "blobs"] if in_cache else [folder]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open checkpoint; use it as a context manager.
+
+    Attributes:
+        path: as given.
+        config: what ``config.json`` says.
+        preprocessor: what ``preprocessor_config.json`` and ``processor_config.json`` say of
+            images; None without either.
+        tensors: by name.
+    """
+
+    path: str
+    config: Config
+    preprocessor: Config | None
+    tensors: Mapping[str, Place]
+    _files: Mapping[str, SafetensorsFile]
+
+    def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
+        """A tensor's values; see :meth:`SafetensorsFile.read`."""
+        return self._files[name].read(name, rows)
+
+    def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
+        """Several tensors' values, those of one file fetched together."""
+        of_file: dict[str, list[str]] = {}
+        for name in names:
+            of_file.setdefault(self._files[name].name, []).append(name)
+        return {
+            name: values
+            for together in of_file.values()
+            for name, values in self._files[together[0]].read_many(together).items()
+        }
+
+    def why_unreadable(self, name: str) -> str | None:
+        """Why a tensor cannot be read; None if it can."""
+        return self._files[name].why_unreadable(name)
+
+    def close(self) -> None:
+        """Close all its files."""
+        for file in {id(f): f for f in self._files.values()}.values():
+            file.close()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_source(location: str | os.PathLike[str]) -> Source:
+    """Open a checkpoint.
+
+    Args:
+        location: a folder with ``config.json`` and safetensors, or
+            ``hf://org/repo[@revision]``, of which only the configs, the safetensors headers
+            and what is read of the tensors are fetched; a ``PathLike`` is always a folder.
+
+    Raises:
+        InputError: something is missing, cannot be had or is not well-formed.
+    """
+    text = os.fspath(location)
+    if not isinstance(location, str) or "://" not in text or Path(text).exists():
+        return read_source(LocalFolder(location))
+    if not text.lower().startswith("hf://"):
+        raise InputError(f"{text}: a source is a folder or hf://org/repo[@revision]")
+    return read_source(hub_folder(text))
+
+
+def read_source(folder: Folder) -> Source:
+    """The checkpoint in a folder.
+
+    Raises:
+        InputError: something is missing or not well-formed.
+    """
+    config = _read_json(folder, "config.json")
+    if config is None:
+        raise InputError(f"{folder.name}: no config.json: give the original checkpoint")
+    preprocessor = _preprocessor(folder)
+    files = _open_tensors(folder)
+    tensors = {name: file.places[name] for name, file in files.items()}
+    return Source(folder.name, config, preprocessor, tensors, files)
+
+
+def _read_json(folder: Folder, name: str, limit: int = MAX_CONFIG) -> Config | None:
+    """What a JSON file says; None without such a file."""
+    storage = _opened(folder, name)
+    if storage is None:
+        return None
+    if storage.size > limit:
+        raise InputError(f"{storage.name}: {storage.size:,} bytes are too many for such a file")
+    value = parse_json(storage.read(0, storage.size), storage.name)
+    if not isinstance(value, dict):
+        raise InputError(f"{storage.name}: not a JSON object")
+    return value
+
+
+def _open_file(folder: Folder, name: str) -> SafetensorsFile:
+    storage = _opened(folder, name)
+    if storage is None:
+        raise InputError(f"{folder.name}: {quoted(name)} is missing: download the checkpoint again")
+    return SafetensorsFile(storage)
+
+
+def _opened(folder: Folder, name: str) -> Storage | None:
+    try:
+        return folder.storage(name)
+    except GGUFError:  # as storages are a model's elsewhere
+        raise InputError(f"{folder.name}: {name} is empty: download the checkpoint again") from None
+
+
+def _preprocessor(folder: Folder) -> Config | None:
+    # The second file's entries win, as in MmprojModel of llama.cpp's conversion/base.py.
+    found: dict[str, Any] = {}
+    parts = (
+        ("preprocessor_config.json", "media_proc_cfg"),
+        ("processor_config.json", "image_processor"),
+    )
+    for name, nested in parts:
+        config = _read_json(folder, name) or {}
+        inner = config.get(nested)
+        found |= {**config, **(inner if isinstance(inner, dict) else {})}
+    return found or None
+
+
+def _open_tensors(folder: Folder) -> dict[str, SafetensorsFile]:
+    """Each tensor's name to the file that holds it."""
+    index = _read_json(folder, _INDEX, MAX_INDEX)
+    if index is not None:
+        return _open_shards(folder, index)
+    names = [name for name in folder.names() if name.endswith(".safetensors")]
+    if "model.safetensors" in names:
+        names = ["model.safetensors"]
+    if not names:
+        raise InputError(
+            f"{folder.name}: no safetensors: other checkpoints are not read;"
+            " save it with save_pretrained"
+        )
+    found: dict[str, SafetensorsFile] = {}
+    for file in _open_files(folder, names):
+        twice = next((name for name in file.places if name in found), None)
+        if twice is not None:
+            raise InputError(f"{file.name}: {quoted(twice)} is in {found[twice].name} too")
+        found.update(dict.fromkeys(file.places, file))
+    return found
+
+
+def _open_shards(folder: Folder, index: Config) -> dict[str, SafetensorsFile]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise InputError(f"{folder.name}: {_INDEX}: no usable weight_map")
+    names = sorted(set(weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise InputError(f"{folder.name}: {_INDEX}: {len(names):,} shards are too many")
+    shards = dict(zip(names, _open_files(folder, names), strict=True))
+    for name, shard in weight_map.items():
+        if name not in shards[shard].places:
+            raise InputError(
+                f"{shards[shard].name}: {quoted(name)} is not in it, but {_INDEX} says so:"
+                " download the checkpoint again"
+            )
+    return {name: shards[shard] for name, shard in weight_map.items()}
+
+
+def _open_files(folder: Folder, names: Sequence[str]) -> list[SafetensorsFile]:
+    return in_parallel(lambda name: _open_file(folder, name), names, _AT_ONCE)

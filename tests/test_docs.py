@@ -1,0 +1,194 @@
+"""What the documentation says to type is typed, and what it links to is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ggufnorm.cli.main import cli
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.samples import sample_model, sample_path
+from tests import checkpoints, models
+from tests.servers import HubServer, Repo, running
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+_BLOCK = re.compile(r"(?:<!-- exits with (\d+) -->\n)?^ *```(?:console)?\n(.*?)^ *```", re.M | re.S)
+_COMMAND = re.compile(r"^ *(?:\$ )?(ggufnorm .*?)(?:  +#.*)?$", re.M)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A command in a page, and the exit code that the page promises."""
+
+    page: Path
+    line: str
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.page.stem}: {self.line}"
+
+
+def commands() -> Iterator[Typed]:
+    for page in PAGES:
+        for exit_code, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in _COMMAND.findall(block):
+                yield Typed(page, line, int(exit_code or 0))
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder with the files that the documentation speaks of."""
+    with tempfile.TemporaryDirectory(prefix="ggufnorm-docs-") as name:
+        here = Path(name)
+        shutil.copyfile(sample_model(), here / "model-f16.gguf")
+        shutil.copyfile(sample_model(), here / "model.gguf")
+        for quant in ("Q8_0", "Q4_K_M"):
+            quantize(sample_model(), here / f"model-{quant}.gguf", quant)
+        text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
+        for file in ("models/model.gguf", "more/of/them/model.gguf"):
+            (here / file).parent.mkdir(parents=True)
+            shutil.copyfile(sample_model(), here / file)
+        write_checkpoint(here / "hf-folder", sample_model())
+        gemma = checkpoints.pair(next(n for n in checkpoints.NETWORKS if n.architecture == "gemma"))
+        gemma.write_model(here / "gemma.gguf")
+        write_files(here / "gemma-hf", gemma.files())
+        models.edited(
+            sample_model(),
+            here / "sotu-faulty.gguf",
+            floats={"llama.attention.layer_norm_rms_epsilon": 0.0},
+        )
+        for file in ("text.txt", "wiki.test.raw"):
+            (here / file).write_text(text, encoding="utf-8")
+        yield here
+
+
+def write_checkpoint(folder: Path, model: Path) -> None:
+    """What the model may have been converted from: its norms and its embedding."""
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    for i in range(5):
+        names[f"blk.{i}.attn_norm"] = f"model.layers.{i}.input_layernorm"
+        names[f"blk.{i}.ffn_norm"] = f"model.layers.{i}.post_attention_layernorm"
+    with GGUFFile(model) as file:
+        tensors = {
+            f"{name}.weight": ("F32", read_tensor(file, f"{target}.weight"))
+            for target, name in names.items()
+        }
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": checkpoints.safetensors(tensors),
+    }
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def environment(folder: Path) -> Iterator[dict[str, str]]:
+    """Where ``hf://org/repo`` is a stand-in that this test runs."""
+    files = {
+        f"model-{q}.gguf": (folder / f"model-{q}.gguf").read_bytes() for q in ("Q8_0", "Q4_K_M")
+    }
+    files["file.gguf"] = files["model-Q4_K_M.gguf"]
+    source = {path.name: path.read_bytes() for path in (folder / "hf-folder").iterdir()}
+    repos = {"org/repo": Repo(files), "org/source": Repo(source)}
+    with running(HubServer(repos=repos)) as hub:
+        yield {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub")}
+
+
+@pytest.mark.parametrize("typed", tuple(commands()), ids=str)
+def test_every_command_does_what_its_page_promises(
+    typed: Typed, folder: Path, environment: dict[str, str]
+) -> None:
+    script = "from ggufnorm.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *shlex.split(typed.line)[1:]],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == typed.exit_code, done.stderr
+
+
+def test_there_are_commands_on_every_how_to_page() -> None:
+    with_commands = {typed.page for typed in commands()}
+    assert set((ROOT / "docs" / "how-to").glob("*.md")) <= with_commands
+    assert {ROOT / "README.md", ROOT / "docs" / "tutorial.md"} <= with_commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    headings = _HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_exit_codes_of_readme_and_reference_agree() -> None:
+    row = re.compile(r"^\| (\d+) \|", re.M)
+    pages = (ROOT / "README.md", ROOT / "docs" / "reference" / "exit-codes.md")
+    assert len({tuple(row.findall(p.read_text(encoding="utf-8"))) for p in pages}) == 1
+
+
+def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> None:
+    page = (ROOT / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    quant = str(folder / "model-Q8_0.gguf")
+    ref = str(folder / "model.gguf")
+    arguments = {
+        "inspect": ["inspect", ref],
+        "diff": ["diff", ref, quant],
+        "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
+    }
+    documents = {}
+    for name, words in arguments.items():
+        done = CliRunner().invoke(cli, [*words, "--format", "json"], standalone_mode=False)
+        documents[name] = json.loads(done.stdout)
+    rows = re.findall(r"^\| (\w+) \| `(\w+)(?:\[\])?`.*?\| (.*) \|$", page, re.M)
+    assert {document for document, _part, _names in rows} == set(arguments)
+    for document, part, names in rows:
+        found = documents[document][part]
+        if isinstance(found, list) and found:
+            for name in re.findall(r"`([a-z_0-9.]+)`", names.partition("(")[0]):
+                assert value_at(found[0], name.split(".")), (document, part, name)
+
+
+def value_at(found: object, names: list[str]) -> bool:
+    for name in names:
+        if not isinstance(found, dict) or name not in found:
+            return False
+        found = found[name]
+    return True
