@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.attribution.recipe import recipe
+    from ggufnorm.attribution.run import attribute
     from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.inspection import inspect
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
+    "AttributionReport",
     "AuditReport",
     "DiffReport",
     "DriftReport",
@@ -41,6 +46,8 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "RecipeReport",
+    "attribute",
     "audit",
     "compare",
     "diff",
@@ -50,6 +57,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "load",
+    "recipe",
     "rms_norm",
     "save",
     "to_dataframe",
@@ -57,6 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttributionReport": "ggufnorm.core.attribution",
     "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
@@ -67,6 +76,8 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "RecipeReport": "ggufnorm.core.recipe",
+    "attribute": "ggufnorm.attribution.run",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "diff": "ggufnorm.difference.run",
@@ -76,6 +87,7 @@ _HOMES = {
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "load": "ggufnorm.report.faces",
+    "recipe": "ggufnorm.attribution.recipe",
     "rms_norm": "ggufnorm.core.norms",
     "save": "ggufnorm.report.faces",
     "to_dataframe": "ggufnorm.report.frames",

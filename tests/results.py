@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from ggufnorm.core.attribution import AttributionReport, Restoration, Share, Unmeasured
 from ggufnorm.core.audit import (
     AuditReport,
     AuditSet,
@@ -51,6 +52,7 @@ from ggufnorm.core.model import (
     TensorFacts,
     WeightStatistics,
 )
+from ggufnorm.core.recipe import Choice, RecipeReport, Trial
 from ggufnorm.core.result import Result
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>'\"&|`*_"
@@ -285,6 +287,80 @@ def audit_report(name: str = "blk") -> AuditReport:
     )
 
 
+def attribution_report(n_layers: int = 3, *, name: str = "blk") -> AttributionReport:
+    """A report in which each layer's first matrix costs most."""
+    drift = drift_report(n_layers, name=name)
+    tensors = [(i, role) for i in range(n_layers) for role in MATRICES]
+    shares = tuple(
+        _share(f"{name}.{i}.{role}.weight", i, role, 1.0 / (2 + 7 * i + k))
+        for (i, role), k in zip(tensors, 7 * n_layers * [0, 1, 2, 3, 4, 5, 6])
+    )
+    return AttributionReport(
+        reference=drift.reference,
+        quant=drift.quant,
+        by="tensor",
+        total_kld=0.01,
+        total_kld_se=0.0005,
+        n_tokens=200,
+        shares=tuple(sorted(shares, key=lambda s: -s.kld)),
+        layers=tuple(_share(None, i, None, 0.2) for i in range(n_layers)),
+        sum_of_shares=0.97,
+        sum_of_layers=1.01,
+        unmeasured=(
+            Unmeasured(f"{name}.output.weight", None, "output", "too cheap", 0.01, "Q6_K", 5, 9),
+        ),
+        unmeasured_share=0.02,
+        restorations=tuple(
+            Restoration(f"{name}.{i}.{role}_norm.weight", f"l-{i}", i, role, 0.01 / (i + 1), 1e-4,
+                        1 / (i + 1))
+            for i in range(n_layers) for role in ("attn", "ffn")
+        ),
+        interrupted=False,
+        verdict=f"{name}.0.attn_q.weight costs half.",
+        skipped=(Skipped(name, "has no partner"),),
+        run=drift.run,
+        cost=drift.cost,
+    )  # fmt: skip
+
+
+def _share(tensor: str | None, layer: int, role: str | None, share: float) -> Share:
+    tensors = (tensor,) if tensor else (f"blk.{layer}.a", f"blk.{layer}.b")
+    kld = 0.01 * share
+    return Share(
+        tensor, tensors, layer, role, "Q4_K", "F16", kld, kld / 20, share, 200, 0.07, 100, 300, None
+    )
+
+
+def recipe_report(name: str = "blk") -> RecipeReport:
+    """A recipe that was applied."""
+    drift = drift_report(name=name)
+    choices = tuple(
+        Choice(f"{name}.0.{role}.weight", 0, role, dtype, "Q4_K", 200, 100, 0.001)
+        for role, dtype in zip(MATRICES, ("Q5_K", "Q4_K", "Q6_K"), strict=False)
+    )
+    return RecipeReport(
+        reference=drift.reference,
+        quant=drift.quant,
+        max_bytes=2_000_000,
+        target_kld=None,
+        imatrix=f"{name}.imatrix",
+        anchors=("Q4_K", "Q6_K"),
+        file_type="Q4_K_M",
+        choices=choices,
+        arguments=(f"{name}.0.attn_q=Q5_K",),
+        predicted_kld=0.003,
+        predicted_quant_kld=0.004,
+        bytes=1_900_000,
+        measured_quant=Trial("Q4_K_M", 1_800_000, 0.0041, 0.0001),
+        measured=Trial("recipe", 1_900_000, 0.0031, 0.0001),
+        uniform=(Trial("Q5_K_S", 2_100_000, 0.0035, 0.0001),),
+        n_tokens=200,
+        verdict=f"{name} gets better.",
+        skipped=(Skipped(name, "has no partner"),),
+        cost=drift.cost,
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -295,6 +371,8 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/drift": drift_report(name=name, faulty=True),
         "ggufnorm/drift-set": DriftSet((drift_report(name=name), drift_report(5, faulty=True))),
         "ggufnorm/diff": diff_report(name=name),
+        "ggufnorm/attribute": attribution_report(name=name),
+        "ggufnorm/recipe": recipe_report(name),
         "ggufnorm/audit": audit_report(name),
         "ggufnorm/audit-set": AuditSet(
             (audit_report(name), audit_report()), (Skipped(name, "is no model"),)

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result as Result
 from ggufnorm.errors import InputError
 
@@ -28,6 +30,8 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/diff": DiffReport,
     "ggufnorm/audit": AuditReport,
     "ggufnorm/audit-set": AuditSet,
+    "ggufnorm/attribute": AttributionReport,
+    "ggufnorm/recipe": RecipeReport,
 }
 """The documents' ``schema`` to what they hold."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ggufnorm.core.attribution import Restoration, Share
 from ggufnorm.core.diff import NormDifference, TensorDifference
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.fingerprint import OFFSETS, OffsetFingerprint
 from ggufnorm.core.model import Inspection, NormKind, NormSite, WeightStatistics
+from ggufnorm.core.recipe import RecipeReport
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -94,6 +97,47 @@ def side_by_side_row(report: DriftReport) -> dict[str, str]:
         "By layer": bars([layer.rel_l2 for layer in layers], 16),
         "Culprit": "none" if culprit is None else printable(culprit.tensor or culprit.node),
     }
+
+
+def percent(share: float | None) -> str:
+    """A share of one, in percent; – for none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def share_row(s: Share) -> dict[str, str]:
+    """What a tensor, or several together, cost at the output."""
+    return {
+        "Layer": layer_cell(s.layer),
+        "Tensor": printable(s.tensor or f"{len(s.tensors)} × {s.role or 'tensors'}"),
+        "Type": s.dtype or "mixed",
+        "KL": number(s.kld),
+        "±": number(s.kld_se, 2),
+        "Share": percent(s.share),
+        "per MB": number(s.kld_per_mb),
+        "Own": number(s.local_rel_l2),
+    }
+
+
+def restoration_row(r: Restoration) -> dict[str, str]:
+    """What is left if a norm's input is made the reference's."""
+    return {
+        "Layer": layer_cell(r.layer),
+        "Norm": printable(r.role),
+        "KL": number(r.kld),
+        "±": number(r.kld_se, 2),
+        "Left": percent(r.share),
+    }
+
+
+def command_lines(report: RecipeReport) -> Iterator[str]:
+    """A recipe as a command line to paste, broken into lines."""
+    yield "llama-quantize \\"
+    if report.imatrix:
+        name = "IMATRIX" if report.imatrix == "auto" else shlex.quote(printable(report.imatrix))
+        yield f"  --imatrix {name} \\"
+    for argument in report.arguments:
+        yield f"  --tensor-type {shlex.quote(argument)} \\"
+    yield f"  {shlex.quote(printable(report.reference.path))} OUT.gguf {report.file_type}"
 
 
 def norm_difference_row(n: NormDifference) -> dict[str, str]:

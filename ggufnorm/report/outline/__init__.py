@@ -5,17 +5,21 @@ A kind of result joins by one function, from the result to its :class:`Outline`.
 
 from __future__ import annotations
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
+from ggufnorm.report.outline.attribute import attribution_outline
 from ggufnorm.report.outline.audit import audit_outline, audit_set_outlines
 from ggufnorm.report.outline.diff import diff_outline
 from ggufnorm.report.outline.drift import drift_outline
 from ggufnorm.report.outline.drift_set import drift_set_outline
 from ggufnorm.report.outline.inspect import inspect_outline
 from ggufnorm.report.outline.parts import Outline, unread_outline
+from ggufnorm.report.outline.recipe import recipe_outline
 
 
 def outlines(result: Result) -> tuple[Outline, ...]:
@@ -38,4 +42,8 @@ def outlines(result: Result) -> tuple[Outline, ...]:
         return (audit_outline(result),)
     if isinstance(result, AuditSet):
         return audit_set_outlines(result)
+    if isinstance(result, AttributionReport):
+        return (attribution_outline(result),)
+    if isinstance(result, RecipeReport):
+        return (recipe_outline(result),)
     raise TypeError(f"no outline of {type(result).__name__}")

@@ -10,15 +10,19 @@ from functools import cache
 
 import vl_convert
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
+from ggufnorm.report.html.charts.attribute import attribution_charts
 from ggufnorm.report.html.charts.diff import diff_charts
 from ggufnorm.report.html.charts.drift import drift_charts
 from ggufnorm.report.html.charts.drift_set import drift_set_charts
 from ggufnorm.report.html.charts.inspect import inspect_charts
 from ggufnorm.report.html.charts.parts import Charts
+from ggufnorm.report.html.charts.recipe import recipe_charts
 
 
 @cache
@@ -40,4 +44,8 @@ def charts_of(result: Result) -> tuple[Charts, ...]:
         return (drift_set_charts(result),)
     if isinstance(result, DiffReport):
         return (diff_charts(result),)
+    if isinstance(result, AttributionReport):
+        return (attribution_charts(result),)
+    if isinstance(result, RecipeReport):
+        return (recipe_charts(result),)
     return ()
