@@ -28,7 +28,9 @@ from tests.servers import HubServer, Repo, running
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
-_BLOCK = re.compile(r"(?:<!-- exits with (\d+) -->\n)?^ *```(?:console)?\n(.*?)^ *```", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- exits with (\d+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _COMMAND = re.compile(r"^ *(?:\$ )?(ggufnorm .*?)(?:  +#.*)?$", re.M)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
@@ -48,8 +50,8 @@ class Typed:
 
 def commands() -> Iterator[Typed]:
     for page in PAGES:
-        for exit_code, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
-            for line in _COMMAND.findall(block):
+        for exit_code, language, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in _COMMAND.findall(block) if language in ("", "console") else ():
                 yield Typed(page, line, int(exit_code or 0))
 
 
@@ -172,6 +174,9 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
         "inspect": ["inspect", ref],
         "diff": ["diff", ref, quant],
         "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
+        "audit": ["audit", ref],
+        "attribute": ["attribute", ref, quant, "-c", "32", "--chunks", "1", "--by", "layer"],
+        "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }
     documents = {}
     for name, words in arguments.items():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import vl_convert
 
+from ggufnorm.core.audit import AuditSet
 from ggufnorm.core.drift import DriftSet
 from ggufnorm.core.model import InspectionSet, Skipped
 from ggufnorm.core.result import Result
@@ -25,7 +26,16 @@ from ggufnorm.report.html.charts import charts_of
 from ggufnorm.report.html.charts.parts import Chart
 from ggufnorm.report.outline import outlines
 from tests.pages import Page, check_html
-from tests.results import HOSTILE, diff_report, difference, drift_report, inspection, one_of_each
+from tests.results import (
+    HOSTILE,
+    audit_report,
+    diff_report,
+    difference,
+    drift_report,
+    inspection,
+    one_of_each,
+    recipe_report,
+)
 from tests.test_cli import ggufnorm as run
 from tests.test_cli import one_line_error
 from tests.test_package import loaded_after
@@ -273,3 +283,20 @@ def test_kinds_without_an_outline_are_an_error_and_failures_are_shown() -> None:
     assert charts_of(Result()) == ()
     _, page = page_of(InspectionSet((), (Skipped("x.gguf", "is no model"),)))
     assert "x.gguf: is no model" in page.text()
+
+
+def test_a_finding_leads_to_what_its_rule_says() -> None:
+    text, page = page_of(AuditSet((audit_report(), audit_report()), ()))
+    links = re.findall(r'<a href="#([^"]+)">', text)
+    assert links
+    for anchor in links:
+        assert text.count(f'<section id="{anchor}">') == 1
+    assert "What to do:" in page.text()
+
+
+def test_a_command_is_shown_to_be_copied() -> None:
+    text, _ = page_of(recipe_report("a<b"))
+    code = re.search(r"<pre>(.*?)</pre>", text, re.S)
+    assert code
+    assert code[1].splitlines()[0] == "llama-quantize \\"
+    assert "a&lt;b.0.attn_q=Q5_K" in code[1]

@@ -75,6 +75,8 @@ def test_markdown_is_well_formed(kind: str) -> None:
         assert len(counts) == 1
     assert tables
     assert not [line for line in lines if line == "# x"]
+    assert shown.count("\n```\n") % 2 == 0
+    shown = re.sub(r"\n(`{3,})\n.*?\n\1\n", "", shown, flags=re.S)  # code stands as it is
     assert not re.search(r"(?<!\\)<(?!/?(?:b|details|summary)>)", shown)
     assert shown.count("<details>") == shown.count("</details>")
 

@@ -7,7 +7,7 @@ from html import escape
 
 from ggufnorm.core.result import Result
 from ggufnorm.report.outline import outlines
-from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Section, Table
+from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Reference, Section, Table
 from ggufnorm.report.text import printable
 
 _MOST_ROWS = 100
@@ -35,6 +35,8 @@ def _section(section: Section) -> Iterator[str]:
     elif section.title:
         yield f"<h4>{_text(section.title)}</h4>"
     yield from (f"<p>{_text(line)}</p>" for line in section.lines)
+    if section.code:
+        yield f"<pre>{_text_lines(section.code)}</pre>"
     if section.table is not None:
         yield from _table(section.table)
     if section.folded:
@@ -63,7 +65,11 @@ def _table(table: Table) -> Iterator[str]:
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Excerpt):
         return f"{_text(cell.before)}<mark>{_text(cell.token)}</mark>"
-    return _text(cell)
+    return _text(cell.text if isinstance(cell, Reference) else cell)
+
+
+def _text_lines(lines: tuple[str, ...]) -> str:
+    return "\n".join(map(_text, lines))
 
 
 def _text(text: str) -> str:

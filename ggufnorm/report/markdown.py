@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from ggufnorm.core.result import Result
 from ggufnorm.report.outline import outlines
-from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Section, Table
+from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Reference, Section, Table
 from ggufnorm.report.text import printable
 
 _MOST_FOLDED_ROWS = 200
@@ -40,10 +40,18 @@ def _section(section: Section) -> Iterator[str]:
         yield from ("", f"### {escape(section.title)}")
     if section.lines:
         yield from ("", *(f"- {escape(line)}" for line in section.lines))
+    if section.code:
+        yield from ("", *_fenced(section.code))
     if section.table is not None:
         yield from ("", *_table(section.table, _MOST_FOLDED_ROWS if section.folded else None))
     if section.folded:
         yield from ("", "</details>")
+
+
+def _fenced(lines: tuple[str, ...]) -> Iterator[str]:
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (fence, *map(printable, lines), fence)
 
 
 def _table(table: Table, most: int | None = None) -> Iterator[str]:
@@ -65,7 +73,7 @@ def _cell(cell: Cell) -> str:
     if isinstance(cell, Excerpt):
         before, token = (escape(_on_one_line(t)) for t in (cell.before, cell.token))
         return f"{before}<b>{token}</b>"
-    return escape(cell)
+    return escape(cell.text if isinstance(cell, Reference) else cell)
 
 
 def _on_one_line(text: str) -> str:

@@ -8,6 +8,13 @@ for (const [id, spec] of Object.entries(charts)) {
     console.error(error);
   });
 }
+// What a link leads to is shown.
+for (const link of document.querySelectorAll('a[href^="#"]')) {
+  link.addEventListener("click", () => {
+    const folded = document.querySelector(`[id="${link.hash.slice(1)}"] details`);
+    if (folded) folded.open = true;
+  });
+}
 // What is folded on the screen is printed.
 addEventListener("beforeprint", () => {
   for (const folded of document.querySelectorAll("details:not([open])")) {

@@ -34,7 +34,7 @@ def fill(outlines: Sequence[Outline], charts: Sequence[Charts], library: str) ->
     for n, outline in enumerate(outlines):
         drawn = charts[n] if n < len(charts) else nothing
         ids = {name: f"{name}-{n}" for name in drawn.charts}
-        parts.append({"outline": outline, "charts": drawn.charts, "ids": ids})
+        parts.append({"n": n, "outline": outline, "charts": drawn.charts, "ids": ids})
         data["charts"] |= {ids[name]: c.spec for name, c in drawn.charts.items()}
         data["datasets"][str(n)] = drawn.datasets
     library, script = _inline(library), _inline(_text("page.js"))

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 
 from ggufnorm.auditing.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding
-from ggufnorm.report.audit import audit_title, first_sentence, not_run_lines, outcome, rule_title
-from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, unread_outline
+from ggufnorm.report.audit import audit_title, not_run_lines, outcome, rule_title
+from ggufnorm.report.outline.parts import (
+    Cell,
+    Figure,
+    Outline,
+    Reference,
+    Section,
+    Table,
+    unread_outline,
+)
 from ggufnorm.report.text import counted
 
 
@@ -52,10 +60,11 @@ def _findings(findings: tuple[Finding, ...]) -> Iterator[Section]:
         yield Section("Findings", table=Table(rows, left))
 
 
-def _row(f: Finding) -> dict[str, str]:
+def _row(f: Finding) -> dict[str, Cell]:
+    title = rule_title(f.rule)
     return {
         "Severity": f.severity,
-        "Rule": rule_title(f.rule),
+        "Rule": Reference(title, f.rule) if f.rule in BY_ID else title,
         "Tensor": f.tensor or "",
         "Layer": "" if f.layer is None else str(f.layer),
         "Finding": f.message,
@@ -63,18 +72,13 @@ def _row(f: Finding) -> dict[str, str]:
 
 
 def _rules(findings: tuple[Finding, ...]) -> Iterator[Section]:
-    rows = tuple(
-        {
-            "Rule": rule_title(rule),
-            "Why it matters": first_sentence(BY_ID[rule].sections["Why it matters"]),
-            "What to do": first_sentence(BY_ID[rule].sections["What to do"]),
-        }
-        for rule in dict.fromkeys(f.rule for f in findings)
-        if rule in BY_ID
-    )
-    if rows:
-        left = ("Rule", "Why it matters", "What to do")
-        yield Section("What the rules say", table=Table(rows, left), folded=True)
+    """The pages of the rules that found something."""
+    for rule in dict.fromkeys(f.rule for f in findings if f.rule in BY_ID):
+        pages = BY_ID[rule].sections.items()
+        lines = (
+            f"{heading}: {' '.join(text.replace('``', '').split())}" for heading, text in pages
+        )
+        yield Section(rule_title(rule), tuple(lines), folded=True, anchor=rule)
 
 
 def _accepted(report: AuditReport) -> Iterator[Section]:

@@ -24,7 +24,20 @@ class Excerpt:
     token: str
 
 
-Cell = str | Excerpt
+@dataclass(frozen=True)
+class Reference:
+    """Words that stand for a section of the same outline.
+
+    Attributes:
+        text: to be shown.
+        anchor: the section's.
+    """
+
+    text: str
+    anchor: str
+
+
+Cell = str | Excerpt | Reference
 Row = Mapping[str, Cell]
 
 
@@ -68,6 +81,8 @@ class Section:
         charts: names of the charts that a face with charts shows here.
         table: below them.
         folded: whether it may be hidden until it is asked for.
+        code: lines to be copied as they are.
+        anchor: what references call it, empty if none does.
     """
 
     title: str
@@ -75,6 +90,8 @@ class Section:
     charts: tuple[str, ...] = ()
     table: Table | None = None
     folded: bool = False
+    code: tuple[str, ...] = ()
+    anchor: str = ""
 
 
 @dataclass(frozen=True)

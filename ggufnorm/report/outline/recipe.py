@@ -26,7 +26,7 @@ def recipe_outline(report: RecipeReport) -> Outline:
         figures=tuple(_figures(report)),
         sections=(
             _trials(report),
-            Section("For llama-quantize", tuple(command_lines(report))),
+            Section("For llama-quantize", code=tuple(command_lines(report))),
             *_changes(report),
             *skipped_section(tuple(f"{s.what}: {s.reason}" for s in report.skipped)),
             _facts(report),

@@ -40,7 +40,7 @@ def _facts(report: RecipeReport) -> Table:
     if report.max_bytes is not None:
         wanted = f"the least KL divergence in {report.max_bytes / 1e6:,.2f} MB"
     else:
-        wanted = f"the smallest file of {report.target_kld:g} nats"
+        wanted = f"the smallest file of {number(report.target_kld)} nats"
     for row in (
         ("reference", model_line(report.reference)),
         ("quant", model_line(report.quant)),
