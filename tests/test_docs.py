@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.formats.dequantize import read_tensor
@@ -158,6 +159,18 @@ def test_links_lead_somewhere(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     headings = _HEADING.findall(page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def test_the_reference_has_all_public_names() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"autofunction:: ggufnorm\.(\w+)", page))
+    modules = set(re.findall(r"automodule:: (ggufnorm[\w.]+)", page)) | {"ggufnorm.errors"}
+    missing = {
+        name
+        for name in ggufnorm.__all__
+        if name not in listed and getattr(ggufnorm, name).__module__ not in modules
+    }
+    assert missing == set()
 
 
 def test_the_exit_codes_of_readme_and_reference_agree() -> None:
