@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 import ggufnorm
 from ggufnorm.attribution import recipe as module
+from ggufnorm.attribution.arguments import compressed
 from ggufnorm.attribution.importance import ImportanceSum
-from ggufnorm.attribution.recipe import compressed
 from ggufnorm.core.attribution import Unmeasured
 from ggufnorm.core.recipe import (
     Anchor,

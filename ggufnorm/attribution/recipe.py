@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -15,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ggufnorm.attribution.measure import block_of, role_of
+from ggufnorm.attribution.arguments import compressed
+from ggufnorm.attribution.measure import role_of
+from ggufnorm.attribution.options import Tried, options_of
 from ggufnorm.attribution.run import check_arguments, run_job
 from ggufnorm.comparison.run import Progress, SideOptions, check_same_network, progress_of
 from ggufnorm.core.attribution import AttributionReport
@@ -23,7 +24,6 @@ from ggufnorm.core.drift import RunCost
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.recipe import (
-    Anchor,
     Assignment,
     Choice,
     Option,
@@ -31,7 +31,6 @@ from ggufnorm.core.recipe import (
     Trial,
     lowest_kld,
     recipe_verdict,
-    scaled_kld,
     smallest_size,
     total_bytes,
     total_kld,
@@ -39,14 +38,14 @@ from ggufnorm.core.recipe import (
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.quantize import Importance, quantize, quantized_sizes
 from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import EngineError, InputError, TextError
+from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.replace import replacing
 from ggufnorm.inspection import model_facts
-from ggufnorm.samples import default_text
+from ggufnorm.samples import text_to_run
 
 TYPES = ("Q2_K", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0")
 """Types that are tried unless others are asked for: none of them needs an importance matrix."""
@@ -129,10 +128,7 @@ def recipe(
         raise ValueError("target_kld must be above 0, and max_growth above -1")
     check_arguments(n_ctx, chunks, 0.0, budget)
     tensor_types = known_types(types)
-    if text is None:
-        text, text_name = default_text(), "bundled: State of the Union addresses"
-    if not text.strip():
-        raise TextError(f"{text_name}: the text is empty")
+    text, text_name = text_to_run(text, text_name)
     run = partial(
         run_job,
         text=text,
@@ -255,15 +251,6 @@ def _collect(
 
 
 @dataclass
-class _Tried:
-    """What is known of a tensor in one type."""
-
-    bytes: int
-    error: float | None
-    kld: float | None = None
-
-
-@dataclass
 class _Work:
     """One recipe: types tried, types chosen, and the choice tried."""
 
@@ -295,7 +282,7 @@ class _Work:
         anchors = self._anchors(tried, max_bytes)
         for name in anchors:
             skipped += self._measure_anchor(name, tried)
-        options = _all_options(tried)
+        options = options_of(tried)
         rest = self._rest_of_file(options)
         chosen = self._choose(options, rest, max_bytes, target_kld)
         base = self._base()
@@ -347,13 +334,13 @@ class _Work:
 
     def _try_types(
         self, types: Sequence[str]
-    ) -> tuple[dict[str, dict[str, _Tried]], tuple[Skipped, ...]]:
+    ) -> tuple[dict[str, dict[str, Tried]], tuple[Skipped, ...]]:
         """Each tensor in each type that llama.cpp gives it, with its local error.
 
         Raises:
             EngineError: llama.cpp refuses all types.
         """
-        tried: dict[str, dict[str, _Tried]] = defaultdict(dict)
+        tried: dict[str, dict[str, Tried]] = defaultdict(dict)
         skipped: list[Skipped] = []
         refusal: EngineError | None = None
         for name in types:
@@ -372,7 +359,7 @@ class _Work:
                 for tensor in self._changed(file):
                     t = file.tensors[tensor]
                     size = padded(t.n_bytes, file)
-                    tried[tensor].setdefault(t.dtype, _Tried(size, errors.get(tensor)))
+                    tried[tensor].setdefault(t.dtype, Tried(size, errors.get(tensor)))
             path.unlink()
         if not tried:
             raise refusal or EngineError(f"llama.cpp quantizes no tensor of {self.reference.path}")
@@ -415,7 +402,7 @@ class _Work:
         return report
 
     def _anchors(
-        self, tried: Mapping[str, Mapping[str, _Tried]], max_bytes: int | None
+        self, tried: Mapping[str, Mapping[str, Tried]], max_bytes: int | None
     ) -> tuple[str, ...]:
         """The two types, of those that most tensors can have, around the mean one wanted."""
         common = Counter(name for of in tried.values() for name in of)
@@ -434,7 +421,7 @@ class _Work:
         return tuple(name for _size, name in chosen)
 
     def _measure_anchor(
-        self, name: str, tried: Mapping[str, dict[str, _Tried]]
+        self, name: str, tried: Mapping[str, dict[str, Tried]]
     ) -> tuple[Skipped, ...]:
         """Measure every tensor's share in one type; what there was no time for.
 
@@ -590,73 +577,3 @@ def padded(n_bytes: int, file: ModelFile) -> int:
     """Bytes that a tensor takes in a file: up to the next one's start."""
     alignment = file.shards[0].alignment
     return -(-n_bytes // alignment) * alignment
-
-
-def _all_options(tried: Mapping[str, Mapping[str, _Tried]]) -> dict[str, list[Option]]:
-    """For each tensor the types it can have, with what they cost."""
-    typical = _typical(tried)
-    found: dict[str, list[Option]] = {}
-    for tensor, of in tried.items():
-        anchors = [Anchor(t.error, t.kld) for t in of.values() if t.error and t.kld is not None]
-        if not anchors and (usual := typical.get(role_of(tensor)) or typical.get("")):
-            anchors = [usual]
-        known = [_option(name, t, anchors) for name, t in of.items()]
-        if options := [option for option in known if option]:
-            found[tensor] = options
-    return found
-
-
-def _option(name: str, t: _Tried, anchors: Sequence[Anchor]) -> Option | None:
-    if t.kld is not None:
-        return Option(name, t.bytes, t.kld, measured=True)
-    if t.error is None or not anchors:
-        return None
-    return Option(name, t.bytes, scaled_kld(t.error, anchors), measured=False)
-
-
-def _typical(tried: Mapping[str, Mapping[str, _Tried]]) -> dict[str, Anchor]:
-    """Median cost at unit error by role, and of all under the empty name."""
-    by_role: dict[str, list[float]] = defaultdict(list)
-    for tensor, of in tried.items():
-        for t in of.values():
-            if t.error and t.kld is not None:
-                for key in (role_of(tensor), ""):
-                    by_role[key].append(t.kld / t.error**2)
-    return {key: Anchor(1.0, sorted(v)[len(v) // 2]) for key, v in by_role.items()}
-
-
-def compressed(types: Mapping[str, str]) -> tuple[str, ...]:
-    """Arguments for ``--tensor-type``: one for each role and type, anchored at both ends.
-
-    Args:
-        types: by tensor, for all that are quantized.
-    """
-    blocks: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    everywhere: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for tensor, dtype in types.items():
-        stem, number, rest = _cut(tensor)
-        blocks[stem, rest, dtype].append(number)
-        everywhere[stem, rest].add(number)
-    found = []
-    for (stem, rest, dtype), numbers in blocks.items():
-        if not stem:
-            middle = ""
-        elif len(numbers) == len(everywhere[stem, rest]):
-            middle = "[0-9]+"
-        else:
-            middle = numbers[0] if len(numbers) == 1 else f"({'|'.join(numbers)})"
-        found.append(f"^{_escaped(stem)}{middle}{_escaped(rest)}$={dtype.lower()}")
-    return tuple(found)
-
-
-def _cut(tensor: str) -> tuple[str, str, str]:
-    """``blk.``, ``3``, ``.attn_q.weight``; empty, empty and the name outside the blocks."""
-    block = block_of(tensor)
-    if block == tensor:
-        return "", "", tensor
-    stem, _, number = block.rpartition(".")
-    return f"{stem}.", number, tensor[len(block) :]
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([.+*?()\[\]{}|^$\\])", r"\\\1", text)

@@ -8,23 +8,23 @@ from typing import Any
 
 from ggufnorm.attribution.patch import most_side_by_side
 from ggufnorm.comparison.run import (
-    MIN_CTX,
     Progress,
     SideOptions,
     check_same_network,
     network_facts,
     progress_of,
+    require_extent,
     require_memory,
 )
 from ggufnorm.core.attribution import AttributionReport, By
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import EngineError, TextError
+from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import model_facts
-from ggufnorm.samples import default_text
+from ggufnorm.samples import text_to_run
 
 _PLAIN = SideOptions()
 
@@ -121,10 +121,7 @@ def run_job(
     ``shares`` False asks for the total and for local errors only.
     """
     check_arguments(n_ctx, chunks, wanted["rest"], wanted["budget"])
-    if text is None:
-        text, text_name = default_text(), "bundled: State of the Union addresses"
-    if not text.strip():
-        raise TextError(f"{text_name}: the text is empty")
+    text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [to_plain(model_facts(file)) for file in (a, b)]
@@ -156,10 +153,7 @@ def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) 
     Raises:
         ValueError: an argument is.
     """
-    if n_ctx < MIN_CTX:
-        raise ValueError(f"n_ctx must be at least {MIN_CTX}, not {n_ctx}")
-    if chunks is not None and chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {chunks}")
+    require_extent(n_ctx, chunks)
     if not 0 <= rest <= 1:
         raise ValueError(f"rest must be from 0 to 1, not {rest}")
     if not 0 < budget < float("inf"):
