@@ -8,8 +8,10 @@ token of a chunk counts.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,12 +56,7 @@ def collect_here(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict
             lane.context.clear()
             for graph, batch in zip(lane.graphs, batches, strict=True):
                 stops = products(graph)
-                lane.walk(
-                    graph,
-                    [s.index for s in stops],
-                    batch,
-                    lambda k, address, stops=stops: sums.add(stops[k], address),  # type: ignore[misc]
-                )
+                lane.walk(graph, [s.index for s in stops], batch, partial(sums.add, stops))
             if stop.is_set():
                 return {"n_chunks": 0}
         write_imatrix(
@@ -88,8 +85,9 @@ class ImportanceSum:
         self._sums: dict[str, Array] = {}
         self._counts: dict[str, Array] = {}
 
-    def add(self, stop: Stop, address: int) -> bool:
-        """Count in the inputs of a product that was just computed."""
+    def add(self, stops: Sequence[Stop], k: int, address: int) -> bool:
+        """Count in the inputs of a product that was just computed, the k-th of the stops."""
+        stop = stops[k]
         assert stop.tensor
         weight, x, *ids = NodeView.at(address).sources
         shape = NodeView.at(weight).shape
