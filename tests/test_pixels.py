@@ -548,7 +548,7 @@ def test_markdown_has_a_row_for_each_channel(wrong: list[object], tmp_path: Path
     assert run(*wrong, "-o", out).return_value == 1
     text = out.read_text(encoding="utf-8")
     assert text.count("| green |") == 3
-    assert "- error: " in text
+    assert "| error | constants-differ |" in text
 
 
 def test_constants_are_taken_by_name_and_in_figures(tmp_path: Path) -> None:

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggufnorm.cli.output import choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 
 if TYPE_CHECKING:
     from ggufnorm.core.pixels import Normalization, Three
-
-_FORMATS = ("text", "json", "markdown")
 
 
 class _Constants(click.ParamType["Normalization"]):
@@ -72,7 +70,7 @@ class _Constants(click.ParamType["Normalization"]):
     "--onnx", metavar="MODEL", type=click.Path(path_type=Path),
     help="ONNX model that takes the pixels: compare its input's shape and type.",
 )  # fmt: skip
-@output_options(*_FORMATS)
+@output_options(*FORMATS)
 def command(
     image: Path | None,
     processor: Path | None,
@@ -89,9 +87,9 @@ def command(
     preprocessing and one of yours (--array, for which IMAGE may be left out).
 
     Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage, 3 an input cannot
-    be read, 4 llama.cpp failed or a package is missing.
+    be read, 4 llama.cpp failed.
     """
-    fmt = choose_format(fmt, output, _FORMATS)
+    fmt = choose_format(fmt, output)
     from ggufnorm.imaging.run import pixels
 
     report = pixels(

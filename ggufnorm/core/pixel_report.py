@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.pixels import Normalization
+from ggufnorm.core.result import Result
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
-class PixelReport:
+class PixelReport(Result):
     """How an image reaches a model in each pipeline.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.errors import EngineMissingError, InputError
+from ggufnorm.errors import InputError, MissingPackageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     That is what ``transformers.image_utils.load_image`` does.
 
     Raises:
-        EngineMissingError: Pillow is not installed.
+        MissingPackageError: Pillow is not installed.
         InputError: the file cannot be read, or is no picture.
     """
     image_module = _pillow()
@@ -179,7 +179,7 @@ def _pillow() -> ModuleType:
     try:
         from PIL import Image
     except ImportError as error:
-        raise EngineMissingError(
+        raise MissingPackageError(
             f"this needs Pillow, which is not installed: {INSTALL_HINT}"
         ) from error
     return Image

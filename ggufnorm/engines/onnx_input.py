@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 
 from ggufnorm.core.pixel_report import ModelInput
-from ggufnorm.errors import EngineMissingError, InputError
+from ggufnorm.errors import InputError, MissingPackageError
 
 
 def picture_input(path: str | os.PathLike[str]) -> ModelInput:
     """The first input of four dimensions that is no initializer.
 
     Raises:
-        EngineMissingError: onnx is not installed.
+        MissingPackageError: onnx is not installed.
         InputError: the file is no ONNX model, or takes no picture.
     """
     try:
         import onnx
     except ImportError as error:
-        raise EngineMissingError(
+        raise MissingPackageError(
             'this needs onnx, which is not installed: pip install "ggufnorm[onnx]"'
         ) from error
     name = os.fspath(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.engines.images import INSTALL_HINT, Levels
-from ggufnorm.errors import EngineMissingError, InputError
+from ggufnorm.errors import InputError, MissingPackageError
 
 Pictures = NDArray[np.float32]
 
@@ -28,7 +28,7 @@ class Processor:
     Code of the folder's own is not run, and nothing is fetched.
 
     Raises:
-        EngineMissingError: Transformers is not installed.
+        MissingPackageError: Transformers is not installed.
         InputError: the folder has no image processor that Transformers can load.
     """
 
@@ -160,7 +160,7 @@ def _auto_image_processor() -> Any:
         try:
             from transformers import AutoImageProcessor
         except ImportError as error:
-            raise EngineMissingError(
+            raise MissingPackageError(
                 f"this needs Transformers, which is not installed: {INSTALL_HINT}"
             ) from error
     return AutoImageProcessor

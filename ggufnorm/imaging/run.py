@@ -49,7 +49,8 @@ def pixels(
     Raises:
         ConfigError: there is nothing to compare, or nothing to compare it with.
         InputError: something cannot be read.
-        EngineMissingError: Pillow, Transformers, onnx or llama-cpp-python is not installed.
+        MissingPackageError: Pillow, Transformers or onnx is not installed.
+        EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp does not load the encoder, or crashes with it.
     """
     _require(image, processor, mmproj, array, constants)

@@ -1,4 +1,4 @@
-"""Words and tables of a comparison of pixels, and all of it as Markdown."""
+"""Words and tables that the faces of a comparison of pixels share."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from ggufnorm.core.pixel_report import ExpectedPixels, Pipeline, PixelReport
 from ggufnorm.core.pixels import whose_model
-from ggufnorm.report.markdown import escape, table
 from ggufnorm.report.text import number, printable, sparkline
 
-PIPELINE_COLUMNS = ("Pipeline", "Size", "", "Mean", "Std", "Min", "Max", "Mean used", "Std used",
-                    "Values")  # fmt: skip
-PIPELINE_LEFT = ("Pipeline", "", "Values")
+PIPELINE_COLUMNS = ("Pipeline", "Size", "Channel", "Mean", "Std", "Min", "Max", "Mean used",
+                    "Std used", "Values")  # fmt: skip
+PIPELINE_LEFT = ("Pipeline", "Channel", "Values")
 PAIR_COLUMNS = ("Pipelines", "Rel L2", "Rest", "Difference")
 PAIR_LEFT = ("Pipelines", "Difference")
 _SURE = 0.02
 """Residual up to which a picture is said to be the one."""
-_CHANNELS = ("red", "green", "blue")
+CHANNELS = ("red", "green", "blue")
 
 
 def expected_line(e: ExpectedPixels) -> str:
@@ -32,10 +31,10 @@ def pipeline_rows(p: Pipeline) -> Iterator[tuple[str, ...]]:
     """One row of :data:`PIPELINE_COLUMNS` for each channel."""
     n, height, width, _channels = p.shape
     size = f"{width}×{height}" + (f" ×{n}" if n > 1 else "")
-    for c, channel in enumerate(_CHANNELS):
+    for c, channel in enumerate(CHANNELS):
         figures = (p.mean, p.std, p.minimum, p.maximum, p.mean_used, p.std_used)
         yield (
-            "" if c else p.name,
+            "" if c else printable(p.name),
             "" if c else size,
             channel,
             *(number(None if f is None else f[c]) for f in figures),
@@ -62,7 +61,12 @@ def done_line(p: Pipeline) -> str:
 def pair_rows(report: PixelReport) -> Iterator[tuple[str, ...]]:
     """One row of :data:`PAIR_COLUMNS` for each comparison."""
     for c in report.comparisons:
-        yield f"{c.a}, {c.b}", number(c.rel_l2), number(c.residual), printable(c.explanation)
+        yield (
+            printable(f"{c.a}, {c.b}"),
+            number(c.rel_l2),
+            number(c.residual),
+            printable(c.explanation),
+        )
 
 
 def model_line(report: PixelReport) -> str | None:
@@ -71,26 +75,3 @@ def model_line(report: PixelReport) -> str | None:
     if m is None:
         return None
     return printable(f"ONNX: {m.name} takes {m.dtype}, {'×'.join(m.shape)} ({m.path})")
-
-
-def to_markdown(report: PixelReport) -> str:
-    """Tables of the pipelines and their differences, and the findings."""
-    return "\n".join(_markdown(report)) + "\n"
-
-
-def _markdown(report: PixelReport) -> Iterator[str]:
-    yield f"## Pixels of {escape(printable(report.image or report.pipelines[0].source))}"
-    yield from ("", f"Expected: {escape(expected_line(report.expected))}", "")
-    rows = (row for p in report.pipelines for row in pipeline_rows(p))
-    yield from table(PIPELINE_COLUMNS, rows, left=PIPELINE_LEFT)
-    yield ""
-    yield from (f"- {escape(done_line(p))}" for p in report.pipelines)
-    line = model_line(report)
-    yield from [f"- {escape(line)}"] if line else []
-    yield ""
-    if report.comparisons:
-        yield from table(PAIR_COLUMNS, pair_rows(report), left=PAIR_LEFT)
-        yield ""
-    yield from (f"- {f.severity}: {escape(printable(f.message))}" for f in report.findings)
-    yield from [""] if report.findings else []
-    yield escape(printable(report.verdict))
