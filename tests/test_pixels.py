@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from ggufnorm.core.pixels import (
 from ggufnorm.engines.images import read_picture, resizes
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.processors import Processor
-from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError
+from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError, MissingPackageError
 from ggufnorm.imaging.matching import best_match
 from tests.vision import (
     CLIP,
@@ -568,6 +569,20 @@ def test_constants_that_are_none_are_usage_errors(constants: str, tmp_path: Path
     array = feed(tmp_path, levels(8, 8))
     done = CliRunner().invoke(cli, ["pixels", "--array", str(array), "--constants", constants])
     assert done.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "extra"), [("PIL", "vision"), ("transformers", "vision"), ("onnx", "onnx")]
+)
+def test_an_absent_package_says_what_to_install(
+    package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = write_picture(tmp_path / "p.png", 40, 40)
+    folder = write_processor(tmp_path / "hf")
+    model = write_onnx(tmp_path / "model.onnx", (1, 3, 40, 40))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf'pip install "ggufnorm\[{extra}\]"'):
+        ggufnorm.pixels(picture, processor=folder, onnx=model)
 
 
 def test_a_turned_picture_is_told(tmp_path: Path) -> None:
