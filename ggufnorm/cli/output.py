@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from ggufnorm.core.audit import AuditReport, AuditSet
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import Result, to_json
@@ -98,6 +99,10 @@ def _render(result: Result, fmt: str, on_terminal: bool) -> str:
         from ggufnorm.report.markdown import to_markdown
 
         return to_markdown(result)
+    if fmt == "markdown" and isinstance(result, FrameworksReport):
+        from ggufnorm.report import frameworks
+
+        return frameworks.to_markdown(result)
     if fmt == "csv" and isinstance(result, (Inspection, InspectionSet)):
         from ggufnorm.report.csv import to_csv
 

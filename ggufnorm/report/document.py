@@ -12,10 +12,19 @@ from typing import Any
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.plain import to_plain
 
-Result = Inspection | InspectionSet | DriftReport | DiffReport | AuditReport | AuditSet
+Result = (
+    Inspection
+    | InspectionSet
+    | DriftReport
+    | DiffReport
+    | AuditReport
+    | AuditSet
+    | FrameworksReport
+)
 
 VERSION = 1
 _SCHEMAS: dict[type, str] = {
@@ -25,6 +34,7 @@ _SCHEMAS: dict[type, str] = {
     DiffReport: "ggufnorm/diff",
     AuditReport: "ggufnorm/audit",
     AuditSet: "ggufnorm/audit-set",
+    FrameworksReport: "ggufnorm/frameworks",
 }
 
 

@@ -9,11 +9,13 @@ from rich.console import Console, RenderableType
 
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.report.document import Result
 from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts
+from ggufnorm.report.terminal.frameworks import frameworks_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
 from ggufnorm.report.text import number, printable
 
@@ -60,5 +62,7 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from audit_parts(result)
     elif isinstance(result, AuditSet):
         yield from audit_set_parts(result)
+    elif isinstance(result, FrameworksReport):
+        yield from frameworks_parts(result)
     else:
         yield from drift_parts(result, width)
