@@ -9,7 +9,7 @@ where it is as many norms of the same kind and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,9 @@ from ggufnorm.core.observed import Array, ObservedNorm
 from ggufnorm.formats.conversion import origins
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.names import parse_norm_name
+
+_WRAPPERS = 3
+"""How many words, at most and one, an exporter's own modules put before a checkpoint's names."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ def join_gguf(
     """
     # A norm without a weight still has a module's name, and names are all that is asked for.
     stored = {n.weight_name or f"{n.name}.weight": n for n in source}
-    known = origins(file, stored) or {}
-    by_tensor = {t: [stored[s] for s in o.sources] for t, o in known.items()}
+    by_tensor = max((_by_tensor(stored, file, k) for k in range(_WRAPPERS)), key=len)
     by_place = {
         (name.layer, name.role): norms
         for tensor, norms in by_tensor.items()
@@ -82,27 +84,36 @@ def join_gguf(
     return _joined(found, source, engine)
 
 
+def _by_tensor(
+    stored: Mapping[str, ObservedNorm], file: ModelFile, n_wrappers: int
+) -> dict[str, list[ObservedNorm]]:
+    """The source's norms by the file's names, some words taken off the front of theirs."""
+    plain = {name.split(".", n_wrappers)[-1]: norm for name, norm in stored.items()}
+    known = origins(file, plain) or {}
+    return {tensor: [plain[s] for s in o.sources] for tensor, o in known.items()}
+
+
 def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -> Joined:
     """Join by the ends of the weights' names, and what is left by order."""
-    left = list(source)
-    found: dict[int, ObservedNorm] = {}
-    for i, norm in enumerate(engine):
-        hits = [s for s in left if _same_name(s, norm)]
-        if len(hits) == 1:
-            found[i] = hits[0]
-            left.remove(hits[0])
+    left, found = dict(enumerate(source)), dict[int, ObservedNorm]()
+    # The longest names first: "norm.weight" ends "layers.0.norm.weight" too.
+    hits = ((_in_common(s, e), i, k) for i, e in enumerate(engine) for k, s in enumerate(source))
+    for n, i, k in sorted(hits, key=lambda hit: -hit[0]):
+        if n and i not in found and k in left:
+            found[i] = left.pop(k)
     rest = [i for i in range(len(engine)) if i not in found]
-    if [_look(engine[i]) for i in rest] == [_look(s) for s in left]:
-        found |= dict(zip(rest, left, strict=True))
+    if [_look(engine[i]) for i in rest] == [_look(s) for s in left.values()]:
+        found |= dict(zip(rest, left.values(), strict=True))
     pairs = [(found[i].name, [found[i]], engine[i]) for i in sorted(found)]
     return _joined(pairs, source, engine)
 
 
-def _same_name(source: ObservedNorm, engine: ObservedNorm) -> bool:
+def _in_common(source: ObservedNorm, engine: ObservedNorm) -> int:
+    """Length of the shorter of two names of weights, if the other one ends with it."""
     a, b = source.weight_name, engine.weight_name
     if a is None or b is None:
-        return False
-    return a == b or b.endswith(f".{a}") or a.endswith(f".{b}")
+        return 0
+    return min(len(a), len(b)) if f".{b}".endswith(f".{a}") or f".{a}".endswith(f".{b}") else 0
 
 
 def _look(norm: ObservedNorm) -> tuple[str, int]:

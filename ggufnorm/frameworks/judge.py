@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.frameworks import AppliedNorm, Cause, FirstWrong, SiteComparison, SiteStatus
@@ -23,7 +24,7 @@ from ggufnorm.core.observed import (
     recompute,
     relative,
 )
-from ggufnorm.core.transforms import Transform, explain
+from ggufnorm.core.transforms import Explanation, Kind, Transform, explain, orders
 from ggufnorm.frameworks.join import Pair
 
 SAME = 1e-4
@@ -37,8 +38,13 @@ _JUMP = 8.0
 """How many times as large a difference must be as all before it to have an origin of its own."""
 _EPSILON = 1e-5
 """Relative difference up to which two epsilons are one, rounded to float32 or not."""
-_NORM_ROUNDING = {"F16": 2.0**-11, "BF16": 2.0**-8}
-"""Rounding of a weight's elements, half a unit in the last place, the worst case."""
+_NORM_ROUNDING = {
+    "F16": 2.0**-11, "FLOAT16": 2.0**-11, "BF16": 2.0**-8, "BFLOAT16": 2.0**-8,
+    "INT8": 2.0**-6, "UINT8": 2.0**-6,
+}  # fmt: skip
+"""Rounding of a norm's weight by its type: half a unit in the last place, the worst case; of
+bytes with one scale for all of them, whose largest may be four times the usual one."""
+_USUAL_OFFSETS = (1.0, -1.0, 2.0, -2.0)
 _PRECISION = frozenset({"rounding"})
 
 
@@ -153,6 +159,8 @@ class Judge:
         found = explain(flat, raw, Transform(offset=s.formula.offset), others=others)
         if found.kind in ("equal", "half"):
             return
+        if found.kind in ("partial", "values", "affine") and e.dtype in _NORM_ROUNDING:
+            found = _roughly(flat, theirs, others, e.dtype) or found
         share = _share(s, e.x, _bare(s.formula), ours, s.bias)
         message = f"its weight {found.message}".replace("the conversion adds", "it should be plus")
         yield Cause(found.kind, message, share, found.other)
@@ -179,6 +187,31 @@ class Judge:
             return Cause("formula", message, residual)
         message = f"{self.engine} computes something else than {e.formula} (off by {residual:.3g})"
         return Cause("formula", message, residual)
+
+
+def _roughly(
+    found: Array, expected: Array, others: Mapping[str, Array], dtype: str
+) -> Explanation | None:
+    """What explains a weight but for the rounding of its type, the best of all that does."""
+    f, e = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    factor = float(f @ e / (e @ e)) if e.any() else 1.0
+    tried: list[tuple[float, Explanation]] = []
+
+    def attempt(kind: Kind, message: str, values: NDArray[np.floating], of: str | None) -> None:
+        if values.size == f.size:
+            error = float(np.linalg.norm(f - values.reshape(-1)) / np.linalg.norm(f))
+            tried.append((error, Explanation(kind, f"{message}, rounded to {dtype}", {}, of)))
+
+    attempt("rounding", "is the source's", e, None)
+    for k in _USUAL_OFFSETS:
+        attempt("offset", f"is the source's plus {k:g}", e + k, None)
+    for order, values in orders(expected.reshape(-1)):
+        attempt("permutation", f"has the right values in another order ({order})", values, None)
+    for name, values in others.items():
+        attempt("elsewhere", f"holds the values of {name}", values, name)
+    attempt("scale", f"is {factor:.3g} times the source's", factor * e, None)
+    good = [t for t in tried if t[0] <= _NORM_ROUNDING[dtype]]
+    return min(good, key=lambda t: t[0])[1] if good and f.any() else None
 
 
 def first_wrong(sites: Sequence[SiteComparison], engine: str) -> FirstWrong | None:

@@ -25,7 +25,11 @@ from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
 from ggufnorm.samples import default_text
 
 Tokens = NDArray[np.int32]
-Kind = Literal["hf", "onnx", "gguf"]
+Kind = Literal["hf", "onnx"]
+
+ORDER: tuple[Kind | None, ...] = (None, "hf", "onnx")
+"""In which models are run: a GGUF file has a tokenizer for certain, ONNX has none."""
+_NO_TOKENS = np.empty(0, np.int32)
 
 N_TOKENS = 127
 """Length of the text: a prime, so that no other axis of an array is as long."""
@@ -88,8 +92,7 @@ def compare_frameworks(
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
     run = _Runs(text[: _LETTERS * n_tokens], n_tokens, n_threads, trust_remote_code, check_memory)
-    # The file's tokenizer decides: so GGUF comes first.
-    everything = sorted({source, *engines}, key=lambda m: kind_of(m) is not None)
+    everything = sorted(dict.fromkeys([source, *engines]), key=lambda m: ORDER.index(kind_of(m)))
     for location in everything:
         on_progress(Progress(f"running {location}"))
         run.add(location)
@@ -172,7 +175,13 @@ class _Runs:
         return rng.integers(0, n_vocab, self.n_tokens).astype(np.int32)
 
     def _onnx(self, location: str) -> ObservedRun:
-        raise InputError(f"{location}: ONNX is not run yet")
+        from ggufnorm.engines.onnx.session import OnnxSession
+
+        session = OnnxSession(location, n_threads=self.n_threads)
+        if self.tokens is None:
+            n_vocab = session.n_vocab if session.takes_tokens else 1
+            self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
+        return session.run(self.tokens)
 
 
 def _side(run: ObservedRun) -> RunSide:
@@ -220,7 +229,7 @@ def _logits(
     source: ObservedRun, engine: ObservedRun, tokens: Tokens | None
 ) -> tuple[LogitStatistics | None, tuple[Skipped, ...]]:
     a, b = source.logits, engine.logits
-    if a is None or b is None or tokens is None:
+    if a is None or b is None or tokens is None or len(tokens) < MIN_TOKENS:
         return None, (Skipped("logits", "one side makes no next-token predictions"),)
     n = min(a.shape[1], b.shape[1])
     # Checkpoints pad their vocabulary, and converters take the padding off.
