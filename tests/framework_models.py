@@ -47,6 +47,11 @@ class Network:
     extra: Callable[[gguf.GGUFWriter], None] = lambda _w: None
     vocabulary: Callable[[gguf.GGUFWriter, int], None] = add_vocabulary
 
+    @property
+    def kv_heads(self) -> int:
+        has_fewer = self.name not in ("gpt2", "bert")
+        return self.options.get("num_key_value_heads", HEADS) if has_fewer else HEADS
+
 
 _COMMON = {
     "hidden_size": WIDTH, "intermediate_size": FEED, "num_hidden_layers": LAYERS,
@@ -119,11 +124,25 @@ NETWORKS = {
     )
 }  # fmt: skip
 
+SPECIAL = {
+    n.name: n
+    for n in (
+        Network("olmo", transformers.OlmoConfig, transformers.OlmoForCausalLM, _ARCH.OLMO,
+                {**_COMMON, **_ROPE, "num_key_value_heads": HEADS}, permuted=True,
+                layer_norm=True, epsilon_name="layer_norm_eps"),
+        Network("stablelm per head", transformers.StableLmConfig, transformers.StableLmForCausalLM,
+                _ARCH.STABLELM, {**_COMMON, "qk_layernorm": True, "use_parallel_residual": True},
+                layer_norm=True, epsilon_name="layer_norm_eps"),
+    )
+}  # fmt: skip
+"""OLMo's norms have no weights; StableLM's on Q and K have a weight of its own for each head."""
+
 
 def build(network: Network, seed: int = 0) -> Any:
     """The model with trained-like values: lognormal norm weights with a few large channels."""
     torch.manual_seed(seed)
-    config = network.config(**network.options, **{network.epsilon_name: network.epsilon})
+    stated = {} if network.name == "olmo" else {network.epsilon_name: network.epsilon}
+    config = network.config(**network.options, **stated)
     config._attn_implementation = "eager"
     model = network.model(config).eval()
     rng = np.random.default_rng([seed, *network.name.encode()])
@@ -166,11 +185,24 @@ def converted(model: Any, network: Network) -> Tensors:
         if values.ndim == 1 and source.endswith("norm.weight"):
             values = values + np.float32(network.offset)
         if network.permuted and source.endswith(("q_proj.weight", "k_proj.weight")):
-            values = permuted(values, HEADS if "q_proj" in source else KV_HEADS)
+            values = permuted(values, HEADS if "q_proj" in source else network.kv_heads)
         if network.transposed and ".c_" in source and values.ndim == 2:
             values = values.T
         found[name] = np.ascontiguousarray(values)
-    return found
+    return found | _per_head(model)
+
+
+def _per_head(model: Any) -> Tensors:
+    """StableLM's norms of each head as one tensor (conversion/stablelm.py)."""
+    state = model.state_dict()
+    return {
+        f"blk.{i}.attn_{part}_norm.weight": np.stack(
+            [state[f"{module}.norms.{k}.weight"].numpy() for k in range(heads)]
+        )
+        for i in range(LAYERS)
+        for part, heads in (("q", HEADS), ("k", KV_HEADS))
+        if f"{(module := f'model.layers.{i}.self_attn.{part}_layernorm')}.norms.0.weight" in state
+    }
 
 
 def permuted(w: np.ndarray, heads: int) -> np.ndarray:
@@ -195,16 +227,15 @@ def write(
     w.add_block_count(LAYERS)
     w.add_feed_forward_length(FEED)
     w.add_head_count(HEADS)
-    own = network.options.get("num_key_value_heads", HEADS)
-    w.add_head_count_kv(own if network.name not in ("gpt2", "bert") else HEADS)
-    w.add_rope_dimension_count(HEAD if network.name != "stablelm" else HEAD // 4)
+    w.add_head_count_kv(network.kv_heads)
+    w.add_rope_dimension_count(HEAD // 4 if network.name.startswith("stablelm") else HEAD)
     w.add_rope_freq_base(10000.0)
     add = w.add_layer_norm_eps if network.layer_norm else w.add_layer_norm_rms_eps
     add(network.epsilon if epsilon is None else epsilon)
     network.extra(w)
     network.vocabulary(w, WORDS)
     for name, values in tensors.items():
-        plain = values.ndim == 1 or "position" in name or "token_types" in name
+        plain = values.ndim == 1 or any(n in name for n in ("position", "token_types", "_norm"))
         kind = gguf.GGMLQuantizationType.F32 if plain else dtype
         w.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     w.write_header_to_file()

@@ -96,6 +96,27 @@ def test_a_right_conversion_agrees_at_every_norm(folder: Path, name: str) -> Non
     assert not any(s.causes for s in found.sites)
 
 
+@pytest.mark.parametrize("name", made.SPECIAL)
+def test_norms_without_weights_and_of_each_head_are_joined(folder: Path, name: str) -> None:
+    network = made.SPECIAL[name]
+    source = made.build(network)
+    file = made.write(folder / "special.gguf", network, made.converted(source, network))
+    report = compare_frameworks(
+        f"hf:{made.save(source, folder / name)}", [str(file)],
+        text=TEXT, n_tokens=N_TOKENS, n_threads=1,
+    )  # fmt: skip
+    (found,) = report.comparisons
+    assert found.first_wrong is None, found.verdict
+    assert not found.unmatched_source
+    assert not found.unmatched_engine
+    assert max(s.output.rel_l2 for s in found.sites) < 5e-6
+    keys = [s.key for s in found.sites]
+    if name == "olmo":
+        assert keys[:2] == ["attn_norm-0", "ffn_norm-0"]
+    else:
+        assert keys[1:3] == ["blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_epsilon_kind_and_offset_are_those_that_the_modules_apply(folder: Path, name: str) -> None:
     network = made.NETWORKS[name]

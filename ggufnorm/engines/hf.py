@@ -140,9 +140,13 @@ class HFModel:
         t = self._transformers
         made_for = " ".join(getattr(config, "architectures", None) or ())
         predicts = "ForCausalLM" in made_for or "LMHead" in made_for
-        mapping = t.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        known = getattr(config, "model_type", "") in mapping or self._remote_code
-        return t.AutoModelForCausalLM if predicts and known else t.AutoModel
+        auto, kind = t.models.auto.modeling_auto, getattr(config, "model_type", "")
+        if predicts and (kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or self._remote_code):
+            return t.AutoModelForCausalLM
+        of_images = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        if of_images and "ForConditionalGeneration" in made_for:
+            return t.AutoModelForImageTextToText
+        return t.AutoModel
 
     @property
     def n_vocab(self) -> int:

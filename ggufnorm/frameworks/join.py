@@ -24,6 +24,10 @@ _WRAPPERS = 3
 """How many words, at most and one, an exporter's own modules put before a checkpoint's names."""
 
 
+Match = tuple[str, list[ObservedNorm], ObservedNorm]
+"""A site's key, its norm (or a norm of each head) in the source, and its norm in the engine."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """One norm on both sides, the values in one shape.
@@ -74,14 +78,28 @@ def join_gguf(
         for tensor, norms in by_tensor.items()
         if (name := parse_norm_name(tensor, file.architecture, file.tensors)) is not None
     }
-    found: list[tuple[str, list[ObservedNorm], ObservedNorm]] = []
+    found: list[Match] = []
     for norm in engine:
         theirs = by_tensor.get(norm.weight_name or norm.name)
         if theirs is None and norm.weight_name is None:
             theirs = by_place.get((norm.layer, norm.role))
         if theirs is not None:
             found.append((norm.name, theirs, norm))
-    return _joined(found, source, engine)
+    return _joined([*found, *_weightless(found, source, engine)], source, engine)
+
+
+def _weightless(
+    found: Sequence[Match], source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]
+) -> list[Match]:
+    """Norms without a weight, which a file has no name for, in order if they look alike."""
+    joined = {id(n) for _, parts, e in found for n in (*parts, e)}
+    left, rest = (
+        [n for n in norms if n.weight_name is None and id(n) not in joined]
+        for norms in (source, engine)
+    )
+    if [_look(n) for n in left] != [_look(n) for n in rest]:
+        return []
+    return [(e.name, [s], e) for s, e in zip(left, rest, strict=True)]
 
 
 def _by_tensor(
@@ -121,12 +139,13 @@ def _look(norm: ObservedNorm) -> tuple[str, int]:
 
 
 def _joined(
-    found: Iterable[tuple[str, list[ObservedNorm], ObservedNorm]],
+    found: Iterable[Match],
     source: Sequence[ObservedNorm],
     engine: Sequence[ObservedNorm],
 ) -> Joined:
     pairs, skipped = [], []
     theirs, ours = set[int](), set[int]()
+    order = {id(norm): i for i, norm in enumerate(engine)}
     for key, parts, norm in found:
         theirs.update(map(id, parts))
         ours.add(id(norm))
@@ -135,7 +154,7 @@ def _joined(
         except ValueError as error:
             skipped.append(Skipped(key, str(error)))
     return Joined(
-        pairs=tuple(pairs),
+        pairs=tuple(sorted(pairs, key=lambda p: order[id(p.engine)])),
         unmatched_source=tuple(n.name for n in source if id(n) not in theirs),
         unmatched_engine=tuple(n.name for n in engine if id(n) not in ours),
         skipped=tuple(skipped),

@@ -275,8 +275,8 @@ def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding:
         and (worst.output.rel_l2 or 0) <= SAME
     ):
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
-    cause = f"a rounding of {_number(rounding)} explains" if rounding else "float32 explains"
-    return f"No mistake: differences grow as {cause}; the largest is {size}.{beside}"
+    start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
+    return f"No mistake: differences grow gradually from {start}; the largest is {size}.{beside}"
 
 
 def _number(value: float | None) -> str:

@@ -257,4 +257,9 @@ def _tokenizer(runs: _Runs) -> TokenizerFinding | None:
         f"the checkpoint's tokenizer and the file's part at token {first}: {list(a)} and {list(b)};"
         " both ran the file's"
     )
+    if np.array_equal(theirs[: len(ours) - 1], ours[1:]):
+        message = (
+            f"the file's tokenizer puts the token {ours[0]} in front, the checkpoint's does not;"
+            " both ran the file's"
+        )
     return TokenizerFinding(first, a, b, message)
