@@ -67,6 +67,21 @@ class ObservedNorm:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """The hidden state that leaves a block.
+
+    Attributes:
+        name: of the block.
+        n_norms: how many norms were computed before.
+        value: ``(tokens, 1, channels)``.
+    """
+
+    name: str
+    n_norms: int
+    value: Array
+
+
+@dataclass(frozen=True)
 class ObservedRun:
     """One run of one model.
 
@@ -78,6 +93,7 @@ class ObservedRun:
         skipped: what was not observed, and why.
         rounding: relative rounding of the coarsest type that the model's matrices are
             stored in, or of the engine's own kernels: 0 for float32.
+        residuals: of each block, in order; empty where the engine does not show them.
     """
 
     engine: str
@@ -86,6 +102,7 @@ class ObservedRun:
     logits: Array | None
     skipped: tuple[Skipped, ...] = ()
     rounding: float = 0.0
+    residuals: tuple[Residual, ...] = ()
 
 
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:

@@ -7,11 +7,13 @@ from large to tiny, and the formula that explains its answers is the one that it
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
-from ggufnorm.core.observed import ObservedNorm, ObservedRun, applied_formula, by_token
+from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, applied_formula, by_token
 from ggufnorm.errors import EngineMissingError, InputError
 
 Array = NDArray[np.float32]
@@ -149,22 +151,49 @@ class HFModel:
         return t.AutoModel
 
     @property
+    def kind(self) -> str:
+        """``model_type`` of the config."""
+        return str(getattr(self.model.config, "model_type", "unknown"))
+
+    @property
     def n_vocab(self) -> int:
         """Rows of the token embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    def tokenize(self, text: str) -> Tokens | None:
-        """Ids of a text by the checkpoint's own tokenizer; None if it has none that loads."""
+    @property
+    def n_threads(self) -> int:
+        """CPU threads that a run uses."""
+        return self._n_threads or int(self._torch.get_num_threads())
+
+    @cached_property
+    def _tokenizer(self) -> Any:
         if not any((Path(self.folder) / name).exists() for name in _TOKENIZERS):
             return None
         try:
             with quiet():
-                tokenizer = self._transformers.AutoTokenizer.from_pretrained(
+                return self._transformers.AutoTokenizer.from_pretrained(
                     self.folder, local_files_only=True, trust_remote_code=self._remote_code
                 )
-                return np.array(tokenizer(text)["input_ids"], np.int32)
-        except Exception:  # a folder without a tokenizer raises one of many errors
+        except Exception:  # a tokenizer that does not load raises one of many errors
             return None
+
+    def tokenize(self, text: str) -> Tokens | None:
+        """Ids of a text by the checkpoint's own tokenizer; None if it has none that loads."""
+        if self._tokenizer is None:
+            return None
+        with quiet():
+            return np.array(self._tokenizer(text)["input_ids"], np.int32)
+
+    def piece(self, token: int) -> str:
+        """The text of a token; empty without a tokenizer."""
+        return "" if self._tokenizer is None else str(self._tokenizer.decode([token]))
+
+    def vocabulary(self) -> str:
+        """Digest of the tokenizer's texts and their ids; the empty string without one."""
+        if self._tokenizer is None:
+            return ""
+        known = sorted(self._tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def run(self, tokens: Tokens) -> ObservedRun:
         """Run token ids and observe every norm.
@@ -178,7 +207,7 @@ class HFModel:
                 f" {self.n_vocab}: it is another model"
             )
         ids = self._torch.from_numpy(tokens.astype(np.int64))[None]
-        with self._threads():
+        with self._threads(), self._watched_blocks() as blocks:
             try:
                 output, norms, skipped = watch_norms(
                     self.model, lambda: self.model(input_ids=ids), len(tokens)
@@ -192,7 +221,28 @@ class HFModel:
             norms=norms,
             logits=None if logits is None else _array(logits[0]),
             skipped=(*self.skipped, *skipped),
+            residuals=_residuals(blocks, norms, len(tokens)),
         )
+
+    @contextmanager
+    def _watched_blocks(self) -> Iterator[dict[str, Any]]:
+        """What leaves each block, by the block's name: the longest list of modules holds them."""
+        lists = [
+            (name, module)
+            for name, module in self.model.named_modules()
+            if isinstance(module, self._torch.nn.ModuleList)
+        ]
+        name, blocks = max(lists, key=lambda found: len(found[1]), default=("", ()))
+        seen: dict[str, Any] = {}
+        handles = [
+            block.register_forward_hook(_block_keeper(seen, f"{name}.{i}"))
+            for i, block in enumerate(blocks)
+        ]
+        try:
+            yield seen
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
@@ -361,6 +411,26 @@ def _keeper(seen: dict[str, _Seen], name: str) -> Any:
             seen[name] = _Seen(name, module, x.detach().clone(), y.detach().clone())
 
     return keep
+
+
+def _block_keeper(seen: dict[str, Any], name: str) -> Any:
+    def keep(_block: Any, _args: tuple[Any, ...], output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) and output else output
+        if hasattr(value, "dim") and value.dim() == 3:
+            seen[name] = value.detach().clone()
+
+    return keep
+
+
+def _residuals(
+    blocks: Mapping[str, Any], norms: Sequence[ObservedNorm], n_tokens: int
+) -> tuple[Residual, ...]:
+    found = []
+    for name, value in blocks.items():
+        inside = [i for i, norm in enumerate(norms) if norm.name.startswith(f"{name}.")]
+        array = by_token(_array(value), n_tokens, value.shape[-1])
+        found.append(Residual(name, max(inside, default=-1) + 1, array))
+    return tuple(found)
 
 
 def _own_names(module: Any) -> tuple[str, str]:
