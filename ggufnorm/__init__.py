@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
+    from ggufnorm.frameworks.run import compare_frameworks
     from ggufnorm.inspection import inspect
     from ggufnorm.tracing.run import compare, trace
 
@@ -33,6 +35,7 @@ __all__ = [
     "DriftReport",
     "EngineError",
     "Finding",
+    "FrameworksReport",
     "GGUFError",
     "GgufnormError",
     "InputError",
@@ -40,6 +43,7 @@ __all__ = [
     "NormSite",
     "audit",
     "compare",
+    "compare_frameworks",
     "diff",
     "drift",
     "group_norm",
@@ -56,6 +60,7 @@ _HOMES = {
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
     "Finding": "ggufnorm.core.audit",
+    "FrameworksReport": "ggufnorm.core.frameworks",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
     "InputError": "ggufnorm.errors",
@@ -63,6 +68,7 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
+    "compare_frameworks": "ggufnorm.frameworks.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",

@@ -6,6 +6,7 @@ come from gguf-py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,11 @@ import numpy as np
 import torch
 import transformers
 from gguf.tensor_mapping import get_tensor_name_map
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
+from ggufnorm.engines.hf import quiet
 from tests.models import add_vocabulary, add_wordpiece
 
 Tensors = dict[str, np.ndarray]
@@ -164,9 +169,45 @@ def _values(
     return (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
 
 
+class _Plain(torch.nn.Module):
+    """A model that takes ids and gives one array, as an exporter wants it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, input_ids: Any) -> Any:
+        found = self.inner(input_ids=input_ids, use_cache=False)
+        return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+
+def export(model: Any, path: Path) -> Path:
+    """The model as ONNX, by torch's exporter."""
+    output = "logits" if hasattr(model, "lm_head") else "hidden"
+    with quiet():
+        torch.onnx.export(
+            _Plain(model).eval(), (torch.arange(9)[None] + 3,), str(path), verbose=False,
+            input_names=["input_ids"], output_names=[output],
+            dynamic_shapes={"input_ids": {1: torch.export.Dim("tokens", min=2, max=100)}},
+        )  # fmt: skip
+    return path
+
+
 def save(model: Any, folder: Path) -> Path:
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
+    return folder
+
+
+def with_tokenizer(text: str, folder: Path) -> Path:
+    """The folder with a tokenizer that knows the words of a text."""
+    words = dict.fromkeys(text.split())
+    vocabulary = {"[UNK]": 0, **{word: i + 1 for i, word in enumerate(words)}}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from onnxruntime.quantization import quantize_dynamic
 
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.samples import sample_model, sample_path
+from tests import framework_models
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +64,22 @@ def folder() -> Iterator[Path]:
         text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
+        write_frameworks(here, text)
         yield here
+
+
+def write_frameworks(here: Path, text: str) -> None:
+    """A checkpoint, and what right and wrong conversions make of it."""
+    network = framework_models.NETWORKS["llama"]
+    model = framework_models.build(network)
+    checkpoint = framework_models.save(model, here / "checkpoint")
+    framework_models.with_tokenizer(text[:1000], checkpoint)
+    tensors = framework_models.converted(model, network)
+    framework_models.write(here / "converted.gguf", network, tensors)
+    tensors["blk.1.ffn_norm.weight"] += 1
+    framework_models.write(here / "wrong.gguf", network, tensors)
+    framework_models.export(model, here / "model.onnx")
+    quantize_dynamic(here / "model.onnx", here / "model-int8.onnx")
 
 
 @pytest.fixture(scope="module")

@@ -339,16 +339,7 @@ def test_what_does_not_join_is_listed(folder: Path) -> None:
 
 
 def test_a_tokenizer_that_disagrees_is_a_finding(folder: Path, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    source = made.save(model("llama"), tmp_path / "with")
-    words = {"[UNK]": 0, **{w: i + 1 for i, w in enumerate(dict.fromkeys(TEXT.split()))}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(source / "tokenizer.json"))
-    (source / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
-    )
+    source = made.with_tokenizer(TEXT, made.save(model("llama"), tmp_path / "with"))
     file = made.write(tmp_path / "m.gguf", made.NETWORKS["llama"], tensors("llama"))
     report = compare_frameworks(
         f"hf:{source}", [str(file)], text=TEXT, n_tokens=N_TOKENS, n_threads=1

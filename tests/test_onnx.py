@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
 import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison
-from ggufnorm.engines.hf import quiet
 from ggufnorm.engines.onnx.session import OnnxSession
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.frameworks.run import compare_frameworks
@@ -275,18 +273,6 @@ def test_norms_without_names_are_joined_in_order(float_model: Path, tmp_path: Pa
 EXPORTED = ("llama", "bert", "gemma2")
 
 
-class _Plain(torch.nn.Module):
-    """A model that takes ids and gives one array, as an exporter wants it."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.inner = model
-
-    def forward(self, input_ids: Any) -> Any:
-        found = self.inner(input_ids=input_ids, use_cache=False)
-        return found.logits if hasattr(found, "logits") else found.last_hidden_state
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[str]]]:
     """Checkpoint, GGUF file and ONNX file of a network."""
@@ -299,14 +285,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             model = made.build(network)
             source = made.save(model, folder / name)
             file = made.write(folder / f"{name}.gguf", network, made.converted(model, network))
-            path = folder / f"{name}.onnx"
-            has_logits = name != "bert"
-            with quiet():
-                torch.onnx.export(
-                    _Plain(model).eval(), (torch.arange(9)[None] + 3,), str(path), verbose=False,
-                    input_names=["input_ids"], output_names=["logits" if has_logits else "hidden"],
-                    dynamic_shapes={"input_ids": {1: torch.export.Dim("tokens", min=2, max=100)}},
-                )  # fmt: skip
+            path = made.export(model, folder / f"{name}.onnx")
             done[name] = [f"hf:{source}", str(file), str(path)]
         return done[name]
 

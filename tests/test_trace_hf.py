@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 import ggufnorm
 from ggufnorm.cli.main import cli
@@ -22,24 +20,12 @@ from ggufnorm.tracing.reader import Trace
 from tests import framework_models as made
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
-WORDS = tuple(dict.fromkeys(TEXT.split()))
-
-
-def with_tokenizer(folder: Path) -> Path:
-    words = {"[UNK]": 0, **{w: i + 1 for i, w in enumerate(WORDS)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trace") / "qwen3"
-    return with_tokenizer(made.save(made.build(made.NETWORKS["qwen3"]), folder))
+    return made.with_tokenizer(TEXT, made.save(made.build(made.NETWORKS["qwen3"]), folder))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +78,7 @@ def test_a_trace_compares_with_another_of_transformers(
     model = made.build(made.NETWORKS["qwen3"])
     with torch.no_grad():
         model.model.layers[1].post_attention_layernorm.weight.mul_(1.5)
-    changed = with_tokenizer(made.save(model, tmp_path / "changed"))
+    changed = made.with_tokenizer(TEXT, made.save(model, tmp_path / "changed"))
     trace_checkpoint(str(changed), tmp_path / "b.safetensors", text=TEXT, n_ctx=16, n_threads=1)
     report = ggufnorm.compare(trace, tmp_path / "b.safetensors")
     drifting = [n.node for n in report.norms if n.output.rel_l2 > 1e-6]
