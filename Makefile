@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench browser docs schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -16,6 +16,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The HTML report in headless Chromium, which must be installed.
+browser: $(READY)
+	$(BIN)/python -m tests.browser
+
+schemas: $(READY)
+	$(BIN)/python -m ggufnorm.report.schema docs/schema
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

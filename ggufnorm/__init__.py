@@ -15,21 +15,29 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ggufnorm.attribution.recipe import recipe
+    from ggufnorm.attribution.run import attribute
     from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
+    from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.frameworks.run import compare_frameworks
     from ggufnorm.inspection import inspect
+    from ggufnorm.report.faces import load, save
+    from ggufnorm.report.fragment import to_fragment as to_fragment
+    from ggufnorm.report.frames import to_dataframe
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
+    "AttributionReport",
     "AuditReport",
     "DiffReport",
     "DriftReport",
@@ -41,6 +49,8 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "RecipeReport",
+    "attribute",
     "audit",
     "compare",
     "compare_frameworks",
@@ -50,11 +60,16 @@ __all__ = [
     "inspect",
     "l2_norm",
     "layer_norm",
+    "load",
+    "recipe",
     "rms_norm",
+    "save",
+    "to_dataframe",
     "trace",
 ]
 
 _HOMES = {
+    "AttributionReport": "ggufnorm.core.attribution",
     "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
@@ -66,6 +81,8 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "RecipeReport": "ggufnorm.core.recipe",
+    "attribute": "ggufnorm.attribution.run",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "compare_frameworks": "ggufnorm.frameworks.run",
@@ -75,7 +92,12 @@ _HOMES = {
     "inspect": "ggufnorm.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
+    "load": "ggufnorm.report.faces",
+    "recipe": "ggufnorm.attribution.recipe",
     "rms_norm": "ggufnorm.core.norms",
+    "save": "ggufnorm.report.faces",
+    "to_dataframe": "ggufnorm.report.frames",
+    "to_fragment": "ggufnorm.report.fragment",
     "trace": "ggufnorm.tracing.run",
 }
 

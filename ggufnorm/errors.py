@@ -3,6 +3,7 @@
 ::
 
     GgufnormError
+    ├── MissingPackageError     2   an optional package is not installed
     ├── InputError              3   an input cannot be read
     │   ├── GGUFError           3   … because it is not well-formed GGUF
     │   │   └── TensorDataError 3   … because a tensor's data is not where it should be
@@ -26,6 +27,12 @@ class GgufnormError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is the CLI's exit code."""
 
     exit_code = 1
+
+
+class MissingPackageError(GgufnormError):
+    """What was asked for needs a package that is not installed."""
+
+    exit_code = 2
 
 
 class InputError(GgufnormError):

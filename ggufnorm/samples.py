@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ggufnorm.errors import InputError
+from ggufnorm.errors import InputError, TextError
 
 
 def sample_path(name: str) -> Path:
@@ -28,3 +28,20 @@ def sample_model() -> Path:
 def default_text() -> str:
     """The bundled text, which the sample model has not seen: about 16,000 tokens for it."""
     return sample_path("heldout.txt").read_text(encoding="utf-8")
+
+
+def text_to_run(text: str | None, name: str) -> tuple[str, str]:
+    """A text and what reports call it.
+
+    Args:
+        text: None for the bundled one.
+        name: what its owner calls it.
+
+    Raises:
+        TextError: it is empty.
+    """
+    if text is None:
+        return default_text(), "bundled: State of the Union addresses"
+    if not text.strip():
+        raise TextError(f"{name}: the text is empty")
+    return text, name

@@ -1,4 +1,4 @@
-"""``drift``, ``capture`` and ``quantize`` without a child process each: twenty times as fast."""
+"""The engine's commands without a child process each: some twenty times as many a second."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from unittest import mock
 import gguf
 import numpy as np
 
+from ggufnorm.attribution import recipe
+from ggufnorm.attribution import run as attribution
 from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
 from ggufnorm.engines.llama import quantize
@@ -30,6 +32,8 @@ def engine() -> Iterator[None]:
     llama().llama_log_set(_silence, None)
     with (
         mock.patch.object(run, "run_in_child", _run_here),
+        mock.patch.object(attribution, "run_in_child", _run_here),
+        mock.patch.object(recipe, "run_in_child", _run_here),
         mock.patch.object(capture, "run_in_child", _run_here),
         mock.patch.object(quantize, "run_in_child", _run_here),
         mock.patch.object(frameworks, "run_in_child", _run_here),

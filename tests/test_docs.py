@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +18,21 @@ import pytest
 from click.testing import CliRunner
 from onnxruntime.quantization import quantize_dynamic
 
+import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
-from tests import framework_models
+from tests import checkpoints, framework_models, models
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
-_BLOCK = re.compile(r"(?:<!-- exits with (\d+) -->\n)?^ *```(?:console)?\n(.*?)^ *```", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- exits with (\d+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _COMMAND = re.compile(r"^ *(?:\$ )?(ggufnorm .*?)(?:  +#.*)?$", re.M)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.M)
@@ -47,8 +52,8 @@ class Typed:
 
 def commands() -> Iterator[Typed]:
     for page in PAGES:
-        for exit_code, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
-            for line in _COMMAND.findall(block):
+        for exit_code, language, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in _COMMAND.findall(block) if language in ("", "console") else ():
                 yield Typed(page, line, int(exit_code or 0))
 
 
@@ -62,6 +67,18 @@ def folder() -> Iterator[Path]:
         for quant in ("Q8_0", "Q4_K_M"):
             quantize(sample_model(), here / f"model-{quant}.gguf", quant)
         text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
+        for file in ("models/model.gguf", "more/of/them/model.gguf"):
+            (here / file).parent.mkdir(parents=True)
+            shutil.copyfile(sample_model(), here / file)
+        write_checkpoint(here / "hf-folder", sample_model())
+        gemma = checkpoints.pair(next(n for n in checkpoints.NETWORKS if n.architecture == "gemma"))
+        gemma.write_model(here / "gemma.gguf")
+        write_files(here / "gemma-hf", gemma.files())
+        models.edited(
+            sample_model(),
+            here / "sotu-faulty.gguf",
+            floats={"llama.attention.layer_norm_rms_epsilon": 0.0},
+        )
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
         write_frameworks(here, text)
@@ -82,13 +99,41 @@ def write_frameworks(here: Path, text: str) -> None:
     quantize_dynamic(here / "model.onnx", here / "model-int8.onnx")
 
 
+def write_checkpoint(folder: Path, model: Path) -> None:
+    """What the model may have been converted from: its norms and its embedding."""
+    names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    for i in range(5):
+        names[f"blk.{i}.attn_norm"] = f"model.layers.{i}.input_layernorm"
+        names[f"blk.{i}.ffn_norm"] = f"model.layers.{i}.post_attention_layernorm"
+    with GGUFFile(model) as file:
+        tensors = {
+            f"{name}.weight": ("F32", read_tensor(file, f"{target}.weight"))
+            for target, name in names.items()
+        }
+    config = {"model_type": "llama", "rms_norm_eps": 1e-5}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": checkpoints.safetensors(tensors),
+    }
+    write_files(folder, files)
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def environment(folder: Path) -> Iterator[dict[str, str]]:
     """Where ``hf://org/repo`` is a stand-in that this test runs."""
     files = {
         f"model-{q}.gguf": (folder / f"model-{q}.gguf").read_bytes() for q in ("Q8_0", "Q4_K_M")
     }
-    with running(HubServer(repos={"org/repo": Repo(files)})) as hub:
+    files["file.gguf"] = files["model-Q4_K_M.gguf"]
+    source = {path.name: path.read_bytes() for path in (folder / "hf-folder").iterdir()}
+    repos = {"org/repo": Repo(files), "org/source": Repo(source)}
+    with running(HubServer(repos=repos)) as hub:
         yield {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hub")}
 
 
@@ -132,6 +177,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
+def test_the_reference_has_all_public_names() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"autofunction:: ggufnorm\.(\w+)", page))
+    modules = set(re.findall(r"automodule:: (ggufnorm[\w.]+)", page)) | {"ggufnorm.errors"}
+    missing = {
+        name
+        for name in ggufnorm.__all__
+        if name not in listed and getattr(ggufnorm, name).__module__ not in modules
+    }
+    assert missing == set()
+
+
 def test_the_exit_codes_of_readme_and_reference_agree() -> None:
     row = re.compile(r"^\| (\d+) \|", re.M)
     pages = (ROOT / "README.md", ROOT / "docs" / "reference" / "exit-codes.md")
@@ -146,6 +203,9 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
         "inspect": ["inspect", ref],
         "diff": ["diff", ref, quant],
         "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
+        "audit": ["audit", ref],
+        "attribute": ["attribute", ref, quant, "-c", "32", "--chunks", "1", "--by", "layer"],
+        "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }
     documents = {}
     for name, words in arguments.items():

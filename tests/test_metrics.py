@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ggufnorm.core.logits import LogitSum
@@ -22,6 +22,7 @@ def pair(seed: int, rows: int, channels: int, level: float) -> tuple[np.ndarray,
     return r, q
 
 
+@example(4093, 1, 1, 0.3)  # the observation is a hundredth of the reference
 @given(seeds, st.integers(1, 40), st.integers(1, 70), st.sampled_from([1e-6, 1e-3, 0.3, 3.0]))
 def test_difference_agrees_with_float64(seed: int, rows: int, channels: int, level: float) -> None:
     r, q = pair(seed, rows, channels, level)

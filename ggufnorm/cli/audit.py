@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments
-from ggufnorm.cli.output import choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, Severity
 from ggufnorm.core.model import Skipped
 from ggufnorm.errors import InputError
 
-_FORMATS = ("text", "json", "markdown", "sarif", "github")
+_FORMATS = (*FORMATS, "sarif", "github")
 
 
 def _split(

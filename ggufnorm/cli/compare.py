@@ -25,7 +25,6 @@ from ggufnorm.cli.options import (
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 
-_ACROSS_FORMATS = (*FORMATS, "markdown")
 _ACROSS_ONLY = ("text_file", "n_tokens", "max_rel", "trust_remote_code")
 _TRACES_ONLY = (
     "gpu_layers", "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms",
@@ -52,7 +51,7 @@ _TRACES_ONLY = (
 @engine_options
 @side_options({"": "of the model"})
 @threshold_options
-@output_options(*_ACROSS_FORMATS)
+@output_options(*FORMATS)
 @click.pass_context
 def command(
     context: click.Context,
@@ -78,7 +77,7 @@ def command(
     locations = at_least_one(models, hf_repos)
     if any(kind_of(location) for location in locations):
         _refuse(context, _TRACES_ONLY, "hf: and .onnx")
-        return _across(locations, choose_format(fmt, output, _ACROSS_FORMATS), output, options)
+        return _across(locations, choose_format(fmt, output), output, options)
     _refuse(context, _ACROSS_ONLY, "traces")
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     return _traces(ref, quant, choose_format(fmt, output), output, options)
@@ -121,8 +120,6 @@ def _across(
 def _traces(ref: str, quant: str, fmt: str, output: Path | None, options: dict[str, Any]) -> int:
     from ggufnorm.tracing.run import compare, is_model
 
-    if fmt == "markdown":
-        raise click.UsageError("--format markdown does not go with traces")
     if is_model(ref) and is_model(quant):
         raise click.UsageError(f"both are models: use ggufnorm drift {ref} {quant}")
     with progress_bar("compare") as show:

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments
-from ggufnorm.cli.output import choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.core.model import Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
 
-_FORMATS = ("text", "json", "markdown", "csv")
+_FORMATS = (*FORMATS, "csv")
 
 
 class _Layers(click.ParamType[range]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
 from pathlib import Path
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ggufnorm.comparison.run import SideOptions
 
 
-class _Share(click.ParamType[float]):
+class Share(click.ParamType[float]):
     """A share from 0 to 1, or a percentage with its sign: 0.98 or 98%."""
 
     name = "share"
@@ -27,6 +28,7 @@ class _Share(click.ParamType[float]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """The share, 0 to 1."""
         text = str(value).strip()
         try:
             share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -35,6 +37,38 @@ class _Share(click.ParamType[float]):
         if not 0 <= share <= 1:
             self.fail(f"{value!r} is not from 0 to 1 (or from 0% to 100%)", param, ctx)
         return share
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 500MB, 1.5GiB, 250000."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """The bytes."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.I)
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
+        number, unit, binary = found.groups()
+        return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+class Duration(click.ParamType[float]):
+    """Seconds: 90, 90s, 10m, 1.5h."""
+
+    name = "duration"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The seconds."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(value).strip())
+        seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0
+        if seconds <= 0:
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 2h", param, ctx)
+        return seconds
 
 
 _CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -145,7 +179,7 @@ def threshold_options(command: F) -> F:
             help="Exit 1 if the mean KL divergence is above.",
         ),
         click.option(
-            "--min-top1", type=_Share(),
+            "--min-top1", type=Share(),
             help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
         ),
     )  # fmt: skip

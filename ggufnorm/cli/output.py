@@ -5,30 +5,24 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ggufnorm.core.audit import AuditReport, AuditSet
-from ggufnorm.core.frameworks import FrameworksReport
-from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.errors import InputError
-from ggufnorm.report.document import Result, to_json
+from ggufnorm.core.result import Result
+from ggufnorm.report.faces import SUFFIXES, render, require, write
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json")
+FORMATS = ("text", "json", "markdown", "html")
 """What every command can write."""
-
-_SUFFIXES = {".json": "json", ".txt": "text", ".md": "markdown", ".csv": "csv", ".sarif": "sarif"}
 
 
 def output_options(*formats: str) -> Callable[[F], F]:
     """Add ``--format`` and ``-o/--output`` to a command that can write these formats."""
-    suffixes = [s for s, fmt in _SUFFIXES.items() if fmt in formats]
+    suffixes = [s for s, fmt in SUFFIXES.items() if fmt in formats]
 
     def add(command: F) -> F:
         command = click.option(
@@ -52,12 +46,17 @@ def choose_format(fmt: str | None, output: Path | None, formats: Sequence[str] =
 
     Raises:
         click.UsageError: the suffix stands for none of ``formats``.
+        MissingPackageError: a package that the format needs is not installed.
     """
-    if fmt:
-        return fmt
+    chosen = fmt or _by_suffix(output, formats)
+    require(chosen)
+    return chosen
+
+
+def _by_suffix(output: Path | None, formats: Sequence[str]) -> str:
     if output is None:
         return "text"
-    known = _SUFFIXES.get(output.suffix.lower())
+    known = SUFFIXES.get(output.suffix.lower())
     if known is None or known not in formats:
         raise click.UsageError(
             f"cannot tell the format of {output} from its suffix: give --format {'|'.join(formats)}"
@@ -71,57 +70,17 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    if output is None:
-        click.echo(_render(result, fmt, sys.stdout.isatty()), nl=False)
-        return
-    text = _render(result, fmt, on_terminal=False)
-    try:
-        handle, name = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-        unfinished = Path(name)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            unfinished.chmod(0o666 & ~_umask())
-            unfinished.replace(output)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {output}: {error.strerror}") from None
+    if output is not None:
+        write(render(result, fmt), output)
+    elif fmt == "text" and sys.stdout.isatty():
+        click.echo(_for_terminal(result), nl=False)
+    else:
+        click.echo(render(result, fmt), nl=False)
 
 
-def _render(result: Result, fmt: str, on_terminal: bool) -> str:
-    if fmt == "json":
-        return to_json(result)
-    if fmt != "text" and isinstance(result, (AuditReport, AuditSet)):
-        return _render_audit(result, fmt)
-    if fmt == "markdown" and isinstance(result, (Inspection, InspectionSet)):
-        from ggufnorm.report.markdown import to_markdown
+def _for_terminal(result: Result) -> str:
+    from ggufnorm.report import terminal
 
-        return to_markdown(result)
-    if fmt == "markdown" and isinstance(result, FrameworksReport):
-        from ggufnorm.report import frameworks
-
-        return frameworks.to_markdown(result)
-    if fmt == "csv" and isinstance(result, (Inspection, InspectionSet)):
-        from ggufnorm.report.csv import to_csv
-
-        return to_csv(result)
-    from ggufnorm.report.terminal import WIDTH, render
-
-    if not on_terminal:
-        return render(result)
     color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    return render(result, width=shutil.get_terminal_size((WIDTH, 24)).columns, color=color)
-
-
-def _render_audit(result: AuditReport | AuditSet, fmt: str) -> str:
-    from ggufnorm.report.audit import to_github, to_markdown, to_sarif
-
-    return {"markdown": to_markdown, "sarif": to_sarif, "github": to_github}[fmt](result)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    columns = shutil.get_terminal_size((terminal.WIDTH, 24)).columns
+    return terminal.render(result, width=columns, color=color)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from ggufnorm.cli.models import all_models, model_arguments
-from ggufnorm.cli.options import engine_options, read_text, side_of, side_options, text_options
+from ggufnorm.cli.options import (
+    Size,
+    engine_options,
+    read_text,
+    side_of,
+    side_options,
+    text_options,
+)
 from ggufnorm.cli.progress import progress_bar
-
-
-class _Size(click.ParamType[int]):
-    """A number of bytes: 500MB, 1.5GiB, 250000."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", str(value).strip(), re.I)
-        if found is None:
-            self.fail(f"{value!r} is not a size such as 500MB or 1.5GiB", param, ctx)
-        number, unit, binary = found.groups()
-        return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
 
 
 @click.command("trace")
@@ -38,7 +29,7 @@ class _Size(click.ParamType[int]):
 @engine_options
 @side_options({"": "of the run"})
 @click.option(
-    "--budget", type=_Size(),
+    "--budget", type=Size(),
     help="Let the file take at most so much (500MB): evenly spaced tokens are chosen.",
 )  # fmt: skip
 @click.option(

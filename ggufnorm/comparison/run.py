@@ -16,11 +16,11 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
-from ggufnorm.errors import EngineError, MemoryLimitError, MismatchError, TextError
+from ggufnorm.errors import EngineError, MemoryLimitError, MismatchError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.inspection import model_facts
-from ggufnorm.samples import default_text
+from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
 MIN_CTX = 8
@@ -116,14 +116,8 @@ def drift(
 
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
     """
-    if n_ctx < MIN_CTX:
-        raise ValueError(f"n_ctx must be at least {MIN_CTX}, not {n_ctx}")
-    if chunks is not None and chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {chunks}")
-    if text is None:
-        text, text_name = default_text(), "bundled: State of the Union addresses"
-    if not text.strip():
-        raise TextError(f"{text_name}: the text is empty")
+    require_extent(n_ctx, chunks)
+    text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
@@ -161,6 +155,22 @@ def drift(
     except EngineError as error:
         raise _with_remains(error, latest, resume) from None
     return from_plain(DriftReport, result)
+
+
+def require_extent(n_ctx: int, chunks: int | None) -> None:
+    """Refuse what cannot be run.
+
+    Args:
+        n_ctx: tokens of a chunk.
+        chunks: how many at most, None for all.
+
+    Raises:
+        ValueError: one of them is too small.
+    """
+    if n_ctx < MIN_CTX:
+        raise ValueError(f"n_ctx must be at least {MIN_CTX}, not {n_ctx}")
+    if chunks is not None and chunks < 1:
+        raise ValueError(f"chunks must be at least 1, not {chunks}")
 
 
 def _with_remains(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.result import Result
 
 Severity = Literal["error", "warning", "info"]
 """``error``: the model computes something else than its source, or does not run;
@@ -79,7 +80,7 @@ class AuditSummary:
 
 
 @dataclass(frozen=True)
-class AuditReport:
+class AuditReport(Result):
     """One model's audit. Every rule selected is in ``summary.rules_run`` or ``not_run``.
 
     Attributes:
@@ -102,7 +103,7 @@ class AuditReport:
 
 
 @dataclass(frozen=True)
-class AuditSet:
+class AuditSet(Result):
     """Several models' audits.
 
     Attributes:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.result import Result
 
 Side = Literal["a", "b"]
 
@@ -185,7 +186,7 @@ class Unmatched:
 
 
 @dataclass(frozen=True)
-class DiffReport:
+class DiffReport(Result):
     """All that a comparison of two files found.
 
     Attributes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.result import Result
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class RunCost:
 
 
 @dataclass(frozen=True)
-class DriftReport:
+class DriftReport(Result):
     """All that a drift run found.
 
     Attributes:
@@ -332,7 +333,7 @@ class DriftReport:
         verdict: one or two sentences: where drift enters, and whether a norm is at fault.
         skipped: what was not watched or not computed, and why.
         run: how it was run.
-        cost: what that took.
+        cost: what that took; None in a report that was read from a document.
     """
 
     reference: ModelFacts
@@ -347,4 +348,15 @@ class DriftReport:
     verdict: str
     skipped: tuple[Skipped, ...]
     run: RunFacts
-    cost: RunCost
+    cost: RunCost | None = None
+
+
+@dataclass(frozen=True)
+class DriftSet(Result):
+    """Several models under test, side by side.
+
+    Attributes:
+        reports: as they were given.
+    """
+
+    reports: tuple[DriftReport, ...]

@@ -8,6 +8,7 @@ from typing import Literal
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
 
 SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "mistake"]
@@ -187,7 +188,7 @@ class EngineComparison:
 
 
 @dataclass(frozen=True)
-class FrameworksReport:
+class FrameworksReport(Result):
     """A source framework against one engine or more, on the same token ids.
 
     Attributes:

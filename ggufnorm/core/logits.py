@@ -77,11 +77,12 @@ class LogitStatistics:
 _COLUMNS = ("kld", "nll_ref", "nll_quant", "position")
 
 
+_BLOCK = 1 << 22
+"""Logits converted to float64 at a time: 32 MiB."""
+
+
 class LogitSum:
     """Accumulates :class:`LogitStatistics`; keeps four numbers a token, no logits."""
-
-    _BLOCK = 1 << 22
-    """Logits converted to float64 at a time: 32 MiB."""
 
     def __init__(self) -> None:
         self._parts: list[NDArray[np.float64]] = []  # (4, n) each, rows as in _COLUMNS
@@ -105,7 +106,7 @@ class LogitSum:
             first_position: number of the first position in the whole text.
             stride: from one position's number to the next one's.
         """
-        step = max(1, self._BLOCK // max(1, ref.shape[1]))
+        step = max(1, _BLOCK // max(1, ref.shape[1]))
         where = first_position + stride * np.arange(len(ref))
         for start in range(0, len(ref), step):
             part = slice(start, start + step)
@@ -190,6 +191,27 @@ class LogitSum:
             rms_delta_p_se=_scaled(0.5 / rms, _se(delta_p**2)) if rms else 0.0,
             delta_p_percentiles=_percentiles(delta_p, DELTA_P_PERCENTS),
         )
+
+
+def kl_divergences(ref: NDArray[np.float32], quant: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL divergence ``Σ p (ln p - ln q)`` of each position, nats.
+
+    Args:
+        ref: logits, ``(positions, vocabulary)``, that give ``p``.
+        quant: the same shape, that give ``q``.
+
+    Returns:
+        ``(positions,)``; NaN where a logit is NaN or infinite.
+    """
+    found = np.full(len(ref), np.nan)
+    step = max(1, _BLOCK // max(1, ref.shape[1]))
+    for start in range(0, len(ref), step):
+        p, q = ref[start : start + step], quant[start : start + step]
+        good = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
+        log_p, log_q = _log_softmax(p[good]), _log_softmax(q[good])
+        at = start + np.flatnonzero(good)
+        found[at] = np.einsum("ij,ij->i", np.exp(log_p), log_p - log_q)
+    return found
 
 
 def _no_statistics(bad: int) -> LogitStatistics:

@@ -113,6 +113,12 @@ class DifferenceSum:
         with np.errstate(invalid="ignore", over="ignore"):
             d = q - r
             dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
+            # ‖q‖² = rr + 2dr + dd cancels where q is much smaller than r, or d is not exact.
+            if (small := rr + 2 * dr + dd < rr / 2).any():
+                wide_r = r[small].astype(np.float64)
+                wide_d = q[small].astype(np.float64) - wide_r
+                dd[small], dr[small] = _row_dot(wide_d, wide_d), _row_dot(wide_d, wide_r)
+                rr[small] = _row_dot(wide_r, wide_r)
         good = np.isfinite(dd) & np.isfinite(rr)
         if not good.all():
             self._bad_rows += int((~good).sum())
@@ -283,7 +289,7 @@ def ulp_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.i
     return np.asarray(np.abs(first - second))
 
 
-def _row_dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def _row_dot(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """Dot product of each row, float64; float32 inside unless that overflows."""
     fast: NDArray[np.float64] = np.einsum("ij,ij->i", a, b).astype(np.float64)
     if np.isfinite(fast).all():

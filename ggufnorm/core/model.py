@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggufnorm.core.fingerprint import OffsetFingerprint
+from ggufnorm.core.result import Result
 
 NormKind = Literal["rms", "layer", "group", "l2"]
 """RMSNorm, LayerNorm, GroupNorm, L2 norm: ggml's RMS_NORM, NORM, GROUP_NORM, L2_NORM."""
@@ -120,7 +121,7 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Result):
     """All norms of one model file.
 
     Attributes:
@@ -146,7 +147,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class InspectionSet:
+class InspectionSet(Result):
     """Several model files.
 
     Attributes:

@@ -226,13 +226,15 @@ class HFModel:
 
     @contextmanager
     def _watched_blocks(self) -> Iterator[dict[str, Any]]:
-        """What leaves each block, by the block's name: the longest list of modules holds them."""
+        """What leaves each block, by the block's name: the largest list of modules holds them."""
         lists = [
             (name, module)
             for name, module in self.model.named_modules()
             if isinstance(module, self._torch.nn.ModuleList)
         ]
-        name, blocks = max(lists, key=lambda found: len(found[1]), default=("", ()))
+        name, blocks = max(
+            lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", ())
+        )
         seen: dict[str, Any] = {}
         handles = [
             block.register_forward_hook(_block_keeper(seen, f"{name}.{i}"))

@@ -1,4 +1,4 @@
-"""Audits as Markdown, as SARIF and as annotations of a GitHub workflow."""
+"""Words that faces of an audit share; audits as SARIF and as a GitHub workflow's annotations."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from urllib.parse import quote
 from ggufnorm.auditing.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
 from ggufnorm.core.plain import to_plain
-from ggufnorm.report.markdown import escape, table
 from ggufnorm.report.text import counted, printable
 from ggufnorm.version import __version__
-
-_COLUMNS = ("Severity", "Rule", "Tensor", "Layer", "Finding")
 
 _SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
@@ -52,10 +49,15 @@ def not_run_lines(not_run: Iterable[NotRun]) -> Iterator[str]:
 
 def _in_families(rules: list[str]) -> Iterator[str]:
     """Ids, those of a family that was not run at all as ``S``."""
-    for letter in dict.fromkeys(rule[0] for rule in rules):
-        these = [r for r in rules if r[0] == letter]
-        family = [r for r in BY_ID if r[0] == letter]
+    for letter in dict.fromkeys(rule[:1] for rule in rules):
+        these = [r for r in rules if r[:1] == letter]
+        family = [r for r in BY_ID if r[:1] == letter]
         yield from ([f"{letter}*"] if these == family else these)
+
+
+def rule_title(rule: str) -> str:
+    """A rule's id and name; of a later release's rule, which a document may hold, its id."""
+    return f"{rule} {BY_ID[rule].name}" if rule in BY_ID else printable(rule)
 
 
 def first_sentence(text: str) -> str:
@@ -67,34 +69,6 @@ def first_sentence(text: str) -> str:
 
 def _models(result: AuditReport | AuditSet) -> tuple[AuditReport, ...]:
     return (result,) if isinstance(result, AuditReport) else result.models
-
-
-# -- Markdown ----------------------------------------------------------------------------
-
-
-def to_markdown(result: AuditReport | AuditSet) -> str:
-    """One section per model: a table of findings, and what was not run."""
-    return "\n".join("\n".join(_section(r)) + "\n" for r in _models(result))
-
-
-def _section(report: AuditReport) -> Iterator[str]:
-    yield f"## {escape(audit_title(report))}"
-    yield ""
-    if report.findings:
-        rows = ([printable(cell) for cell in _row(f)] for f in report.findings)
-        yield from table(_COLUMNS, rows, left=tuple(c for c in _COLUMNS if c != "Layer"))
-        yield ""
-    for ignored in report.ignored:
-        line = f"accepted: {ignored.finding.rule} {ignored.finding.message}: {ignored.reason}"
-        yield f"- {escape(printable(line))}"
-    yield from (f"- not run: {escape(printable(line))}" for line in not_run_lines(report.not_run))
-    yield ""
-    yield escape(outcome(report))
-
-
-def _row(f: Finding) -> tuple[str, ...]:
-    layer = "" if f.layer is None else str(f.layer)
-    return (f.severity, f"{f.rule} {BY_ID[f.rule].name}", f.tensor or "", layer, f.message)
 
 
 # -- SARIF -------------------------------------------------------------------------------
@@ -149,7 +123,7 @@ def _sarif(report: AuditReport, finding: Finding, numbers: dict[str, int]) -> di
         location["logicalLocations"] = [{"fullyQualifiedName": finding.tensor, "kind": "member"}]
     found: dict[str, Any] = {
         "ruleId": finding.rule,
-        "ruleIndex": numbers[finding.rule],
+        **({"ruleIndex": numbers[finding.rule]} if finding.rule in numbers else {}),
         "level": _LEVELS[finding.severity],
         "message": {"text": printable(finding.message)},
         "locations": [location],
@@ -181,7 +155,7 @@ def to_github(result: AuditReport | AuditSet) -> str:
 
 
 def _annotation(report: AuditReport, finding: Finding) -> str:
-    title = f"{finding.rule} {BY_ID[finding.rule].name}"
+    title = rule_title(finding.rule)
     place = f"file={_property(report.path)},title={_property(title)}"
     return f"::{_COMMANDS[finding.severity]} {place}::{_data(finding.message)}"
 

@@ -1,52 +1,130 @@
 """Results as one versioned document of plain data.
 
 Names in a document are a promise to scripts: new ones come, none is renamed or removed
-within a version.
+within a version. ``docs/schema/`` holds a JSON Schema of each kind.
 """
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
-from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.core.plain import to_plain
-
-Result = (
-    Inspection
-    | InspectionSet
-    | DriftReport
-    | DiffReport
-    | AuditReport
-    | AuditSet
-    | FrameworksReport
-)
+from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.recipe import RecipeReport
+from ggufnorm.core.result import Result as Result
+from ggufnorm.errors import InputError
 
 VERSION = 1
-_SCHEMAS: dict[type, str] = {
-    Inspection: "ggufnorm/inspect",
-    InspectionSet: "ggufnorm/inspect-set",
-    DriftReport: "ggufnorm/drift",
-    DiffReport: "ggufnorm/diff",
-    AuditReport: "ggufnorm/audit",
-    AuditSet: "ggufnorm/audit-set",
-    FrameworksReport: "ggufnorm/frameworks",
+KINDS: dict[str, type[Result]] = {
+    "ggufnorm/inspect": Inspection,
+    "ggufnorm/inspect-set": InspectionSet,
+    "ggufnorm/drift": DriftReport,
+    "ggufnorm/drift-set": DriftSet,
+    "ggufnorm/diff": DiffReport,
+    "ggufnorm/audit": AuditReport,
+    "ggufnorm/audit-set": AuditSet,
+    "ggufnorm/attribute": AttributionReport,
+    "ggufnorm/recipe": RecipeReport,
+    "ggufnorm/frameworks": FrameworksReport,
 }
+"""The documents' ``schema`` to what they hold."""
+
+UNWRITTEN = frozenset({"cost"})
+"""Fields that stand in no document: the same job gives the same document."""
+
+_SCHEMAS = {kind: schema for schema, kind in KINDS.items()}
 
 
 def document(result: Result) -> dict[str, Any]:
-    """A result as a JSON-like dict that begins with ``schema`` and ``version``.
-
-    The same job gives the same document: what a run cost is left out.
-    """
-    body = {name: value for name, value in to_plain(result).items() if name != "cost"}
-    return {"schema": _SCHEMAS[type(result)], "version": VERSION, **body}
+    """A result as a JSON-like dict that begins with ``schema`` and ``version``."""
+    return {
+        "schema": _SCHEMAS[type(result)],
+        "version": VERSION,
+        **to_plain(result, leave_out=UNWRITTEN),
+    }
 
 
 def to_json(result: Result) -> str:
     """The document as JSON text; numbers that JSON does not have are null."""
     return json.dumps(document(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str, name: str) -> Result:
+    """The inverse of :func:`to_json`.
+
+    Args:
+        text: the document.
+        name: of the document, for messages.
+
+    Raises:
+        InputError: it is not a document of ggufnorm's, is damaged, or is newer than this
+            version of ggufnorm.
+    """
+    try:
+        data = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not a ggufnorm document: {error}") from None
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, str) or not schema.startswith("ggufnorm/"):
+        raise InputError(f"{name}: not a ggufnorm document: write one with --format json")
+    version = data.get("version")
+    if schema not in KINDS or (isinstance(version, int) and version > VERSION):
+        raise InputError(
+            f"{name}: {schema!r}, version {version!r}, is not known to this ggufnorm: upgrade it"
+        )
+    if version != VERSION:
+        raise InputError(f"{name}: damaged document: version {version!r}")
+    try:
+        return from_plain(KINDS[schema], data)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{name}: damaged document: {error}") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def side_by_side(results: Sequence[Result]) -> Result:
+    """Several results as one.
+
+    Raises:
+        InputError: they are not of one kind, or of a kind that is not shown side by side.
+    """
+    if len(results) == 1:
+        return results[0]
+    inspections = [r for r in results if isinstance(r, (Inspection, InspectionSet))]
+    if len(inspections) == len(results):
+        return InspectionSet(
+            tuple(m for r in inspections for m in _models(r)),
+            tuple(s for r in inspections if isinstance(r, InspectionSet) for s in r.failed),
+        )
+    drifts = [r for r in results if isinstance(r, (DriftReport, DriftSet))]
+    if len(drifts) == len(results):
+        return DriftSet(tuple(d for r in drifts for d in _reports(r)))
+    audits = [r for r in results if isinstance(r, (AuditReport, AuditSet))]
+    if len(audits) == len(results):
+        return AuditSet(
+            tuple(a for r in audits for a in ((r,) if isinstance(r, AuditReport) else r.models)),
+            tuple(s for r in audits if isinstance(r, AuditSet) for s in r.failed),
+        )
+    kinds = ", ".join(sorted({_SCHEMAS[type(r)] for r in results}))
+    raise InputError(f"cannot show {kinds} side by side: give documents of inspect, drift or audit")
+
+
+def _models(result: Inspection | InspectionSet) -> tuple[Inspection, ...]:
+    return (result,) if isinstance(result, Inspection) else result.models
+
+
+def _reports(result: DriftReport | DriftSet) -> tuple[DriftReport, ...]:
+    return (result,) if isinstance(result, DriftReport) else result.reports

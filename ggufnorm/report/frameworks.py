@@ -1,11 +1,10 @@
-"""A comparison across frameworks as rows of text, and as Markdown."""
+"""A comparison across frameworks as rows of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteComparison
-from ggufnorm.report.markdown import escape, table
 from ggufnorm.report.text import counted, number, printable
 
 COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Offset", "Input", "Output", "Own", "Status",
@@ -13,9 +12,10 @@ COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Offset", "Input", "Output", "Own
 LEFT = ("Norm", "Kind", "Status", "Source")
 
 
-def frameworks_title(report: FrameworksReport) -> str:
-    """What was compared with what, in one line."""
-    sides = " and ".join(f"{c.engine.location} ({c.engine.engine})" for c in report.comparisons)
+def frameworks_title(report: FrameworksReport, *comparisons: EngineComparison) -> str:
+    """What was compared with what, in one line; all engines if none is given."""
+    chosen = comparisons or report.comparisons
+    sides = " and ".join(f"{c.engine.location} ({c.engine.engine})" for c in chosen)
     source = f"{report.source.location} ({report.source.engine})"
     return printable(
         f"{source} against {sides}, {counted(report.n_tokens, 'token')}: {report.text}"
@@ -61,21 +61,3 @@ def notes(comparison: EngineComparison) -> Iterator[str]:
     for names, side in ((c.unmatched_source, "the source"), (c.unmatched_engine, "the engine")):
         if names:
             yield printable(f"only in {side}: {', '.join(names)}")
-
-
-def to_markdown(report: FrameworksReport) -> str:
-    """One section per engine: the verdict, a table of its norms, and notes."""
-    lines = [f"## {escape(frameworks_title(report))}"]
-    for c in report.comparisons:
-        lines += [
-            "",
-            f"### {escape(printable(c.engine.location))}",
-            "",
-            escape(printable(c.verdict)),
-            "",
-        ]
-        lines += table(COLUMNS, (site_row(s) for s in c.sites), left=LEFT)
-        told = [f"- {escape(line)}" for line in notes(c)]
-        told += [f"- skipped: {escape(printable(f'{s.what}: {s.reason}'))}" for s in c.skipped]
-        lines += ["", *told] if told else []
-    return "\n".join(lines) + "\n"

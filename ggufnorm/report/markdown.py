@@ -1,65 +1,85 @@
-"""Inspections as GitHub-flavoured Markdown."""
+"""Results as GitHub-flavoured Markdown, for a pull request or a model card."""
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.report.text import (
-    NORM_COLUMNS,
-    counted,
-    norm_row,
-    notes,
-    printable,
-    summary,
-    title,
-)
+from ggufnorm.core.result import Result
+from ggufnorm.report.outline import outlines
+from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Reference, Section, Table
+from ggufnorm.report.text import printable
 
-_COLUMNS = ("Tensor", *(c for c in NORM_COLUMNS if c != "Tensor"))
-_LEFT = ("Tensor", "Norm", "Kind", "Type", "Weights", "Outlier")
+_MOST_FOLDED_ROWS = 200
+"""GitHub takes comments of 65,536 characters."""
 
 
-def to_markdown(result: Inspection | InspectionSet) -> str:
-    """One section per model: a table of its norms, and what is to be said of them."""
-    models = (result,) if isinstance(result, Inspection) else result.models
-    return "\n".join("\n".join(_section(m)) + "\n" for m in models)
+def to_markdown(result: Result) -> str:
+    """One part per model: its tables, and what is to be said of them."""
+    return "\n".join("\n".join(_part(o)) + "\n" for o in outlines(result))
 
 
-def _section(model: Inspection) -> Iterator[str]:
-    yield f"## {escape(title(model))}"
-    yield ""
-    if model.norms:
-        rows = [norm_row(n) for n in model.norms]
-        yield from table(_COLUMNS, ([row[c] for c in _COLUMNS] for row in rows), left=_LEFT)
-        yield ""
-    yield from (f"- {escape(line)}" for line in (*summary(model), *notes(model)))
-    if model.skipped:
-        skipped = (f"- {escape(printable(f'{s.what}: {s.reason}'))}" for s in model.skipped)
-        yield from ("", f"Skipped: {len(model.skipped)}", "", *skipped)
-    if model.tensors is not None:
-        yield from ("", counted(len(model.tensors), "tensor"), "")
-        facts = (
-            [printable(t.name), t.dtype, "×".join(map(str, t.shape)), f"{t.n_bytes}", f"{t.offset}"]
-            for t in model.tensors
-        )
-        columns = ("Tensor", "Type", "Shape", "Bytes", "Offset")
-        yield from table(columns, facts, left=("Tensor", "Type"))
+def _part(outline: Outline) -> Iterator[str]:
+    yield f"## {escape(outline.title)}"
+    if outline.headline:
+        yield from ("", f"**{escape(outline.headline)}**")
+    if outline.verdict:
+        yield from ("", escape(outline.verdict))
+    if outline.figures:
+        rows = tuple({"": f.label, "Value": f.value, "Note": f.note} for f in outline.figures)
+        yield from ("", *_table(Table(rows, left=("", "Value", "Note"))))
+    for section in outline.sections:
+        yield from _section(section)
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[str]
-) -> Iterator[str]:
-    """A table; the columns that are not ``left`` are aligned to the right."""
-    yield _line(columns)
-    yield _line(["---" if c in left else "--:" for c in columns])
-    yield from (_line(map(escape, row)) for row in rows)
+def _section(section: Section) -> Iterator[str]:
+    if section.folded:
+        yield from ("", f"<details><summary>{html.escape(section.title)}</summary>")
+    elif section.title:
+        yield from ("", f"### {escape(section.title)}")
+    if section.lines:
+        yield from ("", *(f"- {escape(line)}" for line in section.lines))
+    if section.code:
+        yield from ("", *_fenced(section.code))
+    if section.table is not None:
+        yield from ("", *_table(section.table, _MOST_FOLDED_ROWS if section.folded else None))
+    if section.folded:
+        yield from ("", "</details>")
+
+
+def _fenced(lines: tuple[str, ...]) -> Iterator[str]:
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    yield from (fence, *map(printable, lines), fence)
+
+
+def _table(table: Table, most: int | None = None) -> Iterator[str]:
+    columns = list(table.rows[0])
+    yield _line(map(escape, columns))
+    yield _line("---" if c in table.left else "--:" for c in columns)
+    for i, row in enumerate(table.rows[:most]):
+        cells = [_cell(row[c]) for c in columns]
+        yield _line(f"**{c}**" if c and i in table.marked else c for c in cells)
+    if most is not None and len(table.rows) > most:
+        yield from ("", f"… and {len(table.rows) - most} more")
 
 
 def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, Excerpt):
+        before, token = (escape(_on_one_line(t)) for t in (cell.before, cell.token))
+        return f"{before}<b>{token}</b>"
+    return escape(cell.text if isinstance(cell, Reference) else cell)
+
+
+def _on_one_line(text: str) -> str:
+    return text.replace("\n", "⏎")
+
+
 def escape(text: str) -> str:
-    """Text without Markdown: tensor names are full of underscores."""
-    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", text)
+    """Text without Markdown or control characters: tensor names are full of underscores."""
+    return re.sub(r"([\\`*_\[\]<>|&#~])", r"\\\1", printable(text))

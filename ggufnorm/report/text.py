@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from ggufnorm.core.attribution import Restoration, Share
+from ggufnorm.core.diff import NormDifference, TensorDifference
+from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.fingerprint import OFFSETS, OffsetFingerprint
 from ggufnorm.core.model import Inspection, NormKind, NormSite, WeightStatistics
+from ggufnorm.core.recipe import RecipeReport
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -38,6 +44,150 @@ def sparkline(histogram: Sequence[int]) -> str:
     """A histogram as a row of blocks: a dot is an empty bin."""
     most = max(histogram, default=0)
     return "".join(_BLOCKS[-(-n * len(_BLOCKS) // most) - 1] if n else "·" for n in histogram)
+
+
+def bars(values: Sequence[float], most: int = 40) -> str:
+    """Values as a row of blocks, from zero to the largest.
+
+    Args:
+        values: not negative, in order.
+        most: blocks; of more values, neighbours share one, which shows the largest of them.
+    """
+    each = max(1, -(-len(values) // most))
+    values = [max(values[i : i + each]) for i in range(0, len(values), each)]
+    top = max(values, default=0.0)
+    if top <= 0:
+        return _BLOCKS[0] * len(values)
+    last = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[max(0, min(last, int(len(_BLOCKS) * v / top)))] for v in values)
+
+
+def model_line(m: ModelFacts) -> str:
+    """A model file in one line."""
+    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
+    return printable("  ".join(p for p in parts if p))
+
+
+def plus_minus(value: float | None, error: float | None, digits: int, unit: float = 1.0) -> str:
+    """A value with its standard error; – for none."""
+    if value is None:
+        return "–"
+    text = f"{value * unit:.{digits}f}"
+    return text if error is None else f"{text} ± {error * unit:.{digits}f}"
+
+
+def types(before: str | None, after: str | None) -> str:
+    """A tensor's type, or both if they differ: ``F16→Q4_K``."""
+    return (after or "–") if before in (None, after) else f"{before}→{after or '–'}"
+
+
+def side_by_side_row(report: DriftReport) -> dict[str, str]:
+    """A report in a table of several."""
+    s, layers = report.logits, report.localisation.layers
+    own = max((o.local.rel_l2 or 0.0 for o in report.operations), default=None)
+    culprit = report.culprit
+    return {
+        "Model": printable(Path(report.quant.path).name),
+        "Size": f"{report.quant.n_bytes / 1e6:,.1f} MB",
+        "KL divergence": number(s.mean_kld if s else None),
+        "Same top": "–" if s is None or s.same_top1 is None else f"{s.same_top1:.2%}",
+        "Perplexity": "–" if s is None or s.ppl_ratio is None else f"× {s.ppl_ratio:.4f}",
+        "Own": number(own),
+        "Drift": number(layers[-1].rel_l2 if layers else None),
+        "By layer": bars([layer.rel_l2 for layer in layers], 16),
+        "Culprit": "none" if culprit is None else printable(culprit.tensor or culprit.node),
+    }
+
+
+def percent(share: float | None) -> str:
+    """A share of one, in percent; – for none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def share_row(s: Share) -> dict[str, str]:
+    """What a tensor, or several together, cost at the output."""
+    return {
+        "Layer": layer_cell(s.layer),
+        "Tensor": printable(s.tensor or f"{len(s.tensors)} × {s.role or 'tensors'}"),
+        "Type": s.dtype or "mixed",
+        "KL": number(s.kld),
+        "±": number(s.kld_se, 2),
+        "Share": percent(s.share),
+        "per MB": number(s.kld_per_mb),
+        "Own": number(s.local_rel_l2),
+    }
+
+
+def restoration_row(r: Restoration) -> dict[str, str]:
+    """What is left if a norm's input is made the reference's."""
+    return {
+        "Layer": layer_cell(r.layer),
+        "Norm": printable(r.role),
+        "KL": number(r.kld),
+        "±": number(r.kld_se, 2),
+        "Left": percent(r.share),
+    }
+
+
+def command_lines(report: RecipeReport) -> Iterator[str]:
+    """A recipe as a command line to paste, broken into lines."""
+    yield "llama-quantize \\"
+    if report.imatrix:
+        name = "IMATRIX" if report.imatrix == "auto" else shlex.quote(printable(report.imatrix))
+        yield f"  --imatrix {name} \\"
+    for argument in report.arguments:
+        yield f"  --tensor-type {shlex.quote(argument)} \\"
+    yield f"  {shlex.quote(printable(report.reference.path))} OUT.gguf {report.file_type}"
+
+
+def norm_difference_row(n: NormDifference) -> dict[str, str]:
+    """A norm that differs between two files."""
+    return {
+        "Tensor": printable(n.tensor),
+        "Layer": layer_cell(n.layer),
+        "Types": types(n.dtype_a, n.dtype_b),
+        "Differ": f"{n.n_differing:,}/{n.n_elements:,}",
+        "Max ulp": "NaN" if n.max_ulp is None else f"{n.max_ulp:,}",
+        "Max |Δ|": number(n.max_abs),
+        "row:col": "–" if n.max_abs is None else f"{n.max_abs_row}:{n.max_abs_column}",
+        "Rel L2": number(n.rel_l2),
+    }
+
+
+def tensor_difference_row(t: TensorDifference) -> dict[str, str]:
+    """A tensor that differs between two files."""
+    return {
+        "Tensor": printable(t.tensor),
+        "Types": types(t.dtype_a, t.dtype_b),
+        "Size": f"{100 * t.share:.1f} %",
+        "Rel L2": number(t.rel_l2),
+        "NMSE": number(t.nmse),
+        "SQNR dB": decibels(t.sqnr_db),
+        "Cosine": "–" if t.cosine is None else f"{t.cosine:.6f}",
+        "Max |Δ|": number(t.max_abs),
+        "row:col": "–" if t.max_abs is None else f"{t.max_abs_row}:{t.max_abs_column}",
+    }
+
+
+def decibels(value: float | None) -> str:
+    """A ratio in dB; – for none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def layer_cell(layer: int | None) -> str:
+    """A block number; – for outside the blocks."""
+    return "–" if layer is None else str(layer)
+
+
+_VALUE_WIDTH = 24
+
+
+def value_cell(value: Any) -> str:
+    """A value of the metadata, cut if it is long."""
+    if value is None:
+        return "–"
+    text = printable(f"{value:g}" if isinstance(value, float) else str(value))
+    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
 
 
 def title(inspection: Inspection) -> str:

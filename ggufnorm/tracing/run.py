@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ggufnorm.comparison.run import (
-    MIN_CTX,
     Progress,
     SideOptions,
     network_facts,
     progress_of,
+    require_extent,
     require_memory,
     require_same_network,
 )
@@ -20,11 +20,11 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import InputError, TextError
+from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.replace import replacing
 from ggufnorm.inspection import model_facts
-from ggufnorm.samples import default_text
+from ggufnorm.samples import text_to_run
 from ggufnorm.tracing.reader import Trace
 
 _PLAIN = SideOptions()
@@ -78,14 +78,8 @@ def trace(
         KeyboardInterrupt: after a Ctrl-C; no trace is left.
         ValueError: ``n_ctx`` or ``chunks`` is out of range.
     """
-    if n_ctx < MIN_CTX:
-        raise ValueError(f"n_ctx must be at least {MIN_CTX}, not {n_ctx}")
-    if chunks is not None and chunks < 1:
-        raise ValueError(f"chunks must be at least 1, not {chunks}")
-    if text is None:
-        text, text_name = default_text(), "bundled: State of the Union addresses"
-    if not text.strip():
-        raise TextError(f"{text_name}: the text is empty")
+    require_extent(n_ctx, chunks)
+    text, text_name = text_to_run(text, text_name)
     path = local_path(model)
     with open_model(path) as file:
         facts = model_facts(file)

@@ -263,11 +263,19 @@ def read_node(address: int) -> NDArray[np.float32]:
     Returns:
         float32 in NumPy's order, ``(ne[3], ne[2], ne[1], ne[0])``.
     """
+    return _read(address, _READABLE[type_name(TensorStruct.from_address(address).type)], np.float32)
+
+
+def read_integers(address: int) -> NDArray[np.int32]:
+    """A copy of an I32 node's values, in the order of :func:`read_node`."""
+    return _read(address, np.dtype(np.int32), np.int32)
+
+
+def _read(address: int, dtype: np.dtype[Any], target: type[Any]) -> NDArray[Any]:
     t = TensorStruct.from_address(address)
-    dtype = _READABLE[type_name(t.type)]
     shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
     if 0 in shape:
-        return np.empty(shape, np.float32)
+        return np.empty(shape, target)
     span = dtype.itemsize + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     raw: Any
     if _is_host(t):
@@ -276,24 +284,51 @@ def read_node(address: int) -> NDArray[np.float32]:
         raw = np.empty(span, np.uint8)
         ggml().ggml_backend_tensor_get(address, raw.ctypes.data, 0, span)
     strided: NDArray[Any] = np.ndarray(shape, dtype, raw, strides=strides)
-    return np.array(strided, dtype=np.float32, order="C")
+    return np.array(strided, dtype=target, order="C")
 
 
-def write_node(address: int, values: NDArray[np.float32]) -> None:
+def write_node(
+    address: int, values: NDArray[np.float32], sequence: int = 0, n_seq: int = 1
+) -> None:
     """Replace a just-computed F32 node's values: every later node reads the new ones.
 
     Args:
         address: of a contiguous F32 node.
         values: what :func:`read_node` gave for the same node of another context.
+        sequence: where several sequences run side by side, the one whose values these are.
+        n_seq: how many run; the tokens of one lie behind those of the other.
     """
-    t = TensorStruct.from_address(address)
-    data = np.ascontiguousarray(values, dtype=np.float32)
-    if data.nbytes != ggml().ggml_nbytes(address):
-        raise ValueError("a node is replaced by values of its own size only")
+    t, data, start = _part_of(address, values, sequence, n_seq)
     if _is_host(t):
-        ctypes.memmove(t.data, data.ctypes.data, data.nbytes)
+        ctypes.memmove(t.data + start, data.ctypes.data, data.nbytes)
     else:
-        ggml().ggml_backend_tensor_set(address, data.ctypes.data, 0, data.nbytes)
+        ggml().ggml_backend_tensor_set(address, data.ctypes.data, start, data.nbytes)
+
+
+def add_to_node(
+    address: int, values: NDArray[np.float32], sequence: int = 0, n_seq: int = 1
+) -> None:
+    """Add to a just-computed F32 node's values; the arguments are those of :func:`write_node`."""
+    t, data, start = _part_of(address, values, sequence, n_seq)
+    if _is_host(t):
+        raw: Any = (ctypes.c_uint8 * data.nbytes).from_address(t.data + start)
+        there: NDArray[np.float32] = np.ndarray(data.shape, np.float32, raw)
+        there += data
+    else:
+        held = np.empty_like(data)
+        ggml().ggml_backend_tensor_get(address, held.ctypes.data, start, held.nbytes)
+        held += data
+        ggml().ggml_backend_tensor_set(address, held.ctypes.data, start, held.nbytes)
+
+
+def _part_of(
+    address: int, values: NDArray[np.float32], sequence: int, n_seq: int
+) -> tuple[TensorStruct, NDArray[np.float32], int]:
+    """A node, the values as ggml lays them out, and where in the node they begin."""
+    data = np.ascontiguousarray(values, dtype=np.float32)
+    if data.nbytes * n_seq != ggml().ggml_nbytes(address):
+        raise ValueError("a node is changed by values of its own size only")
+    return TensorStruct.from_address(address), data, sequence * data.nbytes
 
 
 def _is_host(t: TensorStruct) -> bool:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import tempfile
 import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.errors import EngineError
+
+Importance = Mapping[str, NDArray[np.float32]]
+"""For each tensor, one weight for each column (of each expert in turn)."""
 
 
 def quantize(
@@ -18,6 +28,8 @@ def quantize(
     target: str | os.PathLike[str],
     file_type: str,
     *,
+    tensor_types: Mapping[str, str] | None = None,
+    importance: Importance | None = None,
     n_threads: int | None = None,
 ) -> None:
     """Write a quantized copy of a model, as llama-quantize does.
@@ -26,18 +38,16 @@ def quantize(
         source: an F32, F16 or BF16 GGUF file.
         target: the file to write; it appears only when it is complete.
         file_type: a member of ``gguf.LlamaFileType`` without ``MOSTLY_``: ``Q4_K_M`` …
+        tensor_types: ``--tensor-type``: regular expressions searched for in a tensor's name
+            to ggml's names of types; the first that is found counts.
+        importance: ``--imatrix``.
         n_threads: None for all.
 
     Raises:
         ValueError: there is no such file type.
         EngineError: llama.cpp refuses.
     """
-    from gguf import LlamaFileType
-
-    try:
-        number = int(LlamaFileType[f"MOSTLY_{file_type}"])
-    except KeyError:
-        raise ValueError(f"there is no quantization named {file_type}") from None
+    number = _file_type(file_type)
     target = Path(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantizing-") as folder:
         unfinished = Path(folder) / target.name
@@ -45,18 +55,134 @@ def quantize(
             "source": os.fspath(source),
             "target": str(unfinished),
             "file_type": number,
+            "tensor_types": dict(tensor_types or {}),
+            "importance": _keep(importance, Path(folder)),
             "n_threads": n_threads or os.cpu_count() or 1,
         }
         run_in_child(_quantize, job, lambda _message: None)
         unfinished.replace(target)
 
 
+def quantized_sizes(
+    source: str | os.PathLike[str], file_types: Sequence[str], *, with_importance: bool = False
+) -> dict[str, float]:
+    """What standard mixes would take, as ``llama-quantize --dry-run`` tells.
+
+    Args:
+        source: an F32, F16 or BF16 GGUF file.
+        file_types: as in :func:`quantize`.
+        with_importance: whether there is going to be an importance matrix: some mixes
+            choose other types then, and some need one.
+
+    Returns:
+        For those that are possible, bytes of all tensors together, to 0.01 MiB.
+
+    Raises:
+        ValueError: there is no such file type.
+        EngineError: llama.cpp does not load the model.
+    """
+    job = {
+        "source": os.fspath(source),
+        "file_types": {name: _file_type(name) for name in file_types},
+        "with_importance": with_importance,
+    }
+    sizes: dict[str, float] = run_in_child(_dry_run, job, lambda _message: None)
+    return sizes
+
+
+def _file_type(name: str) -> int:
+    from gguf import LlamaFileType
+
+    try:
+        return int(LlamaFileType[f"MOSTLY_{name}"])
+    except KeyError:
+        raise ValueError(f"there is no quantization named {name}") from None
+
+
+def _keep(importance: Importance | None, folder: Path) -> str | None:
+    """Write an importance matrix where the child finds it: it is too large for the job."""
+    if not importance:
+        return None
+    path = folder / "importance.npz"
+    columns: dict[str, Any] = {f"{i}": v for i, v in enumerate(importance.values())}
+    np.savez(path, names=np.array(list(importance)), **columns)
+    return str(path)
+
+
 def _quantize(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+    params, _kept = _parameters(job)
+    status, log = _run(job, job["target"], params)
+    if status != 0:
+        raise EngineError(f"llama.cpp cannot quantize {job['source']}{_reason(log)}")
+    return {}
+
+
+def _dry_run(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, number in job["file_types"].items():
+        one = {"file_type": number, "n_threads": 1, "tensor_types": {}, "importance": None}
+        params, _kept = _parameters(one)
+        if job["with_importance"]:
+            params.imatrix = (llama().llama_model_imatrix_data * 1)()
+        params.dry_run = True
+        status, log = _run(job, "", params)
+        size = re.search(r"quant size\s*=\s*([\d.]+) MiB", log)
+        if status == 0 and size and "will require an imatrix" not in log:
+            found[name] = float(size[1]) * (1 << 20)
+    return found
+
+
+def _parameters(job: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """``llama_model_quantize_params``, and what must live as long as they do."""
+    from gguf import GGMLQuantizationType
+
     lib = llama()
     params = lib.llama_model_quantize_default_params()
-    params.ftype = job["file_type"]
-    params.nthread = job["n_threads"]
-    status = lib.llama_model_quantize(job["source"].encode(), job["target"].encode(), params)
-    if status != 0:
-        raise EngineError(f"llama.cpp cannot quantize {job['source']}")
-    return {}
+    params.ftype, params.nthread = job["file_type"], job["n_threads"]
+    kept: list[Any] = []
+    if job["tensor_types"]:  # both arrays end with a null name
+        overrides = (lib.llama_model_tensor_override * (len(job["tensor_types"]) + 1))()
+        for entry, (pattern, name) in zip(overrides, job["tensor_types"].items(), strict=False):
+            entry.pattern, entry.type = pattern.encode(), GGMLQuantizationType[name.upper()]
+        params.tt_overrides = overrides
+        kept.append(overrides)
+    if job["importance"]:
+        with np.load(job["importance"]) as file:
+            importance = {
+                str(name): np.ascontiguousarray(file[f"{i}"], np.float32)
+                for i, name in enumerate(file["names"])
+            }
+        matrix = (lib.llama_model_imatrix_data * (len(importance) + 1))()
+        for entry, (name, values) in zip(matrix, importance.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = matrix
+        kept += [matrix, importance]
+    return params, kept
+
+
+def _run(job: dict[str, Any], target: str, params: Any) -> tuple[int, str]:
+    """``llama_model_quantize``: its status and the last of what it logs."""
+    lib, log = llama(), deque[str](maxlen=_LOG_LINES)
+
+    def keep(_level: int, text: bytes, _data: object) -> None:
+        log.append(text.decode(errors="replace"))
+        os.write(2, text)  # where the parent keeps the last lines for a crash
+
+    callback = lib.llama_log_callback(keep)
+    lib.llama_log_set(callback, None)
+    _CALLBACKS.append(callback)
+    source = job["source"].encode()
+    status = int(lib.llama_model_quantize(source, target.encode(), ctypes.byref(params)))
+    return status, "".join(log)
+
+
+_LOG_LINES = 64
+_CALLBACKS: list[Any] = []
+"""Kept: llama.cpp holds on to the last one, ctypes does not."""
+
+
+def _reason(log: str) -> str:
+    """What llama.cpp says went wrong."""
+    found = re.search(r"failed to quantize: (.*)", log)
+    return f": {found[1]}" if found else ""

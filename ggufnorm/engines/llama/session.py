@@ -111,6 +111,14 @@ class LlamaModel:
         )
 
     @property
+    def attends_only(self) -> bool:
+        """Whether it is a decoder that remembers by a K/V cache alone, no recurrent state."""
+        lib = llama()
+        recurrent = lib.llama_model_is_recurrent(self.handle)
+        hybrid = lib.llama_model_is_hybrid(self.handle)
+        return not (recurrent or hybrid or self.has_encoder or self.is_embedding)
+
+    @property
     def decoder_start(self) -> int:
         """The token that an encoder-decoder's decoder begins with."""
         lib = llama()
@@ -172,21 +180,27 @@ class LlamaContext:
         model: whose weights it uses.
         options: how to run.
         on_eval: called at every graph node; None to run unobserved.
+        n_seq: how many copies of each batch run side by side, each a sequence of its own.
 
     Raises:
         EngineError: llama.cpp cannot make the context (usually: not enough memory).
     """
 
     def __init__(
-        self, model: LlamaModel, options: EngineOptions, on_eval: EvalCallback | None
+        self,
+        model: LlamaModel,
+        options: EngineOptions,
+        on_eval: EvalCallback | None,
+        n_seq: int = 1,
     ) -> None:
         lib = llama()
         params = lib.llama_context_default_params()
-        params.n_ctx = options.n_ctx
+        params.n_ctx = options.n_ctx * n_seq
+        params.n_seq_max = n_seq
         # An encoder attends to the whole chunk: it cannot be cut into batches.
         whole = model.is_embedding or model.has_encoder
         self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
-        params.n_batch = params.n_ubatch = self.max_batch
+        params.n_batch = params.n_ubatch = self.max_batch * n_seq
         params.embeddings = model.is_embedding
         params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
         params.type_k = _cache_type(options.cache_type_k)
@@ -200,6 +214,7 @@ class LlamaContext:
             )
             params.cb_eval = self._callback
         self.model = model
+        self.n_seq = n_seq
         self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise EngineError(
@@ -207,7 +222,7 @@ class LlamaContext:
                 " the memory, or the options may not go together (a quantized V cache needs"
                 " flash attention)"
             )
-        self._batch: Any = lib.llama_batch_init(self.max_batch, 0, 1)
+        self._batch: Any = lib.llama_batch_init(self.max_batch * n_seq, 0, 1)
 
     def __enter__(self) -> LlamaContext:
         return self
@@ -237,13 +252,15 @@ class LlamaContext:
         """
         lib, raw = llama(), self._batch
         n = len(batch.tokens)
-        raw.n_tokens = n
-        for i, token in enumerate(batch.tokens.tolist()):
-            raw.token[i] = token
-            raw.pos[i] = batch.position + i
-            raw.n_seq_id[i] = 1
-            raw.seq_id[i][0] = 0
-            raw.logits[i] = i >= n - batch.n_outputs
+        raw.n_tokens = n * self.n_seq
+        for sequence in range(self.n_seq):
+            for i, token in enumerate(batch.tokens.tolist()):
+                at = sequence * n + i
+                raw.token[at] = token
+                raw.pos[at] = batch.position + i
+                raw.n_seq_id[at] = 1
+                raw.seq_id[at][0] = sequence
+                raw.logits[at] = i >= n - batch.n_outputs
         run = lib.llama_encode if batch.encode else lib.llama_decode
         status = run(self.handle, raw)
         if status != 0:
@@ -251,14 +268,17 @@ class LlamaContext:
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
     def logits(self, n_outputs: int) -> NDArray[np.float32]:
-        """The last batch's logits, ``(n_outputs, vocabulary)``: a view, good until decode."""
+        """The last batch's logits, ``(n_seq · n_outputs, vocabulary)``: a view, good until decode.
+
+        The rows of one sequence stand behind those of the other.
+        """
         pointer = llama().llama_get_logits(self.handle)
         address = ctypes.cast(pointer, ctypes.c_void_p).value
         if address is None:
             raise EngineError(f"{self.model.path}: llama.cpp gives no logits")
-        n = n_outputs * self.model.n_vocab
-        raw = (ctypes.c_float * n).from_address(address)
-        return np.ctypeslib.as_array(raw).reshape(n_outputs, self.model.n_vocab)
+        shape = (self.n_seq * n_outputs, self.model.n_vocab)
+        raw = (ctypes.c_float * (shape[0] * shape[1])).from_address(address)
+        return np.ctypeslib.as_array(raw).reshape(shape)
 
 
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type in llama.h

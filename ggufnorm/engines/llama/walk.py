@@ -78,7 +78,13 @@ class Lane:
     """
 
     def __init__(
-        self, model: LlamaModel, options: EngineOptions, tensors: frozenset[str], *, pin: bool
+        self,
+        model: LlamaModel,
+        options: EngineOptions,
+        tensors: frozenset[str],
+        *,
+        pin: bool,
+        n_seq: int = 1,
     ) -> None:
         self.pin = pin
         self.graphs: list[Graph] = []
@@ -90,7 +96,7 @@ class Lane:
         self._stops: dict[int, int] = {}
         self._graph: Graph | None = None
         self._on_stop: Callable[[int, int], bool] = lambda _stop, _address: True
-        self.context = LlamaContext(model, options, self._on_eval)
+        self.context = LlamaContext(model, options, self._on_eval, n_seq)
 
     def plan(self, chunk: list[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""

@@ -7,16 +7,21 @@ from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 
+from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.report.document import Result
+from ggufnorm.core.recipe import RecipeReport
+from ggufnorm.core.result import Result
+from ggufnorm.report.terminal.attribute import attribution_parts
 from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
-from ggufnorm.report.terminal.drift import drift_parts
+from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
 from ggufnorm.report.terminal.frameworks import frameworks_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
+from ggufnorm.report.terminal.recipe import recipe_parts
 from ggufnorm.report.text import number, printable
 
 __all__ = ["WIDTH", "number", "printable", "render"]
@@ -56,13 +61,19 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
             if i:
                 yield ""
             yield from inspection_parts(model, width)
+    elif isinstance(result, DriftReport):
+        yield from drift_parts(result, width)
+    elif isinstance(result, DriftSet):
+        yield from drift_set_parts(result, width)
     elif isinstance(result, DiffReport):
-        yield from diff_parts(result)
+        yield from diff_parts(result, width)
+    elif isinstance(result, AttributionReport):
+        yield from attribution_parts(result, width)
+    elif isinstance(result, RecipeReport):
+        yield from recipe_parts(result)
     elif isinstance(result, AuditReport):
         yield from audit_parts(result)
     elif isinstance(result, AuditSet):
         yield from audit_set_parts(result)
     elif isinstance(result, FrameworksReport):
         yield from frameworks_parts(result)
-    else:
-        yield from drift_parts(result, width)

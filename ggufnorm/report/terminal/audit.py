@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ggufnorm.auditing.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
-from ggufnorm.report.audit import audit_title, first_sentence, not_run_lines, outcome
+from ggufnorm.report.audit import audit_title, first_sentence, not_run_lines, outcome, rule_title
 from ggufnorm.report.terminal.common import skipped_lines
 from ggufnorm.report.text import printable
 
@@ -56,11 +56,9 @@ def audit_set_parts(result: AuditSet) -> Iterable[RenderableType]:
 
 def _rule_parts(findings: Sequence[Finding]) -> Iterator[RenderableType]:
     """What one rule has to say."""
-    first, rule = findings[0], BY_ID[findings[0].rule]
-    heading = Text.assemble(
-        (f"{first.severity} {rule.id}", _STYLES[first.severity]), f" {rule.name}"
-    )
-    yield heading
+    first, rule = findings[0], BY_ID.get(findings[0].rule)
+    name, _, words = rule_title(first.rule).partition(" ")
+    yield Text.assemble((f"{first.severity} {name}", _STYLES[first.severity]), f" {words}")
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, width=6)
     grid.add_column(overflow="fold")
@@ -70,7 +68,8 @@ def _rule_parts(findings: Sequence[Finding]) -> Iterator[RenderableType]:
         more = len(findings) - _MOST_FINDINGS
         grid.add_row("", Text(f"… and {more} more (see --format json)"))
     for label, section in (("  why", "Why it matters"), ("  do", "What to do")):
-        grid.add_row(Text(label), Text(first_sentence(rule.sections[section])))
+        if rule is not None:
+            grid.add_row(Text(label), Text(first_sentence(rule.sections[section])))
     yield grid
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
+from ggufnorm.report.text import layer_cell as layer_cell
+from ggufnorm.report.text import model_line as model_line
 from ggufnorm.report.text import printable
 
 _MOST_SKIPPED = 10
@@ -25,20 +25,50 @@ def new_table(*columns: str, left: Iterable[str] = ()) -> Table:
     return table
 
 
+def fitted_table(
+    rows: Sequence[Mapping[str, str]],
+    width: int,
+    *,
+    left: Iterable[str],
+    dropped_first: Sequence[str],
+    marked: Sequence[bool] = (),
+) -> Table:
+    """A table for ``width`` columns; its first column is cut if nothing else helps.
+
+    Args:
+        rows: cells by the columns' titles, the same titles in each.
+        width: to keep to.
+        left: columns that are aligned to the left.
+        dropped_first: columns that go, in this order, until the rest fits.
+        marked: which rows are out of line.
+    """
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in rows[0]}
+    first, *others = widths
+
+    def room() -> int:
+        return width - sum(_GAP + widths[c] for c in others)
+
+    for column in dropped_first:
+        if room() >= min(widths[first], _NARROW):
+            break
+        others.remove(column)
+    table = new_table(first, *others, left=left)
+    table.columns[0].overflow, table.columns[0].max_width = "ellipsis", max(1, room())
+    for i, row in enumerate(rows):
+        style = "bold red" if i < len(marked) and marked[i] else ""
+        table.add_row(*cells(row[c] for c in (first, *others)), style=style)
+    return table
+
+
+_GAP = 2
+"""Spaces between two columns."""
+_NARROW = 25
+"""A name is not cut to less than this before columns go: ``blk.31.ffn_gate_exps.weight``."""
+
+
 def cells(row: Iterable[str | Text]) -> list[RenderableType]:
-    """A row's cells, none of them read as markup."""
-    return [cell if isinstance(cell, Text) else Text(cell) for cell in row]
-
-
-def layer_cell(layer: int | None) -> str:
-    """A block number; – for outside the blocks."""
-    return "–" if layer is None else str(layer)
-
-
-def model_line(m: ModelFacts) -> str:
-    """A model file in one line."""
-    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
-    return printable("  ".join(p for p in parts if p))
+    """A row's cells, none of them read as markup or able to steer a terminal."""
+    return [cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row]
 
 
 def skipped_lines(skipped: Sequence[Skipped]) -> Iterable[Text]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,26 +17,27 @@ from ggufnorm.core.diff import (
     TensorDifference,
     Unmatched,
 )
-from ggufnorm.report.terminal.common import (
-    cells,
-    layer_cell,
+from ggufnorm.report.terminal.common import cells, fitted_table, new_table, skipped_lines
+from ggufnorm.report.text import (
+    decibels,
     model_line,
-    new_table,
-    skipped_lines,
+    norm_difference_row,
+    number,
+    printable,
+    tensor_difference_row,
+    value_cell,
 )
-from ggufnorm.report.text import number, printable
 
 _MOST_ROWS = 10
 _MOST_GROUPS = 8
-_VALUE_WIDTH = 24
 
 
-def diff_parts(report: DiffReport) -> Iterable[RenderableType]:
-    """The parts of the text, from top to bottom."""
+def diff_parts(report: DiffReport, width: int) -> Iterable[RenderableType]:
+    """The parts of the text, from top to bottom, for ``width`` columns."""
     yield _facts(report)
     yield from _metadata(report.metadata)
-    yield from _norms(report.norms)
-    yield from _tensors(report.tensors)
+    yield from _norms(report.norms, width)
+    yield from _tensors(report.tensors, width)
     for title, groups in (
         ("type", report.types),
         ("role", report.roles),
@@ -78,7 +78,9 @@ def _metadata(metadata: Sequence[MetadataDifference]) -> Iterable[RenderableType
         for m in shown[:_MOST_ROWS]:
             where = "" if m.n_differing is None else f"{m.n_differing:,}, first {m.index}"
             affects = "forward pass" if m.affects == "forward" else "token ids"
-            table.add_row(*cells([printable(m.key), affects, _value(m.a), _value(m.b), where]))
+            table.add_row(
+                *cells([printable(m.key), affects, value_cell(m.a), value_cell(m.b), where])
+            )
         yield table
         yield from _more(len(shown) - _MOST_ROWS)
     others = [m.key for m in metadata if m.affects == "nothing"]
@@ -86,40 +88,19 @@ def _metadata(metadata: Sequence[MetadataDifference]) -> Iterable[RenderableType
         yield Text(f"\nOther metadata that differ: {printable(', '.join(others))}")
 
 
-def _value(value: Any) -> str:
-    if value is None:
-        return "–"
-    text = printable(f"{value:g}" if isinstance(value, float) else str(value))
-    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
-
-
-def _norms(norms: Sequence[NormDifference]) -> Iterable[RenderableType]:
+def _norms(norms: Sequence[NormDifference], width: int) -> Iterable[RenderableType]:
     changed = [n for n in norms if n.n_differing]
     if not changed:
         return
     yield Text("\nNorms that differ, in file order", style="bold")
-    table = new_table(
-        "Layer", "Tensor", "Types", "Differ", "Max ulp", "Max |Δ|", "row:col", "Rel L2",
-        left=("Tensor", "Types"),
-    )  # fmt: skip
-    table.columns[1].overflow = "ellipsis"
-    for n in changed[:_MOST_ROWS]:
-        row = [
-            layer_cell(n.layer),
-            printable(n.tensor),
-            _types(n),
-            f"{n.n_differing:,}/{n.n_elements:,}",
-            "NaN" if n.max_ulp is None else f"{n.max_ulp:,}",
-            number(n.max_abs),
-            "–" if n.max_abs is None else f"{n.max_abs_row}:{n.max_abs_column}",
-            number(n.rel_l2),
-        ]
-        table.add_row(*cells(row))
-    yield table
+    rows = [norm_difference_row(n) for n in changed[:_MOST_ROWS]]
+    yield fitted_table(
+        rows, width, left=("Tensor", "Types"), dropped_first=("row:col", "Layer", "Max ulp")
+    )
     yield from _more(len(changed) - _MOST_ROWS)
 
 
-def _tensors(tensors: Sequence[TensorDifference]) -> Iterable[RenderableType]:
+def _tensors(tensors: Sequence[TensorDifference], width: int) -> Iterable[RenderableType]:
     changed = [t for t in tensors if not t.identical]
     if not changed:
         return
@@ -128,25 +109,13 @@ def _tensors(tensors: Sequence[TensorDifference]) -> Iterable[RenderableType]:
         " (NMSE: mean square of b - a over that of a)",
         style="bold",
     )
-    table = new_table(
-        "Tensor", "Types", "Size", "Rel L2", "NMSE", "SQNR dB", "Cosine", "Max |Δ|", "row:col",
+    rows = [tensor_difference_row(t) for t in changed[:_MOST_ROWS]]
+    yield fitted_table(
+        rows,
+        width,
         left=("Tensor", "Types"),
-    )  # fmt: skip
-    table.columns[0].overflow = "ellipsis"
-    for t in changed[:_MOST_ROWS]:
-        row = [
-            printable(t.tensor),
-            _types(t),
-            f"{100 * t.share:.1f} %",
-            number(t.rel_l2),
-            number(t.nmse),
-            _decibels(t.sqnr_db),
-            "–" if t.cosine is None else f"{t.cosine:.6f}",
-            number(t.max_abs),
-            "–" if t.max_abs is None else f"{t.max_abs_row}:{t.max_abs_column}",
-        ]
-        table.add_row(*cells(row))
-    yield table
+        dropped_first=("row:col", "NMSE", "Max |Δ|", "Cosine", "Size"),
+    )
     yield from _more(len(changed) - _MOST_ROWS)
 
 
@@ -165,7 +134,7 @@ def _groups(title: str, groups: Sequence[GroupDifference]) -> Iterable[Renderabl
             str(g.n_tensors),
             f"{100 * g.share:.1f} %",
             number(g.rel_l2),
-            _decibels(g.sqnr_db),
+            decibels(g.sqnr_db),
             printable(g.worst),
         ]
         table.add_row(*cells(row))
@@ -201,14 +170,6 @@ def _unmatched(unmatched: Sequence[Unmatched]) -> Iterable[RenderableType]:
             shapes = ["×".join(map(str, s)) for s in (u.shape_a, u.shape_b) if s]
             yield Text(f"  {printable(u.tensor)}: {'→'.join(shapes)}")
         yield from _more(len(chosen) - _MOST_ROWS)
-
-
-def _types(t: NormDifference | TensorDifference) -> str:
-    return t.dtype_b if t.dtype_a == t.dtype_b else f"{t.dtype_a}→{t.dtype_b}"
-
-
-def _decibels(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _more(n: int) -> Iterable[Text]:

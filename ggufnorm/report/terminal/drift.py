@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -12,9 +13,11 @@ from rich.text import Text
 from ggufnorm.core.drift import (
     Culprit,
     DriftReport,
+    DriftSet,
     Localisation,
     NormDrift,
     OperationDrift,
+    RunCost,
     SideFacts,
 )
 from ggufnorm.core.floats import epsilon_text
@@ -22,12 +25,20 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.report.terminal.common import (
     cells,
-    layer_cell,
-    model_line,
+    fitted_table,
     new_table,
     skipped_lines,
 )
-from ggufnorm.report.text import number, printable
+from ggufnorm.report.text import (
+    bars,
+    layer_cell,
+    model_line,
+    number,
+    plus_minus,
+    printable,
+    side_by_side_row,
+    types,
+)
 
 _MOST_OPERATIONS = 8
 
@@ -70,7 +81,7 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
         *cells(
             [
                 "run",
-                f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens in {report.cost.seconds:.1f} s"
+                f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens{_taken(report.cost)}"
                 f" ({run.engine}, {where})",
             ]
         )
@@ -79,6 +90,10 @@ def _run_facts(report: DriftReport) -> Iterable[RenderableType]:
         if special := _special_options(side):
             grid.add_row(*cells([label, special]))
     yield grid
+
+
+def _taken(cost: RunCost | None) -> str:
+    return "" if cost is None else f" in {cost.seconds:.1f} s"
 
 
 def _special_options(side: SideFacts) -> str:
@@ -180,14 +195,11 @@ def _operation_table(operations: Sequence[OperationDrift], culprit: Culprit | No
     for o in [*bad[:1], *shown]:
         if not drift(o).rel_l2 and not drift(o).non_finite_rows:
             continue
-        types = o.dtype or "–"
-        if o.dtype_ref and o.dtype_ref != o.dtype:
-            types = f"{o.dtype_ref}→{types}"
         row: list[str | Text] = [
             layer_cell(o.layer),
             o.role,
             printable(o.tensor or o.node),
-            types,
+            types(o.dtype_ref, o.dtype),
             _drift_cell(o.local),
             _drift_cell(o.cumulative),
         ]
@@ -206,13 +218,13 @@ def _where(found: Localisation) -> Table:
 
     if found.layers:
         first, last = found.layers[0], found.layers[-1]
-        bars = sparkline([layer.rel_l2 for layer in found.layers])
+        drawn = bars([layer.rel_l2 for layer in found.layers])
         text = f"{number(first.rel_l2)} after layer {first.layer}"
         text += f" to {number(last.rel_l2)} after layer {last.layer}"
         growth = [layer.growth for layer in found.layers if layer.growth is not None]
         if growth:
             text += f", × {statistics.median(growth):.3f} per layer (median)"
-        row("by layer", f"{bars}  {text}")
+        row("by layer", f"{drawn}  {text}")
     if found.first_jump is not None:
         place = found.first_jump
         row("jump", f"{place.tensor or place.node}, robust z {number(place.value)}")
@@ -239,35 +251,22 @@ def _where(found: Localisation) -> Table:
     return grid
 
 
-_BARS = "▁▂▃▄▅▆▇█"
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Bars from zero to the largest value."""
-    top = max(values, default=0.0)
-    if top <= 0:
-        return _BARS[0] * len(values)
-    return "".join(_BARS[min(7, int(8 * v / top))] for v in values)
-
-
 def _logit_table(s: LogitStatistics, floor: LogitStatistics | None) -> Table:
-    def pm(value: float | None, error: float | None, digits: int, unit: float = 1.0) -> str:
-        if value is None:
-            return "–"
-        text = f"{value * unit:.{digits}f}"
-        return text if error is None else f"{text} ± {error * unit:.{digits}f}"
-
     grid = Table.grid(padding=(0, 2, 0, 0))
     rows = [
-        ("KL divergence", f"mean {pm(s.mean_kld, s.mean_kld_se, 6)} nats"),
+        ("KL divergence", f"mean {plus_minus(s.mean_kld, s.mean_kld_se, 6)} nats"),
         ("", _kld_quantiles(s)),
-        ("Δp of the right token", f"mean {pm(s.mean_delta_p, s.mean_delta_p_se, 3, 100)} %"),
-        ("", f"RMS {pm(s.rms_delta_p, s.rms_delta_p_se, 3, 100)} %"),
-        ("same top token", f"{pm(s.same_top1, s.same_top1_se, 3, 100)} %"),
+        (
+            "Δp of the right token",
+            f"mean {plus_minus(s.mean_delta_p, s.mean_delta_p_se, 3, 100)} %",
+        ),
+        ("", f"RMS {plus_minus(s.rms_delta_p, s.rms_delta_p_se, 3, 100)} %"),
+        ("same top token", f"{plus_minus(s.same_top1, s.same_top1_se, 3, 100)} %"),
         (
             "perplexity",
-            f"{pm(s.ppl_ref, s.ppl_ref_se, 4)} → {pm(s.ppl_quant, s.ppl_quant_se, 4)},"
-            f" ratio {pm(s.ppl_ratio, s.ppl_ratio_se, 6)}",
+            f"{plus_minus(s.ppl_ref, s.ppl_ref_se, 4)} →"
+            f" {plus_minus(s.ppl_quant, s.ppl_quant_se, 4)},"
+            f" ratio {plus_minus(s.ppl_ratio, s.ppl_ratio_se, 6)}",
         ),
     ]
     if floor is not None:
@@ -285,4 +284,25 @@ def _kld_quantiles(s: LogitStatistics) -> str:
     if not found:
         return "–"
     shown = {"50": "median", "90": "90 %", "99": "99 %", "99.9": "99.9 %", "100": "max"}
-    return ", ".join(f"{label} {number(found[p])}" for p, label in shown.items())
+    return ", ".join(f"{label} {number(found.get(p))}" for p, label in shown.items())
+
+
+def drift_set_parts(result: DriftSet, width: int) -> Iterable[RenderableType]:
+    """Several reports side by side, and what each of them says at its end."""
+    yield Text("Models under test, side by side", style="bold")
+    if not result.reports:
+        yield "none"
+        return
+    rows = [side_by_side_row(r) for r in result.reports]
+    bad = [r.culprit is not None for r in result.reports]
+    yield fitted_table(
+        rows,
+        width,
+        left=("Model", "By layer", "Culprit"),
+        dropped_first=("Size", "Own", "By layer", "Perplexity"),
+        marked=bad,
+    )
+    for report in result.reports:
+        name = Path(report.quant.path).name
+        style = "bold red" if report.culprit else ""
+        yield Text(f"\n{printable(name)}: {printable(report.verdict)}", style=style)

@@ -1,0 +1,158 @@
+"""Runs of a model with the values of some nodes changed, several at once.
+
+Copies of a chunk run side by side as sequences of one decode, each with other values put
+in or added. Where a model cannot do that, or does not give the same that way, each runs alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.engines.llama.binding import is_contiguous
+from ggufnorm.engines.llama.graph import Graph
+from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
+from ggufnorm.engines.llama.walk import Lane
+from ggufnorm.errors import EngineError
+
+Array = NDArray[np.float32]
+Values = Sequence[Mapping[str, Array]]
+"""For each batch of a chunk, values by the keys of the stops that they are for."""
+
+MOST_TOKENS = 2048
+"""Tokens of all copies together: more gain nothing, and the activations take memory."""
+MOST_SEQUENCES = 8
+_MOST_LOGITS = 1 << 27
+"""Logits of all copies together: 512 MiB."""
+_NOISE = 1e-4
+"""Largest difference of a logit, relative to the largest logit, that passes as rounding."""
+_DECODE_COST = 0.5
+"""What a decode costs besides its sequences, in sequences."""
+
+
+def most_side_by_side(n_ctx: int, n_vocab: int) -> int:
+    """How many copies of a chunk may run at once, by tokens and by memory for logits."""
+    by_logits = _MOST_LOGITS // max(1, n_ctx // 2 * n_vocab)
+    return max(1, min(MOST_SEQUENCES, MOST_TOKENS // n_ctx, by_logits))
+
+
+def side_by_side(n_runs: int, most: int) -> int:
+    """How many of ``n_runs`` to run at once: few decodes, few places left empty."""
+    return min(
+        range(1, max(1, min(n_runs, most)) + 1),
+        key=lambda n: (-(-n_runs // n) * (n + _DECODE_COST), -n),
+    )
+
+
+class Patcher:
+    """A context for patched runs of a model.
+
+    Args:
+        model: whose runs.
+        options: how it runs.
+        tensors: names of those in its file.
+        single: a lane of the same model that has decoded ``chunk`` last, to be checked
+            against.
+        chunk: whose graphs are learnt.
+        n_seq: how many runs to make at once.
+        stack: closes the context.
+        put: what is done with a node, the values of a patch, the sequence's number and how
+            many there are: :func:`~ggufnorm.engines.llama.binding.write_node` or
+            :func:`~ggufnorm.engines.llama.binding.add_to_node`.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        options: EngineOptions,
+        tensors: frozenset[str],
+        single: Lane,
+        chunk: list[Batch],
+        n_seq: int,
+        stack: ExitStack,
+        put: Callable[[int, Array, int, int], None],
+    ) -> None:
+        self._put = put
+        n_seq = n_seq if model.attends_only else 1
+        self.lane = self._lane(model, options, tensors, chunk, n_seq, stack)
+        if n_seq > 1 and not self._agrees(single, chunk[-1]):
+            self.lane = self._lane(model, options, tensors, chunk, 1, stack)
+        self.n_seq = self.lane.context.n_seq
+        self._at = [{s.key: s.index for s in graph.stops} for graph in self.lane.graphs]
+
+    @staticmethod
+    def _lane(
+        model: LlamaModel,
+        options: EngineOptions,
+        tensors: frozenset[str],
+        chunk: list[Batch],
+        n_seq: int,
+        stack: ExitStack,
+    ) -> Lane:
+        lane = Lane(model, options, tensors, pin=False, n_seq=n_seq)
+        stack.enter_context(lane.context)
+        lane.plan(chunk)
+        return lane
+
+    def _agrees(self, single: Lane, last: Batch) -> bool:
+        """Whether every copy gave what the run alone gave, and every stop has its place."""
+        n_seq = self.lane.context.n_seq
+        for graph, copies in zip(single.graphs, self.lane.graphs, strict=True):
+            sizes, found = _sizes(graph), _sizes(copies)
+            if any(found.get(key) != n_seq * size for key, size in sizes.items()):
+                return False
+        alone = single.context.logits(last.n_outputs)
+        together = self.lane.context.logits(last.n_outputs).reshape(n_seq, *alone.shape)
+        with np.errstate(invalid="ignore"):
+            off = np.abs(together - alone).max()
+        return bool(off <= _NOISE * np.abs(alone).max())
+
+    def run(self, batches: Sequence[Batch], patches: Sequence[Values]) -> list[list[Array]]:
+        """Decode a chunk once for all patches.
+
+        Args:
+            batches: of the chunk.
+            patches: at most ``n_seq`` of them.
+
+        Returns:
+            For each patch, each batch's logits where a token follows, ``(positions, vocabulary)``.
+
+        Raises:
+            EngineError: the decode failed, or a value cannot be put in.
+        """
+        self.lane.context.clear()
+        found: list[list[Array]] = [[] for _ in patches]
+        for k, batch in enumerate(batches):
+            self._decode(k, batch, [values[k] for values in patches])
+            n = len(batch.following)
+            if n == 0:
+                for of_patch in found:
+                    of_patch.append(np.empty((0, 0), np.float32))
+                continue
+            logits = self.lane.context.logits(batch.n_outputs)
+            for i, of_patch in enumerate(found):
+                first = i * batch.n_outputs
+                of_patch.append(logits[first : first + n].copy())
+        return found
+
+    def _decode(self, k: int, batch: Batch, patches: Sequence[Mapping[str, Array]]) -> None:
+        at = self._at[k]
+        keys = sorted({key for patch in patches for key in patch}, key=at.__getitem__)
+
+        def on_stop(i: int, address: int) -> bool:
+            if not is_contiguous(address):
+                raise EngineError(f"{keys[i]} has gaps between its values: it cannot be changed")
+            for sequence, patch in enumerate(patches):
+                if keys[i] in patch:
+                    self._put(address, patch[keys[i]], sequence, self.n_seq)
+            return True
+
+        self.lane.walk(self.lane.graphs[k], [at[key] for key in keys], batch, on_stop)
+
+
+def _sizes(graph: Graph) -> dict[str, int]:
+    """Number of values at each stop that can be replaced."""
+    return {s.key: int(np.prod(graph.nodes[s.index].shape)) for s in graph.stops if s.pin}

@@ -1,0 +1,94 @@
+"""``ggufnorm attribute``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggufnorm.cli import INTERRUPTED
+from ggufnorm.cli.models import all_models, model_arguments
+from ggufnorm.cli.options import (
+    Duration,
+    Share,
+    engine_options,
+    read_text,
+    side_of,
+    side_options,
+    text_options,
+)
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.attribution import By
+
+
+@click.command("attribute")
+@model_arguments("REF", "QUANT")
+@click.option(
+    "--by", default="tensor", show_default=True, type=click.Choice(("tensor", "layer", "role")),
+    help="What is listed.",
+)  # fmt: skip
+@click.option(
+    "--rest", default="5%", show_default=True, type=Share(),
+    help="Leave tensors of layers unmeasured that make at most this share together.",
+)  # fmt: skip
+@click.option(
+    "--budget", default="10m", show_default=True, type=Duration(),
+    help="Time to spend (90s, 10m, 2h): less text and fewer tensors are run to keep to it.",
+)  # fmt: skip
+@click.option("--no-norms", is_flag=True, help="Leave out the runs with a norm's input restored.")
+@text_options
+@engine_options
+@side_options({"": "of both"})
+@output_options(*FORMATS)
+def command(
+    models: tuple[str, ...],
+    hf_repos: tuple[str, ...],
+    by: By,
+    rest: float,
+    budget: float,
+    no_norms: bool,
+    text_file: Path | None,
+    ctx_size: int,
+    chunks: int | None,
+    threads: int | None,
+    gpu_layers: int,
+    no_memory_check: bool,
+    fmt: str | None,
+    output: Path | None,
+    **side: Any,
+) -> int:
+    """Tell which tensors of QUANT the KL divergence from REF comes from.
+
+    REF runs again and again, each time with what one tensor of QUANT makes of REF's own
+    values put in. What that does to the predictions is the tensor's share.
+    """
+    ref, quant = all_models(models, hf_repos, "REF", "QUANT")
+    fmt = choose_format(fmt, output)
+    from ggufnorm.attribution.run import attribute
+
+    text = None if text_file is None else read_text(text_file)
+    with progress_bar("attribute", show_position=False) as show:
+        report = attribute(
+            ref,
+            quant,
+            by=by,
+            rest=rest,
+            budget=budget,
+            norms=not no_norms,
+            text=text,
+            text_name=str(text_file),
+            n_ctx=ctx_size,
+            chunks=chunks,
+            n_threads=threads,
+            n_gpu_layers=gpu_layers,
+            options=side_of(side),
+            check_memory=not no_memory_check,
+            on_progress=show,
+        )
+    emit(report, fmt, output)
+    if report.interrupted:
+        click.echo("interrupted: the report covers what was measured", err=True)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,42 @@
+"""Results as tables of pandas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ggufnorm.core.diff import DiffReport
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.model import Inspection
+from ggufnorm.core.plain import to_plain
+from ggufnorm.core.result import Result
+from ggufnorm.errors import InputError, MissingPackageError
+
+_USUAL_PARTS: dict[type[Result], str] = {
+    DriftReport: "operations",
+    DiffReport: "tensors",
+    Inspection: "norms",
+}
+
+
+def to_dataframe(result: Result, part: str | None = None) -> Any:
+    """A part of a result as a ``pandas.DataFrame``; nested names are joined by dots.
+
+    Args:
+        result: the whole.
+        part: name of a field that holds several things of a kind, for example ``norms``;
+            by default operations of a drift report, tensors of a diff, norms of an
+            inspection, and of a set of results the first such field.
+
+    Raises:
+        InputError: there is no such part.
+        MissingPackageError: pandas is not installed.
+    """
+    parts = [name for name, value in vars(result).items() if isinstance(value, tuple)]
+    chosen = part or _USUAL_PARTS.get(type(result)) or next(iter(parts), None)
+    if chosen not in parts:
+        raise InputError(f"no table {chosen!r} in this {type(result).__name__}: {', '.join(parts)}")
+    try:
+        from pandas import json_normalize
+    except ImportError:
+        raise MissingPackageError("a data frame needs pandas: pip install pandas") from None
+    return json_normalize([to_plain(row) for row in getattr(result, chosen)])
