@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.frameworks.run import compare_frameworks
+    from ggufnorm.imaging.run import pixels
     from ggufnorm.inspection import inspect
     from ggufnorm.report.faces import load, save
     from ggufnorm.report.fragment import to_fragment as to_fragment
@@ -49,6 +51,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "PixelReport",
     "RecipeReport",
     "attribute",
     "audit",
@@ -61,6 +64,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "load",
+    "pixels",
     "recipe",
     "rms_norm",
     "save",
@@ -81,6 +85,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
     "attribute": "ggufnorm.attribution.run",
     "audit": "ggufnorm.auditing.run",
@@ -93,6 +98,7 @@ _HOMES = {
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "load": "ggufnorm.report.faces",
+    "pixels": "ggufnorm.imaging.run",
     "recipe": "ggufnorm.attribution.recipe",
     "rms_norm": "ggufnorm.core.norms",
     "save": "ggufnorm.report.faces",

@@ -62,6 +62,15 @@ from ggufnorm.core.model import (
     TensorFacts,
     WeightStatistics,
 )
+from ggufnorm.core.pixel_report import (
+    ExpectedPixels,
+    ModelInput,
+    Pipeline,
+    PixelComparison,
+    PixelFinding,
+    PixelReport,
+)
+from ggufnorm.core.pixels import Normalization
 from ggufnorm.core.recipe import Choice, RecipeReport, Trial
 from ggufnorm.core.result import Result
 
@@ -415,6 +424,42 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
     return FrameworksReport(side, (good, bad), f"{name}.txt", 31)
 
 
+def pixel_report(name: str = "blk") -> PixelReport:
+    """An encoder's file with another model's constants."""
+    three = (0.1, 0.2, 0.3)
+    pipelines = tuple(
+        Pipeline(
+            name=pipeline,
+            source=name,
+            shape=(2, 32, 48, 3),
+            mean=three,
+            std=three,
+            minimum=(-1.0, -1.5, -2.0),
+            maximum=(1.0, 2.0, 2.5),
+            histogram=((3, 4, 5, 6),) * 3,
+            picture="stretched, bilinear",
+            picture_residual=1e-7,
+            normalization=f"normalized with the constants of {name}",
+            mistakes=("constants-of-another",),
+            told=True,
+            mean_used=three,
+            std_used=None,
+            residual=1e-7,
+        )
+        for pipeline in ("transformers", name)
+    )
+    message = f"{name}: normalized with the constants of {name}"
+    return PixelReport(
+        image=f"{name}.png",
+        expected=ExpectedPixels(name, "CLIP", Normalization(three, three)),
+        pipelines=pipelines,
+        comparisons=(PixelComparison("transformers", name, 0.4, f"as {name} does", 0.1, 12.0),),
+        model_input=ModelInput(f"{name}.onnx", name, "float", ("n", "3", "32", "48")),
+        findings=(PixelFinding("error", "constants-of-another", name, message),),
+        verdict=f"Not as expected: {name}",
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -428,6 +473,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
+        "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audit": audit_report(name),
         "ggufnorm/audit-set": AuditSet(
             (audit_report(name), audit_report()), (Skipped(name, "is no model"),)

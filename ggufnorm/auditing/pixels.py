@@ -7,6 +7,8 @@ from math import inf, isfinite
 
 from gguf.constants import Keys
 
+from ggufnorm.core.pixels import KNOWN
+
 MEAN: str = Keys.ClipVision.IMAGE_MEAN
 STD: str = Keys.ClipVision.IMAGE_STD
 
@@ -16,16 +18,6 @@ LARGEST = 2.0
 _CLOSE = 1e-4
 """Distance up to which constants are the same: some configs round them to four digits."""
 
-Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-# Mean and deviation by whose they are (OPENAI_CLIP_MEAN, IMAGENET_DEFAULT_MEAN,
-# IMAGENET_STANDARD_MEAN in transformers' image_utils; the last is timm's MobileNetV5).
-_KNOWN: dict[str, Constants] = {
-    "CLIP": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "SigLIP": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "MobileNet": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-}
 _SHOWN = {"SigLIP": "SigLIP's and Inception's"}
 
 TRAINED_WITH: dict[str, str] = {
@@ -73,7 +65,7 @@ def equal(a: Sequence[float], b: Sequence[float], within: float = _CLOSE) -> boo
 
 def whose(key: str, numbers: Sequence[float]) -> str | None:
     """Whose mean or deviation it is, None if it is not known."""
-    known = {name: both[key == STD] for name, both in _KNOWN.items()}
+    known = {name: both[key == STD] for name, both in KNOWN.items()}
     return next((name for name, constants in known.items() if equal(numbers, constants)), None)
 
 

@@ -21,6 +21,7 @@ _COMMANDS = {
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare two traces, or a trace and a model.",
+    "pixels": "Compare the pixels that image pipelines feed, and how they are normalized.",
     "report": "Show saved results again, in another format or side by side.",
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",

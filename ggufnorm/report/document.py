@@ -17,6 +17,7 @@ from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result as Result
@@ -34,6 +35,7 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/attribute": AttributionReport,
     "ggufnorm/recipe": RecipeReport,
     "ggufnorm/frameworks": FrameworksReport,
+    "ggufnorm/pixels": PixelReport,
 }
 """The documents' ``schema`` to what they hold."""
 

@@ -11,6 +11,7 @@ from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.outline.attribute import attribution_outline
@@ -21,6 +22,7 @@ from ggufnorm.report.outline.drift_set import drift_set_outline
 from ggufnorm.report.outline.frameworks import frameworks_outlines
 from ggufnorm.report.outline.inspect import inspect_outline
 from ggufnorm.report.outline.parts import Outline, unread_outline
+from ggufnorm.report.outline.pixels import pixel_outline
 from ggufnorm.report.outline.recipe import recipe_outline
 
 
@@ -50,4 +52,6 @@ def outlines(result: Result) -> tuple[Outline, ...]:
         return (recipe_outline(result),)
     if isinstance(result, FrameworksReport):
         return frameworks_outlines(result)
+    if isinstance(result, PixelReport):
+        return (pixel_outline(result),)
     raise TypeError(f"no outline of {type(result).__name__}")

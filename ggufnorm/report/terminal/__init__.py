@@ -13,6 +13,7 @@ from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.terminal.attribute import attribution_parts
@@ -21,6 +22,7 @@ from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
 from ggufnorm.report.terminal.frameworks import frameworks_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
+from ggufnorm.report.terminal.pixels import pixel_parts
 from ggufnorm.report.terminal.recipe import recipe_parts
 from ggufnorm.report.text import number, printable
 
@@ -71,6 +73,8 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from attribution_parts(result, width)
     elif isinstance(result, RecipeReport):
         yield from recipe_parts(result)
+    elif isinstance(result, PixelReport):
+        yield from pixel_parts(result)
     elif isinstance(result, AuditReport):
         yield from audit_parts(result)
     elif isinstance(result, AuditSet):

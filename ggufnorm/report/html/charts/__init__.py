@@ -14,6 +14,7 @@ from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.html.charts.attribute import attribution_charts
@@ -22,6 +23,7 @@ from ggufnorm.report.html.charts.drift import drift_charts
 from ggufnorm.report.html.charts.drift_set import drift_set_charts
 from ggufnorm.report.html.charts.inspect import inspect_charts
 from ggufnorm.report.html.charts.parts import Charts
+from ggufnorm.report.html.charts.pixels import pixel_charts
 from ggufnorm.report.html.charts.recipe import recipe_charts
 
 
@@ -48,4 +50,6 @@ def charts_of(result: Result) -> tuple[Charts, ...]:
         return (attribution_charts(result),)
     if isinstance(result, RecipeReport):
         return (recipe_charts(result),)
+    if isinstance(result, PixelReport):
+        return (pixel_charts(result),)
     return ()

@@ -1,0 +1,185 @@
+"""Pictures through Pillow: read one, and resize it in all the ways that pipelines do."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.errors import InputError, MissingPackageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+INSTALL_HINT = 'pip install "ggufnorm[vision]"'
+
+Levels = NDArray[np.uint8]
+
+# Short edges before a crop, relative to the crop: none, torchvision's 232, 236, 248, 256 to 224
+# (ImageClassification presets and timm's crop_pct) and 0.95.
+_ENLARGED = (1.0, 256 / 224, 232 / 224, 236 / 224, 248 / 224, 1 / 0.95, 1 / 0.9)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file's content.
+
+    Attributes:
+        path: of the file.
+        levels: ``(height, width, 3)``, red first.
+        turned: whether its EXIF data told to turn it, and it was.
+    """
+
+    path: str
+    levels: Levels
+    turned: bool
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A picture on another grid.
+
+    Attributes:
+        shape: how it was brought there: stretched, padded, cropped.
+        how: the filter, in words.
+        levels: ``(height, width, 3)``.
+        inside: rows and columns that show the picture; the others are padding.
+    """
+
+    shape: str
+    how: str
+    levels: Levels
+    inside: tuple[slice, slice]
+
+    def __str__(self) -> str:
+        return f"{self.shape}, {self.how}" if self.how else self.shape
+
+
+def read_picture(path: str | os.PathLike[str]) -> Picture:
+    """Decode a picture as red, green and blue, turned as its EXIF data say.
+
+    That is what ``transformers.image_utils.load_image`` does.
+
+    Raises:
+        MissingPackageError: Pillow is not installed.
+        InputError: the file cannot be read, or is no picture.
+    """
+    image_module = _pillow()
+    from PIL import ImageOps
+
+    name = os.fspath(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with image_module.open(name) as image:
+                turned = image.getexif().get(0x0112, 1) != 1  # Orientation
+                levels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise InputError(f"cannot read the picture {name}: there is no such file") from None
+    except image_module.UnidentifiedImageError:
+        raise InputError(f"{name} is no picture that Pillow knows") from None
+    except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot read the picture {name}: {reason}") from None
+    return Picture(name, levels, turned)
+
+
+def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
+    """A picture on a grid of that size, in all the ways that pipelines do, usual ones first.
+
+    Each of bilinear, bicubic, Lanczos, nearest and box filters, Pillow's, and bilinear
+    without antialiasing (OpenCV's and ``torch.nn.functional.interpolate``'s default).
+    """
+    rows, columns = levels.shape[:2]
+    everything = slice(0, height), slice(0, width)
+    if (rows, columns) == (height, width):
+        yield Resized("as it is", "", levels, everything)
+        return
+    for how in _FILTERS:
+        yield Resized("stretched", how, _resize(levels, height, width, how), everything)
+    if rows * width != columns * height:
+        for inside, how in product(_paddings(rows, columns, height, width), _FILTERS):
+            down, across = inside
+            padded = np.zeros((height, width, 3), np.uint8)
+            size = down.stop - down.start, across.stop - across.start
+            padded[inside] = _resize(levels, *size, how)
+            where = "in the middle" if down.start or across.start else "below or to the right"
+            where = where if size != (height, width) else ""
+            yield Resized(f"padded {where}".rstrip(), how, padded, inside)
+    sizes = _before_crop(rows, columns, height, width)
+    for ((h, w), shape), how in product(sizes.items(), _FILTERS):
+        top, left = (h - height) // 2, (w - width) // 2
+        cropped = _resize(levels, h, w, how)[top : top + height, left : left + width]
+        yield Resized(shape, how, cropped, everything)
+
+
+def _before_crop(rows: int, columns: int, height: int, width: int) -> dict[tuple[int, int], str]:
+    """Sizes that a picture may have before its middle is cut out, and how it got them."""
+    short, long = sorted((rows, columns))
+    found: dict[tuple[int, int], str] = {}
+    for larger in _ENLARGED:
+        edge = round(max(height, width) * larger)
+        # torchvision and Transformers cut the long edge to a whole number, timm rounds it.
+        for other in (edge * long // short, round(edge * long / short)):
+            h, w = (edge, other) if rows == short else (other, edge)
+            found[h, w] = f"short edge to {edge}, cropped"
+    for larger in _ENLARGED:
+        h, w = round(height * larger), round(width * larger)
+        found.setdefault((h, w), f"stretched to {w}×{h}, cropped")
+    return {
+        (h, w): how
+        for (h, w), how in found.items()
+        if h >= height and w >= width and (h, w) != (height, width)
+    }
+
+
+def _paddings(rows: int, columns: int, height: int, width: int) -> list[tuple[slice, slice]]:
+    """Where a picture of its own proportions may lie."""
+    scale = min(height / rows, width / columns)
+    found: dict[tuple[int, int, int, int], None] = {}
+    # img_tool::resize in llama.cpp's tools/mtmd/mtmd-image.cpp rounds up or to the nearest;
+    # Transformers' pad_to_square and others cut.
+    cuts: tuple[Callable[[float], int], ...] = (math.ceil, round, math.floor)
+    for cut, middle in product(cuts, (True, False)):
+        h = min(max(1, cut(rows * scale)), height)
+        w = min(max(1, cut(columns * scale)), width)
+        top, left = ((height - h) // 2, (width - w) // 2) if middle else (0, 0)
+        found[(top, left, h, w)] = None
+    return [
+        (slice(top, top + h), slice(left, left + w))
+        for top, left, h, w in found
+        if (h, w) != (height, width)
+    ]
+
+
+_FILTERS = ("bilinear", "bicubic", "Lanczos", "bilinear without antialiasing", "nearest", "box")
+
+
+def _resize(levels: Levels, height: int, width: int, how: str) -> Levels:
+    image_module = _pillow()
+    image: Image = image_module.fromarray(levels)
+    filters = image_module.Resampling
+    if how == "bilinear without antialiasing":
+        rows, columns = levels.shape[:2]
+        scale = (columns / width, 0, 0, 0, rows / height, 0)
+        method = image_module.Transform.AFFINE
+        return np.asarray(image.transform((width, height), method, scale, filters.BILINEAR))
+    return np.asarray(image.resize((width, height), filters[how.upper()]))
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingPackageError(
+            f"this needs Pillow, which is not installed: {INSTALL_HINT}"
+        ) from error
+    return Image

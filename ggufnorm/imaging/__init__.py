@@ -1,0 +1,1 @@
+"""``pixels``: what each pipeline feeds an image model, and whether it is normalized right."""

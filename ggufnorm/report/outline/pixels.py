@@ -1,0 +1,72 @@
+"""The outline of a comparison of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggufnorm.core.pixel_report import PixelReport
+from ggufnorm.report.outline.parts import Figure, Mood, Outline, Section, Table
+from ggufnorm.report.pixels import (
+    PAIR_COLUMNS,
+    PAIR_LEFT,
+    PIPELINE_COLUMNS,
+    PIPELINE_LEFT,
+    done_line,
+    expected_line,
+    model_line,
+    pair_rows,
+    pipeline_rows,
+)
+from ggufnorm.report.text import number
+
+
+def pixel_outline(report: PixelReport) -> Outline:
+    """Whether pixels are normalized as expected, and what each pipeline feeds."""
+    wrong = any(f.severity == "error" for f in report.findings)
+    mood: Mood = "wrong" if wrong else "neutral" if report.findings else "sound"
+    heads = {
+        "wrong": "Pixels are not as expected",
+        "neutral": "Normalized as expected",
+        "sound": "As expected",
+    }
+    source = report.image or next((p.source for p in report.pipelines), "nothing")
+    return Outline(
+        f"Pixels of {Path(source).name}",
+        headline=heads[mood],
+        verdict=report.verdict,
+        mood=mood,
+        figures=tuple(_figures(report)),
+        sections=tuple(_sections(report)),
+    )
+
+
+def _figures(report: PixelReport) -> Iterator[Figure]:
+    for c in report.comparisons:
+        if c.rel_l2 is not None:
+            note = f"{number(c.residual)} if normalized alike"
+            yield Figure(f"{c.a} to {c.b}", number(c.rel_l2), f"relative L2, {note}")
+
+
+def _sections(report: PixelReport) -> Iterator[Section]:
+    if report.findings:
+        rows = tuple(
+            {"Severity": f.severity, "Finding": f.name, "What": f.message} for f in report.findings
+        )
+        yield Section("Findings", table=Table(rows, left=("Severity", "Finding", "What")))
+    model = model_line(report)
+    lines = (f"expected: {expected_line(report.expected)}", *map(done_line, report.pipelines))
+    pipelines = tuple(
+        dict(zip(PIPELINE_COLUMNS, row, strict=True))
+        for p in report.pipelines
+        for row in pipeline_rows(p)
+    )
+    yield Section(
+        "What each pipeline feeds",
+        lines=(*lines, *([model] if model else [])),
+        charts=("values",),
+        table=Table(pipelines, left=PIPELINE_LEFT) if pipelines else None,
+    )
+    pairs = tuple(dict(zip(PAIR_COLUMNS, row, strict=True)) for row in pair_rows(report))
+    if pairs:
+        yield Section("Differences", table=Table(pairs, left=PAIR_LEFT))
