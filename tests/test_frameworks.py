@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
@@ -19,7 +21,13 @@ from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, SiteComparison
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.hf import HFModel, watch_norms
-from ggufnorm.errors import ConfigError, InputError, TextError
+from ggufnorm.errors import (
+    ConfigError,
+    EngineMissingError,
+    InputError,
+    MemoryLimitError,
+    TextError,
+)
 from ggufnorm.formats.location import open_model
 from ggufnorm.frameworks.llama import rounding
 from ggufnorm.frameworks.run import compare_frameworks
@@ -221,7 +229,7 @@ def test_another_epsilon_is_named(folder: Path, name: str) -> None:
     assert found.first_wrong is not None
     assert found.first_wrong.key == found.sites[0].key
     assert found.first_wrong.causes == ("epsilon",)
-    assert f"its epsilon is 0.01, transformers's {made.NETWORKS[name].epsilon:g}" in found.verdict
+    assert f"its epsilon is 0.01, in Transformers {made.NETWORKS[name].epsilon:g}" in found.verdict
 
 
 def test_an_epsilon_that_does_not_show_is_told_and_is_no_first_mistake(folder: Path) -> None:
@@ -258,7 +266,7 @@ def test_a_layer_norm_in_the_place_of_an_rms_norm_is_named(folder: Path) -> None
     assert found.first_wrong is not None
     assert found.first_wrong.key == "blk.0.attn_norm.weight"
     assert "kind" in found.first_wrong.causes
-    assert "llama runs LayerNorm, transformers RMSNorm" in found.first_wrong.reason
+    assert "llama.cpp runs LayerNorm, Transformers RMSNorm" in found.first_wrong.reason
 
 
 def test_an_rms_norm_in_the_place_of_a_layer_norm_is_named(folder: Path) -> None:
@@ -460,6 +468,36 @@ def test_bad_input_is_an_error_in_a_line(folder: Path, tmp_path: Path) -> None:
         assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(TextError, match="empty"):
         compare_frameworks(good, [file], text=" ")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    source = f"hf:{checkpoint(folder, 'llama')}"
+    file = str(made.write(tmp_path / "m.gguf", made.NETWORKS["llama"], tensors("llama")))
+    with mock.patch("psutil.virtual_memory") as memory:
+        memory.return_value.available = 1000
+        with pytest.raises(MemoryLimitError, match="--no-memory-check"):
+            compare_frameworks(source, [file], text=TEXT, n_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "code"),
+    [
+        ("torch", "hf", "from ggufnorm.engines.hf import require_torch; require_torch()"),
+        ("transformers", "hf", "from ggufnorm.engines.hf import require_torch; require_torch()"),
+        ("onnx", "onnx", "import ggufnorm; ggufnorm.inspect('m.onnx')"),
+        (
+            "onnxruntime",
+            "onnx",
+            "from ggufnorm.engines.onnx.session import OnnxSession; OnnxSession('m.onnx')",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_named(package: str, extra: str, code: str) -> None:
+    with (
+        mock.patch.dict(sys.modules, {package: None}),
+        pytest.raises(EngineMissingError, match=rf'pip install "ggufnorm\[{extra}\]"'),
+    ):
+        exec(code, {})
 
 
 def test_tokens_beyond_the_vocabulary_are_refused(folder: Path) -> None:

@@ -365,6 +365,15 @@ def test_the_commands_take_onnx(float_model: Path, tmp_path: Path) -> None:
     assert "its weight holds the values of layers.2.norm.weight" in " ".join(done.stdout.split())
 
 
+def _drop_inputs(graph: Any) -> None:
+    for node in graph.node:
+        del node.input[1:]
+
+
+def _make_cycle(graph: Any) -> None:
+    graph.node[0].input[0] = graph.node[-1].output[0]
+
+
 def test_bad_onnx_is_an_error_in_a_line(float_model: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.onnx").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -373,6 +382,12 @@ def test_bad_onnx_is_an_error_in_a_line(float_model: Path, tmp_path: Path) -> No
         with pytest.raises(InputError) as caught:
             ggufnorm.inspect(tmp_path / f"{name}.onnx")
         assert len(str(caught.value).splitlines()) == 1
+    for name, spoil in {"short": _drop_inputs, "cycle": _make_cycle}.items():
+        proto = BY_NAME["rms Sqrt, Div"].proto()
+        spoil(proto.graph)
+        onnx.save(proto, str(tmp_path / f"{name}.onnx"))
+        with pytest.raises(InputError, match=r"of its graph lacks|not in the order"):
+            ggufnorm.inspect(tmp_path / f"{name}.onnx")
     unknown = onnx.load(str(float_model))
     unknown.graph.node[2].op_type = "NoSuchOperation"
     onnx.save(unknown, str(tmp_path / "unknown.onnx"))

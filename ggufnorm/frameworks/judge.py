@@ -136,7 +136,7 @@ class Judge:
             message = f"{self.engine} runs {_plain(b)}, {self.source} {_plain(a)}"
             yield Cause("kind" if a.kind != b.kind else "groups", message, share(kind))
         if abs(a.epsilon - b.epsilon) > _EPSILON * max(a.epsilon, b.epsilon):
-            message = f"its epsilon is {b.epsilon:.4g}, {self.source}'s {a.epsilon:.4g}"
+            message = f"its epsilon is {b.epsilon:.4g}, in {self.source} {a.epsilon:.4g}"
             yield Cause("epsilon", message, share(replace(a, epsilon=b.epsilon)))
         if a.kind == b.kind and a.divisor != b.divisor:
             message = f"{self.engine} runs {b}, {self.source} {a}"
@@ -148,7 +148,7 @@ class Judge:
         if ours is None and theirs is None:
             return
         if ours is None or theirs is None:
-            message = f"it has {'no' if ours is None else 'a'} weight, {self.source}'s has " + (
+            message = f"it has {'no' if ours is None else 'a'} weight, in {self.source} it has " + (
                 "one" if ours is None else "none"
             )
             yield Cause("weight", message, _share(s, e.x, _bare(s.formula), ours, s.bias))
@@ -169,7 +169,7 @@ class Judge:
         if s.bias is None and e.bias is None:
             return
         if s.bias is None or e.bias is None:
-            message = f"it has {'no' if e.bias is None else 'a'} bias, {self.source}'s has " + (
+            message = f"it has {'no' if e.bias is None else 'a'} bias, in {self.source} it has " + (
                 "one" if e.bias is None else "none"
             )
         else:

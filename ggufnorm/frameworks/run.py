@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ggufnorm.comparison.run import Progress
@@ -18,7 +20,7 @@ from ggufnorm.core.frameworks import (
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
-from ggufnorm.errors import ConfigError, InputError, TextError
+from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
@@ -73,7 +75,7 @@ def compare_frameworks(
         n_tokens: of the text, fewer where it or the model's context is shorter.
         n_threads: CPU threads; None for all.
         trust_remote_code: run Python that a checkpoint brings.
-        check_memory: refuse a GGUF model that does not fit into the memory that is free.
+        check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called before each run.
 
     Raises:
@@ -81,7 +83,7 @@ def compare_frameworks(
         InputError: a model cannot be opened or run, or is another network.
         TextError: the text is empty.
         EngineMissingError: what runs one of them is not installed.
-        EngineError: an engine fails or crashes.
+        EngineError: an engine fails or crashes, or a model does not fit into memory.
     """
     if kind_of(source) is None:
         raise ConfigError(f"{source}: the source must be hf:FOLDER or a file that ends with .onnx")
@@ -157,11 +159,10 @@ class _Runs:
     def _transformers(self, location: str) -> ObservedRun:
         from ggufnorm.engines.hf import HFModel
 
-        model = HFModel(
-            checkpoint_folder(location.partition(":")[2]),
-            n_threads=self.n_threads,
-            trust_remote_code=self.trust_remote_code,
-        )
+        folder = checkpoint_folder(location.partition(":")[2])
+        if self.check_memory:
+            _require_room(folder)
+        model = HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
         self.checkpoint_ids = model.tokenize(self.text)
         if self.tokens is None:
             self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
@@ -182,6 +183,21 @@ class _Runs:
             n_vocab = session.n_vocab if session.takes_tokens else 1
             self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
         return session.run(self.tokens)
+
+
+def _require_room(folder: Path) -> None:
+    """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
+
+    Raises:
+        MemoryLimitError: it needs more than is free.
+    """
+    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"{folder} needs about {needed / 1e9:,.1f} GB as float32, and {free / 1e9:,.1f} GB are"
+            " free: close other programs, or try --no-memory-check"
+        )
 
 
 def _side(run: ObservedRun) -> RunSide:
@@ -214,8 +230,16 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
     )
 
 
+_NAMES = {
+    "llama-cpp-python": "llama.cpp",
+    "onnxruntime": "ONNX Runtime",
+    "transformers": "Transformers",
+}
+
+
 def _short(run: ObservedRun) -> str:
-    return run.engine.partition(" ")[0].partition("-")[0]
+    package = run.engine.partition(" ")[0]
+    return _NAMES.get(package, package)
 
 
 def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:

@@ -67,20 +67,19 @@ class OnnxModel:
         self.nodes: list[Any] = list(graph.node)
         self._initializers = {t.name: t for t in graph.initializer}
         self.producers = {out: n for n in self.nodes for out in n.output if out}
+        self._require_order()
         self.consumers: dict[str, list[Any]] = {}
         for node in self.nodes:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
 
-    @property
-    def inputs(self) -> list[Any]:
-        """What the model is fed: older files list their weights among the inputs too."""
-        return [i for i in self.proto.graph.input if i.name not in self._initializers]
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of what the model gives."""
-        return [o.name for o in self.proto.graph.output]
+    def _require_order(self) -> None:
+        """Refuse a graph in which a node takes what comes later: it may never end."""
+        known = {name for node in self.nodes for name in node.output}
+        for node in self.nodes:
+            if any(name in known for name in node.input):
+                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
+            known.difference_update(node.output)
 
     def type_name(self, data_type: int) -> str:
         """ONNX's name of an element type, for example ``FLOAT16``."""

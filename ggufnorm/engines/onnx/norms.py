@@ -17,6 +17,7 @@ from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.formula import Divisor
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.engines.onnx.model import OnnxModel, attribute
+from ggufnorm.errors import InputError
 
 Array = NDArray[np.float32]
 
@@ -91,7 +92,18 @@ _OPS: dict[str, _Op] = {
 
 
 def find_norms(model: OnnxModel) -> tuple[tuple[OnnxNorm, ...], tuple[Skipped, ...]]:
-    """Every norm of a graph, in the order of its nodes, and what looks like one and is none."""
+    """Every norm of a graph, in the order of its nodes, and what looks like one and is none.
+
+    Raises:
+        InputError: a node lacks an input, or a weight cannot be read.
+    """
+    try:
+        return _find(model)
+    except IndexError:
+        raise InputError(f"{model.path}: a node of its graph lacks an input") from None
+
+
+def _find(model: OnnxModel) -> tuple[tuple[OnnxNorm, ...], tuple[Skipped, ...]]:
     index = {id(n): i for i, n in enumerate(model.nodes)}
     found = [_single(model, n, i) for i, n in enumerate(model.nodes) if n.op_type in _OPS]
     skipped = []
