@@ -14,17 +14,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from onnxruntime.quantization import quantize_dynamic
 
 import ggufnorm
 from ggufnorm.cli.main import cli
+from ggufnorm.core.pixels import Normalization
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
-from tests import checkpoints, framework_models, models
+from tests import checkpoints, framework_models, models, vision
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,7 @@ def folder() -> Iterator[Path]:
             here / "sotu-faulty.gguf",
             floats={"llama.attention.layer_norm_rms_epsilon": 0.0},
         )
+        write_pixels(here)
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
         write_frameworks(here, text)
@@ -97,6 +100,16 @@ def write_frameworks(here: Path, text: str) -> None:
     framework_models.write(here / "wrong.gguf", network, tensors)
     framework_models.export(model, here / "model.onnx")
     quantize_dynamic(here / "model.onnx", here / "model-int8.onnx")
+
+
+def write_pixels(folder: Path) -> None:
+    """A picture, an image processor and two encoders, one with another model's constants."""
+    vision.write_picture(folder / "photo.png", 48, 48)
+    vision.write_processor(folder / "hf-vision", vision.CLIP)
+    vision.write_mmproj(folder / "mmproj.gguf", vision.CLIP)
+    vision.write_mmproj(folder / "mmproj-wrong.gguf", vision.IMAGENET)
+    pixels = Normalization(*vision.IMAGENET).apply(vision.levels(48, 48)).astype(np.float32)
+    np.save(folder / "array.npy", np.moveaxis(pixels, -1, 0))
 
 
 def write_checkpoint(folder: Path, model: Path) -> None:
@@ -205,6 +218,14 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
         "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
         "audit": ["audit", ref],
         "attribute": ["attribute", ref, quant, "-c", "32", "--chunks", "1", "--by", "layer"],
+        "pixels": [
+            "pixels",
+            str(folder / "photo.png"),
+            "--mmproj",
+            str(folder / "mmproj-wrong.gguf"),
+            "--processor",
+            str(folder / "hf-vision"),
+        ],
         "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }
     documents = {}

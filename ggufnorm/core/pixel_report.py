@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggufnorm.core.audit import Severity
-from ggufnorm.core.pixels import Normalization
+from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.core.result import Result
 
 

@@ -137,7 +137,8 @@ def command_lines(report: RecipeReport) -> Iterator[str]:
         yield f"  --imatrix {name} \\"
     for argument in report.arguments:
         yield f"  --tensor-type {shlex.quote(printable(argument))} \\"
-    yield f"  {shlex.quote(printable(report.reference.path))} OUT.gguf {printable(report.file_type)}"
+    reference = shlex.quote(printable(report.reference.path))
+    yield f"  {reference} OUT.gguf {printable(report.file_type)}"
 
 
 def norm_difference_row(n: NormDifference) -> dict[str, str]:
