@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
+    from ggufnorm.frameworks.run import compare_frameworks
     from ggufnorm.imaging.run import pixels
     from ggufnorm.inspection import inspect
     from ggufnorm.report.faces import load, save
@@ -43,6 +45,7 @@ __all__ = [
     "DriftReport",
     "EngineError",
     "Finding",
+    "FrameworksReport",
     "GGUFError",
     "GgufnormError",
     "InputError",
@@ -53,6 +56,7 @@ __all__ = [
     "attribute",
     "audit",
     "compare",
+    "compare_frameworks",
     "diff",
     "drift",
     "group_norm",
@@ -75,6 +79,7 @@ _HOMES = {
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
     "Finding": "ggufnorm.core.audit",
+    "FrameworksReport": "ggufnorm.core.frameworks",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
     "InputError": "ggufnorm.errors",
@@ -85,6 +90,7 @@ _HOMES = {
     "attribute": "ggufnorm.attribution.run",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
+    "compare_frameworks": "ggufnorm.frameworks.run",
     "diff": "ggufnorm.difference.run",
     "drift": "ggufnorm.comparison.run",
     "group_norm": "ggufnorm.core.norms",

@@ -25,7 +25,8 @@ def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspe
 
     Args:
         location: a path, or any other location (:mod:`ggufnorm.formats.location`); of a
-            remote model only the header and the norms are fetched.
+            remote model only the header and the norms are fetched. A path that ends with
+            ``.onnx`` is read as an ONNX graph.
         tensors: whether to list all tensors too.
 
     Returns:
@@ -37,7 +38,12 @@ def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspe
     Raises:
         InputError: the model cannot be found or opened.
         GGUFError: it is not well-formed GGUF.
+        EngineMissingError: it is ONNX, and onnx is not installed.
     """
+    if os.fspath(location).lower().endswith(".onnx"):
+        from ggufnorm.engines.onnx.listing import inspect_onnx
+
+        return inspect_onnx(location, tensors=tensors)
     with open_model(location) as file:
         norms, skipped = norm_sites(file)
         return Inspection(

@@ -41,6 +41,16 @@ from ggufnorm.core.drift import (
     TokenDrift,
 )
 from ggufnorm.core.fingerprint import OffsetFingerprint
+from ggufnorm.core.frameworks import (
+    AppliedNorm,
+    Cause,
+    EngineComparison,
+    FirstWrong,
+    FrameworksReport,
+    RunSide,
+    SiteComparison,
+    TokenizerFinding,
+)
 from ggufnorm.core.logits import KLD_PERCENTS, LogitSum
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import (
@@ -370,6 +380,50 @@ def recipe_report(name: str = "blk") -> RecipeReport:
     )
 
 
+def frameworks_report(name: str = "blk") -> FrameworksReport:
+    """A checkpoint beside one right and one wrong engine."""
+    source = AppliedNorm(f"{name}.norm", "rms", "RMSNorm", 1e-6, 1e-6, 1.0, 1e-7)
+    engine = AppliedNorm(f"{name}.norm.weight", "rms", "RMSNorm", 1e-5, None, 0.0, None)
+    near, far = difference(1e-7), difference(0.3)
+    cause = Cause("elsewhere", f"its weight holds the values of {name}", 0.3, f"{name}.1")
+    right = SiteComparison(name, 0, "attn", source, engine, near, near, 1e-7, 2e-5, "agrees", ())
+    wrong = replace(
+        right,
+        key=f"{name}.1",
+        layer=None,
+        output=far,
+        local=None,
+        status="mistake",
+        causes=(cause,),
+    )
+    first = FirstWrong(f"{name}.1", None, "norm", name, f"{name} is wrong", ("elsewhere",))
+    good = EngineComparison(
+        engine=RunSide(f"{name}.onnx", "onnxruntime 1", 2, 0.0),
+        sites=(right,),
+        unmatched_source=(),
+        unmatched_engine=(),
+        logits=None,
+        tokenizer=None,
+        first_wrong=None,
+        verdict=f"{name} agrees.",
+        skipped=(),
+    )
+    bad = replace(
+        good,
+        engine=RunSide(f"{name}.gguf", "llama-cpp-python 1", 2, 0.01),
+        sites=(right, wrong),
+        unmatched_source=(name,),
+        unmatched_engine=(name,),
+        logits=drift_report(name=name).logits,
+        tokenizer=TokenizerFinding(1, (1, 2), (3, 4), f"{name} parts"),
+        first_wrong=first,
+        verdict=f"First wrong at {name}.",
+        skipped=(Skipped(name, "is of another shape"),),
+    )
+    side = RunSide(name, "transformers 1", 3, 0.0)
+    return FrameworksReport(side, (good, bad), f"{name}.txt", 31)
+
+
 def pixel_report(name: str = "blk") -> PixelReport:
     """An encoder's file with another model's constants."""
     three = (0.1, 0.2, 0.3)
@@ -418,6 +472,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/diff": diff_report(name=name),
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
+        "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audit": audit_report(name),
         "ggufnorm/audit-set": AuditSet(

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnxruntime.quantization import quantize_dynamic
 
 import ggufnorm
 from ggufnorm.cli.main import cli
@@ -25,7 +26,7 @@ from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
-from tests import checkpoints, models, vision
+from tests import checkpoints, framework_models, models, vision
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +84,22 @@ def folder() -> Iterator[Path]:
         write_pixels(here)
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
+        write_frameworks(here, text)
         yield here
+
+
+def write_frameworks(here: Path, text: str) -> None:
+    """A checkpoint, and what right and wrong conversions make of it."""
+    network = framework_models.NETWORKS["llama"]
+    model = framework_models.build(network)
+    checkpoint = framework_models.save(model, here / "checkpoint")
+    framework_models.with_tokenizer(text[:1000], checkpoint)
+    tensors = framework_models.converted(model, network)
+    framework_models.write(here / "converted.gguf", network, tensors)
+    tensors["blk.1.ffn_norm.weight"] += 1
+    framework_models.write(here / "wrong.gguf", network, tensors)
+    framework_models.export(model, here / "model.onnx")
+    quantize_dynamic(here / "model.onnx", here / "model-int8.onnx")
 
 
 def write_pixels(folder: Path) -> None:

@@ -52,7 +52,7 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """List every norm of the GGUF model MODEL: kind, epsilon, shape, weights.
+    """List every norm of the GGUF or ONNX model MODEL: kind, epsilon, shape, weights.
 
     MODEL is a path (any shard of a split model), https://…, hf://org/repo/file.gguf or
     ollama:name. Of a remote model only the header and the norms are fetched.

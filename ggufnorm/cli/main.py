@@ -13,14 +13,14 @@ from ggufnorm.errors import EngineError, GgufnormError
 from ggufnorm.version import __version__
 
 _COMMANDS = {
-    "inspect": "List every norm of a GGUF file.",
+    "inspect": "List every norm of a GGUF or an ONNX file.",
     "audit": "Check whether the norms of a converted file are right.",
     "drift": "Run two versions of a model and show where they part.",
     "attribute": "Tell which tensors of a quantized model its KL divergence comes from.",
     "recipe": "Choose a type for each tensor: the least KL divergence for a size.",
     "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
     "trace": "Write down what a run of a model gives, to be compared later.",
-    "compare": "Compare two traces, or a trace and a model.",
+    "compare": "Compare traces, or a source in another framework with its conversions.",
     "pixels": "Compare the pixels that image pipelines feed, and how they are normalized.",
     "report": "Show saved results again, in another format or side by side.",
     "rules": "List the rules of audit.",

@@ -12,6 +12,8 @@ import click
 
 from ggufnorm.cli.output import F
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.frameworks import FrameworksReport
+from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.errors import TextError
 
 if TYPE_CHECKING:
@@ -207,6 +209,36 @@ def tell_crossed(lines: list[str]) -> int:
     return 1 if lines else 0
 
 
+def crossed_logits(
+    logits: LogitStatistics | None, max_kld: float | None, min_top1: float | None
+) -> list[str]:
+    """One line per threshold on predictions that is crossed."""
+    lines = []
+    if max_kld is not None:
+        value = logits.mean_kld if logits else None
+        if value is None or value > max_kld or (logits and logits.non_finite_tokens):
+            lines.append(_crossed("--max-kld", max_kld, "mean KL divergence", value))
+    if min_top1 is not None:
+        value = logits.same_top1 if logits else None
+        if value is None or value < min_top1:
+            lines.append(_crossed("--min-top1", min_top1, "same top token", value))
+    return lines
+
+
+def crossed_sites(report: FrameworksReport, max_rel: float | None) -> list[str]:
+    """One line per engine with a norm whose result is further off than ``max_rel``."""
+    if max_rel is None:
+        return []
+    lines = []
+    for c in report.comparisons:
+        found = [s.output.rel_l2 for s in c.sites]
+        worst = None if None in found else max((f for f in found if f is not None), default=None)
+        if worst is None or worst > max_rel:
+            what = f"largest difference of {c.engine.location}"
+            lines.append(_crossed("--max-rel", max_rel, what, worst))
+    return lines
+
+
 def crossed_thresholds(
     report: DriftReport,
     max_kld: float | None,
@@ -214,16 +246,7 @@ def crossed_thresholds(
     max_local: float | None = None,
 ) -> list[str]:
     """One line per threshold that the report crosses, with the value that would have passed."""
-    lines = []
-    s = report.logits
-    if max_kld is not None:
-        value = s.mean_kld if s else None
-        if value is None or value > max_kld or (s and s.non_finite_tokens):
-            lines.append(_crossed("--max-kld", max_kld, "mean KL divergence", value))
-    if min_top1 is not None:
-        value = s.same_top1 if s else None
-        if value is None or value < min_top1:
-            lines.append(_crossed("--min-top1", min_top1, "same top token", value))
+    lines = crossed_logits(report.logits, max_kld, min_top1)
     if max_local is not None:
         worst = max((o.local.rel_l2 or 0.0 for o in report.operations), default=0.0)
         if any(o.local.non_finite_rows for o in report.operations):

@@ -36,6 +36,9 @@ from ggufnorm.cli.progress import progress_bar
     "--dtype", default="f32", show_default=True, type=click.Choice(("f32", "f16")),
     help="Type of the values; logits are f32 always.",
 )  # fmt: skip
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python files that a checkpoint brings."
+)
 @click.option("--no-logits", is_flag=True, help="Leave out the logits of the scored positions.")
 def command(
     models: tuple[str, ...],
@@ -49,17 +52,43 @@ def command(
     no_memory_check: bool,
     budget: int | None,
     dtype: Literal["f32", "f16"],
+    trust_remote_code: bool,
     no_logits: bool,
     **side: Any,
 ) -> None:
     """Run the GGUF model MODEL on a text and write what every watched operation gives.
 
     The file can be compared on another machine: with another trace, or with a model.
+
+    MODEL may be a checkpoint, hf:FOLDER, which Transformers runs; then its norms, the
+    residual stream and the logits are written.
     """
     (model,) = all_models(models, hf_repos, "MODEL")
+    text = None if text_file is None else read_text(text_file)
+    if model.startswith("hf:") and not model.startswith("hf://"):
+        _refuse_engine_options(gpu_layers, side)
+        from ggufnorm.tracing.hf import trace_checkpoint
+
+        with progress_bar("trace") as show:
+            trace_checkpoint(
+                model.partition(":")[2],
+                output,
+                text=text,
+                text_name=str(text_file),
+                n_ctx=ctx_size,
+                chunks=chunks,
+                n_threads=threads,
+                logits=not no_logits,
+                dtype=dtype,
+                budget=budget,
+                trust_remote_code=trust_remote_code,
+                on_progress=show,
+            )
+        return
+    if trust_remote_code:
+        raise click.UsageError("--trust-remote-code goes with hf:FOLDER only")
     from ggufnorm.tracing.run import trace
 
-    text = None if text_file is None else read_text(text_file)
     with progress_bar("trace") as show:
         trace(
             model,
@@ -77,3 +106,12 @@ def command(
             check_memory=not no_memory_check,
             on_progress=show,
         )
+
+
+def _refuse_engine_options(gpu_layers: int, side: dict[str, Any]) -> None:
+    """What only llama.cpp knows does not go with a checkpoint."""
+    usual = {"flash_attn": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
+    given = [n for n, v in side.items() if v not in (usual.get(n), False)]
+    if given or gpu_layers:
+        name = (given or ["gpu_layers"])[0].replace("_", "-")
+        raise click.UsageError(f"--{name} does not go with hf:FOLDER")

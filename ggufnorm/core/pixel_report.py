@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ggufnorm.core.audit import Severity
-from ggufnorm.core.pixels import Normalization
+from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.core.result import Result
 
 
@@ -50,19 +50,19 @@ class Pipeline:
 
     name: str
     source: str
-    shape: tuple[int, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    minimum: tuple[float, ...] | None
-    maximum: tuple[float, ...] | None
+    shape: tuple[int, int, int, int]
+    mean: Three | None
+    std: Three | None
+    minimum: Three | None
+    maximum: Three | None
     histogram: tuple[tuple[int, ...], ...]
     picture: str | None
     picture_residual: float | None
     normalization: str
     mistakes: tuple[str, ...]
     told: bool
-    mean_used: tuple[float, ...] | None
-    std_used: tuple[float, ...] | None
+    mean_used: Three | None
+    std_used: Three | None
     residual: float | None
 
 

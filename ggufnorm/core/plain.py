@@ -55,7 +55,12 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is Literal and data in arguments:
         return data
     if origin is tuple and isinstance(data, list):
-        return tuple(_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(data))
+        kinds = arguments
+        if arguments[1:] == (Ellipsis,):
+            kinds = arguments[:1] * len(data)
+        if len(kinds) != len(data):
+            raise ValueError(f"{where}: {len(data)} elements and not {len(kinds)}")
+        return tuple(_decode(kind, data[i], f"{where}[{i}]") for i, kind in enumerate(kinds))
     if origin is dict and isinstance(data, dict):
         return {k: _decode(arguments[1], v, f"{where}[{k!r}]") for k, v in data.items()}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(data, dict):

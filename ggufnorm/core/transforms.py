@@ -215,12 +215,13 @@ def _permutation(f: Array, _s: Array, expected: Array, _t: Transform) -> Explana
     if not same(np.sort(f), np.sort(expected)):
         return None
     moved = int((~_same_each(f, expected)).sum())
-    order = next((name for name, e in _orders(expected) if same(f, e)), None)
+    order = next((name for name, e in orders(expected) if same(f, e)), None)
     message = f"has the right values in another order ({order or f'{moved} of {f.size} moved'})"
     return Explanation("permutation", message, {"order": order, "moved": moved})
 
 
-def _orders(values: Array) -> Iterable[tuple[str, Array]]:
+def orders(values: Array) -> Iterable[tuple[str, Array]]:
+    """Values, flat, in the orders that conversions are known to mix up, with their names."""
     yield "reversed", values[::-1]
     if values.size % 2 == 0:
         yield "halves interleaved", values.reshape(2, -1).T.reshape(-1)

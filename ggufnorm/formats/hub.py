@@ -233,6 +233,24 @@ def downloaded(location: str) -> Path:
     )
 
 
+def snapshot(repo: str) -> Path:
+    """The folder of a checkpoint ``org/name`` in the local cache; the Hub is not asked.
+
+    Raises:
+        InputError: it is not there; the message says how to download it.
+    """
+    try:
+        found = _cached(repo, "config.json", None)
+    except HFValidationError as error:
+        raise InputError(f"{repo}: {_one_line(error)}") from None
+    if found is None:
+        raise InputError(
+            f"{repo}: no such folder, and no checkpoint of that name is on this machine: download"
+            f" it first with `hf download {repo}`"
+        )
+    return found.parent
+
+
 def _parse(location: str) -> re.Match[str]:
     parts = _LOCATION.fullmatch(location)
     if parts is None:

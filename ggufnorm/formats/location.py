@@ -76,6 +76,24 @@ def local_path(location: str | os.PathLike[str]) -> Path:
     return _first_shard(_local_place(kind, text))
 
 
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a checkpoint on this machine.
+
+    Args:
+        name: of the folder, or ``org/repo`` for one in huggingface_hub's cache.
+
+    Raises:
+        InputError: there is neither.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists() or name.count("/") != 1 or not all(name.split("/")) or name[0] in "./~":
+        raise InputError(f"{name}: no such folder: give one with config.json and safetensors")
+    folder: Path = _remote("hub").snapshot(name)
+    return folder
+
+
 def hub_folder(location: str) -> Folder:
     """A repository ``hf://org/repo[@revision]`` that holds a checkpoint.
 

@@ -112,10 +112,11 @@ def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalizatio
     else:
         explanation, how, how_far = _with_picture(fed, index, levels, expected)
     mean, std = _used(explanation.affine)
+    height, width, channels = values.shape
     pipeline = Pipeline(
         name=fed.name,
         source=fed.source,
-        shape=(len(fed.pictures), *values.shape),
+        shape=(len(fed.pictures), height, width, channels),
         mean=_numbers(values.mean((0, 1), np.float64)) if finite.all() else None,
         std=_numbers(values.std((0, 1), np.float64)) if finite.all() else None,
         minimum=_numbers(values.min((0, 1))) if finite.all() else None,
@@ -172,8 +173,9 @@ def _is_finite(values: Values) -> NDArray[np.bool_]:
         return np.isfinite(values.astype(np.float32))
 
 
-def _numbers(of_channels: Values) -> tuple[float, ...]:
-    return tuple(float(n) for n in of_channels)
+def _numbers(of_channels: Values) -> Three:
+    red, green, blue = map(float, of_channels)
+    return red, green, blue
 
 
 def _histogram(values: Values) -> tuple[tuple[int, ...], ...]:

@@ -15,6 +15,7 @@ from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.plain import from_plain, to_plain
@@ -33,6 +34,7 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/audit-set": AuditSet,
     "ggufnorm/attribute": AttributionReport,
     "ggufnorm/recipe": RecipeReport,
+    "ggufnorm/frameworks": FrameworksReport,
     "ggufnorm/pixels": PixelReport,
 }
 """The documents' ``schema`` to what they hold."""

@@ -38,13 +38,13 @@ def pipeline_rows(p: Pipeline) -> Iterator[tuple[str, ...]]:
             "" if c else size,
             channel,
             *(number(None if f is None else f[c]) for f in figures),
-            sparkline(_halved(p.histogram[c])) if p.histogram else "",
+            sparkline(_halved(p.histogram[c])) if c < len(p.histogram) else "",
         )
 
 
 def _halved(histogram: Sequence[int]) -> list[int]:
     """A histogram of half as many bins."""
-    return [a + b for a, b in zip(histogram[::2], histogram[1::2], strict=True)]
+    return [a + b for a, b in zip(histogram[::2], histogram[1::2], strict=False)]
 
 
 def done_line(p: Pipeline) -> str:

@@ -74,7 +74,7 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin is tuple:
-        return {"type": "array", "items": _schema(arguments[0], definitions)}
+        return _array(arguments, definitions)
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(arguments[1], definitions)}
     if origin in (Union, types.UnionType):
@@ -83,6 +83,13 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         definitions[kind.__name__] = {}  # keeps a type that holds itself from going on for ever
         definitions[kind.__name__] = _object(kind, definitions)
     return {"$ref": f"#/$defs/{kind.__name__}"}
+
+
+def _array(arguments: tuple[Any, ...], definitions: dict[str, Any]) -> dict[str, Any]:
+    if arguments[1:] == (Ellipsis,):
+        return {"type": "array", "items": _schema(arguments[0], definitions)}
+    items = [_schema(kind, definitions) for kind in arguments]
+    return {"type": "array", "prefixItems": items, "minItems": len(items), "maxItems": len(items)}
 
 
 def _optional(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:

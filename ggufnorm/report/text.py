@@ -136,8 +136,9 @@ def command_lines(report: RecipeReport) -> Iterator[str]:
         name = "IMATRIX" if report.imatrix == "auto" else shlex.quote(printable(report.imatrix))
         yield f"  --imatrix {name} \\"
     for argument in report.arguments:
-        yield f"  --tensor-type {shlex.quote(argument)} \\"
-    yield f"  {shlex.quote(printable(report.reference.path))} OUT.gguf {report.file_type}"
+        yield f"  --tensor-type {shlex.quote(printable(argument))} \\"
+    reference = shlex.quote(printable(report.reference.path))
+    yield f"  {reference} OUT.gguf {printable(report.file_type)}"
 
 
 def norm_difference_row(n: NormDifference) -> dict[str, str]:

@@ -9,6 +9,7 @@ from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
@@ -18,6 +19,7 @@ from ggufnorm.report.outline.audit import audit_outline, audit_set_outlines
 from ggufnorm.report.outline.diff import diff_outline
 from ggufnorm.report.outline.drift import drift_outline
 from ggufnorm.report.outline.drift_set import drift_set_outline
+from ggufnorm.report.outline.frameworks import frameworks_outlines
 from ggufnorm.report.outline.inspect import inspect_outline
 from ggufnorm.report.outline.parts import Outline, unread_outline
 from ggufnorm.report.outline.pixels import pixel_outline
@@ -48,6 +50,8 @@ def outlines(result: Result) -> tuple[Outline, ...]:
         return (attribution_outline(result),)
     if isinstance(result, RecipeReport):
         return (recipe_outline(result),)
+    if isinstance(result, FrameworksReport):
+        return frameworks_outlines(result)
     if isinstance(result, PixelReport):
         return (pixel_outline(result),)
     raise TypeError(f"no outline of {type(result).__name__}")

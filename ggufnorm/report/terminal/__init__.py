@@ -11,6 +11,7 @@ from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
@@ -19,6 +20,7 @@ from ggufnorm.report.terminal.attribute import attribution_parts
 from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
+from ggufnorm.report.terminal.frameworks import frameworks_parts
 from ggufnorm.report.terminal.inspect import inspection_parts
 from ggufnorm.report.terminal.pixels import pixel_parts
 from ggufnorm.report.terminal.recipe import recipe_parts
@@ -77,3 +79,5 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from audit_parts(result)
     elif isinstance(result, AuditSet):
         yield from audit_set_parts(result)
+    elif isinstance(result, FrameworksReport):
+        yield from frameworks_parts(result)

@@ -56,6 +56,6 @@ def pixel_parts(report: PixelReport) -> Iterable[RenderableType]:
 def _findings(findings: Iterable[PixelFinding]) -> Iterable[RenderableType]:
     for finding in findings:
         yield ""
-        heading = f"{finding.severity} {finding.name}"
+        heading = printable(f"{finding.severity} {finding.name}")
         yield Text(heading, style=_STYLES[finding.severity])
         yield Padding(Text(printable(finding.message)), (0, 0, 0, 2))

@@ -1,0 +1,204 @@
+"""What a comparison of a source framework with engines found, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.metrics import Difference
+from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.result import Result
+from ggufnorm.core.transforms import Kind
+
+SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "mistake"]
+"""What is to be said of a site:
+
+- ``agrees``: input and output are the source's but for float32 rounding;
+- ``precision``: they differ no more than the types of the file explain;
+- ``upstream``: the norm is right, and what reaches it went wrong at an earlier site;
+- ``harmless``: epsilon or weight are not the source's, and nothing of it shows in this run;
+- ``before``: the norm is right, and what reaches it goes wrong just before it;
+- ``mistake``: the norm itself gives another result than the source's would.
+"""
+
+CauseKind = Literal[
+    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", Kind
+]  # fmt: skip
+"""What is not as in the source. Of a weight's values as in
+:data:`ggufnorm.core.transforms.Kind`; ``weight`` is missing or too much; ``formula``: the engine
+does not compute what it states."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One thing that an engine's norm has not as the source has it.
+
+    Attributes:
+        kind: in one word.
+        message: the same in words.
+        share: relative L2 effect on the result, with everything else the source's; None
+            where it cannot be had alone.
+        of: the source's norm whose values it has instead, of kind ``elsewhere``.
+    """
+
+    kind: CauseKind
+    message: str
+    share: float | None
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class AppliedNorm:
+    """A norm as one side applies it.
+
+    Attributes:
+        name: as that side calls it: a module, a tensor, a node.
+        kind: the formula.
+        formula: in words.
+        epsilon: as applied.
+        epsilon_stated: what an attribute or the metadata say; None if they say nothing.
+        offset: added to the weight when the model runs.
+        residual: relative L2 distance of the side's result from that formula's.
+    """
+
+    name: str
+    kind: NormKind
+    formula: str
+    epsilon: float
+    epsilon_stated: float | None
+    offset: float
+    residual: float | None
+
+
+@dataclass(frozen=True)
+class SiteComparison:
+    """One norm on both sides.
+
+    Attributes:
+        key: that joins them: the weight's tensor in the file, or the engine's name.
+        layer: block number, None outside the blocks.
+        role: as in :class:`~ggufnorm.core.model.NormSite`, empty where it is not told.
+        source: in the source framework.
+        engine: in the engine.
+        input: how far the engine's input is from the source's.
+        output: the same of the result.
+        local: relative L2 distance of the engine's result from what the source's norm makes
+            of the engine's own input: the norm's own error, whatever reaches it.
+        allowed: most of ``local`` that rounding explains.
+        status: what is to be said of it.
+        causes: what is not as in the source, the largest share first.
+    """
+
+    key: str
+    layer: int | None
+    role: str
+    source: AppliedNorm
+    engine: AppliedNorm
+    input: Difference
+    output: Difference
+    local: float | None
+    allowed: float
+    status: SiteStatus
+    causes: tuple[Cause, ...]
+
+
+@dataclass(frozen=True)
+class FirstWrong:
+    """Where an engine first does something else than the source.
+
+    Attributes:
+        key: of the site.
+        layer: block number, None outside the blocks.
+        where: ``norm``: the norm itself; ``before``: what lies between the norms before and
+            its input.
+        after: the last site whose output is still right, None if there is none.
+        reason: why, in a sentence.
+        causes: kinds of the causes, empty where none is known.
+    """
+
+    key: str
+    layer: int | None
+    where: Literal["norm", "before"]
+    after: str | None
+    reason: str
+    causes: tuple[CauseKind, ...]
+
+
+@dataclass(frozen=True)
+class RunSide:
+    """One side of a comparison.
+
+    Attributes:
+        location: of the model, as given.
+        engine: what ran it.
+        n_norms: norms that were observed.
+        rounding: relative rounding of the coarsest type that its matrices are stored in, or
+            of the engine's own kernels where that is coarser; 0 for float32.
+    """
+
+    location: str
+    engine: str
+    n_norms: int
+    rounding: float
+
+
+@dataclass(frozen=True)
+class TokenizerFinding:
+    """Two tokenizers give other ids for one text.
+
+    Attributes:
+        first: position of the first other id.
+        source: the source's ids from there on, some of them.
+        engine: the engine's ids from there on, some of them.
+        message: the same in a sentence.
+    """
+
+    first: int
+    source: tuple[int, ...]
+    engine: tuple[int, ...]
+    message: str
+
+
+@dataclass(frozen=True)
+class EngineComparison:
+    """One engine against the source.
+
+    Attributes:
+        engine: what ran.
+        sites: that both sides have, in the engine's order.
+        unmatched_source: norms that only the source has.
+        unmatched_engine: norms that only the engine has.
+        logits: what the differences do to the predictions; None without predictions.
+        tokenizer: how the tokenizers disagree; None if they agree or there is only one.
+        first_wrong: where the engine first goes wrong; None if it does not.
+        verdict: all of it in a sentence or two.
+        skipped: what was not compared, and why.
+    """
+
+    engine: RunSide
+    sites: tuple[SiteComparison, ...]
+    unmatched_source: tuple[str, ...]
+    unmatched_engine: tuple[str, ...]
+    logits: LogitStatistics | None
+    tokenizer: TokenizerFinding | None
+    first_wrong: FirstWrong | None
+    verdict: str
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class FrameworksReport(Result):
+    """A source framework against one engine or more, on the same token ids.
+
+    Attributes:
+        source: what is right by definition.
+        comparisons: one for each engine.
+        text: where the tokens came from.
+        n_tokens: how many were run.
+    """
+
+    source: RunSide
+    comparisons: tuple[EngineComparison, ...]
+    text: str
+    n_tokens: int

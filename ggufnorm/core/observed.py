@@ -1,0 +1,184 @@
+"""What a framework or an engine showed of its norms in one run, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.formula import Formula, best_formula
+from ggufnorm.core.model import Skipped
+
+Array = NDArray[np.float32]
+
+_FITTED_ROWS = 8
+"""Rows from which a formula is told; the smallest among them tells epsilon."""
+
+SAME_FORMULA = 1e-5
+"""Relative L2 up to which a formula explains a float32 result; see ``core/norms.py``."""
+
+
+@dataclass(frozen=True)
+class ObservedNorm:
+    """One norm in one run.
+
+    Attributes:
+        name: as its engine calls it: a module, a tensor, a node.
+        formula: what it computes, with the epsilon and the offset that it applies.
+        epsilon_stated: what its attribute or the file's metadata say; None if nothing.
+        weight: ``(channels,)`` or ``(heads, channels)``, before the formula's offset; None
+            for none.
+        bias: the same.
+        x: what went in, ``(tokens, heads, channels)``; one head unless the norm is per head.
+        y: what came out, the same shape.
+        weight_name: of the weight where it is stored, None for none.
+        bias_name: the same of the bias.
+        dtype: of the stored weight, in the file's words; None if it is float32 throughout.
+        layer: block number, None outside the blocks or where it is not told.
+        role: as in :class:`~ggufnorm.core.model.NormSite`; the empty string where it is
+            not told.
+    """
+
+    name: str
+    formula: Formula
+    epsilon_stated: float | None
+    weight: Array | None
+    bias: Array | None
+    x: Array
+    y: Array
+    weight_name: str | None = None
+    bias_name: str | None = None
+    dtype: str | None = None
+    layer: int | None = None
+    role: str = ""
+
+    @property
+    def effective_weight(self) -> Array | None:
+        """What the normalized row is multiplied with: the weight and the offset."""
+        if self.weight is None or not self.formula.weight:
+            return None
+        return self.weight + np.float32(self.formula.offset)
+
+    def residual(self) -> float:
+        """Relative L2 distance of the result from the formula's own."""
+        expected = recompute(self.formula, self.x, self.weight, self.bias)
+        return relative(expected, self.y)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The hidden state that leaves a block.
+
+    Attributes:
+        name: of the block.
+        n_norms: how many norms were computed before.
+        value: ``(tokens, 1, channels)``.
+    """
+
+    name: str
+    n_norms: int
+    value: Array
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """One run of one model.
+
+    Attributes:
+        engine: what ran it, with its version.
+        location: of the model, as given.
+        norms: in the order in which they were computed.
+        logits: ``(tokens, vocabulary)``; None if the model predicts no tokens.
+        skipped: what was not observed, and why.
+        rounding: relative rounding of the coarsest type that the model's matrices are
+            stored in, or of the engine's own kernels: 0 for float32.
+        residuals: of each block, in order; empty where the engine does not show them.
+    """
+
+    engine: str
+    location: str
+    norms: tuple[ObservedNorm, ...]
+    logits: Array | None
+    skipped: tuple[Skipped, ...] = ()
+    rounding: float = 0.0
+    residuals: tuple[Residual, ...] = ()
+
+
+def by_token(value: Array, n_tokens: int, channels: int) -> Array:
+    """A value as ``(tokens, heads, channels)``, whichever axis the tokens are on.
+
+    Raises:
+        ValueError: no axis is as long as there are tokens, or the channels do not fit.
+    """
+    axes = value.shape[:-1] if value.shape[-1] == channels else value.shape
+    if n_tokens in axes:
+        moved = np.moveaxis(value, axes.index(n_tokens), 0)
+    elif value.shape[:-1] and int(np.prod(value.shape[:-1])) % n_tokens == 0:
+        moved = value  # rows of one token side by side, as after view(-1, channels)
+    else:
+        raise ValueError(f"{value.shape} has no axis of {n_tokens} tokens")
+    return np.ascontiguousarray(moved, np.float32).reshape(n_tokens, -1, channels)
+
+
+def recompute(formula: Formula, x: Array, weight: Array | None, bias: Array | None) -> Array:
+    """A formula's result for ``x`` of ``(tokens, heads, channels)``, as float32.
+
+    Args:
+        formula: with its offset.
+        x: the input.
+        weight: broadcasts against ``x``, or None.
+        bias: the same.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = formula.apply(_rows(x), _spread(weight, x), _spread(bias, x))
+        return np.asarray(y.reshape(x.shape), np.float32)
+
+
+def relative(expected: Array, observed: Array) -> float:
+    """``‖observed - expected‖ / ‖expected‖``; infinite if something is not finite."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        wide = expected.astype(np.float64)
+        error = float(np.linalg.norm(observed - wide) / np.linalg.norm(wide))
+    if np.isnan(error):
+        return 0.0 if np.array_equal(expected, observed) else np.inf
+    return error
+
+
+def applied_formula(
+    x: Array, y: Array, weight: Array | None, bias: Array | None, expected: Formula
+) -> tuple[Formula, float]:
+    """The formula that made ``y`` of ``x``, and how far its result is off.
+
+    The one that is expected, where it explains the result; else the best that
+    :func:`~ggufnorm.core.formula.best_formula` knows.
+
+    Args:
+        x: ``(tokens, heads, channels)``.
+        y: the same shape.
+        weight: broadcasts against ``x``, or None.
+        bias: the same.
+        expected: what the code or the file says.
+
+    Raises:
+        ValueError: no row is finite and not all zero.
+    """
+    residual = relative(recompute(expected, x, weight, bias), y)
+    if residual <= SAME_FORMULA:
+        return expected, residual
+    rows, out = _rows(x), _rows(y)
+    size = np.linalg.norm(np.nan_to_num(rows.astype(np.float64)), axis=1)
+    order = np.flatnonzero(size > 0)[np.argsort(size[size > 0], kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, _FITTED_ROWS).astype(int))]
+    w, b = (None if v is None else np.asarray(_spread(v, x))[chosen] for v in (weight, bias))
+    fit = best_formula(rows[chosen], out[chosen], w, b, expected=expected)
+    return fit.formula, fit.residual
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _spread(v: Array | None, x: Array) -> Array | None:
+    """A weight as each row of ``x`` meets it."""
+    return None if v is None else np.broadcast_to(v, x.shape).reshape(-1, x.shape[-1])

@@ -1,0 +1,198 @@
+"""An ONNX file: its graph, and the values in it that do not depend on the input."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.model import TensorFacts
+from ggufnorm.errors import EngineMissingError, InputError
+
+Array = NDArray[np.float32]
+
+_DEPTH = 8
+"""Operations between an initializer and the place where it is used, at most."""
+
+
+def require_onnx() -> Any:
+    """The module onnx.
+
+    Raises:
+        EngineMissingError: it is not installed.
+    """
+    try:
+        import onnx
+        import onnx.external_data_helper
+        import onnx.numpy_helper
+    except ImportError as error:
+        raise EngineMissingError(
+            f'reading ONNX needs onnx and onnxruntime ({error}): pip install "ggufnorm[onnx]"'
+        ) from None
+    return onnx
+
+
+class OnnxModel:
+    """An ONNX file whose weights are read when they are asked for.
+
+    Attributes:
+        path: as given.
+        proto: the parsed model; weights outside the file are not loaded into it.
+        nodes: of the main graph, in order.
+        producers: by the name of a value, the node that computes it.
+        consumers: by the name of a value, the nodes that take it.
+
+    Raises:
+        EngineMissingError: onnx is not installed.
+        InputError: the file cannot be opened or is not ONNX.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._onnx = require_onnx()
+        self.path = os.fspath(path)
+        self._folder = Path(path).parent
+        try:
+            self.proto = self._onnx.load(self.path, load_external_data=False)
+        except OSError as error:
+            raise InputError(f"cannot open {self.path}: {error.strerror}") from None
+        except Exception:  # protobuf's DecodeError and what onnx makes of it
+            raise InputError(f"{self.path}: not an ONNX model, or a damaged one") from None
+        graph = self.proto.graph
+        if not graph.node:
+            raise InputError(f"{self.path}: not an ONNX model, or one without a graph")
+        self.nodes: list[Any] = list(graph.node)
+        self._initializers = {t.name: t for t in graph.initializer}
+        self.producers = {out: n for n in self.nodes for out in n.output if out}
+        self._require_order()
+        self.consumers: dict[str, list[Any]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+
+    def _require_order(self) -> None:
+        """Refuse a graph in which a node takes what comes later: it may never end."""
+        known = {name for node in self.nodes for name in node.output}
+        for node in self.nodes:
+            if any(name in known for name in node.input):
+                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
+            known.difference_update(node.output)
+
+    def type_name(self, data_type: int) -> str:
+        """ONNX's name of an element type, for example ``FLOAT16``."""
+        return str(self._onnx.TensorProto.DataType.Name(data_type))
+
+    def matrices(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """Name, element type and shape of all initializers of two dimensions or more."""
+        for name, t in self._initializers.items():
+            if len(t.dims) > 1:
+                yield name, self.type_name(t.data_type), tuple(t.dims)
+
+    def tensors(self) -> Iterator[TensorFacts]:
+        """All initializers, in ggml's order of dimensions; their offsets are not told."""
+        for name, t in self._initializers.items():
+            size = self._onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
+            n_bytes = int(np.prod(t.dims)) * size
+            shape = tuple(int(d) for d in reversed(t.dims))
+            yield TensorFacts(name, self.type_name(t.data_type), shape, n_bytes, 0)
+
+    def dtype(self, name: str) -> str | None:
+        """Element type of an initializer, None if there is none of that name."""
+        t = self._initializers.get(name)
+        return None if t is None else self.type_name(t.data_type)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an initializer, empty if there is none of that name."""
+        t = self._initializers.get(name)
+        return () if t is None else tuple(t.dims)
+
+    def source(self, value: str, depth: int = _DEPTH) -> str | None:
+        """The initializer that a constant value is made of; None if it is none."""
+        if value in self._initializers:
+            return value
+        node = self.producers.get(value)
+        if node is None or depth == 0:
+            return None
+        found = (self.source(name, depth - 1) for name in node.input if name)
+        # Of several the largest: beside a weight stands the 1 that is added, or a scale.
+        names = [name for name in found if name is not None]
+        return max(names, key=lambda n: int(np.prod(self.shape(n))), default=None)
+
+    def constant(self, value: str, depth: int = _DEPTH) -> NDArray[Any] | None:
+        """A value that does not depend on the input; None if it does or is not understood.
+
+        Raises:
+            InputError: its data lies in another file and cannot be had.
+        """
+        if value in self._initializers:
+            return self._read(self._initializers[value])
+        node = self.producers.get(value)
+        if node is None or depth == 0:
+            return None
+        if node.op_type == "Constant":
+            return self._constant_node(node)
+        if node.op_type not in _FOLDED:
+            return None
+        parts = [self.constant(name, depth - 1) for name in node.input if name]
+        if any(p is None for p in parts):
+            return None
+        try:
+            return np.asarray(_FOLDED[node.op_type](*parts))
+        except (TypeError, ValueError):
+            return None
+
+    def _constant_node(self, node: Any) -> NDArray[Any] | None:
+        for a in node.attribute:
+            if a.name == "value":
+                return self._read(a.t)
+            if a.name in ("value_float", "value_int"):
+                return np.asarray(a.f if a.name == "value_float" else a.i)
+            if a.name in ("value_floats", "value_ints"):
+                return np.asarray(a.floats if a.name == "value_floats" else a.ints)
+        return None
+
+    def _read(self, tensor: Any) -> NDArray[Any]:
+        try:
+            array = self._onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
+        except Exception as error:  # whatever is wrong with someone else's data
+            text = str(error).splitlines() or [type(error).__name__]
+            raise InputError(f"{self.path}: cannot read {tensor.name}: {text[0][:200]}") from None
+        return np.asarray(array)
+
+
+def _dequantize(
+    values: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    wide = values.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
+    if scale.ndim == 1 and scale.size > 1:  # along an axis: of a norm's weight the only one
+        return np.asarray(wide * scale)
+    return np.asarray(wide * scale.reshape(-1)[0])
+
+
+_FOLDED: dict[str, Any] = {
+    "Identity": lambda x: x,
+    "Cast": lambda x: x,
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Neg": np.negative,
+    "Reciprocal": lambda x: 1 / x,
+    "Sqrt": np.sqrt,
+    "Unsqueeze": lambda x, _axes=None: x,
+    "Squeeze": lambda x, _axes=None: x,
+    "Reshape": lambda x, _shape=None: x,
+    "DequantizeLinear": _dequantize,
+}
+"""Operations on constants that stand between a stored weight and a norm. The shape of a weight
+is asked for last, so what only changes shapes is passed through."""
+
+
+def attribute(node: Any, name: str, default: float) -> float:
+    """A number among a node's attributes."""
+    for a in node.attribute:
+        if a.name == name:
+            return float(a.f) if a.type == a.FLOAT else float(a.i)
+    return default

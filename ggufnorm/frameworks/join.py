@@ -1,0 +1,196 @@
+"""Which norm of a source is which norm of an engine.
+
+Between Transformers and GGUF the names decide, through gguf-py's ``TensorNameMap``
+(:func:`ggufnorm.formats.conversion.origins`); a norm without a weight is known by its block
+and role. Between Transformers and ONNX, whose exporters keep the names of weights behind some
+prefix, one name must end with the other; what is then left on both sides is joined in order
+where it is as many norms of the same kind and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggufnorm.core.model import Skipped
+from ggufnorm.core.observed import Array, ObservedNorm
+from ggufnorm.formats.conversion import origins
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.naming.names import parse_norm_name
+
+_WRAPPERS = 3
+"""How many words, at most and one, an exporter's own modules put before a checkpoint's names."""
+
+
+Match = tuple[str, list[ObservedNorm], ObservedNorm]
+"""A site's key, its norm (or a norm of each head) in the source, and its norm in the engine."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One norm on both sides, the values in one shape.
+
+    Attributes:
+        key: name of the site.
+        source: in the source.
+        engine: in the engine.
+    """
+
+    key: str
+    source: ObservedNorm
+    engine: ObservedNorm
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The norms of two runs.
+
+    Attributes:
+        pairs: in the engine's order.
+        unmatched_source: names of norms that only the source has.
+        unmatched_engine: names of norms that only the engine has.
+        skipped: pairs that cannot be compared, and why.
+    """
+
+    pairs: tuple[Pair, ...]
+    unmatched_source: tuple[str, ...]
+    unmatched_engine: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def join_gguf(
+    source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm], file: ModelFile
+) -> Joined:
+    """Join by the names that a converter gives.
+
+    Args:
+        source: named as in a checkpoint.
+        engine: named as in the file.
+        file: that the engine ran.
+    """
+    # A norm without a weight still has a module's name, and names are all that is asked for.
+    stored = {n.weight_name or f"{n.name}.weight": n for n in source}
+    by_tensor = max((_by_tensor(stored, file, k) for k in range(_WRAPPERS)), key=len)
+    by_place = {
+        (name.layer, name.role): norms
+        for tensor, norms in by_tensor.items()
+        if (name := parse_norm_name(tensor, file.architecture, file.tensors)) is not None
+    }
+    found: list[Match] = []
+    for norm in engine:
+        theirs = by_tensor.get(norm.weight_name or norm.name)
+        if theirs is None and norm.weight_name is None:
+            theirs = by_place.get((norm.layer, norm.role))
+        if theirs is not None:
+            found.append((norm.name, theirs, norm))
+    return _joined([*found, *_weightless(found, source, engine)], source, engine)
+
+
+def _weightless(
+    found: Sequence[Match], source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]
+) -> list[Match]:
+    """Norms without a weight, which a file has no name for, in order if they look alike."""
+    joined = {id(n) for _, parts, e in found for n in (*parts, e)}
+    left, rest = (
+        [n for n in norms if n.weight_name is None and id(n) not in joined]
+        for norms in (source, engine)
+    )
+    if [_look(n) for n in left] != [_look(n) for n in rest]:
+        return []
+    return [(e.name, [s], e) for s, e in zip(left, rest, strict=True)]
+
+
+def _by_tensor(
+    stored: Mapping[str, ObservedNorm], file: ModelFile, n_wrappers: int
+) -> dict[str, list[ObservedNorm]]:
+    """The source's norms by the file's names, some words taken off the front of theirs."""
+    plain = {name.split(".", n_wrappers)[-1]: norm for name, norm in stored.items()}
+    known = origins(file, plain) or {}
+    return {tensor: [plain[s] for s in o.sources] for tensor, o in known.items()}
+
+
+def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -> Joined:
+    """Join by the ends of the weights' names, and what is left by order."""
+    left, found = dict(enumerate(source)), dict[int, ObservedNorm]()
+    # The longest names first: "norm.weight" ends "layers.0.norm.weight" too.
+    hits = ((_in_common(s, e), i, k) for i, e in enumerate(engine) for k, s in enumerate(source))
+    for n, i, k in sorted(hits, key=lambda hit: -hit[0]):
+        if n and i not in found and k in left:
+            found[i] = left.pop(k)
+    rest = [i for i in range(len(engine)) if i not in found]
+    if [_look(engine[i]) for i in rest] == [_look(s) for s in left.values()]:
+        found |= dict(zip(rest, left.values(), strict=True))
+    pairs = [(found[i].name, [found[i]], engine[i]) for i in sorted(found)]
+    return _joined(pairs, source, engine)
+
+
+def _in_common(source: ObservedNorm, engine: ObservedNorm) -> int:
+    """Length of the shorter of two names of weights, if the other one ends with it."""
+    a, b = source.weight_name, engine.weight_name
+    if a is None or b is None:
+        return 0
+    return min(len(a), len(b)) if f".{b}".endswith(f".{a}") or f".{a}".endswith(f".{b}") else 0
+
+
+def _look(norm: ObservedNorm) -> tuple[str, int]:
+    return norm.formula.kind, norm.x.shape[-1]
+
+
+def _joined(
+    found: Iterable[Match],
+    source: Sequence[ObservedNorm],
+    engine: Sequence[ObservedNorm],
+) -> Joined:
+    pairs, skipped = [], []
+    theirs, ours = set[int](), set[int]()
+    order = {id(norm): i for i, norm in enumerate(engine)}
+    for key, parts, norm in found:
+        theirs.update(map(id, parts))
+        ours.add(id(norm))
+        try:
+            pairs.append(_pair(key, parts, norm))
+        except ValueError as error:
+            skipped.append(Skipped(key, str(error)))
+    return Joined(
+        pairs=tuple(sorted(pairs, key=lambda p: order[id(p.engine)])),
+        unmatched_source=tuple(n.name for n in source if id(n) not in theirs),
+        unmatched_engine=tuple(n.name for n in engine if id(n) not in ours),
+        skipped=tuple(skipped),
+    )
+
+
+def _pair(key: str, parts: list[ObservedNorm], engine: ObservedNorm) -> Pair:
+    source = parts[0] if len(parts) == 1 else _stacked(parts)
+    if source.x.shape != engine.x.shape:
+        raise ValueError(
+            f"its rows are {_shape(engine)} and in the source {_shape(source)}"
+            " (tokens, heads, channels)"
+        )
+    return Pair(key, source, engine)
+
+
+def _stacked(parts: list[ObservedNorm]) -> ObservedNorm:
+    """One norm of each head as one norm: StableLM has a module for each."""
+    first = parts[0]
+
+    def together(values: list[Array | None]) -> Array | None:
+        present = [v for v in values if v is not None]
+        return np.stack(present) if len(present) == len(values) else None
+
+    return ObservedNorm(
+        name=first.name,
+        formula=first.formula,
+        epsilon_stated=first.epsilon_stated,
+        weight=together([p.weight for p in parts]),
+        bias=together([p.bias for p in parts]),
+        x=np.concatenate([p.x for p in parts], axis=1),
+        y=np.concatenate([p.y for p in parts], axis=1),
+        weight_name=first.weight_name,
+        bias_name=first.bias_name,
+    )
+
+
+def _shape(norm: ObservedNorm) -> str:
+    return "×".join(map(str, norm.x.shape))

@@ -1,0 +1,54 @@
+"""The outlines of a comparison across frameworks: one for each engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
+from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, skipped_section
+from ggufnorm.report.text import number, printable
+
+
+def frameworks_outlines(report: FrameworksReport) -> tuple[Outline, ...]:
+    """What each engine does otherwise than the source, and where that begins."""
+    return tuple(_outline(report, comparison) for comparison in report.comparisons)
+
+
+def _outline(report: FrameworksReport, comparison: EngineComparison) -> Outline:
+    wrong = comparison.first_wrong
+    skipped = tuple(printable(f"{s.what}: {s.reason}") for s in comparison.skipped)
+    return Outline(
+        frameworks_title(report, comparison),
+        headline=f"First wrong at {printable(wrong.key)}" if wrong else "No mistake",
+        verdict=printable(comparison.verdict),
+        mood="wrong" if wrong else "sound",
+        figures=tuple(_figures(comparison)),
+        sections=(
+            *_notes(comparison),
+            Section("Norms", table=_table(comparison)),
+            *skipped_section(skipped),
+        ),
+    )
+
+
+def _figures(comparison: EngineComparison) -> Iterator[Figure]:
+    sites = comparison.sites
+    largest = max((s.output.rel_l2 or 0.0 for s in sites), default=None)
+    yield Figure("Largest difference", number(largest, 2), "of a norm's result, relative L2")
+    wrong = sum(s.status == "mistake" for s in sites)
+    yield Figure("Norms that are wrong", f"{wrong} of {len(sites)}")
+    if comparison.logits is not None:
+        value = f"{number(comparison.logits.mean_kld)} nats"
+        yield Figure("KL divergence", value, f"{comparison.logits.n_tokens:,} positions")
+
+
+def _notes(comparison: EngineComparison) -> tuple[Section, ...]:
+    lines = tuple(notes(comparison))
+    return (Section("What differs", lines=lines),) if lines else ()
+
+
+def _table(comparison: EngineComparison) -> Table:
+    rows = tuple(dict(zip(COLUMNS, site_row(s), strict=True)) for s in comparison.sites)
+    wrong = [i for i, s in enumerate(comparison.sites) if s.status in ("mistake", "before")]
+    return Table(rows, left=LEFT, marked=frozenset(wrong))

@@ -1,0 +1,50 @@
+"""A comparison across frameworks as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteStatus
+from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.report.terminal.common import cells, new_table, skipped_lines
+from ggufnorm.report.text import printable
+
+_STYLES: dict[SiteStatus, str] = {
+    "mistake": "bold red",
+    "before": "bold red",
+    "harmless": "yellow",
+    "upstream": "dim",
+}
+_MOST_NOTES = 12
+"""Lines beside the table that are told before they are counted."""
+
+
+def frameworks_parts(report: FrameworksReport) -> Iterable[RenderableType]:
+    """The parts of the text, from top to bottom."""
+    yield Text(frameworks_title(report), style="bold")
+    for comparison in report.comparisons:
+        yield ""
+        yield from _engine_parts(comparison)
+
+
+def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
+    style = "bold red" if comparison.first_wrong else "bold"
+    yield Text(printable(comparison.verdict), style=style)
+    yield ""
+    # The source's names would not fit; they are in JSON and Markdown.
+    table = new_table(*COLUMNS[:-1], left=LEFT)
+    for site in comparison.sites:
+        table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
+    yield table
+    told = list(notes(comparison))
+    if told:
+        yield ""
+    for line in told[:_MOST_NOTES]:
+        yield Padding(Text(line), (0, 0, 0, 2))
+    if len(told) > _MOST_NOTES:
+        yield Text(f"  … and {len(told) - _MOST_NOTES} more (see --format json)")
+    yield from skipped_lines(comparison.skipped)
