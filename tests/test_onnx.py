@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -393,6 +394,37 @@ def test_bad_onnx_is_an_error_in_a_line(float_model: Path, tmp_path: Path) -> No
     onnx.save(unknown, str(tmp_path / "unknown.onnx"))
     with pytest.raises(EngineError, match="ONNX Runtime does not take it"):
         OnnxSession(tmp_path / "unknown.onnx")
+
+
+def test_damaged_graphs_are_read_or_refused(tmp_path: Path) -> None:
+    rng, path = random.Random(0), tmp_path / "damaged.onnx"
+    whole = [graph.proto().SerializeToString() for graph in onnx_graphs.GRAPHS]
+    read, refusals = 0, []
+    for _ in range(600):
+        data = bytearray(rng.choice(whole))
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            read += len(ggufnorm.inspect(path, tensors=True).norms)
+        except InputError as error:
+            refusals.append(str(error))
+    assert read > 100
+    assert refusals
+    assert all(len(text.splitlines()) == 1 for text in refusals)
+
+
+@pytest.mark.parametrize("spoil", ["type", "name"])
+def test_unknown_types_and_names_that_are_no_text_are_met(tmp_path: Path, spoil: str) -> None:
+    proto = BY_NAME["LayerNormalization"].proto()
+    if spoil == "type":
+        proto.graph.initializer[0].data_type = 117
+        data = proto.SerializeToString()
+    else:
+        data = proto.SerializeToString().replace(b"norm.weight", b"norm.\xffeight")
+    (tmp_path / "odd.onnx").write_bytes(data)
+    with pytest.raises(InputError):
+        ggufnorm.inspect(tmp_path / "odd.onnx", tensors=True)
 
 
 def test_a_fixed_length_says_what_to_give(tmp_path: Path) -> None:

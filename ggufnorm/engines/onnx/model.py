@@ -74,8 +74,11 @@ class OnnxModel:
                 self.consumers.setdefault(name, []).append(node)
 
     def _require_order(self) -> None:
-        """Refuse a graph in which a node takes what comes later: it may never end."""
+        """Refuse a graph in which a node takes what comes later: to follow it may never end."""
         known = {name for node in self.nodes for name in node.output}
+        named = [*known, *self._initializers, *(n for node in self.nodes for n in node.input)]
+        if not all(isinstance(name, str) for name in named):  # what is no UTF-8 comes as bytes
+            raise InputError(f"{self.path}: not an ONNX model, or a damaged one")
         for node in self.nodes:
             if any(name in known for name in node.input):
                 raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
@@ -83,7 +86,16 @@ class OnnxModel:
 
     def type_name(self, data_type: int) -> str:
         """ONNX's name of an element type, for example ``FLOAT16``."""
-        return str(self._onnx.TensorProto.DataType.Name(data_type))
+        try:
+            return str(self._onnx.TensorProto.DataType.Name(data_type))
+        except ValueError:  # of a later version, or damaged
+            return f"type {data_type}"
+
+    def _item_size(self, data_type: int) -> int:
+        try:
+            return int(self._onnx.helper.tensor_dtype_to_np_dtype(data_type).itemsize)
+        except KeyError:
+            return 0
 
     def matrices(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """Name, element type and shape of all initializers of two dimensions or more."""
@@ -94,8 +106,7 @@ class OnnxModel:
     def tensors(self) -> Iterator[TensorFacts]:
         """All initializers, in ggml's order of dimensions; their offsets are not told."""
         for name, t in self._initializers.items():
-            size = self._onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize
-            n_bytes = int(np.prod(t.dims)) * size
+            n_bytes = int(np.prod(t.dims)) * self._item_size(t.data_type)
             shape = tuple(int(d) for d in reversed(t.dims))
             yield TensorFacts(name, self.type_name(t.data_type), shape, n_bytes, 0)
 
