@@ -19,6 +19,17 @@ from ggufnorm.version import __version__
 
 State = Literal["ok", "absent", "broken"]
 
+_OPTIONAL = {
+    "huggingface_hub": "remote",
+    "vl-convert-python": "html",
+    "torch": "hf",
+    "transformers": "hf",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "pillow": "vision",
+}
+"""Packages to the extra that brings them."""
+
 HUB_PATIENCE = 5.0
 """Seconds that the Hub has to answer."""
 
@@ -51,10 +62,25 @@ def examine() -> Iterator[Examination]:
     yield Examination("machine", "ok", machine)
     packages = ("numpy", "gguf", "click", "rich")
     yield Examination("packages", "ok", ", ".join(f"{p} {metadata.version(p)}" for p in packages))
+    yield _optional()
     yield _try("inspect", _inspect_sample)
     yield _try("llama.cpp", _engine)
     yield _try("drift", _drift_sample)
     yield _try("Hugging Face Hub", _hub, failed="absent")
+
+
+def _optional() -> Examination:
+    """Packages that only some commands need."""
+    found, missing = [], []
+    for package, extra in _OPTIONAL.items():
+        try:
+            found.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            missing.append(f"{package} ([{extra}])")
+    if not missing:
+        return Examination("optional", "ok", ", ".join(found))
+    said = f"{', '.join(found) or 'none'}; not installed: {', '.join(missing)}"
+    return Examination("optional", "absent", said)
 
 
 def _try(what: str, look: Callable[[], str], failed: State = "broken") -> Examination:

@@ -69,6 +69,21 @@ def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.Monkey
     assert "pip install" in examined["llama.cpp"].found
 
 
+def test_optional_packages_are_told_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = metadata.version
+
+    def without_torch(package: str) -> str:
+        if package == "torch":
+            raise metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(metadata, "version", without_torch)
+    examined = found(monkeypatch, "http://127.0.0.1:9")["optional"]
+    assert examined.state == "absent"
+    assert "not installed: torch ([hf])" in examined.found
+    assert f"transformers {version('transformers')}" in examined.found
+
+
 def test_version_names_the_engine() -> None:
     done = CliRunner().invoke(cli, ["--version"])
     assert done.exit_code == 0
