@@ -160,7 +160,7 @@ class LlamaModel:
         n = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, False)
         if n < 0:
             raise EngineError(f"{self.path}: llama.cpp cannot tokenize the text")
-        return np.array(buffer[:n], dtype=np.int32)
+        return np.ctypeslib.as_array(buffer)[:n].copy()
 
     def piece(self, token: int) -> str:
         """The text of a token."""
