@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -48,17 +49,25 @@ class Killer:
     def __init__(self, rng: random.Random) -> None:
         self.chunks, self.delay = rng.randint(2, 5), rng.uniform(0, 0.02)
         self.seen: list[int] = []
+        self.before = engines()
 
     def __call__(self, progress: Progress) -> None:
         if progress.total:
             self.seen.append(progress.done)
+            if len(self.seen) == 1:
+                (self.engine,) = engines() - self.before
             if len(self.seen) == self.chunks:
-                threading.Timer(self.delay, self.kill).start()
+                threading.Timer(self.delay, self.engine.kill).start()
 
-    @staticmethod
-    def kill() -> None:
-        for child in psutil.Process().children(recursive=True):
-            child.kill()
+
+def engines() -> set[psutil.Process]:
+    """Children of this process that run an engine."""
+    found = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # others' children may end meanwhile
+            if "ggufnorm.engines.child" in child.cmdline():
+                found.add(child)
+    return found
 
 
 def test_a_run_killed_ten_times_ends_as_if_it_had_not_been(
