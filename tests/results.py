@@ -47,9 +47,11 @@ from ggufnorm.core.frameworks import (
     EngineComparison,
     FirstWrong,
     FrameworksReport,
+    OperationMatch,
     RunSide,
     SiteComparison,
     TokenizerFinding,
+    WrongOperation,
 )
 from ggufnorm.core.logits import KLD_PERCENTS, LogitSum
 from ggufnorm.core.metrics import Difference, Peak
@@ -396,7 +398,15 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         status="mistake",
         causes=(cause,),
     )
-    first = FirstWrong(f"{name}.1", None, "norm", name, f"{name} is wrong", ("elsewhere",))
+    operation = OperationMatch(name, "ADD", f"{name}.weight", f"{name}: add", 1e-7, "same")
+    wrong_operation = WrongOperation(f"{name}.2", "ROPE", None, f"{name} turns halves")
+    operations = (
+        operation,
+        replace(operation, name=f"{name}.2", counterpart=None, distance=None, status="wrong"),
+    )
+    first = FirstWrong(
+        f"{name}.1", None, "norm", name, f"{name} is wrong", ("elsewhere",), wrong_operation
+    )
     good = EngineComparison(
         engine=RunSide(f"{name}.onnx", "onnxruntime 1", 2, 0.0),
         sites=(right,),
@@ -419,6 +429,7 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         first_wrong=first,
         verdict=f"First wrong at {name}.",
         skipped=(Skipped(name, "is of another shape"),),
+        operations=operations,
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
     return FrameworksReport(side, (good, bad), f"{name}.txt", 31)

@@ -72,7 +72,7 @@ def command(
     each QUANT a GGUF model or a model.onnx: all run the same tokens, every norm is
     compared, and the first wrong one is named with its reason.
     """
-    from ggufnorm.frameworks.run import kind_of
+    from ggufnorm.frameworks.runs import kind_of
 
     locations = at_least_one(models, hf_repos)
     if any(kind_of(location) for location in locations):

@@ -103,18 +103,68 @@ class SiteComparison:
     causes: tuple[Cause, ...]
 
 
+OperationStatus = Literal["same", "inside", "wrong", "behind"]
+"""What is to be said of an operation between two norms:
+
+- ``same``: the source computes its result too;
+- ``inside``: the source does not, but a later result that takes it: it is cut another way;
+- ``wrong``: the first whose result the source has nowhere, nor any that follows from it;
+- ``behind``: such a one that comes later.
+"""
+
+
+@dataclass(frozen=True)
+class OperationMatch:
+    """An operation of an engine and the source's with the same result.
+
+    Attributes:
+        name: of the node, as llama.cpp labels it.
+        op: what it does, in ggml's word.
+        tensor: of the file, that it reads; None for none.
+        counterpart: module and function of the source; None without one.
+        distance: relative L2 distance of the two results.
+        status: what is to be said of it.
+    """
+
+    name: str
+    op: str
+    tensor: str | None
+    counterpart: str | None
+    distance: float | None
+    status: OperationStatus
+
+
+@dataclass(frozen=True)
+class WrongOperation:
+    """The first operation whose result the source computes nowhere.
+
+    Attributes:
+        name: of the node, as llama.cpp labels it.
+        op: what it does, in ggml's word.
+        tensor: of the file, that it reads; None for none.
+        reason: why, in words.
+    """
+
+    name: str
+    op: str
+    tensor: str | None
+    reason: str
+
+
 @dataclass(frozen=True)
 class FirstWrong:
     """Where an engine first does something else than the source.
 
     Attributes:
-        key: of the site.
+        key: of the site, or ``logits``.
         layer: block number, None outside the blocks.
         where: ``norm``: the norm itself; ``before``: what lies between the norms before and
-            its input.
+            its input, or the logits.
         after: the last site whose output is still right, None if there is none.
         reason: why, in a sentence.
         causes: kinds of the causes, empty where none is known.
+        operation: the first wrong one between the norms; None where none was looked for or
+            found.
     """
 
     key: str
@@ -123,6 +173,7 @@ class FirstWrong:
     after: str | None
     reason: str
     causes: tuple[CauseKind, ...]
+    operation: WrongOperation | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +223,8 @@ class EngineComparison:
         logits: what the differences do to the predictions; None without predictions.
         tokenizer: how the tokenizers disagree; None if they agree or there is only one.
         first_wrong: where the engine first goes wrong; None if it does not.
+        operations: what lies between the last right norm and what is first wrong behind it;
+            empty where nothing is, or where that was not looked at.
         verdict: all of it in a sentence or two.
         skipped: what was not compared, and why.
     """
@@ -185,6 +238,7 @@ class EngineComparison:
     first_wrong: FirstWrong | None
     verdict: str
     skipped: tuple[Skipped, ...]
+    operations: tuple[OperationMatch, ...] = ()
 
 
 @dataclass(frozen=True)

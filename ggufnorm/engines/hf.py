@@ -165,6 +165,14 @@ class HFModel:
         """CPU threads that a run uses."""
         return self._n_threads or int(self._torch.get_num_threads())
 
+    def numbers(self) -> dict[str, float]:
+        """Numbers of the config by their names, and the width of a head."""
+        found = dict(_numbers(self.model.config.to_dict()))
+        heads, width = found.get("num_attention_heads"), found.get("hidden_size")
+        if heads and width:
+            found.setdefault("head_dim", width / heads)
+        return found
+
     @cached_property
     def _tokenizer(self) -> Any:
         if not any((Path(self.folder) / name).exists() for name in _TOKENIZERS):
@@ -433,6 +441,14 @@ def _residuals(
         array = by_token(_array(value), n_tokens, value.shape[-1])
         found.append(Residual(name, max(inside, default=-1) + 1, array))
     return tuple(found)
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield name, float(value)
 
 
 def _own_names(module: Any) -> tuple[str, str]:

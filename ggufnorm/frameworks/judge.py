@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula
-from ggufnorm.core.frameworks import AppliedNorm, Cause, FirstWrong, SiteComparison, SiteStatus
+from ggufnorm.core.frameworks import (
+    AppliedNorm,
+    Cause,
+    FirstWrong,
+    SiteComparison,
+    SiteStatus,
+    WrongOperation,
+)
 from ggufnorm.core.metrics import difference
 from ggufnorm.core.observed import (
     SAME_FORMULA,
@@ -34,8 +41,10 @@ LOCAL = 2 * SAME_FORMULA
 """Most of a norm's own relative L2 error that two float32 kernels explain."""
 _MATRIX = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding."""
-_JUMP = 8.0
+JUMP = 8.0
 """How many times as large a difference must be as all before it to have an origin of its own."""
+LOGITS = "logits"
+"""In the place of a site's key, where the norms are right and the predictions are not."""
 _EPSILON = 1e-5
 """Relative difference up to which two epsilons are one, rounded to float32 or not."""
 _NORM_ROUNDING = {
@@ -106,11 +115,12 @@ class Judge:
 
     def _jumps(self, site: SiteComparison, before: Sequence[SiteComparison]) -> bool:
         """Whether something wrong lies between a site's input and the sites before."""
-        if site.input.rel_l2 is None:
-            return True
+        return site.input.rel_l2 is None or site.input.rel_l2 > self.explained(before)
+
+    def explained(self, before: Sequence[SiteComparison]) -> float:
+        """The largest relative L2 distance that rounding explains behind some sites."""
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
-        explained = max(SAME, _MATRIX * self.rounding, _JUMP * max(seen, default=0.0))
-        return site.input.rel_l2 > explained
+        return max(SAME, _MATRIX * self.rounding, JUMP * max(seen, default=0.0))
 
     # -- why -----------------------------------------------------------------------------------
 
@@ -214,12 +224,15 @@ def _roughly(
     return min(good, key=lambda t: t[0])[1] if good and f.any() else None
 
 
-def first_wrong(sites: Sequence[SiteComparison], engine: str) -> FirstWrong | None:
+def first_wrong(
+    sites: Sequence[SiteComparison], engine: str, logits_off: float | None = None
+) -> FirstWrong | None:
     """The first site that is wrong by itself, or that something wrong arrives at.
 
     Args:
         sites: in the engine's order.
         engine: what the engine is called.
+        logits_off: relative L2 distance of the logits where rounding does not explain it.
     """
     for i, site in enumerate(sites):
         if site.status not in ("mistake", "before"):
@@ -241,7 +254,10 @@ def first_wrong(sites: Sequence[SiteComparison], engine: str) -> FirstWrong | No
             f" {engine} does something else {where}"
         )
         return FirstWrong(site.key, site.layer, "before", after, reason, ())
-    return None
+    if logits_off is None:
+        return None
+    reason = f"they are off by {_number(logits_off)}, and the last norm is right"
+    return FirstWrong(LOGITS, None, "before", sites[-1].key, reason, ())
 
 
 def _why(causes: Sequence[Cause]) -> str:
@@ -277,6 +293,18 @@ def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding:
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
     return f"No mistake: differences grow gradually from {start}; the largest is {size}.{beside}"
+
+
+def with_operation(wrong: FirstWrong, operation: WrongOperation | None, engine: str) -> FirstWrong:
+    """The finding with the operation that it comes from."""
+    if operation is None:
+        return wrong
+    of = f" of {operation.tensor}" if operation.tensor else ""
+    reason = (
+        f"{engine} goes wrong on the way to it, in {operation.name} ({operation.op}{of}):"
+        f" {operation.reason}"
+    )
+    return replace(wrong, reason=reason, operation=operation)
 
 
 def _number(value: float | None) -> str:

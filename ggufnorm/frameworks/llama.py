@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +77,77 @@ def run_llama(
         n_ctx = min(n_tokens if tokens is None else len(tokens), longest, MAX_BATCH)
         if check_memory:
             require_memory([file], n_ctx, 1)
-        options = EngineOptions(
-            n_ctx,
-            n_threads or os.cpu_count() or 1,
-            flash_attention="off",
-            cache_type_k="f32",
-            cache_type_v="f32",
-        )
-        job = {
-            "model": os.fspath(path),
-            "options": to_plain(options),
-            "text": text,
-            "tokens": None if tokens is None else tokens.tolist(),
-            "rows": os.fspath(Path(folder) / "rows.npz"),
-        }
+        rows = Path(folder) / "rows.npz"
+        job = {**plain_job(path, n_ctx, n_threads, tokens, rows), "text": text}
         facts = run_in_child(observe, job, lambda _message: None)
-        with np.load(job["rows"], allow_pickle=False) as rows:
-            run = _observed(file, os.fspath(location), facts, rows)
+        with np.load(rows, allow_pickle=False) as values:
+            run = _observed(file, os.fspath(location), facts, values)
         return run, np.array(facts["tokens"], np.int32)
 
 
-def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`run_llama`: facts as JSON, values in the file ``rows``."""
+def plain_job(
+    path: Path, n_ctx: int, n_threads: int | None, tokens: Tokens | None, rows: Path
+) -> dict[str, Any]:
+    """What a child needs to run a model: no flash attention, and a cache in F32.
+
+    Args:
+        path: of the model.
+        n_ctx: most tokens.
+        n_threads: CPU threads; None for all.
+        tokens: ids to run; None where the job has a text.
+        rows: file for the values.
+    """
+    options = EngineOptions(
+        n_ctx,
+        n_threads or os.cpu_count() or 1,
+        flash_attention="off",
+        cache_type_k="f32",
+        cache_type_v="f32",
+    )
+    return {
+        "model": os.fspath(path),
+        "options": to_plain(options),
+        "tokens": None if tokens is None else tokens.tolist(),
+        "rows": os.fspath(rows),
+    }
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model with the graph of all tokens in one batch, in which every token gives an output."""
+
+    file: ModelFile
+    model: LlamaModel
+    lane: Lane
+    batch: Batch
+
+    @property
+    def graph(self) -> Graph:
+        """Of the batch."""
+        return self.lane.graphs[0]
+
+    def values(self, nodes: Iterable[int]) -> dict[str, Array]:
+        """Run the batch and copy the values of some nodes, as ``node7``."""
+        stops = sorted(set(nodes))
+        found: dict[str, Array] = {}
+
+        def on_stop(k: int, address: int) -> bool:
+            found[f"node{stops[k]}"] = read_node(address)
+            return True
+
+        self.lane.context.clear()
+        self.lane.walk(self.graph, stops, self.batch, on_stop)
+        return found
+
+
+@contextmanager
+def planned(job: dict[str, Any]) -> Iterator[Planned]:
+    """The model of a job, ready to run its tokens; for the child.
+
+    Raises:
+        InputError: it is an encoder-decoder, or a token is not in its vocabulary.
+        EngineError: llama.cpp does not load it, or cuts its text into no tokens.
+    """
     options = from_plain(EngineOptions, job["options"])
     with ExitStack() as stack:
         file = stack.enter_context(open_model(job["model"]))
@@ -110,15 +160,21 @@ def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[st
         # Every token gives an output: or the last block's norms would show some rows only.
         batch = Batch(tokens, 0, len(tokens), tokens[:0], 0)
         lane.plan([batch])
-        (graph,) = lane.graphs
-        values = _walk(lane, graph, batch)
-        if not model.is_embedding:
-            values["logits"] = lane.context.logits(len(tokens)).copy()
+        yield Planned(file, model, lane, batch)
+
+
+def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+    """The child's part of :func:`run_llama`: facts as JSON, values in the file ``rows``."""
+    with planned(job) as run:
+        graph, tokens = run.graph, run.batch.tokens
+        values = run.values(i for n in graph.norms for i in (n.input, n.output))
+        if not run.model.is_embedding:
+            values["logits"] = run.lane.context.logits(len(tokens)).copy()
         np.savez(job["rows"], allow_pickle=False, **values)
         return {
             "tokens": tokens.tolist(),
             "engine": engine_version(),
-            "norms": [_facts(file, graph, norm) for norm in graph.norms],
+            "norms": [_facts(run.file, graph, norm) for norm in graph.norms],
             "skipped": to_plain(graph.skipped),
         }
 
@@ -136,20 +192,6 @@ def _ids(job: dict[str, Any], model: LlamaModel) -> Tokens:
             f" {model.n_vocab}: it is another model"
         )
     return tokens
-
-
-def _walk(lane: Lane, graph: Graph, batch: Batch) -> dict[str, Array]:
-    wanted = {i for n in graph.norms for i in (n.input, n.output)}
-    stops = sorted(wanted)
-    values: dict[str, Array] = {}
-
-    def on_stop(k: int, address: int) -> bool:
-        values[f"node{stops[k]}"] = read_node(address)
-        return True
-
-    lane.context.clear()
-    lane.walk(graph, stops, batch, on_stop)
-    return values
 
 
 def _facts(file: ModelFile, graph: Graph, norm: NormPlan) -> dict[str, Any]:

@@ -3,50 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from itertools import takewhile
 
 import numpy as np
-import psutil
-from numpy.typing import NDArray
 
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import (
     EngineComparison,
     FrameworksReport,
+    OperationMatch,
     RunSide,
     TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun
-from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
-from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
+from ggufnorm.core.observed import ObservedRun, relative
+from ggufnorm.errors import ConfigError, InputError, TextError
+from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
-from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
+from ggufnorm.frameworks.judge import Judge, first_wrong, verdict, with_operation
+from ggufnorm.frameworks.operations import match_operations
+from ggufnorm.frameworks.runs import MIN_TOKENS, Kind, NotFollowedError, Runs, Tokens, kind_of
 from ggufnorm.samples import default_text
-
-Tokens = NDArray[np.int32]
-Kind = Literal["hf", "onnx"]
 
 ORDER: tuple[Kind | None, ...] = (None, "hf", "onnx")
 """In which models are run: a GGUF file has a tokenizer for certain, ONNX has none."""
-_NO_TOKENS = np.empty(0, np.int32)
 
 N_TOKENS = 127
 """Length of the text: a prime, so that no other axis of an array is as long."""
-MIN_TOKENS = 2
 _LETTERS = 64
 """Letters of the text to a token, more than enough."""
 _SHOWN = 8
 """Ids shown where two tokenizers part."""
-
-
-def kind_of(location: str) -> Kind | None:
-    """What a location names: ``hf:FOLDER``, a path that ends with ``.onnx``, or neither."""
-    if location.startswith("hf:") and not location.startswith("hf://"):
-        return "hf"
-    return "onnx" if location.lower().endswith(".onnx") else None
 
 
 def compare_frameworks(
@@ -93,119 +81,33 @@ def compare_frameworks(
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
-    run = _Runs(text[: _LETTERS * n_tokens], n_tokens, n_threads, trust_remote_code, check_memory)
+    run = Runs(
+        text[: _LETTERS * n_tokens],
+        n_tokens,
+        n_threads,
+        trust_remote_code,
+        check_memory,
+        on_progress,
+    )
     everything = sorted(dict.fromkeys([source, *engines]), key=lambda m: ORDER.index(kind_of(m)))
     for location in everything:
-        on_progress(Progress(f"running {location}"))
         run.add(location)
     reference = run.found[source]
     assert run.tokens is not None
     return FrameworksReport(
         source=_side(reference),
-        comparisons=tuple(_compare(reference, engine, run) for engine in engines),
+        comparisons=tuple(_compare(source, engine, run) for engine in engines),
         text=text_name,
         n_tokens=len(run.tokens),
     )
-
-
-class _Runs:
-    """All models, run one after another on the same ids.
-
-    Attributes:
-        found: by location.
-        tokens: that all get; None before the first run.
-        checkpoint_ids: the text's ids by the checkpoint's tokenizer, None without one.
-    """
-
-    def __init__(
-        self,
-        text: str,
-        n_tokens: int,
-        n_threads: int | None,
-        trust_remote_code: bool,
-        check_memory: bool,
-    ) -> None:
-        self.text, self.n_tokens, self.n_threads = text, n_tokens, n_threads
-        self.trust_remote_code, self.check_memory = trust_remote_code, check_memory
-        self.found: dict[str, ObservedRun] = {}
-        self.tokens: Tokens | None = None
-        self.checkpoint_ids: Tokens | None = None
-        self.tokens_are_the_file_s = False
-
-    def add(self, location: str) -> None:
-        kind = kind_of(location)
-        if kind == "hf":
-            self.found[location] = self._transformers(location)
-        elif kind == "onnx":
-            self.found[location] = self._onnx(location)
-        else:
-            self.found[location] = self._llama(location)
-
-    def _llama(self, location: str) -> ObservedRun:
-        from ggufnorm.frameworks.llama import run_llama
-
-        run, tokens = run_llama(
-            location,
-            text=self.text,
-            n_tokens=self.n_tokens,
-            tokens=self.tokens,
-            n_threads=self.n_threads,
-            check_memory=self.check_memory,
-        )
-        if self.tokens is None:
-            self.tokens, self.tokens_are_the_file_s = tokens, True
-        return run
-
-    def _transformers(self, location: str) -> ObservedRun:
-        from ggufnorm.engines.hf import HFModel
-
-        folder = checkpoint_folder(location.partition(":")[2])
-        if self.check_memory:
-            _require_room(folder)
-        model = HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
-        self.checkpoint_ids = model.tokenize(self.text)
-        if self.tokens is None:
-            self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
-        return model.run(self.tokens)
-
-    def _ids(self, ids: Tokens | None, n_vocab: int) -> Tokens:
-        """The text's ids, or without a tokenizer any."""
-        if ids is not None and len(ids) >= MIN_TOKENS:
-            return ids[: self.n_tokens]
-        rng = np.random.default_rng(0)
-        return rng.integers(0, n_vocab, self.n_tokens).astype(np.int32)
-
-    def _onnx(self, location: str) -> ObservedRun:
-        from ggufnorm.engines.onnx.session import OnnxSession
-
-        session = OnnxSession(location, n_threads=self.n_threads)
-        if self.tokens is None:
-            n_vocab = session.n_vocab if session.takes_tokens else 1
-            self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
-        return session.run(self.tokens)
-
-
-def _require_room(folder: Path) -> None:
-    """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
-
-    Raises:
-        MemoryLimitError: it needs more than is free.
-    """
-    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise MemoryLimitError(
-            f"{folder} needs about {needed / 1e9:,.1f} GB as float32, and {free / 1e9:,.1f} GB are"
-            " free: close other programs, or try --no-memory-check"
-        )
 
 
 def _side(run: ObservedRun) -> RunSide:
     return RunSide(run.location, run.engine, len(run.norms), run.rounding)
 
 
-def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineComparison:
-    engine = runs.found[location]
+def _compare(reference: str, location: str, runs: Runs) -> EngineComparison:
+    source, engine = runs.found[reference], runs.found[location]
     joined = _join(source, engine, location)
     if not joined.pairs:
         raise InputError(
@@ -215,8 +117,19 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     judge = Judge(_short(source), _short(engine), engine.rounding, weights)
     sites = judge.sites(joined.pairs)
-    wrong = first_wrong(sites, _short(engine))
     logits, why_not = _logits(source, engine, runs.tokens)
+    off = _logits_off(source, engine, judge.explained(sites))
+    wrong = first_wrong(sites, _short(engine), off)
+    operations: tuple[OperationMatch, ...] = ()
+    if wrong is not None and wrong.where == "before":
+        key = wrong.key
+        tolerance = judge.explained(list(takewhile(lambda s: s.key != key, sites)))
+        try:
+            stretch = runs.between(reference, location, joined.pairs, wrong, tolerance)
+            operations, operation = match_operations(stretch, _short(source))
+            wrong = with_operation(wrong, operation, _short(engine))
+        except NotFollowedError as error:
+            why_not = (*why_not, Skipped("operations", str(error)))
     return EngineComparison(
         engine=_side(engine),
         sites=sites,
@@ -227,6 +140,7 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
         first_wrong=wrong,
         verdict=verdict(sites, wrong, engine.rounding),
         skipped=(*source.skipped, *engine.skipped, *joined.skipped, *why_not),
+        operations=operations,
     )
 
 
@@ -249,6 +163,16 @@ def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:
         return join_gguf(source.norms, engine.norms, file)
 
 
+def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> float | None:
+    """Relative L2 distance of the logits, None where rounding explains it or there are none."""
+    a, b = source.logits, engine.logits
+    if a is None or b is None or len(a) != len(b):
+        return None
+    n = min(a.shape[1], b.shape[1])
+    off = relative(a[:, :n], b[:, :n])
+    return off if off > explained else None
+
+
 def _logits(
     source: ObservedRun, engine: ObservedRun, tokens: Tokens | None
 ) -> tuple[LogitStatistics | None, tuple[Skipped, ...]]:
@@ -267,7 +191,7 @@ def _logits(
     return total.result(), note
 
 
-def _tokenizer(runs: _Runs) -> TokenizerFinding | None:
+def _tokenizer(runs: Runs) -> TokenizerFinding | None:
     theirs, ours = runs.checkpoint_ids, runs.tokens
     if theirs is None or ours is None or not runs.tokens_are_the_file_s:
         return None

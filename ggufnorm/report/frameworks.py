@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteComparison
+from ggufnorm.core.frameworks import (
+    EngineComparison,
+    FrameworksReport,
+    OperationMatch,
+    SiteComparison,
+)
 from ggufnorm.report.text import counted, number, printable
 
 COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Offset", "Input", "Output", "Own", "Status",
@@ -36,6 +41,29 @@ def site_row(site: SiteComparison) -> tuple[str, ...]:
         number(site.local, 2),
         site.status,
         printable(s.name),
+    )
+
+
+OPERATION_COLUMNS = ("Operation", "Node", "Tensor", "Difference", "Status", "Source")
+OPERATION_LEFT = ("Operation", "Node", "Tensor", "Status", "Source")
+
+
+def followed(comparison: EngineComparison) -> tuple[OperationMatch, ...]:
+    """The operations up to the first wrong one."""
+    operations = comparison.operations
+    wrong = next((i for i, o in enumerate(operations) if o.status == "wrong"), -1)
+    return operations[: wrong + 1]
+
+
+def operation_row(operation: OperationMatch) -> tuple[str, ...]:
+    """An operation's cells by :data:`OPERATION_COLUMNS`."""
+    return (
+        operation.op,
+        printable(operation.name),
+        printable(operation.tensor or ""),
+        number(operation.distance, 2),
+        operation.status,
+        printable(operation.counterpart or ""),
     )
 
 

@@ -24,9 +24,9 @@ NORM_OPS: dict[str, NormKind] = {
 }
 """ggml's norm operations (``ggml_op_name``)."""
 
-_VIEW_OPS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
+VIEW_OPS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 """Operations that compute nothing: ``ggml_op_is_empty`` without NONE."""
-_COPY_OPS = frozenset({"CPY", "CONT", "CAST", "DUP"})
+COPY_OPS = frozenset({"CPY", "CONT", "CAST", "DUP"})
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ class _NormFinder:
         """The file's tensor behind a source: itself, or what a reshape or copy of it shows."""
         while not isinstance(source, str):
             node = self.nodes[source]
-            if node.op not in _VIEW_OPS and node.op not in _COPY_OPS:
+            if node.op not in VIEW_OPS and node.op not in COPY_OPS:
                 return None
             source = node.sources[0]
         return source if source in self.tensors else None
@@ -355,7 +355,7 @@ class _StopFinder:
             if role is None:
                 continue
             # A reshape shows its source's values as they lie; other views may not.
-            own = node.op not in _VIEW_OPS or node.op == "RESHAPE"
+            own = node.op not in VIEW_OPS or node.op == "RESHAPE"
             tensor = tensors[0] if tensors else None
             pin = own and node.dtype == "F32"
             stops.append(Stop(node.index, node.key, node.op, role, tensor, pin))
@@ -366,7 +366,7 @@ class _StopFinder:
             return "norm"
         if node.index in self.inside and node.op not in _MATMUL_OPS:
             return None
-        computed = node.op not in _VIEW_OPS and node.op not in _COPY_OPS
+        computed = node.op not in VIEW_OPS and node.op not in COPY_OPS
         if reads_file and computed:
             return _ROLE_OF_READER.get(node.op, "other")
         found = self.role_without_tensor(node)

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
-from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.core.frameworks import EngineComparison, FirstWrong, FrameworksReport
+from ggufnorm.report.frameworks import (
+    COLUMNS,
+    LEFT,
+    OPERATION_COLUMNS,
+    OPERATION_LEFT,
+    followed,
+    frameworks_title,
+    notes,
+    operation_row,
+    site_row,
+)
 from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, skipped_section
 from ggufnorm.report.text import number, printable
 
@@ -20,16 +30,25 @@ def _outline(report: FrameworksReport, comparison: EngineComparison) -> Outline:
     skipped = tuple(printable(f"{s.what}: {s.reason}") for s in comparison.skipped)
     return Outline(
         frameworks_title(report, comparison),
-        headline=f"First wrong at {printable(wrong.key)}" if wrong else "No mistake",
+        headline=_headline(wrong),
         verdict=printable(comparison.verdict),
         mood="wrong" if wrong else "sound",
         figures=tuple(_figures(comparison)),
         sections=(
             *_notes(comparison),
             Section("Norms", table=_table(comparison)),
+            *_operations(comparison),
             *skipped_section(skipped),
         ),
     )
+
+
+def _headline(wrong: FirstWrong | None) -> str:
+    if wrong is None:
+        return "No mistake"
+    if wrong.operation is not None:
+        return printable(f"First wrong: {wrong.operation.op} {wrong.operation.name}")
+    return printable(f"First wrong at {wrong.key}")
 
 
 def _figures(comparison: EngineComparison) -> Iterator[Figure]:
@@ -46,6 +65,15 @@ def _figures(comparison: EngineComparison) -> Iterator[Figure]:
 def _notes(comparison: EngineComparison) -> tuple[Section, ...]:
     lines = tuple(notes(comparison))
     return (Section("What differs", lines=lines),) if lines else ()
+
+
+def _operations(comparison: EngineComparison) -> tuple[Section, ...]:
+    operations = followed(comparison)
+    if not operations:
+        return ()
+    rows = tuple(dict(zip(OPERATION_COLUMNS, operation_row(o), strict=True)) for o in operations)
+    table = Table(rows, left=OPERATION_LEFT, marked=frozenset({len(rows) - 1}))
+    return (Section("Operations up to the first wrong one", table=table),)
 
 
 def _table(comparison: EngineComparison) -> Table:

@@ -9,7 +9,17 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteStatus
-from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.report.frameworks import (
+    COLUMNS,
+    LEFT,
+    OPERATION_COLUMNS,
+    OPERATION_LEFT,
+    followed,
+    frameworks_title,
+    notes,
+    operation_row,
+    site_row,
+)
 from ggufnorm.report.terminal.common import cells, new_table, skipped_lines
 from ggufnorm.report.text import printable
 
@@ -19,6 +29,8 @@ _STYLES: dict[SiteStatus, str] = {
     "harmless": "yellow",
     "upstream": "dim",
 }
+_MOST_OPERATIONS = 8
+"""Operations shown: the wrong one and those before."""
 _MOST_NOTES = 12
 """Lines beside the table that are told before they are counted."""
 
@@ -31,6 +43,19 @@ def frameworks_parts(report: FrameworksReport) -> Iterable[RenderableType]:
         yield from _engine_parts(comparison)
 
 
+def _operations(comparison: EngineComparison) -> Iterator[RenderableType]:
+    operations = followed(comparison)[-_MOST_OPERATIONS:]
+    if not operations:
+        return
+    yield ""
+    yield Text("Operations up to the first wrong one", style="bold")
+    table = new_table(*OPERATION_COLUMNS[:-1], left=OPERATION_LEFT)
+    for operation in operations:
+        style = "bold red" if operation.status == "wrong" else ""
+        table.add_row(*cells(operation_row(operation)[:-1]), style=style)
+    yield table
+
+
 def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
     style = "bold red" if comparison.first_wrong else "bold"
     yield Text(printable(comparison.verdict), style=style)
@@ -40,6 +65,7 @@ def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
     for site in comparison.sites:
         table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
     yield table
+    yield from _operations(comparison)
     told = list(notes(comparison))
     if told:
         yield ""

@@ -1,0 +1,160 @@
+"""Operations computed with other settings than they were, to tell which ones made a result.
+
+For each operation without weights of its own the settings that implementations confuse are
+tried: of a rotary embedding the pairs, the frequencies and how many channels are turned; of
+the attention's softmax the scale and the mask; of a feed-forward network the function.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.activations import ACTIVATIONS
+from ggufnorm.core.operations import Array, Operation
+from ggufnorm.core.rope import Pairs, Rope
+
+Wide = NDArray[np.float64]
+
+_CLOSE = 1e-2
+"""Relative L2 up to which a function made a result: others are far."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another setting and what comes of it.
+
+    Attributes:
+        used: what the operation was computed with, in words.
+        other: the other setting, in words.
+        value: what comes of that.
+    """
+
+    used: str
+    other: str
+    value: Array
+
+
+def changes(
+    operation: Operation, inputs: Sequence[Array], numbers: Mapping[str, float]
+) -> Iterator[Change]:
+    """What an operation gives with other settings, the likeliest first.
+
+    Args:
+        operation: of llama.cpp.
+        inputs: its computed inputs, as ggml lays them out, ``(ne3, ne2, ne1, ne0)``.
+        numbers: of the source's configuration, by their names: settings to try.
+    """
+    if operation.op == "ROPE" and len(inputs) == 1:
+        yield from _ropes(operation, inputs[0], numbers)
+    elif operation.op == "SOFT_MAX" and inputs:
+        yield from _soft_maxes(operation, inputs[0], numbers)
+    elif operation.op in ("UNARY", "GLU"):
+        yield from _activations(operation, inputs)
+
+
+def named_factors(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Factors that the numbers of a configuration stand for: itself, 1/n, √n, 1/√n, by name."""
+    found: dict[str, float] = {}
+    for name, n in numbers.items():
+        if n > 0:
+            root = math.sqrt(n)
+            found |= {name: n, f"1/{name}": 1 / n, f"√{name}": root, f"1/√{name}": 1 / root}
+    return found
+
+
+def _with(numbers: Mapping[str, float], *words: str) -> list[float]:
+    """The numbers that one of the words is in the name of."""
+    return [n for name, n in numbers.items() if any(word in name for word in words)]
+
+
+# -- rotary embedding ------------------------------------------------------------------------
+
+_PERMUTED = ": the converter has to permute the rows of Q and K for the first"
+
+
+def _ropes(operation: Operation, x: Array, numbers: Mapping[str, float]) -> Iterator[Change]:
+    used = Rope.of_params(operation.params)
+    if used is None:
+        return
+    pairs: tuple[Pairs, Pairs] = (
+        ("neighbours", "halves") if used.pairs == "neighbours" else ("halves", "neighbours")
+    )
+    shares = (s for s in _with(numbers, "partial_rotary", "rotary_pct") if 0 < s <= 1)
+    sizes = dict.fromkeys([used.n_dims, x.shape[-1], *(int(x.shape[-1] * s) for s in shares)])
+    thetas = (b for b in _with(numbers, "theta", "rotary_base") if b > 1)
+    bases = dict.fromkeys([used.base, *thetas])
+    scales = dict.fromkeys([used.scale, 1.0, *(1 / f for f in _with(numbers, "factor") if f > 0)])
+    for kind, n_dims, base, scale in product(pairs, sizes, bases, scales):
+        other = replace(used, pairs=kind, n_dims=n_dims, base=base, scale=scale)
+        if other != used:
+            hint = _PERMUTED if (used.pairs, kind) == ("neighbours", "halves") else ""
+            yield Change(f"turns {used}", f"turning {other}{hint}", other.apply(x))
+
+
+# -- the softmax of an attention -------------------------------------------------------------
+
+
+def _soft_maxes(operation: Operation, x: Array, numbers: Mapping[str, float]) -> Iterator[Change]:
+    (used,) = struct.unpack_from("f", operation.params)
+    windows = [int(n) for n in _with(numbers, "window") if n >= 1]
+    masks = {"a causal mask": _mask(x, None), "no mask": _mask(x, 0)}
+    masks |= {f"a causal mask of {n} tokens": _mask(x, n) for n in windows}
+    scales = {"": used, "1": 1.0, **named_factors(numbers)}
+    for (mask, seen), (label, scale) in product(masks.items(), scales.items()):
+        name = f" ({label})" if label else ""
+        other = f"{scale:.6g}{name} and {mask}"
+        yield Change(f"multiplies the scores with {used:.6g}", other, _softmax(x, seen, scale))
+
+
+def _mask(x: Array, window: int | None) -> NDArray[np.bool_]:
+    """Which keys each token sees; None for all up to its own, 0 for all there are."""
+    n_tokens, n_keys = x.shape[-2:]
+    token, key = np.arange(n_tokens)[:, None], np.arange(n_keys)[None]
+    if window == 0:
+        return np.broadcast_to(key < n_tokens, (n_tokens, n_keys))
+    near = True if window is None else key > token - window
+    return (key <= token) & near
+
+
+def _softmax(x: Array, seen: NDArray[np.bool_], scale: float) -> Array:
+    scores = np.where(seen, x.astype(np.float64) * scale, -np.inf)
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+
+
+# -- activations -----------------------------------------------------------------------------
+
+
+def _activations(operation: Operation, inputs: Sequence[Array]) -> Iterator[Change]:
+    parts = [v.astype(np.float64) for v in inputs]
+    if operation.op == "GLU" and len(parts) == 1:
+        half = parts[0].shape[-1] // 2
+        parts = [parts[0][..., :half], parts[0][..., half:]]
+    made = dict(_activated(parts))
+    used = next((name for name, y in made.items() if _is(y, operation.value)), "another function")
+    for name, y in made.items():
+        if name != used:
+            yield Change(f"computes {used}", name, y)
+
+
+def _activated(parts: Sequence[Wide]) -> Iterator[tuple[str, Array]]:
+    for name, function in ACTIVATIONS.items():
+        for of, *factors in {tuple(range(len(parts))), tuple(reversed(range(len(parts))))}:
+            y = function(parts[of])
+            for i in factors:
+                y = y * parts[i]
+            which = "" if len(parts) == 1 else f" of its {'second' if of else 'first'} input"
+            yield f"{name}{which}", np.asarray(y, np.float32)
+
+
+def _is(made: Array, value: Array | None) -> bool:
+    if value is None or made.shape != value.shape:
+        return False
+    return bool(np.linalg.norm(made - value) <= _CLOSE * np.linalg.norm(value))

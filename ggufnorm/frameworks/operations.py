@@ -1,0 +1,101 @@
+"""The first wrong operation, where what lies between two norms is wrong.
+
+All that both sides compute between the last right norm and the first wrong input is taken
+down, and each of the engine's results is looked for among the source's. Names, and how the two
+programs cut the network into operations, do not matter: see :mod:`ggufnorm.core.operations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ggufnorm.core.frameworks import OperationMatch, WrongOperation
+from ggufnorm.core.observed import relative
+from ggufnorm.core.operations import Match, Results, Stretch, leads_back
+from ggufnorm.frameworks.judge import JUMP
+from ggufnorm.frameworks.reasons import Reasons
+
+TELLING = 0.03
+"""Relative L2 up to which a result can be found among others: wide rows of unrelated values
+differ by no more, put in ascending order."""
+
+
+def match_operations(
+    stretch: Stretch, source: str
+) -> tuple[tuple[OperationMatch, ...], WrongOperation | None]:
+    """Each of the engine's operations with the source's that has its result; the first wrong one.
+
+    Args:
+        stretch: what was computed.
+        source: what the source is called.
+    """
+    results = Results(stretch.source, stretch.n_tokens)
+    matches, tolerances = _matches(stretch, results)
+    listed = list(_listed(stretch, matches))
+    wrong = next((i for i, m in listed if m.status == "wrong"), None)
+    if wrong is None:
+        return tuple(m for _, m in listed), None
+    reasons = Reasons(stretch, matches, results, tolerances[wrong], source)
+    at, reason = reasons.of(wrong)
+    if at != wrong:
+        listed = [(i, _moved(i, m, wrong, at)) for i, m in listed]
+    operation = stretch.engine[at]
+    return tuple(m for _, m in listed), WrongOperation(
+        operation.name, operation.op, operation.tensor, reason
+    )
+
+
+def _matches(stretch: Stretch, results: Results) -> tuple[list[Match | None], list[float]]:
+    """Of each operation its match, and how far that might have been.
+
+    Rounding adds up: a result may be several times as far off as those before it.
+    """
+    matches: list[Match | None] = []
+    tolerances: list[float] = []
+    seen = 0.0
+    for operation in stretch.engine:
+        tolerances.append(min(TELLING, max(stretch.tolerance, JUMP * seen)))
+        match = None
+        if operation.computes and operation.value is not None:
+            match = results.find(operation.value, tolerances[-1])
+        matches.append(match)
+        seen = max(seen, match.distance if match else 0.0)
+    if matches and not _reaches(stretch, tolerances[-1]):
+        matches[-1] = None
+    return matches, tolerances
+
+
+def _reaches(stretch: Stretch, tolerance: float) -> bool:
+    """Whether the last result is what the source ends with, and not a step before."""
+    ours, theirs = stretch.engine[-1].value, stretch.source[-1].value
+    if ours is None or theirs is None or ours.size != theirs.size:
+        return True
+    return relative(theirs.reshape(-1), ours.reshape(-1)) <= tolerance
+
+
+def _listed(
+    stretch: Stretch, matches: Sequence[Match | None]
+) -> Iterator[tuple[int, OperationMatch]]:
+    found_wrong = False
+    inside = leads_back(stretch.engine, matches)
+    for i, (operation, match) in enumerate(zip(stretch.engine, matches, strict=True)):
+        of_tokens = operation.value is not None and stretch.n_tokens in operation.value.shape
+        if not (operation.computes and of_tokens):
+            continue
+        status = OperationMatch(operation.name, operation.op, operation.tensor, None, None, "same")
+        if match is not None:
+            name = stretch.source[match.index].name
+            yield i, replace(status, counterpart=name, distance=match.distance)
+        elif inside[i]:
+            yield i, replace(status, status="inside")
+        else:
+            yield i, replace(status, status="behind" if found_wrong else "wrong")
+            found_wrong = True
+
+
+def _moved(index: int, match: OperationMatch, wrong: int, at: int) -> OperationMatch:
+    """The match, where not the first operation without a counterpart is wrong but a later one."""
+    if index == at:
+        return replace(match, status="wrong")
+    return replace(match, status="inside") if wrong <= index < at else match

@@ -1,0 +1,246 @@
+"""Why an operation gives what the source computes nowhere: the change that would mend it.
+
+An operation is computed again, from what really went in, as it would be with another setting
+(:mod:`ggufnorm.core.changes`) or another matrix. A result that the source has too tells what
+the source does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from ggufnorm.core.changes import changes, named_factors
+from ggufnorm.core.matrices import distance, explain_matrix
+from ggufnorm.core.operations import Array, Match, Operation, Results, Stretch, l2_norm
+from ggufnorm.core.rope import Rope
+
+_SAME_NUMBER = 1e-3
+"""Relative difference up to which a measured factor is a known one."""
+_LARGEST = 1e30
+"""Factors above come of masks, which hold the lowest number there is."""
+_MOST_USES = 3
+_FACTORS = ("scal", "multiplier", "factor", "cap")
+"""What the names of factors in a configuration hold."""
+
+
+class Reasons:
+    """Finds reasons in one stretch.
+
+    Args:
+        stretch: what was computed.
+        matches: of each of the engine's operations, in the source.
+        results: of the source.
+        tolerance: relative L2 distance up to which results and matrices are the same.
+        source: what the source is called.
+    """
+
+    def __init__(
+        self,
+        stretch: Stretch,
+        matches: Sequence[Match | None],
+        results: Results,
+        tolerance: float,
+        source: str,
+    ) -> None:
+        self.operations, self.matches, self.results = stretch.engine, matches, results
+        self.weights, self.numbers = stretch.weights, stretch.numbers
+        self.tolerance, self.source = tolerance, source
+        self.factors = named_factors(stretch.numbers)
+
+    def of(self, index: int) -> tuple[int, str]:
+        """The wrong operation and why, given the first that has no counterpart.
+
+        They differ where a product is right and the bias behind it is not, and where a result
+        has the right values in another order, which shows only behind it.
+        """
+        elsewhere = next(chain(self._bias(index), self._reordered(index)), None)
+        if elsewhere is not None:
+            return elsewhere
+        operation = self.operations[index]
+        return index, next(self._reasons(operation), None) or self._nowhere(operation)
+
+    def _reasons(self, operation: Operation) -> Iterator[str]:
+        for change in changes(operation, self._inputs(operation), self.numbers):
+            if self._find(change.value) is not None:
+                yield f"it {change.used}; what {self.source} has comes of {change.other}"
+        yield from self._matrix(operation)
+        yield from self._embedding(operation)
+        yield from self._sum(operation)
+        yield from self._scale(operation)
+        yield from self._multiple(operation)
+
+    def _nowhere(self, operation: Operation) -> str:
+        """What the source does with the same inputs."""
+        uses = [u.name for i in self._origins(operation) for u in self.results.users(i)]
+        if not uses:
+            return f"{self.source} has its result nowhere"
+        shown = ", ".join(list(dict.fromkeys(uses))[:_MOST_USES])
+        return f"{self.source} has its result nowhere; with the same input it runs {shown}"
+
+    def _find(self, value: Array) -> Match | None:
+        return self.results.find(value, self.tolerance)
+
+    # -- what goes in ------------------------------------------------------------------------
+
+    def _inputs(self, operation: Operation) -> list[Array]:
+        values = (self.operations[i].value for i in operation.inputs)
+        return [v for v in values if v is not None]
+
+    def _computed(self, index: int) -> int:
+        """The operation behind views and copies."""
+        while not self.operations[index].computes and self.operations[index].inputs:
+            index = self.operations[index].inputs[0]
+        return index
+
+    def _origins(self, operation: Operation) -> list[int]:
+        """The source's operations whose results go in."""
+        found = (self.matches[self._computed(i)] for i in operation.inputs)
+        return [m.index for m in found if m is not None]
+
+    # -- products with a matrix --------------------------------------------------------------
+
+    def _products(self, operation: Operation) -> list[tuple[Operation, Array]]:
+        """The source's products of the same input, the nearest matrix first."""
+        ours = self._weight(operation)
+        if operation.op != "MUL_MAT" or ours is None:
+            return []
+        users = (u for i in self._origins(operation) for u in self.results.users(i))
+        match = self.matches[self.operations.index(operation)]
+        if match is not None:
+            users = (u for u in users if u is self.results.operations[match.index])
+        found = [(u, u.weight) for u in users if u.weight is not None]
+        return sorted(
+            ((u, w) for u, w in found if w.size == ours.size), key=lambda p: distance(ours, p[1])
+        )
+
+    def _weight(self, operation: Operation) -> Array | None:
+        """The matrix, its rows in the source's order where the converter changes it."""
+        weight = self.weights.get(operation.tensor or "")
+        for user in self.operations:
+            at = [self._computed(i) for i in user.inputs]
+            if user.op != "ROPE" or weight is None or not at or user.value is None:
+                continue
+            if self.operations[at[0]] is operation and Rope.swaps_rows(user.params):
+                heads, width = user.value.shape[-2:]
+                if heads * width == len(weight):  # LlamaModel.permute in conversion/llama.py
+                    pairs = weight.reshape(heads, width // 2, 2, -1)
+                    return pairs.swapaxes(1, 2).reshape(weight.shape)
+        return weight
+
+    def _bias(self, index: int) -> Iterator[tuple[int, str]]:
+        operation = self.operations[index]
+        for theirs, _ in self._products(operation):
+            y = operation.value
+            if y is None or theirs.bias is None or theirs.bias.size != y.shape[-1]:
+                continue
+            if self._find(y + theirs.bias) is None:
+                continue
+            name = f"{(theirs.tensor or '').removesuffix('weight')}bias"
+            for i, user in enumerate(self.operations):
+                ours = self.weights.get(user.tensor or "")
+                if index in user.inputs and user.op == "ADD" and ours is not None:
+                    off = distance(ours, theirs.bias)
+                    yield i, f"its bias differs by {off:.3g} from the source's ({name})"
+            yield index, f"the source's bias behind it ({name}) is not added"
+
+    def _reordered(self, index: int) -> Iterator[tuple[int, str]]:
+        """Products before whose results stand in another order than the source's."""
+        for i, (operation, match) in enumerate(zip(self.operations, self.matches, strict=True)):
+            if i < index and match is not None and not match.in_order:
+                yield from ((i, reason) for reason in self._matrix(operation))
+
+    def _matrix(self, operation: Operation) -> Iterator[str]:
+        every = {o.tensor: o.weight for o in self.results.operations if o.weight is not None}
+        ours = self._weight(operation)
+        for theirs, weight in self._products(operation)[:1]:
+            assert ours is not None
+            others = {n: w for n, w in every.items() if n is not None and n != theirs.tensor}
+            what = explain_matrix(ours, weight, others, self.tolerance)
+            if what is not None:
+                yield f"its matrix {what} ({theirs.tensor})"
+
+    def _embedding(self, operation: Operation) -> Iterator[str]:
+        if operation.op != "GET_ROWS" or operation.value is None:
+            return
+        width = operation.value.shape[-1]
+        ours = operation.value.reshape(-1, width)
+        for theirs in self.results.operations:
+            if theirs.op == "embedding" and theirs.value is not None:
+                rows = theirs.value.reshape(-1, theirs.value.shape[-1])
+                what = explain_matrix(ours, rows, {}, self.tolerance)
+                if what is not None and ours.shape == rows.shape:
+                    yield f"what it reads for the text {what} ({theirs.name})"
+
+    # -- sums and factors --------------------------------------------------------------------
+
+    def _sum(self, operation: Operation) -> Iterator[str]:
+        inputs = self._inputs(operation)
+        y = operation.value
+        if operation.op != "ADD" or y is None or [v.shape for v in inputs] != [y.shape] * 2:
+            return
+        terms = np.stack([v.reshape(-1).astype(np.float64) for v in inputs], axis=1)
+        for other in self.results.operations:
+            if other.value is None or other.value.size != y.size:
+                continue
+            (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
+            both = min(abs(a), abs(b)) > _SAME_NUMBER
+            if both and self._find((terms @ (a, b)).astype(np.float32).reshape(y.shape)):
+                yield (
+                    f"it adds its two inputs as they are; {self.source} adds {self._number(a)}"
+                    f" times the first and {self._number(b)} times the second"
+                )
+
+    def _scale(self, operation: Operation) -> Iterator[str]:
+        """Of a constant factor, the one that makes the products right that take its result."""
+        if operation.op != "SCALE":
+            return
+        (used,) = struct.unpack_from("f", operation.params)
+        index = self.operations.index(operation)
+        for user in self.operations:
+            if user.op != "MUL_MAT" or index not in map(self._computed, user.inputs):
+                continue
+            # The source may multiply more than once: a factor that it states is the one.
+            factors = [used * factor for factor, _ in self._multiples(user)]
+            for factor in sorted(factors, key=lambda f: self._name(f) is None):
+                yield (
+                    f"it multiplies with {used:.6g}; what {self.source} has behind"
+                    f" {user.name} comes of {self._number(factor)}"
+                )
+
+    def _multiple(self, operation: Operation) -> Iterator[str]:
+        for factor, theirs in self._multiples(operation):
+            yield f"{self.source} has {self._number(factor)} times its result ({theirs.name})"
+
+    def _multiples(self, operation: Operation) -> Iterator[tuple[float, Operation]]:
+        """The source's results that are an operation's result times a factor, and the factor."""
+        y, inputs = operation.value, self._origins(operation)
+        if y is None or not y.any():
+            return
+        for i, theirs in enumerate(self.results.operations):
+            if theirs.value is None or i in inputs:
+                continue
+            size = l2_norm(theirs.value) / l2_norm(y)
+            if size > _LARGEST:
+                continue
+            for factor in (size, -size):
+                usual = abs(factor - 1) <= _SAME_NUMBER
+                match = None if usual else self._find((y * factor).astype(np.float32))
+                if match is not None and match.index == i:
+                    yield factor, theirs
+
+    def _number(self, value: float) -> str:
+        name = self._name(value)
+        return f"{value:.6g} ({name})" if name else f"{value:.6g}"
+
+    def _name(self, value: float) -> str | None:
+        """What a factor is in the source's configuration."""
+        names = [
+            name
+            for name, number in self.factors.items()
+            if number != 1 and abs(value - number) <= _SAME_NUMBER * number
+        ]
+        return min(names, key=lambda n: (not any(w in n for w in _FACTORS), "√" in n), default=None)

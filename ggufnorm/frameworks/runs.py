@@ -1,0 +1,173 @@
+"""The runs of a comparison, one model after another, all on the same token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from ggufnorm.comparison.run import Progress
+from ggufnorm.core.frameworks import FirstWrong
+from ggufnorm.core.observed import ObservedRun
+from ggufnorm.errors import MemoryLimitError
+from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.frameworks.join import Pair
+
+if TYPE_CHECKING:
+    from ggufnorm.core.operations import Stretch
+    from ggufnorm.engines.hf import HFModel
+
+Tokens = NDArray[np.int32]
+Kind = Literal["hf", "onnx"]
+
+MIN_TOKENS = 2
+_NO_TOKENS = np.empty(0, np.int32)
+
+
+def kind_of(location: str) -> Kind | None:
+    """What a location names: ``hf:FOLDER``, a path that ends with ``.onnx``, or neither."""
+    if location.startswith("hf:") and not location.startswith("hf://"):
+        return "hf"
+    return "onnx" if location.lower().endswith(".onnx") else None
+
+
+class NotFollowedError(Exception):
+    """What lies between two norms cannot be told."""
+
+
+class Runs:
+    """All models, run one after another on the same ids.
+
+    Attributes:
+        found: by location.
+        tokens: that all get; None before the first run.
+        checkpoint_ids: the text's ids by the checkpoint's tokenizer, None without one.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        n_tokens: int,
+        n_threads: int | None,
+        trust_remote_code: bool,
+        check_memory: bool,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.text, self.n_tokens, self.n_threads = text, n_tokens, n_threads
+        self.trust_remote_code, self.check_memory = trust_remote_code, check_memory
+        self.on_progress = on_progress
+        self.found: dict[str, ObservedRun] = {}
+        self.tokens: Tokens | None = None
+        self.checkpoint_ids: Tokens | None = None
+        self.tokens_are_the_file_s = False
+
+    def add(self, location: str) -> None:
+        """Run a model."""
+        self.on_progress(Progress(f"running {location}"))
+        kind = kind_of(location)
+        if kind == "hf":
+            self.found[location] = self._transformers(location)
+        elif kind == "onnx":
+            self.found[location] = self._onnx(location)
+        else:
+            self.found[location] = self._llama(location)
+
+    def _llama(self, location: str) -> ObservedRun:
+        from ggufnorm.frameworks.llama import run_llama
+
+        run, tokens = run_llama(
+            location,
+            text=self.text,
+            n_tokens=self.n_tokens,
+            tokens=self.tokens,
+            n_threads=self.n_threads,
+            check_memory=self.check_memory,
+        )
+        if self.tokens is None:
+            self.tokens, self.tokens_are_the_file_s = tokens, True
+        return run
+
+    def checkpoint(self, location: str) -> HFModel:
+        """The model of a checkpoint.
+
+        Raises:
+            MemoryLimitError: it does not fit into the memory that is free.
+            InputError: Transformers cannot load it.
+        """
+        from ggufnorm.engines.hf import HFModel
+
+        folder = checkpoint_folder(location.partition(":")[2])
+        if self.check_memory:
+            _require_room(folder)
+        return HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
+
+    def _transformers(self, location: str) -> ObservedRun:
+        model = self.checkpoint(location)
+        self.checkpoint_ids = model.tokenize(self.text)
+        if self.tokens is None:
+            self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
+        return model.run(self.tokens)
+
+    def between(
+        self,
+        source: str,
+        engine: str,
+        pairs: Sequence[Pair],
+        wrong: FirstWrong,
+        tolerance: float,
+    ) -> Stretch:
+        """What source and engine compute before something that is wrong.
+
+        Raises:
+            NotFollowedError: it cannot be told there, for the reason that it says.
+        """
+        if kind_of(source) != "hf" or kind_of(engine) is not None:
+            raise NotFollowedError("only Transformers and llama.cpp are followed between norms")
+        from ggufnorm.frameworks.operations import TELLING
+
+        if tolerance > TELLING:
+            raise NotFollowedError(
+                f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
+                " which one is wrong"
+            )
+        from ggufnorm.frameworks.stretch import take_down
+
+        assert self.tokens is not None
+        self.on_progress(Progress(f"following what leads to {wrong.key} in {engine}"))
+        model = self.checkpoint(source)
+        return take_down(model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads)
+
+    def _ids(self, ids: Tokens | None, n_vocab: int) -> Tokens:
+        """The text's ids, or without a tokenizer any."""
+        if ids is not None and len(ids) >= MIN_TOKENS:
+            return ids[: self.n_tokens]
+        rng = np.random.default_rng(0)
+        return rng.integers(0, n_vocab, self.n_tokens).astype(np.int32)
+
+    def _onnx(self, location: str) -> ObservedRun:
+        from ggufnorm.engines.onnx.session import OnnxSession
+
+        session = OnnxSession(location, n_threads=self.n_threads)
+        if self.tokens is None:
+            n_vocab = session.n_vocab if session.takes_tokens else 1
+            self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
+        return session.run(self.tokens)
+
+
+def _require_room(folder: Path) -> None:
+    """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
+
+    Raises:
+        MemoryLimitError: it needs more than is free.
+    """
+    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"{folder} needs about {needed / 1e9:,.1f} GB as float32, and {free / 1e9:,.1f} GB are"
+            " free: close other programs, or try --no-memory-check"
+        )
