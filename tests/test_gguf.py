@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats import gguf
+from ggufnorm.formats import gguf_header
 from ggufnorm.formats.dequantize import read_tensor
-from ggufnorm.formats.gguf import GGUFFile, Tensor
+from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_header import Tensor
 from tests.fuzz.fuzz_gguf import (
     ARRAY,
     BOOL,
@@ -508,14 +509,14 @@ def test_counts_are_refused_before_memory_is_taken():
 
 @pytest.mark.parametrize("first_read", [0, 1, 7, 64, 500, 10_000])
 def test_the_first_read_does_not_change_the_result(first_read, monkeypatch):
-    monkeypatch.setattr(gguf, "_FIRST_READ", first_read)
+    monkeypatch.setattr(gguf_header, "_FIRST_READ", first_read)
     for seed in SEEDS:
         storage = MemoryStorage(bytes(seed.data))
         with GGUFFile(storage) as file:
             header = storage.reads[:]
-            monkeypatch.setattr(gguf, "_FIRST_READ", 1 << 16)
+            monkeypatch.setattr(gguf_header, "_FIRST_READ", 1 << 16)
             assert contents(file) == contents(opened(seed))
-            monkeypatch.setattr(gguf, "_FIRST_READ", first_read)
+            monkeypatch.setattr(gguf_header, "_FIRST_READ", first_read)
         ends = [offset + n for offset, n in header]
         assert [offset for offset, _ in header] == [0, *ends[:-1]], "no byte is read twice"
         assert ends[-1] <= max(4 * file.header_size, first_read)
@@ -525,7 +526,7 @@ def test_the_first_read_does_not_change_the_refusal(monkeypatch):
     for data in damaged(300, seed=1):
         found = set()
         for first_read in (1, 50, 1 << 16):
-            monkeypatch.setattr(gguf, "_FIRST_READ", first_read)
+            monkeypatch.setattr(gguf_header, "_FIRST_READ", first_read)
             try:
                 found.add(repr(contents(opened(data))))
             except GGUFError as error:
@@ -578,8 +579,8 @@ def test_a_header_that_goes_on_and_on_is_not_fetched():
 
 
 def test_no_more_than_the_limit_is_fetched(monkeypatch):
-    monkeypatch.setattr(gguf, "_FIRST_READ", 150)
-    monkeypatch.setattr(gguf, "_MAX_FETCHED", 400)
+    monkeypatch.setattr(gguf_header, "_FIRST_READ", 150)
+    monkeypatch.setattr(gguf_header, "_MAX_FETCHED", 400)
     storage = SparseStorage(bytes(rich_draft().data), 10**12)
     with pytest.raises(GGUFError, match="download"):
         GGUFFile(storage)
@@ -587,7 +588,7 @@ def test_no_more_than_the_limit_is_fetched(monkeypatch):
 
 
 def test_the_last_value_is_fetched_too(monkeypatch):
-    monkeypatch.setattr(gguf, "_FIRST_READ", 64)
+    monkeypatch.setattr(gguf_header, "_FIRST_READ", 64)
     storage = MemoryStorage(bytes(draft([("k", ARRAY, (U8, [7] * 500))]).data))
     with GGUFFile(storage) as file:
         assert file.metadata["k"] == [7] * 500
@@ -598,7 +599,7 @@ def test_a_short_read_is_an_error(monkeypatch):
         def read(self, offset: int, n: int) -> bytes:
             return super().read(offset, n)[: max(0, 600 - offset)]
 
-    monkeypatch.setattr(gguf, "_FIRST_READ", 500)
+    monkeypatch.setattr(gguf_header, "_FIRST_READ", 500)
     with pytest.raises(InputError, match="may have changed"):
         GGUFFile(Shrunk(bytes(rich_draft().data)))
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from ggufnorm.core.diff import MetadataDifference
-from ggufnorm.formats.gguf import Value
+from ggufnorm.formats.gguf_header import Value
 from ggufnorm.formats.model_file import ModelFile
 
 _ORDER = ("forward", "tokens", "nothing")

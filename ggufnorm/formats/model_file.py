@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ggufnorm.formats.gguf import ByteOrder, GGUFFile, Metadata, Tensor
+    from ggufnorm.formats.gguf import GGUFFile, Metadata
+    from ggufnorm.formats.gguf_header import ByteOrder, Tensor
 
 
 class ModelFile(Protocol):

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.gguf import GGUFFile, Tensor
+from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
 

@@ -121,3 +121,17 @@ def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) ->
         for start in range(0, len(items), batch):
             results += pool.map(function, items[start : start + batch])
     return results
+
+
+def checked(found: bytes | memoryview, storage: Storage, offset: int, n: int) -> bytes | memoryview:
+    """What was read, if it is all that was asked for.
+
+    Raises:
+        InputError: it is shorter or longer.
+    """
+    if len(found) != n:
+        raise InputError(
+            f"{storage.name}: byte {offset}: {len(found)} bytes came instead of {n};"
+            " the file may have changed while it was read"
+        )
+    return found

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggufnorm.errors import GGUFError
-from ggufnorm.formats import gguf
+from ggufnorm.formats import gguf_header
 from ggufnorm.formats.gguf import GGUFFile
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
@@ -306,11 +306,11 @@ def fuzz(n: int, seed: int) -> Findings:
     """Examine ``n`` damaged files."""
     found = Findings()
     first_reads = random.Random(seed)
-    normal = gguf._FIRST_READ
+    normal = gguf_header._FIRST_READ
     tracemalloc.start()
     try:
         for case, data in enumerate(damaged(n, seed)):
-            gguf._FIRST_READ = first_reads.choice((normal, normal, 1, 100))
+            gguf_header._FIRST_READ = first_reads.choice((normal, normal, 1, 100))
             tracemalloc.reset_peak()
             before, start = tracemalloc.get_traced_memory()[0], time.process_time()
             try:
@@ -329,7 +329,7 @@ def fuzz(n: int, seed: int) -> Findings:
                 found.failures.append((case, f"took {n_bytes:,} bytes", data))
     finally:
         tracemalloc.stop()
-        gguf._FIRST_READ = normal
+        gguf_header._FIRST_READ = normal
     return found
 
 

@@ -9,7 +9,8 @@ from gguf.constants import MODEL_ARCH_NAMES, Keys
 
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.model import NormSite, Skipped
-from ggufnorm.formats.gguf import Metadata, Tensor
+from ggufnorm.formats.gguf import Metadata
+from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import PROJECTOR_NORMS, encoder_parameters, projector_type
 from ggufnorm.formats.naming.language import language_parameters
