@@ -19,8 +19,8 @@ import pytest
 
 import ggufnorm
 from ggufnorm.attribution import measure, patch, run
-from ggufnorm.attribution.measure import block_of, role_of
 from ggufnorm.attribution.patch import Patcher, most_side_by_side, side_by_side
+from ggufnorm.attribution.tensors import block_of, role_of
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
 from ggufnorm.engines.child import Emit, Task

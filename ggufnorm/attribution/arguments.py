@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 
-from ggufnorm.attribution.measure import block_of
+from ggufnorm.attribution.tensors import block_of
 
 
 def compressed(types: Mapping[str, str]) -> tuple[str, ...]:

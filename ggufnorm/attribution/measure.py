@@ -10,56 +10,46 @@ together without the later ones undoing the earlier.
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from ggufnorm.attribution.assemble import Measured, Norm, restored
 from ggufnorm.attribution.capture import Capture
 from ggufnorm.attribution.patch import Array, Patcher, side_by_side
-from ggufnorm.comparison.assemble import StatedNorm, stated_norm
+from ggufnorm.attribution.tensors import block_of, odd_norms, role_of, same_bytes
+from ggufnorm.comparison.assemble import stated_norm
 from ggufnorm.comparison.measure import (
     chunk_batches,
     count_chunks,
     predicts,
-    side_facts,
 )
 from ggufnorm.core.attribution import (
     AttributionReport,
     KldSum,
-    Restoration,
-    Share,
-    Unmeasured,
-    attribution_verdict,
     costly,
     mean_kld,
-    total_of,
 )
-from ggufnorm.core.drift import ModelFacts, RunCost, RunFacts
+from ggufnorm.core.drift import RunCost
 from ggufnorm.core.logits import kl_divergences
 from ggufnorm.core.metrics import DifferenceSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import Emit, peak_memory
-from ggufnorm.engines.llama.binding import add_to_node, engine_version, write_node
-from ggufnorm.engines.llama.graph import Graph, NormPlan
+from ggufnorm.engines.llama.binding import add_to_node, write_node
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
 from ggufnorm.engines.llama.walk import Lane, Lockstep
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
-from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.formats.naming import layer_of
 
 REFERENCE, PINNED = 0, 1
 """The lanes of the walk."""
-
-T = TypeVar("T")
 
 _MOST_VALUES = 1 << 28
 """Values kept of a chunk at a time: 1 GiB."""
@@ -90,15 +80,6 @@ class Patch:
 
 FREE = Patch("", (), restores=True)
 """The model under test left alone."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm whose input is to be restored."""
-
-    plan: NormPlan
-    stated: StatedNorm
-    input_key: str
 
 
 class _Run:
@@ -162,7 +143,24 @@ class _Run:
         singles = self._singles(groups)
         if singles:
             self._measure([self._patch(name, (name,)) for name in singles], {})
-        return self._report(norms, groups)
+        return Measured(
+            job=self.job,
+            options=self.options,
+            files=self.files,
+            sites=self.sites,
+            differing=self.differing,
+            groups=groups,
+            norms=norms,
+            klds=self.klds,
+            free=self.free,
+            local=self.local,
+            n_text_tokens=len(self.tokens),
+            n_chunks_planned=self.n_planned,
+            cut=self.cut,
+            interrupted=self.stop.is_set(),
+            skipped=self._skipped(),
+            cost=self._cost(),
+        ).report()
 
     def _plan(self) -> float:
         """Learn the graphs of both lanes; the seconds that a chunk's decode takes."""
@@ -216,7 +214,7 @@ class _Run:
     def differing(self) -> tuple[str, ...]:
         """Tensors that are read in both graphs and compute something else in each."""
         read = {s.tensor for lane in self.lanes for g in lane.graphs for s in g.stops}
-        odd = _odd_norms(*(lane.graphs for lane in self.lanes))
+        odd = odd_norms(*(lane.graphs for lane in self.lanes))
         a, b = self.files
         return tuple(
             name
@@ -409,130 +407,9 @@ class _Run:
                    "run": self.done, "tokens": self.n_ctx,
                    "seconds": time.monotonic() - self.running})  # fmt: skip
 
-    # -- the report ---------------------------------------------------------------------
-
-    def _report(
-        self, norms: Sequence[Norm], groups: Mapping[str, tuple[str, ...]]
-    ) -> AttributionReport:
-        measured = {name: self._share(name, group) for name, group in groups.items()
-                    if name in self.klds}  # fmt: skip
-        layers: tuple[Share, ...] = ()
-        shares = tuple(measured.values())
-        if self.job["by"] == "tensor":
-            layers = shares
-            tensors = [t for t in self.differing if t in self.klds]
-            alone = {g[0]: name for name, g in groups.items() if len(g) == 1 and name in measured}
-            shares = tuple(self._share(t, (t,)) for t in tensors)
-            shares += tuple(measured[name] for t, name in alone.items() if t not in tensors)
-        shares = tuple(sorted(shares, key=lambda s: -(s.kld or 0.0)))
-        free = mean_kld(self.free, self.free)
-        sum_of_shares = total_of([s.share for s in shares])
-        sum_of_layers = total_of([s.share for s in layers])
-        unmeasured = self._unmeasured(shares)
-        left = _left(layers, shares) if unmeasured else None
-        restorations = tuple(
-            self._restoration(n) for n in norms if _restored(n.input_key) in self.klds
-        )
-        return AttributionReport(
-            reference=from_plain(ModelFacts, self.job["reference"]),
-            quant=from_plain(ModelFacts, self.job["quant"]),
-            by=self.job["by"],
-            total_kld=free.kld,
-            total_kld_se=free.se,
-            n_tokens=free.n_tokens,
-            shares=shares,
-            layers=layers,
-            sum_of_shares=sum_of_shares,
-            sum_of_layers=sum_of_layers,
-            unmeasured=unmeasured,
-            unmeasured_share=left,
-            restorations=restorations,
-            interrupted=self.stop.is_set(),
-            verdict=attribution_verdict(free.kld, shares, sum_of_shares, left, restorations),
-            skipped=self._skipped(),
-            run=RunFacts(
-                engine=engine_version(),
-                text=self.job["text_name"],
-                n_text_tokens=len(self.tokens),
-                n_ctx=self.n_ctx,
-                n_chunks=len(self.free.chunks),
-                n_chunks_planned=self.n_planned,
-                n_threads=self.options.n_threads,
-                n_gpu_layers=self.options.n_gpu_layers,
-                reference=side_facts(self.options),
-                quant=side_facts(self.options),
-            ),
-            cost=self._cost(),
-        )
-
     def _cost(self) -> RunCost:
         seconds = time.monotonic() - self.running
         return RunCost(seconds, self.done * self.n_ctx / max(seconds, 1e-9), peak_memory())
-
-    def _share(self, name: str, tensors: Sequence[str]) -> Share:
-        found = mean_kld(self.klds[name], self.free)
-        ref, quant = ([file.tensors[t] for t in tensors] for file in self.files)
-        bytes_ref, n_bytes = sum(t.n_bytes for t in ref), sum(t.n_bytes for t in quant)
-        added = bytes_ref - n_bytes
-        locals_ = [e for e in map(self._local_error, tensors) if e is not None]
-        return Share(
-            tensor=tensors[0] if len(tensors) == 1 else None,
-            tensors=tuple(tensors),
-            layer=_common(map(layer_of, tensors)),
-            role=_common(map(role_of, tensors)),
-            dtype=_common(t.dtype for t in quant),
-            dtype_ref=_common(t.dtype for t in ref),
-            kld=found.kld,
-            kld_se=found.se,
-            share=found.share,
-            n_tokens=found.n_tokens,
-            local_rel_l2=max(locals_, default=None),
-            bytes=n_bytes,
-            bytes_ref=bytes_ref,
-            kld_per_mb=found.kld / added * 1e6 if found.kld is not None and added > 0 else None,
-        )
-
-    def _local_error(self, tensor: str) -> float | None:
-        """The largest of the operations that read it."""
-        errors = [self.local[key].result().rel_l2 for key in self.sites.get(tensor, ())]
-        return max((e for e in errors if e is not None), default=None)
-
-    def _unmeasured(self, shares: Sequence[Share]) -> tuple[Unmeasured, ...]:
-        measured = {t for s in shares for t in s.tensors}
-        if not self.job["shares"]:
-            reason = "it was not asked for"
-        else:
-            reason = self.cut or f"its layer is in the {100 * self.job['rest']:g} % that cost least"
-        found = []
-        for name in self.differing:
-            if name in measured:
-                continue
-            ref, quant = (file.tensors[name] for file in self.files)
-            found.append(
-                Unmeasured(
-                    tensor=name,
-                    layer=layer_of(name),
-                    role=role_of(name),
-                    reason=reason if name in self.sites else "its result cannot be replaced",
-                    local_rel_l2=self._local_error(name),
-                    dtype=quant.dtype,
-                    bytes=quant.n_bytes,
-                    bytes_ref=ref.n_bytes,
-                )
-            )
-        return tuple(found)
-
-    def _restoration(self, norm: Norm) -> Restoration:
-        found = mean_kld(self.klds[_restored(norm.input_key)], self.free)
-        return Restoration(
-            tensor=norm.plan.weight,
-            node=norm.input_key,
-            layer=norm.stated.layer,
-            role=norm.stated.role,
-            kld=found.kld,
-            kld_se=found.se,
-            share=found.share,
-        )
 
     def _skipped(self) -> tuple[Skipped, ...]:
         found = [s for lane in self.lanes for graph in lane.graphs for s in graph.skipped]
@@ -547,67 +424,4 @@ def _pass(_stop: int, _address: int) -> bool:
 def _restorations(norms: Iterable[Norm]) -> list[Patch]:
     """One run for each node that norms read."""
     keys = dict.fromkeys(n.input_key for n in norms)
-    return [Patch(_restored(key), (key,), restores=True) for key in keys]
-
-
-def _restored(key: str) -> str:
-    return f"restored {key}"
-
-
-def _odd_norms(ref: Sequence[Graph], quant: Sequence[Graph]) -> set[str]:
-    """Tensors of norms that run with another formula or epsilon."""
-    pairs = zip(ref, quant, strict=True)
-    found: set[str] = set()
-    for a, b in pairs:
-        plans = {plan.key: plan for plan in a.norms}
-        for plan in b.norms:
-            other = plans.get(plan.key)
-            if other and (other.kind, other.epsilon) != (plan.kind, plan.epsilon):
-                found |= {name for name in (plan.weight, plan.bias) if name}
-    return found
-
-
-_PART = 1 << 24
-"""Bytes compared at a time."""
-
-
-def same_bytes(a: ModelFile, b: ModelFile, name: str) -> bool:
-    """Whether two files hold a tensor in the same type, shape and bytes."""
-    x, y = a.tensors[name], b.tensors[name]
-    if (x.dtype, x.shape) != (y.dtype, y.shape):
-        return False
-    parts = ((at, min(_PART, x.n_bytes - at)) for at in range(0, x.n_bytes, _PART))
-    return all(a.read_part(name, *p) == b.read_part(name, *p) for p in parts)
-
-
-_BLOCK = re.compile(r"^(.*?\.\d+)\.")
-
-
-def block_of(tensor: str) -> str:
-    """``blk.3`` for a tensor of that block; outside the blocks its own name."""
-    found = _BLOCK.match(tensor)
-    return found[1] if found else tensor
-
-
-def role_of(tensor: str) -> str:
-    """A tensor's name without its block: ``attn_q``, ``attn_q.bias``."""
-    return _BLOCK.sub("", tensor).removesuffix(".weight")
-
-
-def _common(values: Iterable[T]) -> T | None:
-    """What all have in common, None if they differ."""
-    distinct = set(values)
-    return distinct.pop() if len(distinct) == 1 else None
-
-
-def _left(layers: Sequence[Share], shares: Sequence[Share]) -> float | None:
-    """What the layers' shares leave for tensors that were not measured by themselves."""
-    if not layers:
-        return None
-    single = {s.tensors[0]: s.share or 0.0 for s in shares}
-    left = 0.0
-    for layer in layers:
-        missing = [t for t in layer.tensors if t not in single]
-        if missing:
-            left += max(0.0, (layer.share or 0.0) - sum(single.get(t, 0.0) for t in layer.tensors))
-    return left
+    return [Patch(restored(key), (key,), restores=True) for key in keys]

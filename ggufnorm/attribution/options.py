@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ggufnorm.attribution.measure import role_of
+from ggufnorm.attribution.tensors import role_of
 from ggufnorm.core.recipe import Anchor, Option, scaled_kld
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ggufnorm.attribution.arguments import compressed
-from ggufnorm.attribution.measure import role_of
 from ggufnorm.attribution.options import Tried, options_of
 from ggufnorm.attribution.run import check_arguments, run_job
+from ggufnorm.attribution.tensors import role_of
 from ggufnorm.comparison.run import Progress, SideOptions, check_same_network, progress_of
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.drift import RunCost
