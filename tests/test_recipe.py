@@ -376,7 +376,7 @@ def test_nothing_is_left_after_an_error(
     def fail(*_arguments: Any) -> None:
         raise EngineError("llama.cpp crashed (SIGSEGV)")
 
-    monkeypatch.setattr(module._Work, "_uniform", fail)
+    monkeypatch.setattr(module.Work, "_uniform", fail)
     out = tmp_path / "out" / "new.gguf"
     out.parent.mkdir()
     with pytest.raises(EngineError, match="SIGSEGV"):
