@@ -46,6 +46,7 @@ from ggufnorm.core.frameworks import (
     Cause,
     EngineComparison,
     FirstWrong,
+    FoldedNorm,
     FrameworksReport,
     RunSide,
     SiteComparison,
@@ -396,6 +397,22 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         status="mistake",
         causes=(cause,),
     )
+    kept = FoldedNorm(
+        norm=f"{name}.bn",
+        layer=f"{name}.conv",
+        op="Conv",
+        side="after",
+        status="kept",
+        weight_error=0.0,
+        bias_error=None,
+        weight_allowed=1e-5,
+        bias_allowed=1e-5,
+        epsilon=1e-5,
+        epsilon_applied=1e-3,
+        cause=None,
+        message="",
+        of=None,
+    )
     first = FirstWrong(f"{name}.1", None, "norm", name, f"{name} is wrong", ("elsewhere",))
     good = EngineComparison(
         engine=RunSide(f"{name}.onnx", "onnxruntime 1", 2, 0.0),
@@ -419,6 +436,8 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         first_wrong=first,
         verdict=f"First wrong at {name}.",
         skipped=(Skipped(name, "is of another shape"),),
+        folds=(kept, replace(kept, status="mistake", cause="epsilon", message=f"{name} is off")),
+        result=far,
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
     return FrameworksReport(side, (good, bad), f"{name}.txt", 31)

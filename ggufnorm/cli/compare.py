@@ -46,7 +46,7 @@ _TRACES_ONLY = (
 )
 @click.option(
     "--max-rel", type=click.FloatRange(min=0),
-    help="Exit 1 if a norm's result (relative L2) is further off.",
+    help="Exit 1 if a norm's result or the model's (relative L2) is further off.",
 )  # fmt: skip
 @engine_options
 @side_options({"": "of the model"})

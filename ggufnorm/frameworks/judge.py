@@ -251,15 +251,15 @@ def _why(causes: Sequence[Cause]) -> str:
 
 
 def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float) -> str:
-    """All of it in a sentence or two."""
-    if not sites:
-        return "No norm could be compared."
+    """All of it in a sentence or two; empty without sites, if nothing is wrong."""
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
         where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
         others = sum(s.status == "mistake" for s in sites) - (wrong.where == "norm")
         more = f" {others} more of {n} are wrong by themselves." if others else ""
         return f"First wrong at {wrong.key}{where}: {wrong.reason}.{more}"
+    if not sites:
+        return ""
     worst = max(sites, key=lambda s: s.output.rel_l2 or 0.0)
     size = f"{_number(worst.output.rel_l2)} at {worst.key}"
     harmless = [s for s in sites if s.status == "harmless"]

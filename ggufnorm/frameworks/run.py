@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import (
     EngineComparison,
+    FirstWrong,
     FrameworksReport,
     RunSide,
+    SiteComparison,
     TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
+from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
+from ggufnorm.frameworks.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
 from ggufnorm.samples import default_text
@@ -207,7 +211,11 @@ def _side(run: ObservedRun) -> RunSide:
 def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineComparison:
     engine = runs.found[location]
     joined = _join(source, engine, location)
-    if not joined.pairs:
+    both = (kind_of(source.location), kind_of(location))
+    folds = find_folds(source.location, location) if both == ("onnx", "onnx") else Folds()
+    if not source.norms and not folds.found:
+        raise InputError(f"{source.location}: it has no norm that can be compared")
+    if not joined.pairs and not folds.found:
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
             f" {len(source.norms)} of {source.location}: they are not one network"
@@ -215,7 +223,9 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     judge = Judge(_short(source), _short(engine), engine.rounding, weights)
     sites = judge.sites(joined.pairs)
-    wrong = first_wrong(sites, _short(engine))
+    wrong = _earlier(first_wrong(sites, _short(engine)), sites, folds)
+    told = {fold.norm for fold in folds.found}
+    skipped = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, runs.tokens)
     return EngineComparison(
         engine=_side(engine),
@@ -225,9 +235,27 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
         logits=logits,
         tokenizer=_tokenizer(runs) if kind_of(location) is None else None,
         first_wrong=wrong,
-        verdict=verdict(sites, wrong, engine.rounding),
-        skipped=(*source.skipped, *engine.skipped, *joined.skipped, *why_not),
+        verdict=f"{verdict(sites, wrong, engine.rounding)} {folds_sentence(folds, wrong)}".strip(),
+        skipped=(*(s for s in skipped if s.what not in told), *why_not),
+        folds=folds.found,
+        result=_result(source, engine),
     )
+
+
+def _earlier(
+    wrong: FirstWrong | None, sites: Sequence[SiteComparison], folds: Folds
+) -> FirstWrong | None:
+    """Of a wrong site and a wrong fold the one that the source's graph has first."""
+    fold = first_wrong_fold(folds)
+    if wrong is None or fold is None:
+        return wrong or fold
+    name = next(s.source.name for s in sites if s.key == wrong.key)
+    return wrong if folds.places[name] < folds.places[fold.key] else fold
+
+
+def _result(source: ObservedRun, engine: ObservedRun) -> Difference | None:
+    a, b = source.result, engine.result
+    return difference(a, b) if a is not None and b is not None and a.shape == b.shape else None
 
 
 _NAMES = {

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
-from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.report.frameworks import (
+    COLUMNS,
+    FOLD_COLUMNS,
+    FOLD_LEFT,
+    LEFT,
+    fold_row,
+    frameworks_title,
+    notes,
+    site_row,
+)
 from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, skipped_section
 from ggufnorm.report.text import number, printable
 
@@ -26,7 +35,7 @@ def _outline(report: FrameworksReport, comparison: EngineComparison) -> Outline:
         figures=tuple(_figures(comparison)),
         sections=(
             *_notes(comparison),
-            Section("Norms", table=_table(comparison)),
+            *_tables(comparison),
             *skipped_section(skipped),
         ),
     )
@@ -36,8 +45,9 @@ def _figures(comparison: EngineComparison) -> Iterator[Figure]:
     sites = comparison.sites
     largest = max((s.output.rel_l2 or 0.0 for s in sites), default=None)
     yield Figure("Largest difference", number(largest, 2), "of a norm's result, relative L2")
-    wrong = sum(s.status == "mistake" for s in sites)
-    yield Figure("Norms that are wrong", f"{wrong} of {len(sites)}")
+    statuses: list[str] = [*(s.status for s in sites), *(f.status for f in comparison.folds)]
+    wrong = statuses.count("mistake")
+    yield Figure("Norms that are wrong", f"{wrong} of {len(statuses)}")
     if comparison.logits is not None:
         value = f"{number(comparison.logits.mean_kld)} nats"
         yield Figure("KL divergence", value, f"{comparison.logits.n_tokens:,} positions")
@@ -48,7 +58,12 @@ def _notes(comparison: EngineComparison) -> tuple[Section, ...]:
     return (Section("What differs", lines=lines),) if lines else ()
 
 
-def _table(comparison: EngineComparison) -> Table:
-    rows = tuple(dict(zip(COLUMNS, site_row(s), strict=True)) for s in comparison.sites)
-    wrong = [i for i, s in enumerate(comparison.sites) if s.status in ("mistake", "before")]
-    return Table(rows, left=LEFT, marked=frozenset(wrong))
+def _tables(comparison: EngineComparison) -> Iterator[Section]:
+    if comparison.sites:
+        rows = tuple(dict(zip(COLUMNS, site_row(s), strict=True)) for s in comparison.sites)
+        wrong = [i for i, s in enumerate(comparison.sites) if s.status in ("mistake", "before")]
+        yield Section("Norms", table=Table(rows, left=LEFT, marked=frozenset(wrong)))
+    if comparison.folds:
+        rows = tuple(dict(zip(FOLD_COLUMNS, fold_row(f), strict=True)) for f in comparison.folds)
+        wrong = [i for i, f in enumerate(comparison.folds) if f.status == "mistake"]
+        yield Section("Batch norms", table=Table(rows, left=FOLD_LEFT, marked=frozenset(wrong)))

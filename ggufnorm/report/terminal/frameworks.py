@@ -9,7 +9,16 @@ from rich.padding import Padding
 from rich.text import Text
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteStatus
-from ggufnorm.report.frameworks import COLUMNS, LEFT, frameworks_title, notes, site_row
+from ggufnorm.report.frameworks import (
+    COLUMNS,
+    FOLD_COLUMNS,
+    FOLD_LEFT,
+    LEFT,
+    fold_row,
+    frameworks_title,
+    notes,
+    site_row,
+)
 from ggufnorm.report.terminal.common import cells, new_table, skipped_lines
 from ggufnorm.report.text import printable
 
@@ -34,12 +43,7 @@ def frameworks_parts(report: FrameworksReport) -> Iterable[RenderableType]:
 def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
     style = "bold red" if comparison.first_wrong else "bold"
     yield Text(printable(comparison.verdict), style=style)
-    yield ""
-    # The source's names would not fit; they are in JSON and Markdown.
-    table = new_table(*COLUMNS[:-1], left=LEFT)
-    for site in comparison.sites:
-        table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
-    yield table
+    yield from _tables(comparison)
     told = list(notes(comparison))
     if told:
         yield ""
@@ -48,3 +52,18 @@ def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
     if len(told) > _MOST_NOTES:
         yield Text(f"  … and {len(told) - _MOST_NOTES} more (see --format json)")
     yield from skipped_lines(comparison.skipped)
+
+
+def _tables(comparison: EngineComparison) -> Iterator[RenderableType]:
+    if comparison.sites:
+        # The source's names would not fit; they are in JSON and Markdown.
+        table = new_table(*COLUMNS[:-1], left=LEFT)
+        for site in comparison.sites:
+            table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
+        yield from ("", table)
+    if comparison.folds:
+        table = new_table(*FOLD_COLUMNS, left=FOLD_LEFT)
+        for fold in comparison.folds:
+            style = "bold red" if fold.status == "mistake" else ""
+            table.add_row(*cells(fold_row(fold)), style=style)
+        yield from ("", table)
