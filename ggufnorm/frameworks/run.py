@@ -167,7 +167,8 @@ class _Runs:
         if self.check_memory:
             _require_room(folder)
         model = HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
-        self.checkpoint_ids = model.tokenize(self.text)
+        tokenizer = model.tokenizer
+        self.checkpoint_ids = None if tokenizer is None else tokenizer.ids(self.text)
         if self.tokens is None:
             self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
         return model.run(self.tokens)

@@ -97,6 +97,13 @@ class OnnxModel:
         except KeyError:
             return 0
 
+    def files(self) -> Iterator[Path]:
+        """The file itself, and those in its folder that hold weights of it."""
+        yield Path(self.path)
+        entries = (e for t in self._initializers.values() for e in t.external_data)
+        names = sorted({e.value for e in entries if e.key == "location"})
+        yield from (path for n in names if (path := self._folder / Path(n).name).is_file())
+
     def matrices(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """Name, element type and shape of all initializers of two dimensions or more."""
         for name, t in self._initializers.items():

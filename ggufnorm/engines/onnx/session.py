@@ -177,7 +177,7 @@ class OnnxSession:
             if isinstance(size, int) and size != n:
                 raise InputError(
                     f"{self.model.path}: its input {wanted.name} takes {size} tokens, not {n}:"
-                    f" give --tokens {size}"
+                    f" give --tokens {size} (trace: -c {size})"
                 )
         made: Mapping[str, NDArray[Any]] = {
             "ids": tokens,
