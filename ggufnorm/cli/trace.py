@@ -39,6 +39,10 @@ from ggufnorm.cli.progress import progress_bar
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python files that a checkpoint brings."
 )
+@click.option(
+    "--ids", "ids_file", type=click.Path(path_type=Path),
+    help="Run the token ids of this trace or list, not a text (hf: and ONNX).",
+)  # fmt: skip
 @click.option("--no-logits", is_flag=True, help="Leave out the logits of the scored positions.")
 def command(
     models: tuple[str, ...],
@@ -53,6 +57,7 @@ def command(
     budget: int | None,
     dtype: Literal["f32", "f16"],
     trust_remote_code: bool,
+    ids_file: Path | None,
     no_logits: bool,
     **side: Any,
 ) -> None:
@@ -72,9 +77,11 @@ def command(
         _refuse_engine_options(gpu_layers, side, "hf:FOLDER" if kind == "hf" else "ONNX")
     if trust_remote_code and kind != "hf":
         raise click.UsageError("--trust-remote-code goes with hf:FOLDER only")
+    if ids_file is not None and (kind is None or text_file is not None):
+        raise click.UsageError(f"--ids does not go with {'-f' if kind else 'a GGUF model'}")
     common: dict[str, Any] = {
         "text": None if text_file is None else read_text(text_file),
-        "text_name": str(text_file),
+        "text_name": str(ids_file or text_file),
         "n_ctx": ctx_size,
         "chunks": chunks,
         "n_threads": threads,
@@ -82,6 +89,10 @@ def command(
         "dtype": dtype,
         "budget": budget,
     }
+    if ids_file is not None:
+        from ggufnorm.tracing.ids import read_ids
+
+        common["ids"] = read_ids(ids_file)
     with progress_bar("trace") as show:
         if kind == "hf":
             from ggufnorm.tracing.hf import trace_checkpoint

@@ -67,6 +67,16 @@ class Tokenizer:
             return None
         return cls(inner)
 
+    @classmethod
+    def beside(cls, model: str | os.PathLike[str]) -> Tokenizer | None:
+        """The tokenizer in a model file's folder or in the one above; None if neither has one.
+
+        Raises:
+            EngineMissingError: there is one, and transformers is not installed.
+        """
+        folder = Path(model).resolve().parent
+        return cls.of(folder) or cls.of(folder.parent)
+
     def ids(self, text: str) -> Tokens:
         """Ids of a text."""
         with quiet():

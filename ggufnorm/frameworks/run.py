@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import psutil
@@ -23,12 +24,16 @@ from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
-from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
+from ggufnorm.engines.tokenizer import Tokenizer
+from ggufnorm.errors import ConfigError, EngineMissingError, InputError, MemoryLimitError, TextError
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 from ggufnorm.frameworks.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
 from ggufnorm.samples import default_text
+
+if TYPE_CHECKING:
+    from ggufnorm.engines.onnx.session import OnnxSession
 
 Tokens = NDArray[np.int32]
 Kind = Literal["hf", "onnx"]
@@ -68,7 +73,8 @@ def compare_frameworks(
     """Run a model in its source framework and in engines, and say where they first part.
 
     All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
-    checkpoint's. Where both have one and they disagree, the report says so.
+    checkpoint's, or of one beside an ONNX file. Without any, ids are random, the same each
+    time. Where file and checkpoint have one and they disagree, the report says so.
 
     Args:
         source: right by definition: ``hf:FOLDER`` or ``hf:org/repo`` (run by Transformers),
@@ -107,7 +113,7 @@ def compare_frameworks(
     return FrameworksReport(
         source=_side(reference),
         comparisons=tuple(_compare(reference, engine, run) for engine in engines),
-        text=text_name,
+        text="random token ids" if run.tokens_are_random else text_name,
         n_tokens=len(run.tokens),
     )
 
@@ -135,6 +141,7 @@ class _Runs:
         self.tokens: Tokens | None = None
         self.checkpoint_ids: Tokens | None = None
         self.tokens_are_the_file_s = False
+        self.tokens_are_random = False
 
     def add(self, location: str) -> None:
         kind = kind_of(location)
@@ -170,24 +177,32 @@ class _Runs:
         tokenizer = model.tokenizer
         self.checkpoint_ids = None if tokenizer is None else tokenizer.ids(self.text)
         if self.tokens is None:
-            self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
+            self.tokens = self._ids(self.checkpoint_ids, lambda: model.n_vocab)
         return model.run(self.tokens)
 
-    def _ids(self, ids: Tokens | None, n_vocab: int) -> Tokens:
+    def _ids(self, ids: Tokens | None, n_vocab: Callable[[], int]) -> Tokens:
         """The text's ids, or without a tokenizer any."""
         if ids is not None and len(ids) >= MIN_TOKENS:
             return ids[: self.n_tokens]
+        self.tokens_are_random = True
         rng = np.random.default_rng(0)
-        return rng.integers(0, n_vocab, self.n_tokens).astype(np.int32)
+        return rng.integers(0, n_vocab(), self.n_tokens).astype(np.int32)
 
     def _onnx(self, location: str) -> ObservedRun:
         from ggufnorm.engines.onnx.session import OnnxSession
 
         session = OnnxSession(location, n_threads=self.n_threads)
         if self.tokens is None:
-            n_vocab = session.n_vocab if session.takes_tokens else 1
-            self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
+            self.tokens = self._onnx_ids(location, session) if session.takes_tokens else _NO_TOKENS
         return session.run(self.tokens)
+
+    def _onnx_ids(self, location: str, session: OnnxSession) -> Tokens:
+        """The text's ids where a tokenizer lies beside the model and can be run."""
+        tokenizer = None
+        with suppress(EngineMissingError):
+            tokenizer = Tokenizer.beside(location)
+        ids = None if tokenizer is None else tokenizer.ids(self.text)
+        return self._ids(ids, lambda: session.n_vocab)
 
 
 def _require_room(folder: Path) -> None:

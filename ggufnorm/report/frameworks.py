@@ -13,7 +13,9 @@ from ggufnorm.core.frameworks import (
 from ggufnorm.report.text import counted, number, printable
 
 COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Offset", "Input", "Output", "Own", "Status",
-           "Source")  # fmt: skip
+           "Cosine", "Ratio", "Source")  # fmt: skip
+NARROW = COLUMNS[:-3]
+"""Those that a terminal has room for."""
 LEFT = ("Norm", "Kind", "Status", "Source")
 
 
@@ -40,6 +42,8 @@ def site_row(site: SiteComparison) -> tuple[str, ...]:
         number(site.output.rel_l2, 2),
         number(site.local, 2),
         site.status,
+        "–" if site.output.cosine is None else f"{site.output.cosine:.5f}",
+        "–" if site.output.rms_ratio is None else f"{site.output.rms_ratio:.3f}",
         printable(s.name),
     )
 
@@ -79,12 +83,6 @@ def notes(comparison: EngineComparison) -> Iterator[str]:
         yield f"the model's result: off by {number(c.result.rel_l2, 2)} (relative L2)"
     if c.tokenizer is not None:
         yield printable(c.tokenizer.message)
-    if c.logits is not None and c.logits.mean_kld is not None:
-        top1 = "–" if c.logits.same_top1 is None else f"{c.logits.same_top1:.1%}"
-        yield (
-            f"predictions: mean KL divergence {number(c.logits.mean_kld)}, same top token {top1}"
-            f" of {c.logits.n_tokens}"
-        )
     for names, side in ((c.unmatched_source, "the source"), (c.unmatched_engine, "the engine")):
         if names:
             yield printable(f"only in {side}: {', '.join(names)}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ggufnorm.comparison.run import Progress, require_extent
 from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.hf import HFModel
@@ -13,6 +16,8 @@ from ggufnorm.formats.location import checkpoint_folder
 from ggufnorm.samples import text_to_run
 from ggufnorm.tracing.observed import Observed, Plan, files_facts, write_trace
 
+Tokens = NDArray[np.int32]
+
 
 def trace_checkpoint(
     folder: str,
@@ -20,6 +25,7 @@ def trace_checkpoint(
     *,
     text: str | None = None,
     text_name: str = "given text",
+    ids: Tokens | None = None,
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
@@ -36,7 +42,8 @@ def trace_checkpoint(
             huggingface_hub's cache.
         out: the trace to write; it appears only when it is complete.
         text: what to run; None for the bundled text.
-        text_name: how a report calls it.
+        text_name: how a report calls it, or the ids.
+        ids: token ids to run in the place of a text; no tokenizer is needed.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
         chunks: run at most so many; None for the whole text.
         n_threads: CPU threads; None for all.
@@ -58,11 +65,13 @@ def trace_checkpoint(
     """
     require_extent(n_ctx, chunks)
     plan = Plan(n_ctx, chunks, logits, dtype, budget)
-    text, text_name = text_to_run(text, text_name)
     path = checkpoint_folder(folder)
     model = HFModel(path, n_threads=n_threads, trust_remote_code=trust_remote_code)
-    if model.tokenizer is None:
-        raise InputError(f"{path}: no tokenizer that loads: a trace needs one")
+    if ids is None:
+        text, text_name = text_to_run(text, text_name)
+        if model.tokenizer is None:
+            raise InputError(f"{path}: no tokenizer that loads: a trace needs one, or --ids")
+        ids = model.tokenizer.ids(text)
     files = [*sorted(path.glob("*.safetensors")), path / "config.json"]
     observed = Observed(
         path=path,
@@ -73,5 +82,4 @@ def trace_checkpoint(
         tokenizer=model.tokenizer,
         run=model.run,
     )
-    tokens = model.tokenizer.ids(text)
-    return write_trace(observed, tokens, text_name, out, plan, on_progress)
+    return write_trace(observed, ids, text_name, out, plan, on_progress)

@@ -203,6 +203,8 @@ def _describe(
     )
     used = np.unique(tokens[: n_chunks * n_ctx]).tolist()
     n_vocab = observed.n_vocab() if run.logits is None else run.logits.shape[1]
+    if used[-1] >= n_vocab:
+        raise InputError(f"{observed.path}: token {used[-1]} is not in its vocabulary of {n_vocab}")
     return TraceFacts(
         model=observed.model,
         network=NetworkFacts(
@@ -277,7 +279,7 @@ def _norm(norm: ObservedNorm) -> NormFacts:
         epsilon=norm.formula.epsilon,
         epsilon_metadata=norm.epsilon_stated,
         layer=_layer(norm.name),
-        role=norm.name.rpartition(".")[2],
+        role=norm.name.removesuffix(".weight").rpartition(".")[2],
         groups=norm.formula.groups,
         weight=norm.weight_name,
         bias=norm.bias_name,

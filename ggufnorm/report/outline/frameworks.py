@@ -15,6 +15,7 @@ from ggufnorm.report.frameworks import (
     notes,
     site_row,
 )
+from ggufnorm.report.outline.drift import predictions_section
 from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, skipped_section
 from ggufnorm.report.text import number, printable
 
@@ -36,6 +37,7 @@ def _outline(report: FrameworksReport, comparison: EngineComparison) -> Outline:
         sections=(
             *_notes(comparison),
             *_tables(comparison),
+            *predictions_section(comparison.logits),
             *skipped_section(skipped),
         ),
     )

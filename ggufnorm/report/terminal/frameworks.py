@@ -10,16 +10,17 @@ from rich.text import Text
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteStatus
 from ggufnorm.report.frameworks import (
-    COLUMNS,
     FOLD_COLUMNS,
     FOLD_LEFT,
     LEFT,
+    NARROW,
     fold_row,
     frameworks_title,
     notes,
     site_row,
 )
 from ggufnorm.report.terminal.common import cells, new_table, skipped_lines
+from ggufnorm.report.terminal.drift import logit_table
 from ggufnorm.report.text import printable
 
 _STYLES: dict[SiteStatus, str] = {
@@ -51,15 +52,18 @@ def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
         yield Padding(Text(line), (0, 0, 0, 2))
     if len(told) > _MOST_NOTES:
         yield Text(f"  … and {len(told) - _MOST_NOTES} more (see --format json)")
+    if comparison.logits is not None:
+        yield Text(f"\nPredictions at {comparison.logits.n_tokens:,} positions", style="bold")
+        yield logit_table(comparison.logits)
     yield from skipped_lines(comparison.skipped)
 
 
 def _tables(comparison: EngineComparison) -> Iterator[RenderableType]:
     if comparison.sites:
-        # The source's names would not fit; they are in JSON and Markdown.
-        table = new_table(*COLUMNS[:-1], left=LEFT)
+        table = new_table(*NARROW, left=LEFT)
         for site in comparison.sites:
-            table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
+            row = site_row(site)[: len(NARROW)]
+            table.add_row(*cells(row), style=_STYLES.get(site.status, ""))
         yield from ("", table)
     if comparison.folds:
         table = new_table(*FOLD_COLUMNS, left=FOLD_LEFT)
