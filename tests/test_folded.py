@@ -373,26 +373,25 @@ def test_a_norm_written_as_product_and_sum_is_read(
     assert by_norm(found)["bn1"].status == ("kept" if gamma == 1 else "mistake")
 
 
-def _two_layers(p: Params, *, norm: bool, bias: bool) -> Any:
-    """A layer, a norm and a layer, nothing between."""
-    x = "x"
-    nodes = []
-    for name, op in (("conv1", "Conv"), ("bn1", "BatchNormalization"), ("conv4", "Conv")):
-        if op == "Conv":
-            inputs = [x, f"{name}.weight"]
-            inputs += [f"{name}.bias"] if name == "conv1" or bias else []
-        elif norm:
-            inputs = [x, *(f"bn1.{part}" for part in ("gamma", "beta", "mean", "var"))]
-        else:
-            continue
+def _row(p: Params, *names: str) -> Any:
+    """Layers and norms in a row, nothing between; a layer has a bias if there is one."""
+    x, nodes = "x", []
+    for name in names:
+        parts = ("weight", "bias") if name.startswith("conv") else ("gamma", "beta", "mean", "var")
+        inputs = [x, *(f"{name}.{part}" for part in parts if f"{name}.{part}" in p)]
+        op = "Conv" if name.startswith("conv") else "BatchNormalization"
         nodes.append(onnx_convs.node(op, inputs, name))
         x = name
     used = {i for n in nodes for i in n.input}
     graph = onnx.helper.make_graph(
         nodes,
-        "two",
-        [onnx.helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
-        [onnx.helper.make_tensor_value_info(x, TensorProto.FLOAT, [1, 8, 4, 4])],
+        "row",
+        [
+            onnx.helper.make_tensor_value_info(
+                "x", TensorProto.FLOAT, [1, 3 if names[0] == "conv1" else 8, 8, 8]
+            )
+        ],
+        [onnx.helper.make_tensor_value_info(x, TensorProto.FLOAT, None)],
         [numpy_helper.from_array(v.astype(np.float32), n) for n, v in p.items() if n in used],
     )
     opsets = [onnx.helper.make_opsetid("", 17)]
@@ -405,15 +404,31 @@ def test_a_norm_between_two_layers_may_be_in_the_second(
 ) -> None:
     p = params()
     p["conv4.weight"] = np.random.default_rng(5).normal(0, 0.2, (8, 8, 3, 3)).astype(np.float32)
-    source = save(_two_layers(p, norm=True, bias=False), tmp_path / "trained.onnx")
+    source = save(_row(p, "conv1", "bn1", "conv4"), tmp_path / "trained.onnx")
     scale, shift = affine(p | {"bn1.mean": p["bn1.mean"] * np.float32(spoilt)}, "bn1")
     wide = p["conv4.weight"].astype(np.float64)
     p["conv4.bias"] = np.einsum("oihw,i->o", wide, shift)
     p["conv4.weight"] = wide * scale[:, None, None]
-    engine = save(_two_layers(p, norm=False, bias=True), tmp_path / "folded.onnx")
+    engine = save(_row(p, "conv1", "conv4"), tmp_path / "folded.onnx")
     (fold,) = compared(source, engine).folds
     assert (fold.status, fold.layer, fold.side) == (status, "conv4.weight", "before")
     assert fold.cause == (None if status == "folded" else "mean")
+
+
+def test_of_two_norms_in_one_layer_the_wrong_one_is_blamed(tmp_path: Path) -> None:
+    p = params()
+    p["conv4.weight"] = np.random.default_rng(5).normal(0, 0.2, (8, 8, 3, 3)).astype(np.float32)
+    source = save(_row(p, "bn1", "conv4", "bn2"), tmp_path / "trained.onnx")
+    scale, shift = affine(p, "bn1")
+    wide = p["conv4.weight"].astype(np.float64)
+    p["conv4.bias"] = np.einsum("oihw,i->o", wide, shift)
+    p["conv4.weight"] = wide * scale[:, None, None]
+    into(p, "conv4", *affine(p | {"bn2.mean": 0 * p["bn2.mean"]}, "bn2"))
+    folds = by_norm(compared(source, save(_row(p, "conv4"), tmp_path / "folded.onnx")))
+    assert {n: (f.status, f.cause) for n, f in folds.items()} == {
+        "bn1": ("folded", None),
+        "bn2": ("mistake", "mean"),
+    }
 
 
 # -- what cannot be told, and the command --------------------------------------------------------

@@ -129,8 +129,8 @@ class FoldedNorm:
         op: ONNX's name of the layer's operation.
         side: on which side of the layer the norm stands.
         status: what became of it.
-        weight_error: relative L2 distance of the layer's weight from what it should be; None
-            where it is not finite.
+        weight_error: relative L2 distance of the layer's weight from what it should be with
+            all norms beside it; None where it is not finite.
         bias_error: the same of the bias, relative to the terms that it is the sum of.
         weight_allowed: most of it that rounding explains.
         bias_allowed: the same of the bias.

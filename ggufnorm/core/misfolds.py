@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ggufnorm.core.folding import BatchNorm, Spot, Step, Values, Wide
+from ggufnorm.core.observed import relative
 
 FoldCause = Literal[
     "epsilon", "gamma", "beta", "mean", "variance", "bias", "elsewhere", "order", "lost",
@@ -57,7 +58,7 @@ def mistakes(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Itera
     yield from _half_done(spot)
     yield from _left_out(spot, weight)
     yield from _misread(spot)
-    yield from _exchanged(spot, others)
+    yield from _exchanged(spot, weight, others)
 
 
 _PARTS: dict[FoldCause, Callable[[BatchNorm], BatchNorm]] = {
@@ -138,13 +139,20 @@ def _half_done(spot: Spot) -> Iterator[Mistake]:
         yield Mistake("bias", message, (weight, shift + plain_bias))
 
 
-def _exchanged(spot: Spot, others: Mapping[str, BatchNorm]) -> Iterator[Mistake]:
-    n = spot.norm
+_ROUGHLY = 0.1
+"""Relative L2 of two scales from which on they are worth no closer look."""
+
+
+def _exchanged(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Iterator[Mistake]:
+    n, scale = spot.norm, _scale(spot, weight)
+    told = np.isfinite(scale)
     for name, other in others.items():
         if name == n.name or other.gamma.size != n.gamma.size:
             continue
-        message = f"is not in its layer, which holds {name}"
-        yield Mistake("elsewhere", message, spot.put(other.step).values(), of=name)
         mixed = replace(n, mean=other.mean, variance=other.variance)
-        message = f"is applied with the mean and the variance of {name}"
-        yield Mistake("elsewhere", message, spot.put(mixed.step).values(), of=name)
+        for norm, message in (
+            (other, f"is not in its layer, which holds {name}"),
+            (mixed, f"is applied with the mean and the variance of {name}"),
+        ):
+            if relative(norm.scale[told], scale[told]) <= _ROUGHLY:
+                yield Mistake("elsewhere", message, spot.put(norm.step).values(), of=name)

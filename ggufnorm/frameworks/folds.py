@@ -22,7 +22,7 @@ from ggufnorm.core.folding import (
     alone,
     spots,
 )
-from ggufnorm.core.frameworks import FirstWrong, FoldedNorm
+from ggufnorm.core.frameworks import FirstWrong, FoldedNorm, FoldStatus
 from ggufnorm.core.misfolds import Mistake, mistakes
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import SAME_FORMULA, relative
@@ -60,10 +60,10 @@ def find_folds(source: str, engine: str) -> Folds:
         InputError: one of them cannot be read.
     """
     model = OnnxModel(source)
+    if not any(node.op_type == ALONE for node in model.nodes):
+        return Folds()
     theirs = read_layers(model)
     norms = {n: i for placed in theirs for n, i in placed.norms.items()}
-    if not norms:
-        return Folds()
     ours = read_layers(OnnxModel(engine))
     apart = {p.layer.name for p in ours if p.layer.op == ALONE}
     pairs, skipped = _pairs([p for one in theirs for p in _apart(one, apart)], ours)
@@ -138,12 +138,12 @@ class _Judge:
         norms = {s.norm.name: s.norm for layer, _e in self.pairs for s in spots(layer)}
         for layer, engine in self.pairs:
             fit = Fit.of(layer, engine)
-            folds = [self._fold(spot, engine, fit, norms) for spot in spots(layer)]
-            explained = any(f.cause not in (None, "values") for f in folds)
-            for fold in folds:
+            folds = [(s, self._fold(s, engine, fit, norms)) for s in spots(layer)]
+            explained = any(f.cause not in (None, "values") for _s, f in folds)
+            for spot, fold in folds:
                 # Of two norms in one layer, the one that explains its values is to blame.
                 blameless = explained and fold.cause == "values"
-                yield replace(fold, status="folded", cause=None) if blameless else fold
+                yield _cleared(fold, spot, engine) if blameless else fold
 
     def _fold(
         self, spot: Spot, engine: Layer, fit: Fit, norms: Mapping[str, BatchNorm]
@@ -253,6 +253,12 @@ class Fit:
             weight_allowed=rounding,
             bias_allowed=rounding + added,
         )
+
+
+def _cleared(fold: FoldedNorm, spot: Spot, engine: Layer) -> FoldedNorm:
+    """The same without blame."""
+    status: FoldStatus = "kept" if _is_kept(spot, engine) else "folded"
+    return replace(fold, status=status, cause=None, message="")
 
 
 def _finite(value: float) -> float | None:

@@ -25,7 +25,9 @@ from ggufnorm.engines.onnx.stored import (
 )
 from ggufnorm.errors import InputError
 
-_PASSED = ("Cast", "Identity", "QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear")
+_PASSED = (
+    "Cast", "Dropout", "Identity", "QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear",
+)  # fmt: skip
 """Operations on activations that leave their values as they are but for rounding."""
 
 

@@ -15,6 +15,8 @@ from ggufnorm.errors import EngineMissingError, InputError
 
 Array = NDArray[np.float32]
 
+_MOST_ELEMENTS = 1 << 28
+"""To how many a constant is expanded, at most: a damaged shape may ask for any number."""
 _DEPTH = 8
 """Operations between an initializer and the place where it is used, at most."""
 
@@ -226,6 +228,13 @@ def _transposed(node: Any, x: NDArray[Any]) -> NDArray[Any]:
     return np.transpose(x, _integers(node, "perm") or None)
 
 
+def _expanded(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    whole = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
+    if np.prod(whole, dtype=float) > _MOST_ELEMENTS:
+        raise ValueError("too large")
+    return np.broadcast_to(x, whole)
+
+
 def _shape_of(node: Any, x: NDArray[Any]) -> NDArray[Any]:
     start, end = attribute(node, "start", 0), attribute(node, "end", x.ndim)
     return np.array(x.shape[int(start) : int(end)], np.int64)
@@ -250,7 +259,7 @@ _FOLDED: dict[str, Any] = {
     "Reshape": _reshaped,
     "Transpose": _transposed,
     "Shape": _shape_of,
-    "Expand": lambda _n, x, shape: np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(shape))),
+    "Expand": _expanded,
     "DequantizeLinear": _dequantize,
 }
 """Operations on constants that stand between what is stored and a norm or a layer."""
