@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 import ggufnorm
 from ggufnorm.cli.main import cli
-from ggufnorm.errors import InputError, MismatchError, TextError
+from ggufnorm.errors import EngineMissingError, InputError, MismatchError, TextError
 from ggufnorm.tracing.onnx import compare_with_onnx, trace_onnx
 from ggufnorm.tracing.reader import Trace
 from tests import framework_models as made
@@ -169,6 +170,16 @@ def test_without_a_tokenizer_random_ids_or_given_ones_are_run(
     assert ran(*words, "--ids", str(listed)).exception is None
     with Trace(out) as third:
         assert third.tokens.tolist() == list(range(16))
+
+
+def test_a_tokenizer_that_cannot_be_run_is_named(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EngineMissingError, match="needs transformers"):
+        trace_onnx(str(model), tmp_path / "out.safetensors", n_ctx=8)
+    done = ran("compare", str(model), str(model), "-t", "1", "--format", "json")
+    assert json.loads(done.stdout)["text"] == "random token ids"
 
 
 def test_norms_of_one_weight_stay_apart(tmp_path: Path) -> None:
