@@ -25,7 +25,7 @@ import transformers
 from gguf.tensor_mapping import get_tensor_name_map
 from onnxruntime.quantization import quantize_dynamic
 
-from ggufnorm.engines.hf import quiet
+from ggufnorm.engines.tokenizer import quiet
 from ggufnorm.frameworks.run import compare_frameworks
 
 

@@ -46,6 +46,7 @@ from ggufnorm.core.frameworks import (
     Cause,
     EngineComparison,
     FirstWrong,
+    FoldedNorm,
     FrameworksReport,
     OperationMatch,
     RunSide,
@@ -398,6 +399,22 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         status="mistake",
         causes=(cause,),
     )
+    kept = FoldedNorm(
+        norm=f"{name}.bn",
+        layer=f"{name}.conv",
+        op="Conv",
+        side="after",
+        status="kept",
+        weight_error=0.0,
+        bias_error=None,
+        weight_allowed=1e-5,
+        bias_allowed=1e-5,
+        epsilon=1e-5,
+        epsilon_applied=1e-3,
+        cause=None,
+        message="",
+        of=None,
+    )
     operation = OperationMatch(name, "ADD", f"{name}.weight", f"{name}: add", 1e-7, "same")
     wrong_operation = WrongOperation(f"{name}.2", "ROPE", None, f"{name} turns halves")
     operations = (
@@ -430,6 +447,8 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         verdict=f"First wrong at {name}.",
         skipped=(Skipped(name, "is of another shape"),),
         operations=operations,
+        folds=(kept, replace(kept, status="mistake", cause="epsilon", message=f"{name} is off")),
+        result=far,
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
     return FrameworksReport(side, (good, bad), f"{name}.txt", 31)

@@ -46,7 +46,7 @@ _TRACES_ONLY = (
 )
 @click.option(
     "--max-rel", type=click.FloatRange(min=0),
-    help="Exit 1 if a norm's result (relative L2) is further off.",
+    help="Exit 1 if a norm's result or the model's (relative L2) is further off.",
 )  # fmt: skip
 @engine_options
 @side_options({"": "of the model"})
@@ -64,8 +64,8 @@ def command(
 ) -> int:
     """Show where QUANT parts from REF, which is right by definition.
 
-    REF and QUANT are two traces, or a trace and a GGUF model, which is run on the tokens of
-    the trace. Only cumulative drift can be told; for an operation's own error give two
+    REF and QUANT are two traces, or a trace and a GGUF or ONNX model, which is run on the
+    tokens of the trace. Only cumulative drift can be told; for an operation's own error give two
     models to drift.
 
     Or REF is the source in another framework, a checkpoint hf:FOLDER or a model.onnx, and
@@ -77,10 +77,24 @@ def command(
     locations = at_least_one(models, hf_repos)
     if any(kind_of(location) for location in locations):
         _refuse(context, _TRACES_ONLY, "hf: and .onnx")
+        if _is_onnx_and_trace(locations):
+            _refuse(context, _ACROSS_ONLY, "traces")
+            ref, quant = locations
+            return _traces(ref, quant, choose_format(fmt, output), output, options)
         return _across(locations, choose_format(fmt, output), output, options)
     _refuse(context, _ACROSS_ONLY, "traces")
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     return _traces(ref, quant, choose_format(fmt, output), output, options)
+
+
+def _is_onnx_and_trace(locations: Sequence[str]) -> bool:
+    from ggufnorm.frameworks.runs import kind_of
+    from ggufnorm.tracing.run import is_model
+
+    others = [location for location in locations if kind_of(location) != "onnx"]
+    if len(locations) != 2 or len(others) != 1 or kind_of(others[0]) is not None:
+        return False
+    return not is_model(others[0])
 
 
 def _refuse(context: click.Context, names: Sequence[str], what: str) -> None:
@@ -118,20 +132,24 @@ def _across(
 
 
 def _traces(ref: str, quant: str, fmt: str, output: Path | None, options: dict[str, Any]) -> int:
+    from ggufnorm.tracing.onnx import compare_with_onnx, is_onnx
     from ggufnorm.tracing.run import compare, is_model
 
     if is_model(ref) and is_model(quant):
         raise click.UsageError(f"both are models: use ggufnorm drift {ref} {quant}")
     with progress_bar("compare") as show:
-        report = compare(
-            ref,
-            quant,
-            n_threads=options["threads"],
-            n_gpu_layers=options["gpu_layers"],
-            options=side_of(options),
-            check_memory=not options["no_memory_check"],
-            on_progress=show,
-        )
+        if is_onnx(ref) or is_onnx(quant):
+            report = compare_with_onnx(ref, quant, n_threads=options["threads"], on_progress=show)
+        else:
+            report = compare(
+                ref,
+                quant,
+                n_threads=options["threads"],
+                n_gpu_layers=options["gpu_layers"],
+                options=side_of(options),
+                check_memory=not options["no_memory_check"],
+                on_progress=show,
+            )
     emit(report, fmt, output)
     if report.run.n_chunks < report.run.n_chunks_planned:
         click.echo("interrupted: the report covers the chunks that were run", err=True)

@@ -226,12 +226,13 @@ def crossed_logits(
 
 
 def crossed_sites(report: FrameworksReport, max_rel: float | None) -> list[str]:
-    """One line per engine with a norm whose result is further off than ``max_rel``."""
+    """One line per engine with a norm's result, or the model's, further off than ``max_rel``."""
     if max_rel is None:
         return []
     lines = []
     for c in report.comparisons:
-        found = [s.output.rel_l2 for s in c.sites]
+        ends = [s.output for s in c.sites] + ([c.result] if c.result else [])
+        found = [d.rel_l2 for d in ends]
         worst = None if None in found else max((f for f in found if f is not None), default=None)
         if worst is None or worst > max_rel:
             what = f"largest difference of {c.engine.location}"

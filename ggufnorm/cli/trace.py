@@ -39,6 +39,10 @@ from ggufnorm.cli.progress import progress_bar
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python files that a checkpoint brings."
 )
+@click.option(
+    "--ids", "ids_file", type=click.Path(path_type=Path),
+    help="Run the token ids of this trace or list, not a text (hf: and ONNX).",
+)  # fmt: skip
 @click.option("--no-logits", is_flag=True, help="Leave out the logits of the scored positions.")
 def command(
     models: tuple[str, ...],
@@ -53,6 +57,7 @@ def command(
     budget: int | None,
     dtype: Literal["f32", "f16"],
     trust_remote_code: bool,
+    ids_file: Path | None,
     no_logits: bool,
     **side: Any,
 ) -> None:
@@ -61,57 +66,63 @@ def command(
     The file can be compared on another machine: with another trace, or with a model.
 
     MODEL may be a checkpoint, hf:FOLDER, which Transformers runs; then its norms, the
-    residual stream and the logits are written.
+    residual stream and the logits are written. Or it is a model.onnx, which ONNX Runtime
+    runs, with a tokenizer beside it or else on random token ids: its norms and the logits.
     """
-    (model,) = all_models(models, hf_repos, "MODEL")
-    text = None if text_file is None else read_text(text_file)
-    if model.startswith("hf:") and not model.startswith("hf://"):
-        _refuse_engine_options(gpu_layers, side)
-        from ggufnorm.tracing.hf import trace_checkpoint
+    from ggufnorm.frameworks.runs import kind_of
 
-        with progress_bar("trace") as show:
+    (model,) = all_models(models, hf_repos, "MODEL")
+    kind = kind_of(model)
+    if kind is not None:
+        _refuse_engine_options(gpu_layers, side, "hf:FOLDER" if kind == "hf" else "ONNX")
+    if trust_remote_code and kind != "hf":
+        raise click.UsageError("--trust-remote-code goes with hf:FOLDER only")
+    if ids_file is not None and (kind is None or text_file is not None):
+        raise click.UsageError(f"--ids does not go with {'-f' if kind else 'a GGUF model'}")
+    common: dict[str, Any] = {
+        "text": None if text_file is None else read_text(text_file),
+        "text_name": str(ids_file or text_file),
+        "n_ctx": ctx_size,
+        "chunks": chunks,
+        "n_threads": threads,
+        "logits": not no_logits,
+        "dtype": dtype,
+        "budget": budget,
+    }
+    if ids_file is not None:
+        from ggufnorm.tracing.ids import read_ids
+
+        common["ids"] = read_ids(ids_file)
+    with progress_bar("trace") as show:
+        if kind == "hf":
+            from ggufnorm.tracing.hf import trace_checkpoint
+
+            folder = model.partition(":")[2]
             trace_checkpoint(
-                model.partition(":")[2],
+                folder, output, **common, trust_remote_code=trust_remote_code, on_progress=show
+            )
+        elif kind == "onnx":
+            from ggufnorm.tracing.onnx import trace_onnx
+
+            trace_onnx(model, output, **common, on_progress=show)
+        else:
+            from ggufnorm.tracing.run import trace
+
+            trace(
+                model,
                 output,
-                text=text,
-                text_name=str(text_file),
-                n_ctx=ctx_size,
-                chunks=chunks,
-                n_threads=threads,
-                logits=not no_logits,
-                dtype=dtype,
-                budget=budget,
-                trust_remote_code=trust_remote_code,
+                **common,
+                n_gpu_layers=gpu_layers,
+                options=side_of(side),
+                check_memory=not no_memory_check,
                 on_progress=show,
             )
-        return
-    if trust_remote_code:
-        raise click.UsageError("--trust-remote-code goes with hf:FOLDER only")
-    from ggufnorm.tracing.run import trace
-
-    with progress_bar("trace") as show:
-        trace(
-            model,
-            output,
-            text=text,
-            text_name=str(text_file),
-            n_ctx=ctx_size,
-            chunks=chunks,
-            n_threads=threads,
-            n_gpu_layers=gpu_layers,
-            options=side_of(side),
-            logits=not no_logits,
-            dtype=dtype,
-            budget=budget,
-            check_memory=not no_memory_check,
-            on_progress=show,
-        )
 
 
-def _refuse_engine_options(gpu_layers: int, side: dict[str, Any]) -> None:
-    """What only llama.cpp knows does not go with a checkpoint."""
+def _refuse_engine_options(gpu_layers: int, side: dict[str, Any], what: str) -> None:
+    """What only llama.cpp knows does not go with another framework."""
     usual = {"flash_attn": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
     given = [n for n, v in side.items() if v not in (usual.get(n), False)]
     if given or gpu_layers:
         name = (given or ["gpu_layers"])[0].replace("_", "-")
-        raise click.UsageError(f"--{name} does not go with hf:FOLDER")
+        raise click.UsageError(f"--{name} does not go with {what}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.folding import Side
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.misfolds import FoldCause
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
@@ -23,11 +25,21 @@ SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "m
 """
 
 CauseKind = Literal[
-    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", Kind
+    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", Kind, FoldCause
 ]  # fmt: skip
 """What is not as in the source. Of a weight's values as in
 :data:`ggufnorm.core.transforms.Kind`; ``weight`` is missing or too much; ``formula``: the engine
-does not compute what it states."""
+does not compute what it states. Of a batch norm as in
+:data:`ggufnorm.core.misfolds.FoldCause`."""
+
+FoldStatus = Literal["folded", "rounded", "kept", "mistake"]
+"""What became of a batch norm of the source:
+
+- ``folded``: it is in the layer beside it, right but for float32 rounding;
+- ``rounded``: so too, but for the rounding of the types that the layer is stored in;
+- ``kept``: the engine's graph still has it, as one operation or as several, and it is right;
+- ``mistake``: it is folded, kept or left out, and another result comes of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,49 @@ class WrongOperation:
 
 
 @dataclass(frozen=True)
+class FoldedNorm:
+    """What became of a batch norm of the source.
+
+    The engine's weight and bias of the layer beside it are compared with those that the
+    source's layer and norm make together.
+
+    Attributes:
+        norm: the source's, by its weight.
+        layer: the engine's layer, by its weight: the one behind which (or before which) the
+            norm stands in the source; the norm itself where it stands beside none.
+        op: ONNX's name of the layer's operation.
+        side: on which side of the layer the norm stands.
+        status: what became of it.
+        weight_error: relative L2 distance of the layer's weight from what it should be with
+            all norms beside it; None where it is not finite.
+        bias_error: the same of the bias, relative to the terms that it is the sum of.
+        weight_allowed: most of it that rounding explains.
+        bias_allowed: the same of the bias.
+        epsilon: the source's.
+        epsilon_applied: that fits, where it is another.
+        cause: what is wrong, None for nothing.
+        message: the same in words that follow the norm's name.
+        of: the norm whose values are there, or the layer that has this one's, of cause
+            ``elsewhere``.
+    """
+
+    norm: str
+    layer: str
+    op: str
+    side: Side
+    status: FoldStatus
+    weight_error: float | None
+    bias_error: float | None
+    weight_allowed: float
+    bias_allowed: float
+    epsilon: float
+    epsilon_applied: float | None
+    cause: FoldCause | None
+    message: str
+    of: str | None
+
+
+@dataclass(frozen=True)
 class FirstWrong:
     """Where an engine first does something else than the source.
 
@@ -159,7 +214,7 @@ class FirstWrong:
         key: of the site, or ``logits``.
         layer: block number, None outside the blocks.
         where: ``norm``: the norm itself; ``before``: what lies between the norms before and
-            its input, or the logits.
+            its input, or the logits; ``fold``: what became of a batch norm.
         after: the last site whose output is still right, None if there is none.
         reason: why, in a sentence.
         causes: kinds of the causes, empty where none is known.
@@ -169,7 +224,7 @@ class FirstWrong:
 
     key: str
     layer: int | None
-    where: Literal["norm", "before"]
+    where: Literal["norm", "before", "fold"]
     after: str | None
     reason: str
     causes: tuple[CauseKind, ...]
@@ -227,6 +282,9 @@ class EngineComparison:
             empty where nothing is, or where that was not looked at.
         verdict: all of it in a sentence or two.
         skipped: what was not compared, and why.
+        folds: the batch norms of the source in the order of its graph, where both are ONNX.
+        result: how far the model's first output is off; None where an engine does not show
+            it, or its shape differs.
     """
 
     engine: RunSide
@@ -239,6 +297,8 @@ class EngineComparison:
     verdict: str
     skipped: tuple[Skipped, ...]
     operations: tuple[OperationMatch, ...] = ()
+    folds: tuple[FoldedNorm, ...] = ()
+    result: Difference | None = None
 
 
 @dataclass(frozen=True)

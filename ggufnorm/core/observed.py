@@ -94,6 +94,7 @@ class ObservedRun:
         rounding: relative rounding of the coarsest type that the model's matrices are
             stored in, or of the engine's own kernels: 0 for float32.
         residuals: of each block, in order; empty where the engine does not show them.
+        result: the model's first output; None where the engine does not show it.
     """
 
     engine: str
@@ -103,6 +104,7 @@ class ObservedRun:
     skipped: tuple[Skipped, ...] = ()
     rounding: float = 0.0
     residuals: tuple[Residual, ...] = ()
+    result: Array | None = None
 
 
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:
@@ -135,7 +137,7 @@ def recompute(formula: Formula, x: Array, weight: Array | None, bias: Array | No
         return np.asarray(y.reshape(x.shape), np.float32)
 
 
-def relative(expected: Array, observed: Array) -> float:
+def relative(expected: NDArray[np.floating], observed: NDArray[np.floating]) -> float:
     """``‖observed - expected‖ / ‖expected‖``; infinite if something is not finite."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         wide = expected.astype(np.float64)

@@ -7,14 +7,11 @@ from large to tiny, and the formula that explains its answers is the one that it
 
 from __future__ import annotations
 
-import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +20,12 @@ from numpy.typing import NDArray
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, applied_formula, by_token
+from ggufnorm.engines.tokenizer import Tokenizer, quiet
 from ggufnorm.errors import EngineMissingError, InputError
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files one of which a tokenizer is made of; without any, Transformers makes up an empty one."""
 _EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
 _PROBE_SIZES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0)
 """RMS of the rows that a norm is given: whatever its epsilon is, some row feels it."""
@@ -53,14 +49,6 @@ def require_torch() -> tuple[Any, Any]:
             ' pip install "ggufnorm[hf]"'
         ) from None
     return torch, transformers
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings of other people's code, which no one here can act on, from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @dataclass(frozen=True)
@@ -174,34 +162,9 @@ class HFModel:
         return found
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        if not any((Path(self.folder) / name).exists() for name in _TOKENIZERS):
-            return None
-        try:
-            with quiet():
-                return self._transformers.AutoTokenizer.from_pretrained(
-                    self.folder, local_files_only=True, trust_remote_code=self._remote_code
-                )
-        except Exception:  # a tokenizer that does not load raises one of many errors
-            return None
-
-    def tokenize(self, text: str) -> Tokens | None:
-        """Ids of a text by the checkpoint's own tokenizer; None if it has none that loads."""
-        if self._tokenizer is None:
-            return None
-        with quiet():
-            return np.array(self._tokenizer(text)["input_ids"], np.int32)
-
-    def piece(self, token: int) -> str:
-        """The text of a token; empty without a tokenizer."""
-        return "" if self._tokenizer is None else str(self._tokenizer.decode([token]))
-
-    def vocabulary(self) -> str:
-        """Digest of the tokenizer's texts and their ids; the empty string without one."""
-        if self._tokenizer is None:
-            return ""
-        known = sorted(self._tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(known).encode()).hexdigest()
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's own; None if it has none that loads."""
+        return Tokenizer.of(self.folder, trust_remote_code=self._remote_code)
 
     def run(self, tokens: Tokens) -> ObservedRun:
         """Run token ids and observe every norm.

@@ -113,22 +113,38 @@ def _by_tensor(
 
 def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -> Joined:
     """Join by the ends of the weights' names, and what is left by order."""
-    left, found = dict(enumerate(source)), dict[int, ObservedNorm]()
-    # The longest names first: "norm.weight" ends "layers.0.norm.weight" too.
-    hits = ((_in_common(s, e), i, k) for i, e in enumerate(engine) for k, s in enumerate(source))
-    for n, i, k in sorted(hits, key=lambda hit: -hit[0]):
-        if n and i not in found and k in left:
-            found[i] = left.pop(k)
-    rest = [i for i in range(len(engine)) if i not in found]
-    if [_look(engine[i]) for i in rest] == [_look(s) for s in left.values()]:
-        found |= dict(zip(rest, left.values(), strict=True))
-    pairs = [(found[i].name, [found[i]], engine[i]) for i in sorted(found)]
+    theirs, ours = ([(n.weight_name, _look(n)) for n in norms] for norms in (source, engine))
+    found = matched(theirs, ours)
+    pairs = [(source[found[i]].name, [source[found[i]]], engine[i]) for i in sorted(found)]
     return _joined(pairs, source, engine)
 
 
-def _in_common(source: ObservedNorm, engine: ObservedNorm) -> int:
+Named = tuple[str | None, object]
+"""The name of a weight, None where it has none, and what its owner looks like."""
+
+
+def matched(source: Sequence[Named], engine: Sequence[Named]) -> dict[int, int]:
+    """Which of the engine's is which of the source's, by the ends of the names.
+
+    What is left on both sides is matched in order, where it looks the same.
+    """
+    left, found = dict(enumerate(source)), dict[int, int]()
+    # The longest names first: "norm.weight" ends "layers.0.norm.weight" too.
+    hits = (
+        (_in_common(s[0], e[0]), i, k) for i, e in enumerate(engine) for k, s in enumerate(source)
+    )
+    for n, i, k in sorted(hits, key=lambda hit: -hit[0]):
+        if n and i not in found and k in left:
+            found[i] = k
+            del left[k]
+    rest = [i for i in range(len(engine)) if i not in found]
+    if [engine[i][1] for i in rest] == [look for _name, look in left.values()]:
+        found |= dict(zip(rest, left, strict=True))
+    return found
+
+
+def _in_common(a: str | None, b: str | None) -> int:
     """Length of the shorter of two names of weights, if the other one ends with it."""
-    a, b = source.weight_name, engine.weight_name
     if a is None or b is None:
         return 0
     return min(len(a), len(b)) if f".{b}".endswith(f".{a}") or f".{a}".endswith(f".{b}") else 0

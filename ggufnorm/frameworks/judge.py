@@ -184,7 +184,7 @@ class Judge:
             )
         else:
             found = explain(e.bias, s.bias, Transform())
-            if found.kind in ("equal", "half", "rounding"):
+            if found.kind in ("equal", "half", "rounding") or _is_rounded(s.bias, e.bias, e.dtype):
                 return
             message = f"its bias {found.message}"
         share = _share(s, e.x, replace(s.formula, bias=True), s.weight, e.bias)
@@ -199,10 +199,22 @@ class Judge:
         return Cause("formula", message, residual)
 
 
+def _is_rounded(expected: Array, found: Array, dtype: str | None) -> bool:
+    """Whether values are others but for the rounding of a norm's type."""
+    if expected.size != found.size:
+        return False
+    return relative(expected.reshape(-1), found.reshape(-1)) <= _NORM_ROUNDING.get(dtype or "", 0.0)
+
+
 def _roughly(
     found: Array, expected: Array, others: Mapping[str, Array], dtype: str
 ) -> Explanation | None:
-    """What explains a weight but for the rounding of its type, the best of all that does."""
+    """What explains a weight but for the rounding of its type: that alone, or the best that does.
+
+    A fitted factor always comes a little closer than the source's own values.
+    """
+    if _is_rounded(expected, found, dtype):
+        return Explanation("rounding", f"is the source's, rounded to {dtype}")
     f, e = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
     factor = float(f @ e / (e @ e)) if e.any() else 1.0
     tried: list[tuple[float, Explanation]] = []
@@ -212,7 +224,6 @@ def _roughly(
             error = float(np.linalg.norm(f - values.reshape(-1)) / np.linalg.norm(f))
             tried.append((error, Explanation(kind, f"{message}, rounded to {dtype}", {}, of)))
 
-    attempt("rounding", "is the source's", e, None)
     for k in _USUAL_OFFSETS:
         attempt("offset", f"is the source's plus {k:g}", e + k, None)
     for order, values in orders(expected.reshape(-1)):
@@ -257,7 +268,8 @@ def first_wrong(
     if logits_off is None:
         return None
     reason = f"they are off by {_number(logits_off)}, and the last norm is right"
-    return FirstWrong(LOGITS, None, "before", sites[-1].key, reason, ())
+    after = sites[-1].key if sites else None
+    return FirstWrong(LOGITS, None, "before", after, reason, ())
 
 
 def _why(causes: Sequence[Cause]) -> str:
@@ -267,15 +279,15 @@ def _why(causes: Sequence[Cause]) -> str:
 
 
 def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float) -> str:
-    """All of it in a sentence or two."""
-    if not sites:
-        return "No norm could be compared."
+    """All of it in a sentence or two; empty without sites, if nothing is wrong."""
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
         where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
         others = sum(s.status == "mistake" for s in sites) - (wrong.where == "norm")
         more = f" {others} more of {n} are wrong by themselves." if others else ""
         return f"First wrong at {wrong.key}{where}: {wrong.reason}.{more}"
+    if not sites:
+        return ""
     worst = max(sites, key=lambda s: s.output.rel_l2 or 0.0)
     size = f"{_number(worst.output.rel_l2)} at {worst.key}"
     harmless = [s for s in sites if s.status == "harmless"]

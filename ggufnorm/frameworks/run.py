@@ -10,18 +10,22 @@ import numpy as np
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import (
     EngineComparison,
+    FirstWrong,
     FrameworksReport,
     OperationMatch,
     RunSide,
+    SiteComparison,
     TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
+from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.errors import ConfigError, InputError, TextError
 from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.frameworks.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
-from ggufnorm.frameworks.judge import Judge, first_wrong, verdict, with_operation
+from ggufnorm.frameworks.judge import LOGITS, Judge, first_wrong, verdict, with_operation
 from ggufnorm.frameworks.operations import match_operations
 from ggufnorm.frameworks.runs import MIN_TOKENS, Kind, NotFollowedError, Runs, Tokens, kind_of
 from ggufnorm.samples import default_text
@@ -52,7 +56,8 @@ def compare_frameworks(
     """Run a model in its source framework and in engines, and say where they first part.
 
     All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
-    checkpoint's. Where both have one and they disagree, the report says so.
+    checkpoint's, or of one beside an ONNX file. Without any, ids are random, the same each
+    time. Where file and checkpoint have one and they disagree, the report says so.
 
     Args:
         source: right by definition: ``hf:FOLDER`` or ``hf:org/repo`` (run by Transformers),
@@ -97,7 +102,7 @@ def compare_frameworks(
     return FrameworksReport(
         source=_side(reference),
         comparisons=tuple(_compare(source, engine, run) for engine in engines),
-        text=text_name,
+        text="random token ids" if run.tokens_are_random else text_name,
         n_tokens=len(run.tokens),
     )
 
@@ -109,7 +114,11 @@ def _side(run: ObservedRun) -> RunSide:
 def _compare(reference: str, location: str, runs: Runs) -> EngineComparison:
     source, engine = runs.found[reference], runs.found[location]
     joined = _join(source, engine, location)
-    if not joined.pairs:
+    both = (kind_of(source.location), kind_of(location))
+    folds = find_folds(source.location, location) if both == ("onnx", "onnx") else Folds()
+    if not source.norms and not folds.found:
+        raise InputError(f"{source.location}: it has no norm that can be compared")
+    if not joined.pairs and not folds.found:
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
             f" {len(source.norms)} of {source.location}: they are not one network"
@@ -117,9 +126,11 @@ def _compare(reference: str, location: str, runs: Runs) -> EngineComparison:
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     judge = Judge(_short(source), _short(engine), engine.rounding, weights)
     sites = judge.sites(joined.pairs)
+    told = {fold.norm for fold in folds.found}
+    skipped = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, runs.tokens)
     off = _logits_off(source, engine, judge.explained(sites))
-    wrong = first_wrong(sites, _short(engine), off)
+    wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
     operations: tuple[OperationMatch, ...] = ()
     if wrong is not None and wrong.where == "before":
         key = wrong.key
@@ -138,10 +149,30 @@ def _compare(reference: str, location: str, runs: Runs) -> EngineComparison:
         logits=logits,
         tokenizer=_tokenizer(runs) if kind_of(location) is None else None,
         first_wrong=wrong,
-        verdict=verdict(sites, wrong, engine.rounding),
-        skipped=(*source.skipped, *engine.skipped, *joined.skipped, *why_not),
+        verdict=f"{verdict(sites, wrong, engine.rounding)} {folds_sentence(folds, wrong)}".strip(),
+        skipped=(*(s for s in skipped if s.what not in told), *why_not),
         operations=operations,
+        folds=folds.found,
+        result=_result(source, engine),
     )
+
+
+def _earlier(
+    wrong: FirstWrong | None, sites: Sequence[SiteComparison], folds: Folds
+) -> FirstWrong | None:
+    """Of a wrong site and a wrong fold the one that the source's graph has first."""
+    fold = first_wrong_fold(folds)
+    if wrong is None or fold is None:
+        return wrong or fold
+    if wrong.key == LOGITS:
+        return fold
+    name = next(s.source.name for s in sites if s.key == wrong.key)
+    return wrong if folds.places[name] < folds.places[fold.key] else fold
+
+
+def _result(source: ObservedRun, engine: ObservedRun) -> Difference | None:
+    a, b = source.result, engine.result
+    return difference(a, b) if a is not None and b is not None and a.shape == b.shape else None
 
 
 _NAMES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import ObservedRun
-from ggufnorm.errors import MemoryLimitError
+from ggufnorm.engines.tokenizer import Tokenizer
+from ggufnorm.errors import EngineMissingError, MemoryLimitError
 from ggufnorm.formats.location import checkpoint_folder
 from ggufnorm.frameworks.join import Pair
 
 if TYPE_CHECKING:
     from ggufnorm.core.operations import Stretch
     from ggufnorm.engines.hf import HFModel
+    from ggufnorm.engines.onnx.session import OnnxSession
 
 Tokens = NDArray[np.int32]
 Kind = Literal["hf", "onnx"]
@@ -64,6 +67,7 @@ class Runs:
         self.tokens: Tokens | None = None
         self.checkpoint_ids: Tokens | None = None
         self.tokens_are_the_file_s = False
+        self.tokens_are_random = False
 
     def add(self, location: str) -> None:
         """Run a model."""
@@ -107,9 +111,10 @@ class Runs:
 
     def _transformers(self, location: str) -> ObservedRun:
         model = self.checkpoint(location)
-        self.checkpoint_ids = model.tokenize(self.text)
+        tokenizer = model.tokenizer
+        self.checkpoint_ids = None if tokenizer is None else tokenizer.ids(self.text)
         if self.tokens is None:
-            self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
+            self.tokens = self._ids(self.checkpoint_ids, lambda: model.n_vocab)
         return model.run(self.tokens)
 
     def between(
@@ -141,21 +146,29 @@ class Runs:
         model = self.checkpoint(source)
         return take_down(model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads)
 
-    def _ids(self, ids: Tokens | None, n_vocab: int) -> Tokens:
+    def _ids(self, ids: Tokens | None, n_vocab: Callable[[], int]) -> Tokens:
         """The text's ids, or without a tokenizer any."""
         if ids is not None and len(ids) >= MIN_TOKENS:
             return ids[: self.n_tokens]
+        self.tokens_are_random = True
         rng = np.random.default_rng(0)
-        return rng.integers(0, n_vocab, self.n_tokens).astype(np.int32)
+        return rng.integers(0, n_vocab(), self.n_tokens).astype(np.int32)
 
     def _onnx(self, location: str) -> ObservedRun:
         from ggufnorm.engines.onnx.session import OnnxSession
 
         session = OnnxSession(location, n_threads=self.n_threads)
         if self.tokens is None:
-            n_vocab = session.n_vocab if session.takes_tokens else 1
-            self.tokens = self._ids(None, n_vocab) if session.takes_tokens else _NO_TOKENS
+            self.tokens = self._onnx_ids(location, session) if session.takes_tokens else _NO_TOKENS
         return session.run(self.tokens)
+
+    def _onnx_ids(self, location: str, session: OnnxSession) -> Tokens:
+        """The text's ids where a tokenizer lies beside the model and can be run."""
+        tokenizer = None
+        with suppress(EngineMissingError):
+            tokenizer = Tokenizer.beside(location)
+        ids = None if tokenizer is None else tokenizer.ids(self.text)
+        return self._ids(ids, lambda: session.n_vocab)
 
 
 def _require_room(folder: Path) -> None:

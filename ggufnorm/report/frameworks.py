@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ggufnorm.core.frameworks import (
     EngineComparison,
+    FoldedNorm,
     FrameworksReport,
     OperationMatch,
     SiteComparison,
@@ -13,7 +14,9 @@ from ggufnorm.core.frameworks import (
 from ggufnorm.report.text import counted, number, printable
 
 COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Offset", "Input", "Output", "Own", "Status",
-           "Source")  # fmt: skip
+           "Cosine", "Ratio", "Source")  # fmt: skip
+NARROW = COLUMNS[:-3]
+"""Those that a terminal has room for."""
 LEFT = ("Norm", "Kind", "Status", "Source")
 
 
@@ -22,9 +25,9 @@ def frameworks_title(report: FrameworksReport, *comparisons: EngineComparison) -
     chosen = comparisons or report.comparisons
     sides = " and ".join(f"{c.engine.location} ({c.engine.engine})" for c in chosen)
     source = f"{report.source.location} ({report.source.engine})"
-    return printable(
-        f"{source} against {sides}, {counted(report.n_tokens, 'token')}: {report.text}"
-    )
+    # A model without tokens runs on values that have nothing to do with the text.
+    tokens = f"{counted(report.n_tokens, 'token')}: {report.text}" if report.n_tokens else "no text"
+    return printable(f"{source} against {sides}, {tokens}")
 
 
 def site_row(site: SiteComparison) -> tuple[str, ...]:
@@ -40,6 +43,8 @@ def site_row(site: SiteComparison) -> tuple[str, ...]:
         number(site.output.rel_l2, 2),
         number(site.local, 2),
         site.status,
+        "–" if site.output.cosine is None else f"{site.output.cosine:.5f}",
+        "–" if site.output.rms_ratio is None else f"{site.output.rms_ratio:.3f}",
         printable(s.name),
     )
 
@@ -67,6 +72,23 @@ def operation_row(operation: OperationMatch) -> tuple[str, ...]:
     )
 
 
+FOLD_COLUMNS = ("Batch norm", "Side", "Layer", "Operation", "Weight", "Bias", "Status")
+FOLD_LEFT = ("Batch norm", "Side", "Layer", "Operation", "Status")
+
+
+def fold_row(fold: FoldedNorm) -> tuple[str, ...]:
+    """A batch norm's cells by :data:`FOLD_COLUMNS`."""
+    return (
+        printable(fold.norm),
+        fold.side,
+        printable(fold.layer),
+        printable(fold.op),
+        number(fold.weight_error, 2),
+        number(fold.bias_error, 2),
+        fold.status,
+    )
+
+
 def _both(source: str, engine: str) -> str:
     return engine if source == engine else f"{engine} for {source}"
 
@@ -78,14 +100,13 @@ def notes(comparison: EngineComparison) -> Iterator[str]:
         for cause in site.causes:
             share = "" if cause.share is None else f" (alone {number(cause.share, 2)})"
             yield printable(f"{site.key}: {cause.message}{share}")
+    for fold in c.folds:
+        if fold.cause is not None:
+            yield printable(f"{fold.norm}: {fold.message}")
+    if c.result is not None:
+        yield f"the model's result: off by {number(c.result.rel_l2, 2)} (relative L2)"
     if c.tokenizer is not None:
         yield printable(c.tokenizer.message)
-    if c.logits is not None and c.logits.mean_kld is not None:
-        top1 = "–" if c.logits.same_top1 is None else f"{c.logits.same_top1:.1%}"
-        yield (
-            f"predictions: mean KL divergence {number(c.logits.mean_kld)}, same top token {top1}"
-            f" of {c.logits.n_tokens}"
-        )
     for names, side in ((c.unmatched_source, "the source"), (c.unmatched_engine, "the engine")):
         if names:
             yield printable(f"only in {side}: {', '.join(names)}")

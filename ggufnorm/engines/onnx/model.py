@@ -15,6 +15,8 @@ from ggufnorm.errors import EngineMissingError, InputError
 
 Array = NDArray[np.float32]
 
+_MOST_ELEMENTS = 1 << 28
+"""To how many a constant is expanded, at most: a damaged shape may ask for any number."""
 _DEPTH = 8
 """Operations between an initializer and the place where it is used, at most."""
 
@@ -97,6 +99,13 @@ class OnnxModel:
         except KeyError:
             return 0
 
+    def files(self) -> Iterator[Path]:
+        """The file itself, and those in its folder that hold weights of it."""
+        yield Path(self.path)
+        entries = (e for t in self._initializers.values() for e in t.external_data)
+        names = sorted({e.value for e in entries if e.key == "location"})
+        yield from (path for n in names if (path := self._folder / Path(n).name).is_file())
+
     def matrices(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """Name, element type and shape of all initializers of two dimensions or more."""
         for name, t in self._initializers.items():
@@ -147,12 +156,14 @@ class OnnxModel:
             return self._constant_node(node)
         if node.op_type not in _FOLDED:
             return None
-        parts = [self.constant(name, depth - 1) for name in node.input if name]
+        # CastLike's second input gives its type alone.
+        names = node.input[:1] if node.op_type == "CastLike" else node.input
+        parts = [self.constant(name, depth - 1) for name in names if name]
         if any(p is None for p in parts):
             return None
         try:
-            return np.asarray(_FOLDED[node.op_type](*parts))
-        except (TypeError, ValueError):
+            return np.asarray(_FOLDED[node.op_type](node, *parts))
+        except (TypeError, ValueError, IndexError, MemoryError):  # someone else's sizes
             return None
 
     def _constant_node(self, node: Any) -> NDArray[Any] | None:
@@ -175,30 +186,83 @@ class OnnxModel:
 
 
 def _dequantize(
-    values: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None = None
+    node: Any, values: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None = None
 ) -> NDArray[Any]:
-    wide = values.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
-    if scale.ndim == 1 and scale.size > 1:  # along an axis: of a norm's weight the only one
-        return np.asarray(wide * scale)
-    return np.asarray(wide * scale.reshape(-1)[0])
+    axis = int(attribute(node, "axis", 1))
+    wide = values.astype(np.float32)
+    if zero is not None:
+        wide = wide - along(zero.astype(np.float32), values.ndim, axis)
+    return np.asarray(wide * along(scale, values.ndim, axis))
+
+
+def along(scale: NDArray[Any], n_axes: int, axis: int) -> NDArray[Any]:
+    """A quantization's scale, or its zero point, as it is broadcast to the values.
+
+    Args:
+        scale: one, or one for each index along an axis.
+        n_axes: of the values.
+        axis: along which there are several.
+    """
+    if scale.size == 1 or n_axes == 1:
+        return scale.reshape(-1)
+    shape = [1] * n_axes
+    shape[axis] = scale.size
+    return scale.reshape(shape)
+
+
+def _reshaped(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    return x.reshape([x.shape[i] if n == 0 else int(n) for i, n in enumerate(shape)])
+
+
+def _unsqueezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
+    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    return np.expand_dims(x, given)
+
+
+def _squeezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
+    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    return np.squeeze(x, given or None)
+
+
+def _transposed(node: Any, x: NDArray[Any]) -> NDArray[Any]:
+    return np.transpose(x, _integers(node, "perm") or None)
+
+
+def _expanded(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
+    whole = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
+    if np.prod(whole, dtype=float) > _MOST_ELEMENTS:
+        raise ValueError("too large")
+    return np.broadcast_to(x, whole)
+
+
+def _shape_of(node: Any, x: NDArray[Any]) -> NDArray[Any]:
+    start, end = attribute(node, "start", 0), attribute(node, "end", x.ndim)
+    return np.array(x.shape[int(start) : int(end)], np.int64)
+
+
+def _integers(node: Any, name: str) -> tuple[int, ...]:
+    return next((tuple(a.ints) for a in node.attribute if a.name == name), ())
 
 
 _FOLDED: dict[str, Any] = {
-    "Identity": lambda x: x,
-    "Cast": lambda x: x,
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Neg": np.negative,
-    "Reciprocal": lambda x: 1 / x,
-    "Sqrt": np.sqrt,
-    "Unsqueeze": lambda x, _axes=None: x,
-    "Squeeze": lambda x, _axes=None: x,
-    "Reshape": lambda x, _shape=None: x,
+    "Identity": lambda _n, x: x,
+    "Cast": lambda _n, x: x,
+    "CastLike": lambda _n, x: x,
+    "Add": lambda _n, a, b: a + b,
+    "Sub": lambda _n, a, b: a - b,
+    "Mul": lambda _n, a, b: a * b,
+    "Neg": lambda _n, x: -x,
+    "Reciprocal": lambda _n, x: 1 / x,
+    "Sqrt": lambda _n, x: np.sqrt(x),
+    "Unsqueeze": _unsqueezed,
+    "Squeeze": _squeezed,
+    "Reshape": _reshaped,
+    "Transpose": _transposed,
+    "Shape": _shape_of,
+    "Expand": _expanded,
     "DequantizeLinear": _dequantize,
 }
-"""Operations on constants that stand between a stored weight and a norm. The shape of a weight
-is asked for last, so what only changes shapes is passed through."""
+"""Operations on constants that stand between what is stored and a norm or a layer."""
 
 
 def attribute(node: Any, name: str, default: float) -> float:

@@ -59,7 +59,7 @@ class OnnxSession:
 
     Raises:
         EngineMissingError: onnx or onnxruntime is not installed.
-        InputError: the file is not ONNX, or has no norm.
+        InputError: the file is not ONNX.
         EngineError: ONNX Runtime does not take it.
     """
 
@@ -68,8 +68,6 @@ class OnnxSession:
         self.engine = f"onnxruntime {self._runtime.__version__}"
         self.model = OnnxModel(path)
         self.norms, self._skipped = find_norms(self.model)
-        if not self.norms:
-            raise InputError(f"{self.model.path}: the graph has no norm")
         self._inputs_of = [_input_of(norm, self.model) for norm in self.norms]
         self._session = self._open(n_threads)
 
@@ -156,7 +154,12 @@ class OnnxSession:
             logits=None if logits is None else _logits(logits, len(tokens)),
             skipped=(*self._skipped, *skipped),
             rounding=self._rounding(),
+            result=self._result(values),
         )
+
+    def _result(self, values: Mapping[str, NDArray[Any]]) -> Array | None:
+        first = values[self.model.proto.graph.output[0].name]
+        return first.astype(np.float32) if first.dtype.kind == "f" else None
 
     def _rounding(self) -> float:
         types = (dtype for _name, dtype, _shape in self.model.matrices())
@@ -174,7 +177,7 @@ class OnnxSession:
             if isinstance(size, int) and size != n:
                 raise InputError(
                     f"{self.model.path}: its input {wanted.name} takes {size} tokens, not {n}:"
-                    f" give --tokens {size}"
+                    f" give --tokens {size} (trace: -c {size})"
                 )
         made: Mapping[str, NDArray[Any]] = {
             "ids": tokens,

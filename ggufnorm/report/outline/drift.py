@@ -55,7 +55,7 @@ def drift_outline(report: DriftReport) -> Outline:
         figures=tuple(_figures(report)),
         sections=(
             largest_errors(report),
-            *_predictions(report),
+            *predictions_section(report.logits, report.floor),
             *_tokens(report.localisation),
             *_where(report.localisation),
             _norms(report),
@@ -181,8 +181,10 @@ def _at_fault(report: DriftReport, nodes: Iterable[str]) -> frozenset[int]:
     return frozenset(i for i, n in enumerate(nodes) if culprit is not None and n == culprit.node)
 
 
-def _predictions(report: DriftReport) -> Iterator[Section]:
-    s = report.logits
+def predictions_section(
+    s: LogitStatistics | None, floor: LogitStatistics | None = None
+) -> Iterator[Section]:
+    """What drift does to the predictions, and the reference's own noise if it was measured."""
     if s is None:
         return
     rows = [
@@ -201,8 +203,8 @@ def _predictions(report: DriftReport) -> Iterator[Section]:
         ("of the model under test", plus_minus(s.ppl_quant, s.ppl_quant_se, 4)),
         ("ratio", plus_minus(s.ppl_ratio, s.ppl_ratio_se, 6)),
     ]
-    if report.floor is not None:
-        mean, most = number(report.floor.mean_kld), number(report.floor.max_kld)
+    if floor is not None:
+        mean, most = number(floor.mean_kld), number(floor.max_kld)
         rows.append(("the reference with itself", f"KL divergence mean {mean}, max {most}"))
     if s.non_finite_tokens:
         rows.append(("left out: a logit is NaN or infinite", f"{s.non_finite_tokens:,} positions"))

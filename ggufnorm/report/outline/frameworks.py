@@ -7,15 +7,19 @@ from collections.abc import Iterator
 from ggufnorm.core.frameworks import EngineComparison, FirstWrong, FrameworksReport
 from ggufnorm.report.frameworks import (
     COLUMNS,
+    FOLD_COLUMNS,
+    FOLD_LEFT,
     LEFT,
     OPERATION_COLUMNS,
     OPERATION_LEFT,
+    fold_row,
     followed,
     frameworks_title,
     notes,
     operation_row,
     site_row,
 )
+from ggufnorm.report.outline.drift import predictions_section
 from ggufnorm.report.outline.parts import Figure, Outline, Section, Table, skipped_section
 from ggufnorm.report.text import number, printable
 
@@ -36,8 +40,8 @@ def _outline(report: FrameworksReport, comparison: EngineComparison) -> Outline:
         figures=tuple(_figures(comparison)),
         sections=(
             *_notes(comparison),
-            Section("Norms", table=_table(comparison)),
-            *_operations(comparison),
+            *_tables(comparison),
+            *predictions_section(comparison.logits),
             *skipped_section(skipped),
         ),
     )
@@ -55,8 +59,9 @@ def _figures(comparison: EngineComparison) -> Iterator[Figure]:
     sites = comparison.sites
     largest = max((s.output.rel_l2 or 0.0 for s in sites), default=None)
     yield Figure("Largest difference", number(largest, 2), "of a norm's result, relative L2")
-    wrong = sum(s.status == "mistake" for s in sites)
-    yield Figure("Norms that are wrong", f"{wrong} of {len(sites)}")
+    statuses: list[str] = [*(s.status for s in sites), *(f.status for f in comparison.folds)]
+    wrong = statuses.count("mistake")
+    yield Figure("Norms that are wrong", f"{wrong} of {len(statuses)}")
     if comparison.logits is not None:
         value = f"{number(comparison.logits.mean_kld)} nats"
         yield Figure("KL divergence", value, f"{comparison.logits.n_tokens:,} positions")
@@ -67,16 +72,18 @@ def _notes(comparison: EngineComparison) -> tuple[Section, ...]:
     return (Section("What differs", lines=lines),) if lines else ()
 
 
-def _operations(comparison: EngineComparison) -> tuple[Section, ...]:
-    operations = followed(comparison)
-    if not operations:
-        return ()
-    rows = tuple(dict(zip(OPERATION_COLUMNS, operation_row(o), strict=True)) for o in operations)
-    table = Table(rows, left=OPERATION_LEFT, marked=frozenset({len(rows) - 1}))
-    return (Section("Operations up to the first wrong one", table=table),)
-
-
-def _table(comparison: EngineComparison) -> Table:
-    rows = tuple(dict(zip(COLUMNS, site_row(s), strict=True)) for s in comparison.sites)
-    wrong = [i for i, s in enumerate(comparison.sites) if s.status in ("mistake", "before")]
-    return Table(rows, left=LEFT, marked=frozenset(wrong))
+def _tables(comparison: EngineComparison) -> Iterator[Section]:
+    if comparison.sites:
+        rows = tuple(dict(zip(COLUMNS, site_row(s), strict=True)) for s in comparison.sites)
+        wrong = [i for i, s in enumerate(comparison.sites) if s.status in ("mistake", "before")]
+        yield Section("Norms", table=Table(rows, left=LEFT, marked=frozenset(wrong)))
+    if operations := followed(comparison):
+        rows = tuple(
+            dict(zip(OPERATION_COLUMNS, operation_row(o), strict=True)) for o in operations
+        )
+        table = Table(rows, left=OPERATION_LEFT, marked=frozenset({len(rows) - 1}))
+        yield Section("Operations up to the first wrong one", table=table)
+    if comparison.folds:
+        rows = tuple(dict(zip(FOLD_COLUMNS, fold_row(f), strict=True)) for f in comparison.folds)
+        wrong = [i for i, f in enumerate(comparison.folds) if f.status == "mistake"]
+        yield Section("Batch norms", table=Table(rows, left=FOLD_LEFT, marked=frozenset(wrong)))

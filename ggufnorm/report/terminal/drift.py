@@ -55,7 +55,7 @@ def drift_parts(report: DriftReport, width: int) -> Iterable[RenderableType]:
     yield _where(report.localisation)
     if report.logits is not None:
         yield Text(f"\nPredictions at {report.logits.n_tokens:,} positions", style="bold")
-        yield _logit_table(report.logits, report.floor)
+        yield logit_table(report.logits, report.floor)
     if report.embedding is not None:
         d = report.embedding
         yield Text(
@@ -251,7 +251,8 @@ def _where(found: Localisation) -> Table:
     return grid
 
 
-def _logit_table(s: LogitStatistics, floor: LogitStatistics | None) -> Table:
+def logit_table(s: LogitStatistics, floor: LogitStatistics | None = None) -> Table:
+    """What drift does to the predictions, and the reference's own noise if it was measured."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     rows = [
         ("KL divergence", f"mean {plus_minus(s.mean_kld, s.mean_kld_se, 6)} nats"),

@@ -10,10 +10,13 @@ from rich.text import Text
 
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, SiteStatus
 from ggufnorm.report.frameworks import (
-    COLUMNS,
+    FOLD_COLUMNS,
+    FOLD_LEFT,
     LEFT,
+    NARROW,
     OPERATION_COLUMNS,
     OPERATION_LEFT,
+    fold_row,
     followed,
     frameworks_title,
     notes,
@@ -21,6 +24,7 @@ from ggufnorm.report.frameworks import (
     site_row,
 )
 from ggufnorm.report.terminal.common import cells, new_table, skipped_lines
+from ggufnorm.report.terminal.drift import logit_table
 from ggufnorm.report.text import printable
 
 _STYLES: dict[SiteStatus, str] = {
@@ -59,13 +63,7 @@ def _operations(comparison: EngineComparison) -> Iterator[RenderableType]:
 def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
     style = "bold red" if comparison.first_wrong else "bold"
     yield Text(printable(comparison.verdict), style=style)
-    yield ""
-    # The source's names would not fit; they are in JSON and Markdown.
-    table = new_table(*COLUMNS[:-1], left=LEFT)
-    for site in comparison.sites:
-        table.add_row(*cells(site_row(site)[:-1]), style=_STYLES.get(site.status, ""))
-    yield table
-    yield from _operations(comparison)
+    yield from _tables(comparison)
     told = list(notes(comparison))
     if told:
         yield ""
@@ -73,4 +71,23 @@ def _engine_parts(comparison: EngineComparison) -> Iterator[RenderableType]:
         yield Padding(Text(line), (0, 0, 0, 2))
     if len(told) > _MOST_NOTES:
         yield Text(f"  … and {len(told) - _MOST_NOTES} more (see --format json)")
+    if comparison.logits is not None:
+        yield Text(f"\nPredictions at {comparison.logits.n_tokens:,} positions", style="bold")
+        yield logit_table(comparison.logits)
     yield from skipped_lines(comparison.skipped)
+
+
+def _tables(comparison: EngineComparison) -> Iterator[RenderableType]:
+    if comparison.sites:
+        table = new_table(*NARROW, left=LEFT)
+        for site in comparison.sites:
+            row = site_row(site)[: len(NARROW)]
+            table.add_row(*cells(row), style=_STYLES.get(site.status, ""))
+        yield from ("", table)
+    yield from _operations(comparison)
+    if comparison.folds:
+        table = new_table(*FOLD_COLUMNS, left=FOLD_LEFT)
+        for fold in comparison.folds:
+            style = "bold red" if fold.status == "mistake" else ""
+            table.add_row(*cells(fold_row(fold)), style=style)
+        yield from ("", table)

@@ -1,0 +1,92 @@
+"""A folder's tokenizer, by Transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.errors import EngineMissingError
+
+Tokens = NDArray[np.int32]
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files one of which a tokenizer is made of; without any, Transformers makes up an empty one."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings of other people's code, which no one here can act on, from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Tokenizer:
+    """A tokenizer of Transformers; see :meth:`of`."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    @classmethod
+    def of(
+        cls, folder: str | os.PathLike[str], *, trust_remote_code: bool = False
+    ) -> Tokenizer | None:
+        """The tokenizer in a folder; None if there is none that loads.
+
+        Args:
+            folder: nothing is fetched.
+            trust_remote_code: run the Python files in the folder; only for code that you trust.
+
+        Raises:
+            EngineMissingError: there is one, and transformers is not installed.
+        """
+        if not any((Path(folder) / name).exists() for name in _FILES):
+            return None
+        try:
+            with quiet():
+                import transformers
+        except ImportError as error:
+            raise EngineMissingError(
+                f"the tokenizer in {os.fspath(folder)} needs transformers ({error}):"
+                ' pip install "ggufnorm[hf]"'
+            ) from None
+        try:
+            with quiet():
+                inner = transformers.AutoTokenizer.from_pretrained(
+                    os.fspath(folder), local_files_only=True, trust_remote_code=trust_remote_code
+                )
+        except Exception:  # a tokenizer that does not load raises one of many errors
+            return None
+        return cls(inner)
+
+    @classmethod
+    def beside(cls, model: str | os.PathLike[str]) -> Tokenizer | None:
+        """The tokenizer in a model file's folder or in the one above; None if neither has one.
+
+        Raises:
+            EngineMissingError: there is one, and transformers is not installed.
+        """
+        folder = Path(model).resolve().parent
+        return cls.of(folder) or cls.of(folder.parent)
+
+    def ids(self, text: str) -> Tokens:
+        """Ids of a text."""
+        with quiet():
+            return np.array(self._inner(text)["input_ids"], np.int32)
+
+    def piece(self, token: int) -> str:
+        """The text of a token."""
+        return str(self._inner.decode([token]))
+
+    def vocabulary(self) -> str:
+        """Digest of the texts and their ids."""
+        known = sorted(self._inner.get_vocab().items())
+        return hashlib.sha256(repr(known).encode()).hexdigest()
