@@ -106,6 +106,7 @@ def test_a_model_agrees_with_itself_exactly(float_model: Path) -> None:
         *(f"layers.{i}.norm.weight" for i in range(onnx_graphs.LAYERS)),
         "norm.weight",
     ]
+    assert [s.layer for s in found.sites] == [0, 1, 2, None]
     assert {s.status for s in found.sites} == {"agrees"}
     assert max(s.output.rel_l2 for s in found.sites) == 0.0
     assert found.logits is not None

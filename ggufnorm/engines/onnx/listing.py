@@ -11,10 +11,7 @@ import numpy as np
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.core.model import Inspection, NormSite
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import DECOMPOSED, OnnxNorm, find_norms, site_name
-
-_LAYER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
-"""A block's number in names such as ``model.layers.3.norm`` and ``/blocks.3/norm``."""
+from ggufnorm.engines.onnx.norms import DECOMPOSED, LAYER, OnnxNorm, find_norms, site_name
 
 
 def inspect_onnx(path: str | os.PathLike[str], *, tensors: bool = False) -> Inspection:
@@ -45,7 +42,7 @@ def inspect_onnx(path: str | os.PathLike[str], *, tensors: bool = False) -> Insp
 
 def _site(model: OnnxModel, norm: OnnxNorm) -> NormSite:
     name = site_name(norm, model)
-    layer = _LAYER.search(name)
+    layer = LAYER.search(name)
     site = NormSite(
         tensor=norm.weight,
         bias=norm.bias,
@@ -68,7 +65,7 @@ def _site(model: OnnxModel, norm: OnnxNorm) -> NormSite:
 
 def _role(name: str) -> str:
     """What stands behind the block's number, or else the last two words."""
-    layer = _LAYER.search(name)
+    layer = LAYER.search(name)
     words = [w for w in re.split(r"[./]", name[layer.end() if layer else 0 :]) if w]
     if len(words) > 1 and words[-1] in ("weight", "scale", "gamma"):
         words.pop()

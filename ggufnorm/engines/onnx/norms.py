@@ -6,6 +6,7 @@ Runtime's ``docs/ContribOperators.md``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from ggufnorm.errors import InputError
 Array = NDArray[np.float32]
 
 DECOMPOSED = "decomposed"
+LAYER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
+"""A block's number in names such as ``model.layers.3.norm`` and ``/blocks.3/norm``."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import OnnxNorm, find_norms, plain_name, site_name
+from ggufnorm.engines.onnx.norms import LAYER, OnnxNorm, find_norms, plain_name, site_name
 from ggufnorm.errors import EngineError, EngineMissingError, InputError
 
 Array = NDArray[np.float32]
@@ -219,9 +219,10 @@ class OnnxSession:
             x, y = (_rows(v, n_tokens, norm.axis) for v in (x, y))
         if weight is not None:
             weight = weight - np.float32(norm.offset)
-        channels = x.shape[-1]
+        channels, name = x.shape[-1], site_name(norm, self.model)
+        layer = LAYER.search(name)
         return ObservedNorm(
-            name=site_name(norm, self.model),
+            name=name,
             formula=Formula(norm.kind, norm.epsilon, groups, norm.divisor, norm.offset),
             epsilon_stated=norm.epsilon,
             weight=None if weight is None else _fitting(weight, channels),
@@ -231,6 +232,7 @@ class OnnxSession:
             weight_name=plain_name(norm.weight),
             bias_name=plain_name(norm.bias),
             dtype=self.model.dtype(norm.weight) if norm.weight else None,
+            layer=int(layer[1]) if layer else None,
         )
 
     def _stored(self, value: str | None) -> Array | None:
