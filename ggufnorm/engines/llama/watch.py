@@ -19,12 +19,21 @@ class GraphWatch:
         path: of the model, for messages.
         tensors: names of the tensors in its file.
         unfused_norms: make each norm operation a stop of its own.
+        on_node: called with each node's address before it is computed.
     """
 
-    def __init__(self, path: str, tensors: frozenset[str], *, unfused_norms: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        tensors: frozenset[str],
+        *,
+        unfused_norms: bool = False,
+        on_node: Callable[[int], None] = lambda _address: None,
+    ) -> None:
         self._path = path
         self._tensors = tensors
         self._unfused = unfused_norms
+        self._on_node = on_node
         self._error: BaseException | None = None
         self._views: list[NodeView] | None = None
         self._next = 0
@@ -67,6 +76,8 @@ class GraphWatch:
         """See ``ggml_backend_sched_eval_callback``."""
         # Nothing may be raised through llama.cpp: ctypes would print and swallow it.
         try:
+            if ask:
+                self._on_node(address)
             if self._views is not None:
                 self._views.append(NodeView.at(address))
                 return False
