@@ -20,6 +20,7 @@ from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
 from ggufnorm.engines.llama import quantize
 from ggufnorm.engines.llama.binding import llama
+from ggufnorm.frameworks import encoder
 from ggufnorm.frameworks import llama as frameworks
 
 
@@ -37,6 +38,7 @@ def engine() -> Iterator[None]:
         mock.patch.object(capture, "run_in_child", _run_here),
         mock.patch.object(quantize, "run_in_child", _run_here),
         mock.patch.object(frameworks, "run_in_child", _run_here),
+        mock.patch.object(encoder, "run_in_child", _run_here),
     ):
         yield
 

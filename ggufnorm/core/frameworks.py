@@ -8,6 +8,7 @@ from typing import Literal
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
 
@@ -23,11 +24,11 @@ SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "m
 """
 
 CauseKind = Literal[
-    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", Kind
+    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", "pixels", Kind
 ]  # fmt: skip
 """What is not as in the source. Of a weight's values as in
 :data:`ggufnorm.core.transforms.Kind`; ``weight`` is missing or too much; ``formula``: the engine
-does not compute what it states."""
+does not compute what it states; ``pixels``: what an image encoder is fed."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ class EngineComparison:
         first_wrong: where the engine first goes wrong; None if it does not.
         verdict: all of it in a sentence or two.
         skipped: what was not compared, and why.
+        pixels: what mtmd does otherwise than the checkpoint's image processor, the gravest
+            first; empty for a language model, and where there is no processor.
     """
 
     engine: RunSide
@@ -185,20 +188,38 @@ class EngineComparison:
     first_wrong: FirstWrong | None
     verdict: str
     skipped: tuple[Skipped, ...]
+    pixels: tuple[PixelFinding, ...] = ()
+
+
+@dataclass(frozen=True)
+class FedPicture:
+    """The picture that image encoders got.
+
+    Attributes:
+        name: of its file, or what was taken in its place.
+        pixels: what made the pixels that all got.
+        shape: of the pixels, ``(pictures, height, width, channels)``.
+    """
+
+    name: str
+    pixels: str
+    shape: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class FrameworksReport(Result):
-    """A source framework against one engine or more, on the same token ids.
+    """A source framework against one engine or more, on the same token ids or pixels.
 
     Attributes:
         source: what is right by definition.
         comparisons: one for each engine.
-        text: where the tokens came from.
+        text: where the tokens came from; empty if there are none.
         n_tokens: how many were run.
+        picture: that was run in the place of a text; None for language models.
     """
 
     source: RunSide
     comparisons: tuple[EngineComparison, ...]
     text: str
     n_tokens: int
+    picture: FedPicture | None = None

@@ -148,6 +148,9 @@ class HFModel:
         of_images = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         if of_images and "ForConditionalGeneration" in made_for:
             return t.AutoModelForImageTextToText
+        of_classes = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        if of_classes and "ForImageClassification" in made_for:
+            return t.AutoModelForImageClassification
         return t.AutoModel
 
     @property
@@ -208,12 +211,7 @@ class HFModel:
             )
         ids = self._torch.from_numpy(tokens.astype(np.int64))[None]
         with self._threads(), self._watched_blocks() as blocks:
-            try:
-                output, norms, skipped = watch_norms(
-                    self.model, lambda: self.model(input_ids=ids), len(tokens)
-                )
-            except Exception as error:  # whatever a model's code raises
-                raise InputError(f"{self.folder}: the model fails: {_line(error)}") from None
+            output, norms, skipped = self._watched(lambda: self.model(input_ids=ids), len(tokens))
         logits = getattr(output, "logits", None)
         return ObservedRun(
             engine=self.engine,
@@ -222,6 +220,51 @@ class HFModel:
             logits=None if logits is None else _array(logits[0]),
             skipped=(*self.skipped, *skipped),
             residuals=_residuals(blocks, norms, len(tokens)),
+        )
+
+    def _watched(
+        self, call: Callable[[], Any], n_tokens: int
+    ) -> tuple[Any, tuple[ObservedNorm, ...], tuple[Skipped, ...]]:
+        try:
+            return watch_norms(self.model, call, n_tokens)
+        except Exception as error:  # whatever a model's code raises
+            raise InputError(f"{self.folder}: the model fails: {_line(error)}") from None
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the picture that its image encoder takes.
+
+        Raises:
+            InputError: the config does not say.
+        """
+        config = getattr(self.model.config, "vision_config", self.model.config)
+        size = getattr(config, "image_size", None)
+        sides: Sequence[Any] = size if isinstance(size, (list, tuple)) else [size, size]
+        if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+            raise InputError(f"{self.folder}: its config tells no image_size: give --image")
+        return sides[0], sides[1]
+
+    def run_picture(self, pixels: Array) -> ObservedRun:
+        """Run the image encoder, with the projector behind it if it has one.
+
+        Args:
+            pixels: ``(pictures, height, width, 3)``, normalized.
+
+        Raises:
+            InputError: there is no encoder that takes such pixels, or it fails.
+        """
+        encode = getattr(self.model, "get_image_features", self.model)
+        if encode is self.model and self.model.main_input_name != "pixel_values":
+            raise InputError(f"{self.folder}: {self.kind} has no image encoder")
+        values = self._torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+        with self._threads():
+            _, norms, skipped = self._watched(lambda: encode(pixel_values=values), 0)
+        return ObservedRun(
+            engine=self.engine,
+            location=self.folder,
+            norms=norms,
+            logits=None,
+            skipped=(*self.skipped, *skipped),
         )
 
     @contextmanager
@@ -265,7 +308,7 @@ def watch_norms(
     Args:
         model: a ``torch.nn.Module`` in float32.
         call: runs it.
-        n_tokens: length of the axis that holds the tokens.
+        n_tokens: length of the axis that holds the tokens; 0 for an image encoder.
 
     Returns:
         What the call returned; the norms in the order of their calls; modules that are

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def run_llama(
         }
         facts = run_in_child(observe, job, lambda _message: None)
         with np.load(job["rows"], allow_pickle=False) as rows:
-            run = _observed(file, os.fspath(location), facts, rows)
+            run = observed_run(file, os.fspath(location), facts, rows, len(facts["tokens"]))
         return run, np.array(facts["tokens"], np.int32)
 
 
@@ -111,14 +111,15 @@ def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[st
         batch = Batch(tokens, 0, len(tokens), tokens[:0], 0)
         lane.plan([batch])
         (graph,) = lane.graphs
-        values = _walk(lane, graph, batch)
+        lane.context.clear()
+        values = norm_ends(graph, lambda at, on_stop: lane.walk(graph, at, batch, on_stop))
         if not model.is_embedding:
             values["logits"] = lane.context.logits(len(tokens)).copy()
         np.savez(job["rows"], allow_pickle=False, **values)
         return {
             "tokens": tokens.tolist(),
             "engine": engine_version(),
-            "norms": [_facts(file, graph, norm) for norm in graph.norms],
+            "norms": [norm_facts(file, graph, norm) for norm in graph.norms],
             "skipped": to_plain(graph.skipped),
         }
 
@@ -138,7 +139,15 @@ def _ids(job: dict[str, Any], model: LlamaModel) -> Tokens:
     return tokens
 
 
-def _walk(lane: Lane, graph: Graph, batch: Batch) -> dict[str, Array]:
+def norm_ends(
+    graph: Graph, walk: Callable[[Sequence[int], Callable[[int, int], bool]], None]
+) -> dict[str, Array]:
+    """What goes into all norms of a graph and what comes out, by ``node`` and its index.
+
+    Args:
+        graph: that is run.
+        walk: runs it and calls back at the given nodes.
+    """
     wanted = {i for n in graph.norms for i in (n.input, n.output)}
     stops = sorted(wanted)
     values: dict[str, Array] = {}
@@ -147,21 +156,34 @@ def _walk(lane: Lane, graph: Graph, batch: Batch) -> dict[str, Array]:
         values[f"node{stops[k]}"] = read_node(address)
         return True
 
-    lane.context.clear()
-    lane.walk(graph, stops, batch, on_stop)
+    walk(stops, on_stop)
     return values
 
 
-def _facts(file: ModelFile, graph: Graph, norm: NormPlan) -> dict[str, Any]:
+def norm_facts(file: ModelFile, graph: Graph, norm: NormPlan) -> dict[str, Any]:
+    """What the graph and the file say of a norm, JSON-like."""
     stated = stated_norm(file, norm, graph.nodes[norm.output].key)
     plain: dict[str, Any] = to_plain(norm)
     return {**plain, "layer": stated.layer, "role": stated.role, "stated": stated.epsilon}
 
 
-def _observed(
-    file: ModelFile, location: str, facts: Mapping[str, Any], rows: Mapping[str, Array]
+def observed_run(
+    file: ModelFile,
+    location: str,
+    facts: Mapping[str, Any],
+    rows: Mapping[str, Array],
+    n_tokens: int,
 ) -> ObservedRun:
-    weights, n_tokens = WeightCache(file), len(facts["tokens"])
+    """What a child saw.
+
+    Args:
+        file: that it ran.
+        location: of the model, as given.
+        facts: ``engine``, ``norms`` of :func:`norm_facts` and ``skipped``.
+        rows: of :func:`norm_ends`, and ``logits`` where there are some.
+        n_tokens: how many were run; 0 in an image encoder.
+    """
+    weights = WeightCache(file)
     norms, skipped = [], [from_plain(Skipped, s) for s in facts["skipped"]]
     for norm in facts["norms"]:
         try:
@@ -183,7 +205,7 @@ def _norm(
 ) -> ObservedNorm:
     x, y = (rows[f"node{norm[end]}"] for end in ("input", "output"))
     # ggml's GroupNorm reaches over two axes: one token is one flat row.
-    channels = x.size // n_tokens if norm["kind"] == "group" else x.shape[-1]
+    channels = x.size // max(1, n_tokens) if norm["kind"] == "group" else x.shape[-1]
     x, y = (by_token(v, n_tokens, channels) for v in (x, y))
     weight, bias = (
         None if norm[n] is None else _per_head(weights.get(norm[n]), channels)

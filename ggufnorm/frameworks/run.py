@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import psutil
@@ -20,11 +21,16 @@ from ggufnorm.core.frameworks import (
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
+from ggufnorm.frameworks.between import name_missing, wrong_pixels
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
 from ggufnorm.samples import default_text
+
+if TYPE_CHECKING:
+    from ggufnorm.engines.hf import HFModel
 
 Tokens = NDArray[np.int32]
 Kind = Literal["hf", "onnx"]
@@ -56,6 +62,7 @@ def compare_frameworks(
     text: str | None = None,
     text_name: str = "given text",
     n_tokens: int = N_TOKENS,
+    image: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     trust_remote_code: bool = False,
     check_memory: bool = True,
@@ -64,48 +71,80 @@ def compare_frameworks(
     """Run a model in its source framework and in engines, and say where they first part.
 
     All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
-    checkpoint's. Where both have one and they disagree, the report says so.
+    checkpoint's. Where both have one and they disagree, the report says so. Image encoders
+    get the same pixels: see :func:`~ggufnorm.frameworks.pictures.compare_encoders`.
 
     Args:
         source: right by definition: ``hf:FOLDER`` or ``hf:org/repo`` (run by Transformers),
             or a path that ends with ``.onnx``.
-        engines: under test: GGUF models on this machine, ``.onnx`` files or ``hf:``.
+        engines: under test: GGUF models on this machine, an mmproj among them, ``.onnx``
+            files or ``hf:``.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
         n_tokens: of the text, fewer where it or the model's context is shorter.
+        image: the picture that image encoders get; None for a generated one.
         n_threads: CPU threads; None for all.
         trust_remote_code: run Python that a checkpoint brings.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called before each run.
 
     Raises:
-        ConfigError: the source is neither a checkpoint nor ONNX.
+        ConfigError: the source is neither a checkpoint nor ONNX, or text or image are given
+            to models that take none.
         InputError: a model cannot be opened or run, or is another network.
         TextError: the text is empty.
         EngineMissingError: what runs one of them is not installed.
+        MissingPackageError: what reads one of them is not installed.
         EngineError: an engine fails or crashes, or a model does not fit into memory.
     """
     if kind_of(source) is None:
         raise ConfigError(f"{source}: the source must be hf:FOLDER or a file that ends with .onnx")
     if not engines:
         raise ConfigError(f"{source}: give a model to compare it with")
+    from ggufnorm.frameworks.pictures import are_encoders, compare_encoders
+
+    if image is not None or are_encoders(source, engines):
+        if text is not None:
+            raise ConfigError("image encoders take no text: give a picture with --image")
+        return compare_encoders(
+            source,
+            engines,
+            image=image,
+            n_threads=n_threads,
+            trust_remote_code=trust_remote_code,
+            check_memory=check_memory,
+            on_progress=on_progress,
+        )
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
     run = _Runs(text[: _LETTERS * n_tokens], n_tokens, n_threads, trust_remote_code, check_memory)
-    everything = sorted(dict.fromkeys([source, *engines]), key=lambda m: ORDER.index(kind_of(m)))
-    for location in everything:
+    for location in in_order([source, *engines]):
         on_progress(Progress(f"running {location}"))
         run.add(location)
     reference = run.found[source]
     assert run.tokens is not None
     return FrameworksReport(
-        source=_side(reference),
-        comparisons=tuple(_compare(reference, engine, run) for engine in engines),
+        source=side(reference),
+        comparisons=tuple(
+            compare_runs(
+                reference,
+                run.found[engine],
+                engine,
+                tokens=run.tokens,
+                tokenizer=_tokenizer(run) if kind_of(engine) is None else None,
+            )
+            for engine in engines
+        ),
         text=text_name,
         n_tokens=len(run.tokens),
     )
+
+
+def in_order(locations: Iterable[str]) -> list[str]:
+    """Each location once, in the order in which they are run."""
+    return sorted(dict.fromkeys(locations), key=lambda m: ORDER.index(kind_of(m)))
 
 
 class _Runs:
@@ -157,12 +196,7 @@ class _Runs:
         return run
 
     def _transformers(self, location: str) -> ObservedRun:
-        from ggufnorm.engines.hf import HFModel
-
-        folder = checkpoint_folder(location.partition(":")[2])
-        if self.check_memory:
-            _require_room(folder)
-        model = HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
+        model = open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)
         self.checkpoint_ids = model.tokenize(self.text)
         if self.tokens is None:
             self.tokens = self._ids(self.checkpoint_ids, model.n_vocab)
@@ -185,6 +219,18 @@ class _Runs:
         return session.run(self.tokens)
 
 
+def open_checkpoint(
+    location: str, n_threads: int | None, trust_remote_code: bool, check_memory: bool
+) -> HFModel:
+    """The model ``hf:FOLDER`` in Transformers; see :func:`compare_frameworks`."""
+    from ggufnorm.engines.hf import HFModel
+
+    folder = checkpoint_folder(location.partition(":")[2])
+    if check_memory:
+        _require_room(folder)
+    return HFModel(folder, n_threads=n_threads, trust_remote_code=trust_remote_code)
+
+
 def _require_room(folder: Path) -> None:
     """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
 
@@ -200,12 +246,35 @@ def _require_room(folder: Path) -> None:
         )
 
 
-def _side(run: ObservedRun) -> RunSide:
+def side(run: ObservedRun) -> RunSide:
+    """One side of a comparison."""
     return RunSide(run.location, run.engine, len(run.norms), run.rounding)
 
 
-def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineComparison:
-    engine = runs.found[location]
+def compare_runs(
+    source: ObservedRun,
+    engine: ObservedRun,
+    location: str,
+    *,
+    tokens: Tokens | None = None,
+    tokenizer: TokenizerFinding | None = None,
+    pixels: tuple[PixelFinding, ...] = (),
+    skipped: tuple[Skipped, ...] = (),
+) -> EngineComparison:
+    """One engine against the source.
+
+    Args:
+        source: what is right by definition.
+        engine: another run on the same tokens or pixels.
+        location: of the engine's model.
+        tokens: that both ran; None for a picture.
+        tokenizer: how the tokenizers disagree.
+        pixels: what the engine does to a picture otherwise than the source.
+        skipped: what was not compared, and why.
+
+    Raises:
+        InputError: they have no norm in common.
+    """
     joined = _join(source, engine, location)
     if not joined.pairs:
         raise InputError(
@@ -215,18 +284,20 @@ def _compare(source: ObservedRun, location: str, runs: _Runs) -> EngineCompariso
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     judge = Judge(_short(source), _short(engine), engine.rounding, weights)
     sites = judge.sites(joined.pairs)
-    wrong = first_wrong(sites, _short(engine))
-    logits, why_not = _logits(source, engine, runs.tokens)
+    wrong = name_missing(first_wrong(sites, _short(engine)), joined, source.norms, _short(source))
+    wrong = wrong_pixels(pixels, sites) or wrong
+    logits, why_not = _logits(source, engine, tokens)
     return EngineComparison(
-        engine=_side(engine),
+        engine=side(engine),
         sites=sites,
         unmatched_source=joined.unmatched_source,
         unmatched_engine=joined.unmatched_engine,
         logits=logits,
-        tokenizer=_tokenizer(runs) if kind_of(location) is None else None,
+        tokenizer=tokenizer,
         first_wrong=wrong,
         verdict=verdict(sites, wrong, engine.rounding),
-        skipped=(*source.skipped, *engine.skipped, *joined.skipped, *why_not),
+        skipped=(*source.skipped, *engine.skipped, *joined.skipped, *why_not, *skipped),
+        pixels=pixels,
     )
 
 
@@ -253,7 +324,9 @@ def _logits(
     source: ObservedRun, engine: ObservedRun, tokens: Tokens | None
 ) -> tuple[LogitStatistics | None, tuple[Skipped, ...]]:
     a, b = source.logits, engine.logits
-    if a is None or b is None or tokens is None or len(tokens) < MIN_TOKENS:
+    if tokens is None:
+        return None, ()
+    if a is None or b is None or len(tokens) < MIN_TOKENS:
         return None, (Skipped("logits", "one side makes no next-token predictions"),)
     n = min(a.shape[1], b.shape[1])
     # Checkpoints pad their vocabulary, and converters take the padding off.

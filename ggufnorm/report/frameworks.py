@@ -17,9 +17,16 @@ def frameworks_title(report: FrameworksReport, *comparisons: EngineComparison) -
     chosen = comparisons or report.comparisons
     sides = " and ".join(f"{c.engine.location} ({c.engine.engine})" for c in chosen)
     source = f"{report.source.location} ({report.source.engine})"
-    return printable(
-        f"{source} against {sides}, {counted(report.n_tokens, 'token')}: {report.text}"
-    )
+    return printable(f"{source} against {sides}, {_run_on(report)}")
+
+
+def _run_on(report: FrameworksReport) -> str:
+    """What all sides got, in words."""
+    picture = report.picture
+    if picture is None:
+        return f"{counted(report.n_tokens, 'token')}: {report.text}"
+    n, height, width, _channels = picture.shape
+    return f"{counted(n, 'picture')} of {width}×{height} ({picture.pixels}): {picture.name}"
 
 
 def site_row(site: SiteComparison) -> tuple[str, ...]:
@@ -50,6 +57,8 @@ def notes(comparison: EngineComparison) -> Iterator[str]:
         for cause in site.causes:
             share = "" if cause.share is None else f" (alone {number(cause.share, 2)})"
             yield printable(f"{site.key}: {cause.message}{share}")
+    for finding in c.pixels:
+        yield printable(finding.message)
     if c.tokenizer is not None:
         yield printable(c.tokenizer.message)
     if c.logits is not None and c.logits.mean_kld is not None:
