@@ -26,23 +26,43 @@ def wrong_pixels(
     return FirstWrong(sites[0].key, sites[0].layer, "before", None, errors[0].message, ("pixels",))
 
 
-def name_missing(
-    wrong: FirstWrong | None, joined: Joined, source: Sequence[ObservedNorm], name: str
+def name_unmatched(
+    wrong: FirstWrong | None,
+    joined: Joined,
+    source: Sequence[ObservedNorm],
+    engine: Sequence[ObservedNorm],
 ) -> FirstWrong | None:
-    """Tell which norms the source alone runs where the engine first goes wrong.
+    """Tell which norms one side alone runs where the engine first goes wrong.
 
     Args:
         wrong: where that is.
         joined: the norms of both.
         source: all of the source's, in its order.
-        name: what the source is called.
+        engine: all of the engine's, in its order.
     """
     if wrong is None or wrong.where != "before":
         return wrong
-    order = {norm.name: i for i, norm in enumerate(source)}
-    at = {pair.key: order[pair.source.name] for pair in joined.pairs}
-    start = -1 if wrong.after is None else at[wrong.after]
-    only = [n.name for n in source[start + 1 : at[wrong.key]] if n.name in joined.unmatched_source]
-    if not only:
+    start = (None, None) if wrong.after is None else _at(wrong.after, joined)
+    end = _at(wrong.key, joined)
+    found = (
+        ("the source", _between(source, start[0], end[0], joined.unmatched_source)),
+        ("the engine", _between(engine, start[1], end[1], joined.unmatched_engine)),
+    )
+    told = [f"{side} alone runs {', '.join(names)}" for side, names in found if names]
+    if not told:
         return wrong
-    return replace(wrong, reason=f"{wrong.reason}, where {name} alone runs {', '.join(only)}")
+    return replace(wrong, reason=f"{wrong.reason}, where {' and '.join(told)}")
+
+
+def _between(
+    norms: Sequence[ObservedNorm], start: str | None, end: str, unmatched: Sequence[str]
+) -> list[str]:
+    names = [norm.name for norm in norms]
+    first = 0 if start is None else names.index(start) + 1
+    return [name for name in names[first : names.index(end)] if name in unmatched]
+
+
+def _at(key: str, joined: Joined) -> tuple[str, str]:
+    """Names of a site's norm in the source and in the engine."""
+    pair = next(p for p in joined.pairs if p.key == key)
+    return pair.source.name, pair.engine.name

@@ -15,6 +15,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.engines.images import Levels, read_picture
+from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import takes_pictures
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, InputError
@@ -134,7 +135,7 @@ class _Runs:
         from ggufnorm.frameworks.encoder import run_encoder
 
         if not _is_encoder(location):
-            raise InputError(f"{location}: no image encoder, as another model is: compare it apart")
+            raise InputError(f"{location}: no image encoder: give the mmproj file of the model")
         run, made = run_encoder(
             location,
             self.levels,
@@ -146,10 +147,13 @@ class _Runs:
             self.pixels, self.made_by = made, "llama.cpp's mtmd"
         if self._processor is not None:
             path = local_path(location)
-            self._findings[location] = pixel_findings(
-                self.levels, self._processor, path, list(made)
-            )
+            self._findings[location] = self._beside_processor(path, self._processor)
         return run
+
+    def _beside_processor(self, path: Path, processor: Processor) -> tuple[PixelFinding, ...]:
+        """What is wrong with mtmd's pixels, of all parts that it cuts the picture into."""
+        parts = capture_pixels(path, self.levels)
+        return pixel_findings(self.levels, processor, path, [p for part in parts for p in part])
 
     def _transformers(self, location: str) -> ObservedRun:
         model = open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)

@@ -24,7 +24,7 @@ from ggufnorm.core.observed import ObservedRun
 from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.errors import ConfigError, InputError, MemoryLimitError, TextError
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
-from ggufnorm.frameworks.between import name_missing, wrong_pixels
+from ggufnorm.frameworks.between import name_unmatched, wrong_pixels
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
 from ggufnorm.samples import default_text
@@ -284,8 +284,8 @@ def compare_runs(
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     judge = Judge(_short(source), _short(engine), engine.rounding, weights)
     sites = judge.sites(joined.pairs)
-    wrong = name_missing(first_wrong(sites, _short(engine)), joined, source.norms, _short(source))
-    wrong = wrong_pixels(pixels, sites) or wrong
+    wrong = first_wrong(sites, _short(engine))
+    wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
     logits, why_not = _logits(source, engine, tokens)
     return EngineComparison(
         engine=side(engine),
