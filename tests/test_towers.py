@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.engines.child import run_in_child
@@ -453,6 +454,15 @@ def test_the_command_tells_the_verdict_in_every_format(folder: Path, tmp_path: P
     markdown = run(source, wrong, "--format", "markdown").stdout
     assert "the constants of CLIP" in markdown
     assert run(source, wrong, "--max-rel", "0.01").return_value == 1
+
+
+def test_a_saved_report_is_read_again(folder: Path, tmp_path: Path) -> None:
+    wrong = mmproj(folder, "siglip", constants=vision.CLIP)
+    report = compare(checkpoint(folder, "siglip"), wrong)
+    report.save(tmp_path / "report.json")
+    assert ggufnorm.load(tmp_path / "report.json") == report
+    report.save(tmp_path / "report.html")
+    assert "the constants of CLIP" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("option", ["--tokens", "--max-kld"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 from ggufnorm.frameworks.run import compare_runs, in_order, kind_of, open_checkpoint, side
 from ggufnorm.imaging.run import pixel_findings
 from ggufnorm.samples import default_picture
+
+if TYPE_CHECKING:
+    from ggufnorm.engines.hf import HFModel
 
 Pixels = NDArray[np.float32]
 
@@ -158,23 +162,20 @@ class _Runs:
     def _transformers(self, location: str) -> ObservedRun:
         model = open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)
         if self.pixels is None:
-            self._make(lambda: model.picture_size)
-        assert self.pixels is not None
+            self.pixels, self.made_by = self._without_mtmd(model)
         return model.run_picture(self.pixels)
 
-    def _make(self, size: Callable[[], tuple[int, int]]) -> None:
-        """Pixels without mtmd."""
+    def _without_mtmd(self, model: HFModel) -> tuple[Pixels, str]:
         if self._processor is not None:
-            self.pixels, self.made_by = self._processor.feed(self.levels), self._processor.name
-        elif self.must_be_used:
+            return self._processor.feed(self.levels), self._processor.name
+        if self.must_be_used:
             raise ConfigError(
                 "--image needs what makes pixels of it: an mmproj file, or a checkpoint with"
                 " preprocessor_config.json"
             )
-        else:
-            rng = np.random.default_rng(0)
-            self.pixels = rng.standard_normal((1, *size(), 3)).astype(np.float32)
-            self.made_by = "normal noise"
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal((1, *model.picture_size, 3)).astype(np.float32)
+        return noise, "normal noise"
 
     def _onnx(self, location: str) -> ObservedRun:
         from ggufnorm.engines.onnx.session import OnnxSession
