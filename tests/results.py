@@ -45,6 +45,7 @@ from ggufnorm.core.frameworks import (
     AppliedNorm,
     Cause,
     EngineComparison,
+    FedPicture,
     FirstWrong,
     FrameworksReport,
     RunSide,
@@ -407,6 +408,7 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         first_wrong=None,
         verdict=f"{name} agrees.",
         skipped=(),
+        pixels=(),
     )
     bad = replace(
         good,
@@ -419,9 +421,11 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         first_wrong=first,
         verdict=f"First wrong at {name}.",
         skipped=(Skipped(name, "is of another shape"),),
+        pixels=(PixelFinding("error", "constants-differ", None, f"{name} has other constants"),),
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
-    return FrameworksReport(side, (good, bad), f"{name}.txt", 31)
+    picture = FedPicture(f"{name}.png", "llama.cpp's mtmd", (1, 32, 48, 3))
+    return FrameworksReport(side, (good, bad), f"{name}.txt", 31, picture)
 
 
 def pixel_report(name: str = "blk") -> PixelReport:

@@ -13,12 +13,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 
 import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines.hf import watch_norms
 from ggufnorm.engines.images import read_picture
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError
 from ggufnorm.frameworks import encoder
@@ -145,6 +147,16 @@ def test_vit_agrees_in_onnx(folder: Path) -> None:
     assert report.picture is not None
     assert report.picture.name == "generated"
     assert report.picture.pixels.startswith("Gemma3ImageProcessor")
+
+
+def test_a_layer_s_scale_is_no_norm() -> None:
+    options = {k: v for k, v in towers.SHAPE.items() if k != "intermediate_size"}
+    dino = transformers.Dinov2Model(transformers.Dinov2Config(**options)).eval()
+    x = torch.randn(1, 3, towers.SIZE, towers.SIZE, generator=torch.Generator().manual_seed(0))
+    _output, norms, skipped = watch_norms(dino, lambda: dino(pixel_values=x), 0)
+    assert len(norms) == 2 * towers.LAYERS + 1
+    assert all("norm" in n.name for n in norms)
+    assert not skipped
 
 
 # -- seeded mistakes ------------------------------------------------------------------------

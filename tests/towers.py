@@ -24,7 +24,7 @@ from tests.vision import SIGLIP
 
 WIDTH, FEED, HEADS, LAYERS, SIZE, PATCH = 64, 96, 4, 3, 32, 8
 
-_VISION = {
+SHAPE = {
     "hidden_size": WIDTH, "intermediate_size": FEED, "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS, "image_size": SIZE, "patch_size": PATCH,
 }  # fmt: skip
@@ -81,7 +81,7 @@ VIT = Tower("vit", transformers.ViTConfig, transformers.ViTForImageClassificatio
 def build(tower: Tower, seed: int = 0) -> Any:
     """The model with trained-like values; see :func:`tests.framework_models.trained_like`."""
     torch.manual_seed(seed)
-    config = tower.config(**_VISION, **tower.options, layer_norm_eps=tower.epsilon)
+    config = tower.config(**SHAPE, **tower.options, layer_norm_eps=tower.epsilon)
     config._attn_implementation = "eager"
     model = tower.model(config).eval()
     rng = np.random.default_rng([seed, *tower.name.encode()])

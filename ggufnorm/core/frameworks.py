@@ -188,7 +188,7 @@ class EngineComparison:
     first_wrong: FirstWrong | None
     verdict: str
     skipped: tuple[Skipped, ...]
-    pixels: tuple[PixelFinding, ...] = ()
+    pixels: tuple[PixelFinding, ...]
 
 
 @dataclass(frozen=True)
@@ -222,4 +222,4 @@ class FrameworksReport(Result):
     comparisons: tuple[EngineComparison, ...]
     text: str
     n_tokens: int
-    picture: FedPicture | None = None
+    picture: FedPicture | None

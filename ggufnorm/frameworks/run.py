@@ -139,6 +139,7 @@ def compare_frameworks(
         ),
         text=text_name,
         n_tokens=len(run.tokens),
+        picture=None,
     )
 
 
