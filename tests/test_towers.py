@@ -294,12 +294,21 @@ def test_the_class_token_behind_the_patches_is_found_in_llama_cpp(folder: Path) 
     mtmd, onnx = report.comparisons
     assert onnx.first_wrong is None
     assert mtmd.first_wrong is not None
+    assert "order of rows" in {s.what for s in mtmd.skipped}
     assert (mtmd.first_wrong.key, mtmd.first_wrong.where) == ("v.pre_ln.weight", "before")
     assert {s.local is not None and s.local < 1e-6 for s in mtmd.sites} == {True}
     # The penultimate block gives LLaVA its features: the last one is not run.
     assert mtmd.unmatched_source == (
         "encoder.layers.2.layer_norm1", "encoder.layers.2.layer_norm2",
     )  # fmt: skip
+
+
+def test_with_its_position_behind_too_the_class_token_is_right(folder: Path) -> None:
+    changed = tensors("clip")
+    _edit("v.position_embd.weight", lambda w: np.roll(w, -1, axis=0))(changed)
+    found = compared(folder, "clip", changed)
+    assert found.first_wrong is None, found.verdict
+    assert largest(found) < 2.0**-11
 
 
 def test_a_wrong_norm_in_onnx_is_named(folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 from ggufnorm.frameworks.between import name_unmatched, wrong_pixels
 from ggufnorm.frameworks.join import Joined, join_gguf, join_names
 from ggufnorm.frameworks.judge import Judge, first_wrong, verdict
+from ggufnorm.frameworks.rows import align_class_token
 from ggufnorm.samples import default_text
 
 if TYPE_CHECKING:
@@ -277,6 +278,8 @@ def compare_runs(
         InputError: they have no norm in common.
     """
     joined = _join(source, engine, location)
+    if tokens is None:
+        joined = align_class_token(joined)
     if not joined.pairs:
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
