@@ -72,8 +72,11 @@ def compare_frameworks(
     """Run a model in its source framework and in engines, and say where they first part.
 
     All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
-    checkpoint's. Where both have one and they disagree, the report says so. Image encoders
-    get the same pixels: see :func:`~ggufnorm.frameworks.pictures.compare_encoders`.
+    checkpoint's. Where both have one and they disagree, the report says so.
+
+    Of an mmproj file, and of ONNX that takes a picture, the image encoders are compared. All
+    get the same pixels: mtmd's of the first mmproj file, else those of the checkpoint's image
+    processor, else normal noise.
 
     Args:
         source: right by definition: ``hf:FOLDER`` or ``hf:org/repo`` (run by Transformers),
