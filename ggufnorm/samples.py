@@ -1,8 +1,11 @@
-"""The bundled model and text."""
+"""The bundled model and text, and a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError, TextError
 
@@ -28,6 +31,19 @@ def sample_model() -> Path:
 def default_text() -> str:
     """The bundled text, which the sample model has not seen: about 16,000 tokens for it."""
     return sample_path("heldout.txt").read_text(encoding="utf-8")
+
+
+def default_picture() -> NDArray[np.uint8]:
+    """Levels of a picture of slopes, waves and edges, ``(256, 256, 3)``, always the same."""
+    y, x = np.mgrid[0:1:256j, 0:1:256j]
+    channels = [
+        x + 0.2 * np.sin(11 * y),
+        y + 0.2 * np.sin(17 * x),
+        1 - (x + y) / 2 + 0.2 * np.cos(13 * x * y),
+    ]
+    picture: NDArray[np.uint8] = np.clip(255 * np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
+    picture[64:128, 96:160] = (230, 40, 90)
+    return picture
 
 
 def text_to_run(text: str | None, name: str) -> tuple[str, str]:

@@ -153,11 +153,11 @@ def build(network: Network, seed: int = 0) -> Any:
     rng = np.random.default_rng([seed, *network.name.encode()])
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.from_numpy(_values(name, tuple(p.shape), rng, network.offset)))
+            p.copy_(torch.from_numpy(trained_like(name, tuple(p.shape), rng, network.offset)))
     return model
 
 
-def _values(
+def trained_like(
     name: str, shape: tuple[int, ...], rng: np.random.Generator, offset: float
 ) -> np.ndarray:
     if len(shape) == 1 and name.endswith(".bias"):

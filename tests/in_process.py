@@ -13,13 +13,15 @@ from unittest import mock
 
 import gguf
 import numpy as np
+from llama_cpp import mtmd_cpp
 
 from ggufnorm.attribution import recipe
 from ggufnorm.attribution import run as attribution
 from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
-from ggufnorm.engines.llama import quantize
+from ggufnorm.engines.llama import quantize, vision
 from ggufnorm.engines.llama.binding import llama
+from ggufnorm.frameworks import encoder
 from ggufnorm.frameworks import llama as frameworks
 
 
@@ -30,6 +32,7 @@ def engine() -> Iterator[None]:
     Give ``n_threads=1``: idle teams of several lanes would spin (see ``engines/child.py``).
     """
     llama().llama_log_set(_silence, None)
+    mtmd_cpp.mtmd_log_set(_silence, None)
     with (
         mock.patch.object(run, "run_in_child", _run_here),
         mock.patch.object(attribution, "run_in_child", _run_here),
@@ -37,6 +40,8 @@ def engine() -> Iterator[None]:
         mock.patch.object(capture, "run_in_child", _run_here),
         mock.patch.object(quantize, "run_in_child", _run_here),
         mock.patch.object(frameworks, "run_in_child", _run_here),
+        mock.patch.object(encoder, "run_in_child", _run_here),
+        mock.patch.object(vision, "run_in_child", _run_here),
     ):
         yield
 

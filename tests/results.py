@@ -45,6 +45,7 @@ from ggufnorm.core.frameworks import (
     AppliedNorm,
     Cause,
     EngineComparison,
+    FedPicture,
     FirstWrong,
     FoldedNorm,
     FrameworksReport,
@@ -434,6 +435,7 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         first_wrong=None,
         verdict=f"{name} agrees.",
         skipped=(),
+        pixels=(),
     )
     bad = replace(
         good,
@@ -449,9 +451,11 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         operations=operations,
         folds=(kept, replace(kept, status="mistake", cause="epsilon", message=f"{name} is off")),
         result=far,
+        pixels=(PixelFinding("error", "constants-differ", None, f"{name} has other constants"),),
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
-    return FrameworksReport(side, (good, bad), f"{name}.txt", 31)
+    picture = FedPicture(f"{name}.png", "llama.cpp's mtmd", (1, 32, 48, 3))
+    return FrameworksReport(side, (good, bad), f"{name}.txt", 31, picture)
 
 
 def pixel_report(name: str = "blk") -> PixelReport:

@@ -26,7 +26,7 @@ from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
-from tests import checkpoints, framework_models, models, vision
+from tests import checkpoints, framework_models, models, towers, vision
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +85,7 @@ def folder() -> Iterator[Path]:
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
         write_frameworks(here, text)
+        write_towers(here)
         yield here
 
 
@@ -100,6 +101,17 @@ def write_frameworks(here: Path, text: str) -> None:
     framework_models.write(here / "wrong.gguf", network, tensors)
     framework_models.export(model, here / "model.onnx")
     quantize_dynamic(here / "model.onnx", here / "model-int8.onnx")
+
+
+def write_towers(here: Path) -> None:
+    """A checkpoint with an image encoder, and what right and wrong conversions make of it."""
+    tower = towers.TOWERS["gemma3"]
+    model = towers.build(tower)
+    vision.write_processor(framework_models.save(model, here / "vision-checkpoint"))
+    tensors = towers.converted(model, tower)
+    towers.write(here / "vision-mmproj.gguf", tower, tensors)
+    towers.write(here / "vision-wrong.gguf", tower, tensors, constants=vision.CLIP)
+    towers.export(model, here / "vision.onnx")
 
 
 def write_pixels(folder: Path) -> None:

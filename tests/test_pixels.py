@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import ggufnorm
 from ggufnorm.cli.main import cli
@@ -303,6 +304,17 @@ def test_llama_cpp_cuts_large_pictures_and_the_whole_one_is_found(
     assert report.findings == ()
 
 
+def test_a_tile_of_one_colour_is_not_taken_for_the_picture(
+    mmprojs: dict[str, Path], tmp_path: Path
+) -> None:
+    values = levels(256, 256)
+    values[:64, :64] = 7
+    picture, source = tmp_path / "p.png", write_processor(tmp_path / "hf", CLIP)
+    Image.fromarray(values).save(picture)
+    report = ggufnorm.pixels(picture, processor=source, mmproj=mmprojs["idefics3"])
+    assert not [f for f in report.findings if f.severity == "error"]
+
+
 def test_files_that_are_no_encoders_are_engine_errors(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="image encoder"):
         capture_pixels(sample, levels(8, 8))
@@ -586,8 +598,6 @@ def test_an_absent_package_says_what_to_install(
 
 
 def test_a_turned_picture_is_told(tmp_path: Path) -> None:
-    from PIL import Image
-
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.png"

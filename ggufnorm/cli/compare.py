@@ -25,7 +25,8 @@ from ggufnorm.cli.options import (
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
 
-_ACROSS_ONLY = ("text_file", "n_tokens", "max_rel", "trust_remote_code")
+_ACROSS_ONLY = ("text_file", "n_tokens", "image", "max_rel", "trust_remote_code")
+_TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
 _TRACES_ONLY = (
     "gpu_layers", "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms",
 )  # fmt: skip
@@ -40,6 +41,10 @@ _TRACES_ONLY = (
 @click.option(
     "--tokens", "n_tokens", type=click.IntRange(2, 512),
     help="How many of its tokens.  [default: 127]",
+)  # fmt: skip
+@click.option(
+    "--image", type=click.Path(path_type=Path),
+    help="Picture to run through image encoders.  [default: generated]",
 )  # fmt: skip
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python files that a checkpoint brings."
@@ -70,13 +75,16 @@ def command(
 
     Or REF is the source in another framework, a checkpoint hf:FOLDER or a model.onnx, and
     each QUANT a GGUF model or a model.onnx: all run the same tokens, every norm is
-    compared, and the first wrong one is named with its reason.
+    compared, and the first wrong one is named with its reason. With an mmproj.gguf among
+    them the image encoders are compared, on the same pixels.
     """
-    from ggufnorm.frameworks.runs import kind_of
+    from ggufnorm.frameworks.locations import kind_of
 
     locations = at_least_one(models, hf_repos)
     if any(kind_of(location) for location in locations):
         _refuse(context, _TRACES_ONLY, "hf: and .onnx")
+        if options["image"] is not None:
+            _refuse(context, _TEXT_ONLY, "--image")
         if _is_onnx_and_trace(locations):
             _refuse(context, _ACROSS_ONLY, "traces")
             ref, quant = locations
@@ -88,7 +96,7 @@ def command(
 
 
 def _is_onnx_and_trace(locations: Sequence[str]) -> bool:
-    from ggufnorm.frameworks.runs import kind_of
+    from ggufnorm.frameworks.locations import kind_of
     from ggufnorm.tracing.run import is_model
 
     others = [location for location in locations if kind_of(location) != "onnx"]
@@ -119,6 +127,7 @@ def _across(
             text=None if file is None else read_text(file),
             text_name=str(file),
             n_tokens=options["n_tokens"] or N_TOKENS,
+            image=options["image"],
             n_threads=options["threads"],
             trust_remote_code=options["trust_remote_code"],
             check_memory=not options["no_memory_check"],

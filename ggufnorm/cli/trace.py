@@ -69,7 +69,7 @@ def command(
     residual stream and the logits are written. Or it is a model.onnx, which ONNX Runtime
     runs, with a tokenizer beside it or else on random token ids: its norms and the logits.
     """
-    from ggufnorm.frameworks.runs import kind_of
+    from ggufnorm.frameworks.locations import kind_of
 
     (model,) = all_models(models, hf_repos, "MODEL")
     kind = kind_of(model)

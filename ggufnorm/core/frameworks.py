@@ -10,6 +10,7 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.misfolds import FoldCause
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
 
@@ -25,11 +26,12 @@ SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "m
 """
 
 CauseKind = Literal[
-    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", Kind, FoldCause
+    "kind", "groups", "epsilon", "weight", "bias", "formula", "non-finite", "pixels", Kind,
+    FoldCause,
 ]  # fmt: skip
 """What is not as in the source. Of a weight's values as in
 :data:`ggufnorm.core.transforms.Kind`; ``weight`` is missing or too much; ``formula``: the engine
-does not compute what it states. Of a batch norm as in
+does not compute what it states; ``pixels``: what an image encoder is fed. Of a batch norm as in
 :data:`ggufnorm.core.misfolds.FoldCause`."""
 
 FoldStatus = Literal["folded", "rounded", "kept", "mistake"]
@@ -285,6 +287,8 @@ class EngineComparison:
         folds: the batch norms of the source in the order of its graph, where both are ONNX.
         result: how far the model's first output is off; None where an engine does not show
             it, or its shape differs.
+        pixels: what mtmd does otherwise than the checkpoint's image processor, the gravest
+            first; empty for a language model, and where there is no processor.
     """
 
     engine: RunSide
@@ -299,20 +303,38 @@ class EngineComparison:
     operations: tuple[OperationMatch, ...] = ()
     folds: tuple[FoldedNorm, ...] = ()
     result: Difference | None = None
+    pixels: tuple[PixelFinding, ...] = ()
+
+
+@dataclass(frozen=True)
+class FedPicture:
+    """The picture that image encoders got.
+
+    Attributes:
+        name: of its file, or what was taken in its place.
+        pixels: what made the pixels that all got.
+        shape: of the pixels, ``(pictures, height, width, channels)``.
+    """
+
+    name: str
+    pixels: str
+    shape: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class FrameworksReport(Result):
-    """A source framework against one engine or more, on the same token ids.
+    """A source framework against one engine or more, on the same token ids or pixels.
 
     Attributes:
         source: what is right by definition.
         comparisons: one for each engine.
-        text: where the tokens came from.
+        text: where the tokens came from; empty if there are none.
         n_tokens: how many were run.
+        picture: that was run in the place of a text; None for language models.
     """
 
     source: RunSide
     comparisons: tuple[EngineComparison, ...]
     text: str
     n_tokens: int
+    picture: FedPicture | None

@@ -31,6 +31,7 @@ class ObservedNorm:
             for none.
         bias: the same.
         x: what went in, ``(tokens, heads, channels)``; one head unless the norm is per head.
+            In an image encoder each row is a token.
         y: what came out, the same shape.
         weight_name: of the weight where it is stored, None for none.
         bias_name: the same of the bias.
@@ -110,9 +111,16 @@ class ObservedRun:
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:
     """A value as ``(tokens, heads, channels)``, whichever axis the tokens are on.
 
+    Args:
+        value: channels last.
+        n_tokens: how many were run; 0 in an image encoder, whose rows stay as they lie.
+        channels: of a row.
+
     Raises:
         ValueError: no axis is as long as there are tokens, or the channels do not fit.
     """
+    if not n_tokens:
+        return np.ascontiguousarray(value, np.float32).reshape(-1, 1, channels)
     axes = value.shape[:-1] if value.shape[-1] == channels else value.shape
     if n_tokens in axes:
         moved = np.moveaxis(value, axes.index(n_tokens), 0)

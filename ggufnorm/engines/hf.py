@@ -29,6 +29,8 @@ Tokens = NDArray[np.int32]
 _EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon", "norm_eps", "layer_norm_epsilon")
 _PROBE_SIZES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0)
 """RMS of the rows that a norm is given: whatever its epsilon is, some row feels it."""
+_HUGE_EPSILON = 0.1
+"""From which on rows of a mean square of 1 show no normalization: it may be a scale."""
 KNOWN = 1e-4
 """Relative L2 up to which a module computes a known norm: float32 and its rounding."""
 
@@ -136,6 +138,9 @@ class HFModel:
         of_images = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         if of_images and "ForConditionalGeneration" in made_for:
             return t.AutoModelForImageTextToText
+        of_classes = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        if of_classes and "ForImageClassification" in made_for:
+            return t.AutoModelForImageClassification
         return t.AutoModel
 
     @property
@@ -179,12 +184,7 @@ class HFModel:
             )
         ids = self._torch.from_numpy(tokens.astype(np.int64))[None]
         with self._threads(), self._watched_blocks() as blocks:
-            try:
-                output, norms, skipped = watch_norms(
-                    self.model, lambda: self.model(input_ids=ids), len(tokens)
-                )
-            except Exception as error:  # whatever a model's code raises
-                raise InputError(f"{self.folder}: the model fails: {_line(error)}") from None
+            output, norms, skipped = self._watched(lambda: self.model(input_ids=ids), len(tokens))
         logits = getattr(output, "logits", None)
         return ObservedRun(
             engine=self.engine,
@@ -193,6 +193,51 @@ class HFModel:
             logits=None if logits is None else _array(logits[0]),
             skipped=(*self.skipped, *skipped),
             residuals=_residuals(blocks, norms, len(tokens)),
+        )
+
+    def _watched(
+        self, call: Callable[[], Any], n_tokens: int
+    ) -> tuple[Any, tuple[ObservedNorm, ...], tuple[Skipped, ...]]:
+        try:
+            return watch_norms(self.model, call, n_tokens)
+        except Exception as error:  # whatever a model's code raises
+            raise InputError(f"{self.folder}: the model fails: {_line(error)}") from None
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the picture that its image encoder takes.
+
+        Raises:
+            InputError: the config does not say.
+        """
+        config = getattr(self.model.config, "vision_config", self.model.config)
+        size = getattr(config, "image_size", None)
+        sides: Sequence[Any] = size if isinstance(size, (list, tuple)) else [size, size]
+        if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+            raise InputError(f"{self.folder}: its config tells no image_size: give --image")
+        return sides[0], sides[1]
+
+    def run_picture(self, pixels: Array) -> ObservedRun:
+        """Run the image encoder, with the projector behind it if it has one.
+
+        Args:
+            pixels: ``(pictures, height, width, 3)``, normalized.
+
+        Raises:
+            InputError: there is no encoder that takes such pixels, or it fails.
+        """
+        encode = getattr(self.model, "get_image_features", self.model)
+        if encode is self.model and self.model.main_input_name != "pixel_values":
+            raise InputError(f"{self.folder}: {self.kind} has no image encoder")
+        values = self._torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+        with self._threads():
+            _, norms, skipped = self._watched(lambda: encode(pixel_values=values), 0)
+        return ObservedRun(
+            engine=self.engine,
+            location=self.folder,
+            norms=norms,
+            logits=None,
+            skipped=(*self.skipped, *skipped),
         )
 
     @contextmanager
@@ -236,7 +281,7 @@ def watch_norms(
     Args:
         model: a ``torch.nn.Module`` in float32.
         call: runs it.
-        n_tokens: length of the axis that holds the tokens.
+        n_tokens: length of the axis that holds the tokens; 0 for an image encoder.
 
     Returns:
         What the call returned; the norms in the order of their calls; modules that are
@@ -312,7 +357,8 @@ def _norm(s: _Seen, n_tokens: int, usual: dict[type, Formula]) -> ObservedNorm:
     probe = _probe(s, channels)
     fitted, _ = applied_formula(*(probe or (x, y)), w, b, formula)
     applied, residual = applied_formula(x, y, w, b, fitted)
-    if residual > KNOWN:
+    scales = not _is_named_norm(s.module) and applied.epsilon > _HUGE_EPSILON
+    if residual > KNOWN or scales:
         raise ValueError(f"{type(s.module).__name__} computes no norm that is known here")
     usual[type(s.module)] = applied
     weight_name, bias_name = _full_names(s)

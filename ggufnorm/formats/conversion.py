@@ -62,6 +62,12 @@ _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("clip:llama4", r"^vision_model\.model(.*\.post_attention_layernorm)\b", r"vit\1"),
     ("clip:*", r"^vision_model\.", "vision_tower.vision_model."),
     ("clip:*", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
+    # As Transformers 5 calls the modules of CLIP and SigLIP.
+    (
+        "clip:*",
+        r"^(model\.)?(vision_tower\.)?(?=(encoder\.layers|pre_layrnorm|post_layernorm)\.)",
+        "vision_tower.vision_model.",
+    ),
 )
 
 # Layers of a multi-token predictor stand behind the others (conversion/qwen.py, exaone.py).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def run_llama(
         job = {**plain_job(path, n_ctx, n_threads, tokens, rows), "text": text}
         facts = run_in_child(observe, job, lambda _message: None)
         with np.load(rows, allow_pickle=False) as values:
-            run = _observed(file, os.fspath(location), facts, values)
+            run = observed_run(file, os.fspath(location), facts, values, len(facts["tokens"]))
         return run, np.array(facts["tokens"], np.int32)
 
 
@@ -127,17 +127,17 @@ class Planned:
         return self.lane.graphs[0]
 
     def values(self, nodes: Iterable[int]) -> dict[str, Array]:
-        """Run the batch and copy the values of some nodes, as ``node7``."""
-        stops = sorted(set(nodes))
-        found: dict[str, Array] = {}
-
-        def on_stop(k: int, address: int) -> bool:
-            found[f"node{stops[k]}"] = read_node(address)
-            return True
-
+        """Run the batch and copy the values of some nodes; see :func:`node_values`."""
         self.lane.context.clear()
+        return node_values(nodes, self._walk)
+
+    def norm_ends(self) -> dict[str, Array]:
+        """The same of what goes into all norms and what comes out."""
+        self.lane.context.clear()
+        return norm_ends(self.graph, self._walk)
+
+    def _walk(self, stops: Sequence[int], on_stop: Callable[[int, int], bool]) -> None:
         self.lane.walk(self.graph, stops, self.batch, on_stop)
-        return found
 
 
 @contextmanager
@@ -167,14 +167,14 @@ def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[st
     """The child's part of :func:`run_llama`: facts as JSON, values in the file ``rows``."""
     with planned(job) as run:
         graph, tokens = run.graph, run.batch.tokens
-        values = run.values(i for n in graph.norms for i in (n.input, n.output))
+        values = run.norm_ends()
         if not run.model.is_embedding:
             values["logits"] = run.lane.context.logits(len(tokens)).copy()
         np.savez(job["rows"], allow_pickle=False, **values)
         return {
             "tokens": tokens.tolist(),
             "engine": engine_version(),
-            "norms": [_facts(run.file, graph, norm) for norm in graph.norms],
+            "norms": [norm_facts(run.file, graph, norm) for norm in graph.norms],
             "skipped": to_plain(graph.skipped),
         }
 
@@ -194,16 +194,57 @@ def _ids(job: dict[str, Any], model: LlamaModel) -> Tokens:
     return tokens
 
 
-def _facts(file: ModelFile, graph: Graph, norm: NormPlan) -> dict[str, Any]:
+Walk = Callable[[Sequence[int], Callable[[int, int], bool]], None]
+"""Runs a graph and calls back at the given nodes."""
+
+
+def node_values(nodes: Iterable[int], walk: Walk) -> dict[str, Array]:
+    """The values of some nodes, by ``node`` and the index.
+
+    Args:
+        nodes: their indices.
+        walk: runs their graph.
+    """
+    stops = sorted(set(nodes))
+    values: dict[str, Array] = {}
+
+    def on_stop(k: int, address: int) -> bool:
+        values[f"node{stops[k]}"] = read_node(address)
+        return True
+
+    walk(stops, on_stop)
+    return values
+
+
+def norm_ends(graph: Graph, walk: Walk) -> dict[str, Array]:
+    """What goes into all norms of a graph and what comes out; see :func:`node_values`."""
+    return node_values((i for n in graph.norms for i in (n.input, n.output)), walk)
+
+
+def norm_facts(file: ModelFile, graph: Graph, norm: NormPlan) -> dict[str, Any]:
+    """What the graph and the file say of a norm, JSON-like."""
     stated = stated_norm(file, norm, graph.nodes[norm.output].key)
     plain: dict[str, Any] = to_plain(norm)
     return {**plain, "layer": stated.layer, "role": stated.role, "stated": stated.epsilon}
 
 
-def _observed(
-    file: ModelFile, location: str, facts: Mapping[str, Any], rows: Mapping[str, Array]
+def observed_run(
+    file: ModelFile,
+    location: str,
+    facts: Mapping[str, Any],
+    rows: Mapping[str, Array],
+    n_tokens: int,
 ) -> ObservedRun:
-    weights, n_tokens = WeightCache(file), len(facts["tokens"])
+    """What a child saw.
+
+    Args:
+        file: that it ran.
+        location: of the model, as given.
+        facts: ``engine``, ``norms`` of :func:`norm_facts` and ``skipped``.
+        rows: of :func:`norm_ends`, and ``logits`` where there are some.
+        n_tokens: how many were run; 0 in an image encoder.
+    """
+    weights = WeightCache(file)
     norms, skipped = [], [from_plain(Skipped, s) for s in facts["skipped"]]
     for norm in facts["norms"]:
         try:
@@ -225,7 +266,7 @@ def _norm(
 ) -> ObservedNorm:
     x, y = (rows[f"node{norm[end]}"] for end in ("input", "output"))
     # ggml's GroupNorm reaches over two axes: one token is one flat row.
-    channels = x.size // n_tokens if norm["kind"] == "group" else x.shape[-1]
+    channels = x.size // max(1, n_tokens) if norm["kind"] == "group" else x.shape[-1]
     x, y = (by_token(v, n_tokens, channels) for v in (x, y))
     weight, bias = (
         None if norm[n] is None else _per_head(weights.get(norm[n]), channels)

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
-from numpy.typing import NDArray
 
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import EngineMissingError, MemoryLimitError
-from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.errors import EngineMissingError
+from ggufnorm.frameworks.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
 from ggufnorm.frameworks.join import Pair
+from ggufnorm.frameworks.locations import kind_of, open_checkpoint
 
 if TYPE_CHECKING:
     from ggufnorm.core.operations import Stretch
     from ggufnorm.engines.hf import HFModel
     from ggufnorm.engines.onnx.session import OnnxSession
 
-Tokens = NDArray[np.int32]
-Kind = Literal["hf", "onnx"]
 
-MIN_TOKENS = 2
 _NO_TOKENS = np.empty(0, np.int32)
-
-
-def kind_of(location: str) -> Kind | None:
-    """What a location names: ``hf:FOLDER``, a path that ends with ``.onnx``, or neither."""
-    if location.startswith("hf:") and not location.startswith("hf://"):
-        return "hf"
-    return "onnx" if location.lower().endswith(".onnx") else None
-
-
-class NotFollowedError(Exception):
-    """What lies between two norms cannot be told."""
 
 
 class Runs:
@@ -95,56 +79,31 @@ class Runs:
             self.tokens, self.tokens_are_the_file_s = tokens, True
         return run
 
-    def checkpoint(self, location: str) -> HFModel:
-        """The model of a checkpoint.
-
-        Raises:
-            MemoryLimitError: it does not fit into the memory that is free.
-            InputError: Transformers cannot load it.
-        """
-        from ggufnorm.engines.hf import HFModel
-
-        folder = checkpoint_folder(location.partition(":")[2])
-        if self.check_memory:
-            _require_room(folder)
-        return HFModel(folder, n_threads=self.n_threads, trust_remote_code=self.trust_remote_code)
+    def _checkpoint(self, location: str) -> HFModel:
+        return open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)
 
     def _transformers(self, location: str) -> ObservedRun:
-        model = self.checkpoint(location)
+        model = self._checkpoint(location)
         tokenizer = model.tokenizer
         self.checkpoint_ids = None if tokenizer is None else tokenizer.ids(self.text)
         if self.tokens is None:
             self.tokens = self._ids(self.checkpoint_ids, lambda: model.n_vocab)
         return model.run(self.tokens)
 
-    def between(
-        self,
-        source: str,
-        engine: str,
-        pairs: Sequence[Pair],
-        wrong: FirstWrong,
-        tolerance: float,
-    ) -> Stretch:
-        """What source and engine compute before something that is wrong.
+    def follow(self, source: str, engine: str) -> Follow:
+        """How to take down what both compute; see :data:`~ggufnorm.frameworks.compared.Follow`."""
 
-        Raises:
-            NotFollowedError: it cannot be told there, for the reason that it says.
-        """
-        if kind_of(source) != "hf" or kind_of(engine) is not None:
-            raise NotFollowedError("only Transformers and llama.cpp are followed between norms")
-        from ggufnorm.frameworks.operations import TELLING
+        def follow(pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float) -> Stretch:
+            if kind_of(source) != "hf" or kind_of(engine) is not None:
+                raise NotFollowedError("only Transformers and llama.cpp are followed between norms")
+            from ggufnorm.frameworks.stretch import take_down
 
-        if tolerance > TELLING:
-            raise NotFollowedError(
-                f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
-                " which one is wrong"
-            )
-        from ggufnorm.frameworks.stretch import take_down
+            assert self.tokens is not None
+            self.on_progress(Progress(f"following what leads to {wrong.key} in {engine}"))
+            model = self._checkpoint(source)
+            return take_down(model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads)
 
-        assert self.tokens is not None
-        self.on_progress(Progress(f"following what leads to {wrong.key} in {engine}"))
-        model = self.checkpoint(source)
-        return take_down(model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads)
+        return follow
 
     def _ids(self, ids: Tokens | None, n_vocab: Callable[[], int]) -> Tokens:
         """The text's ids, or without a tokenizer any."""
@@ -169,18 +128,3 @@ class Runs:
             tokenizer = Tokenizer.beside(location)
         ids = None if tokenizer is None else tokenizer.ids(self.text)
         return self._ids(ids, lambda: session.n_vocab)
-
-
-def _require_room(folder: Path) -> None:
-    """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
-
-    Raises:
-        MemoryLimitError: it needs more than is free.
-    """
-    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise MemoryLimitError(
-            f"{folder} needs about {needed / 1e9:,.1f} GB as float32, and {free / 1e9:,.1f} GB are"
-            " free: close other programs, or try --no-memory-check"
-        )

@@ -97,7 +97,9 @@ def _like(picture: Values, others: Sequence[Values]) -> int:
     """Which of several shows the same part of the original, 0 if that cannot be told."""
     same = [i for i, o in enumerate(others) if o.shape == picture.shape]
     finite = [i for i in same if _is_finite(others[i]).all() and _is_finite(picture).all()]
-    return min(finite, key=lambda i: fit(picture, others[i]).residual, default=0)
+    # A tile of one value is fitted by anything.
+    varied = [i for i in finite if np.ptp(others[i], axis=(0, 1)).all()]
+    return min(varied, key=lambda i: fit(picture, others[i]).residual, default=0)
 
 
 def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalization) -> Seen:

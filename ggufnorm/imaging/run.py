@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from gguf.constants import Keys
+from numpy.typing import NDArray
 
-from ggufnorm.core.pixel_report import ExpectedPixels, PixelReport
+from ggufnorm.core.pixel_report import ExpectedPixels, PixelFinding, PixelReport
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
@@ -84,6 +85,37 @@ def pixels(
     )
 
 
+def pixel_findings(
+    levels: Levels, processor: Processor, mmproj: Location, pictures: Sequence[NDArray[np.float32]]
+) -> tuple[PixelFinding, ...]:
+    """What llama.cpp does to a picture otherwise than a checkpoint's image processor.
+
+    Args:
+        levels: the picture, ``(height, width, 3)``.
+        processor: what is right.
+        mmproj: the encoder's file.
+        pictures: that llama.cpp fed it, ``(height, width, 3)`` each.
+
+    Returns:
+        The gravest first.
+
+    Raises:
+        InputError: the processor fails, or the file cannot be read.
+    """
+    expected = _expected(None, processor, None, None)
+    fed = [_processed(processor, levels), Fed("llama.cpp", os.fspath(mmproj), pictures)]
+    seen = look_at_all(fed, levels, expected.normalization)
+    evidence = Evidence(
+        expected=expected,
+        pipelines=tuple(s.pipeline for s in seen),
+        comparisons=(compare(*seen),),
+        model_input=None,
+        of_file=_file_constants(mmproj),
+        turned=False,
+    )
+    return judge(evidence)[0]
+
+
 def _require(
     image: Location | None,
     processor: Location | None,
@@ -151,8 +183,9 @@ def _run(
     expected: Normalization,
 ) -> Iterator[Fed]:
     if levels is not None and processor is not None:
-        made, before = list(processor.feed(levels)), list(processor.resized(levels))
-        yield Fed("transformers", processor.path, made, before)
+        fed = _processed(processor, levels)
+        yield fed
+        before = fed.levels or ()
         again = [expected.apply(b).astype(np.float32) for b in before]
         yield Fed("numpy", "(level · scale - mean) / std", again, before)
     if levels is not None and mmproj is not None:
@@ -161,3 +194,8 @@ def _run(
         yield Fed("llama.cpp", os.fspath(path), [p for run in runs for p in run])
     if array is not None:
         yield Fed("array", os.fspath(array), list(read_array(array)))
+
+
+def _processed(processor: Processor, levels: Levels) -> Fed:
+    before = list(processor.resized(levels))
+    return Fed("transformers", processor.path, list(processor.feed(levels)), before)

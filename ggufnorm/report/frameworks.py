@@ -25,9 +25,19 @@ def frameworks_title(report: FrameworksReport, *comparisons: EngineComparison) -
     chosen = comparisons or report.comparisons
     sides = " and ".join(f"{c.engine.location} ({c.engine.engine})" for c in chosen)
     source = f"{report.source.location} ({report.source.engine})"
-    # A model without tokens runs on values that have nothing to do with the text.
-    tokens = f"{counted(report.n_tokens, 'token')}: {report.text}" if report.n_tokens else "no text"
-    return printable(f"{source} against {sides}, {tokens}")
+    return printable(f"{source} against {sides}, {_run_on(report)}")
+
+
+def _run_on(report: FrameworksReport) -> str:
+    """What all sides got, in words."""
+    picture = report.picture
+    if picture is None:
+        # A model without tokens runs on values that have nothing to do with the text.
+        if not report.n_tokens:
+            return "no text"
+        return f"{counted(report.n_tokens, 'token')}: {report.text}"
+    n, height, width, _channels = picture.shape
+    return f"{counted(n, 'picture')} of {width}×{height} ({picture.pixels}): {picture.name}"
 
 
 def site_row(site: SiteComparison) -> tuple[str, ...]:
@@ -105,6 +115,8 @@ def notes(comparison: EngineComparison) -> Iterator[str]:
             yield printable(f"{fold.norm}: {fold.message}")
     if c.result is not None:
         yield f"the model's result: off by {number(c.result.rel_l2, 2)} (relative L2)"
+    for finding in c.pixels:
+        yield printable(finding.message)
     if c.tokenizer is not None:
         yield printable(c.tokenizer.message)
     for names, side in ((c.unmatched_source, "the source"), (c.unmatched_engine, "the engine")):

@@ -202,7 +202,7 @@ class LlamaContext:
         self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
         params.n_batch = params.n_ubatch = self.max_batch * n_seq
         params.embeddings = model.is_embedding
-        params.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
         params.type_k = _cache_type(options.cache_type_k)
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
@@ -281,7 +281,8 @@ class LlamaContext:
         return np.ctypeslib.as_array(raw).reshape(shape)
 
 
-_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}  # enum llama_flash_attn_type in llama.h
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+"""``enum llama_flash_attn_type`` in ``llama.h``."""
 
 
 def _cache_type(name: CacheType) -> int:

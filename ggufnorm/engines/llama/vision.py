@@ -13,6 +13,7 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import gguf
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.child import Emit, run_in_child
-from ggufnorm.engines.llama.binding import NodeView, llama, read_node
+from ggufnorm.engines.llama.binding import NodeView, llama, read_node, write_node
+from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
 from ggufnorm.errors import EngineError, EngineMissingError, InputError
 
 Pictures = NDArray[np.float32]
@@ -30,8 +32,6 @@ _LEAF = "inp_raw"
 
 def capture_pixels(mmproj: str | os.PathLike[str], picture: NDArray[np.uint8]) -> list[Pictures]:
     """What llama.cpp makes of a picture for the encoder of ``mmproj``, in a child process.
-
-    No language model is needed: a vocabulary of bytes stands in for it.
 
     Args:
         mmproj: the encoder's file, on this machine.
@@ -62,7 +62,7 @@ def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str,
     """
     folder = Path(job["folder"])
     names = []
-    for i, values in enumerate(_run(job["mmproj"], np.load(folder / "picture.npy"), folder)):
+    for i, values in enumerate(_run(job["mmproj"], np.load(folder / "picture.npy"))):
         names.append(f"run-{i}.npy")
         np.save(folder / names[-1], values)
     return {"runs": names}
@@ -74,63 +74,146 @@ class _Capture:
     def __init__(self) -> None:
         self.runs: list[Pictures] = []
         self.error: BaseException | None = None
-        # Kept here: ctypes does not keep a callback alive.
-        self.callback = llama().ggml_backend_sched_eval_callback(
-            lambda tensor, ask, _data: self.on_eval(tensor, ask)
-        )
 
     def on_eval(self, tensor: int, ask: bool) -> bool:
         """See ``ggml_backend_sched_eval_callback``: False after a node ends the graph."""
         if not ask:
             return False
         try:
-            return self._look(tensor)
+            leaf = pixels_leaf(tensor)
+            if leaf is not None:
+                self.runs.append(read_pixels(leaf))
+            return leaf is not None
         except BaseException as error:  # ctypes would swallow it
             self.error = error
             return True
 
-    def _look(self, tensor: int) -> bool:
-        for source in NodeView.at(tensor).sources:
-            if NodeView.at(source).name == _LEAF:
-                # ggml's (width, height, channel, picture) is NumPy's (picture, c, h, w).
-                self.runs.append(np.moveaxis(read_node(source), 1, -1).copy())
-                return True
-        return False
 
-
-def _run(mmproj: str, picture: NDArray[np.uint8], folder: Path) -> list[Pictures]:
-    lib, mtmd = llama(), _mtmd()
+def _run(mmproj: str, picture: NDArray[np.uint8]) -> list[Pictures]:
     capture = _Capture()
-    with ExitStack() as stack:
-        params = lib.llama_model_default_params()
-        params.vocab_only = True
-        model = lib.llama_model_load_from_file(os.fsencode(_vocabulary(folder)), params)
-        stack.callback(lib.llama_model_free, model)
-        context = _context(mmproj, model, capture)
-        stack.callback(mtmd.mtmd_free, context)
-        if not mtmd.mtmd_support_vision(context):
-            raise InputError(f"{mmproj}: no image encoder: give the mmproj file of a vision model")
-        height, width, _channels = picture.shape
-        data = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd.mtmd_bitmap_init(width, height, data)
-        stack.callback(mtmd.mtmd_bitmap_free, bitmap)
-        chunks = mtmd.mtmd_input_chunks_init()
-        stack.callback(mtmd.mtmd_input_chunks_free, chunks)
-        marker = mtmd.mtmd_default_marker()
-        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
-        bitmaps = (ctypes.c_void_p * 1)(bitmap)
-        status = mtmd.mtmd_tokenize(context, chunks, ctypes.byref(text), bitmaps, 1)
-        if status != 0:
-            raise EngineError(f"{mmproj}: mtmd_tokenize failed with status {status}")
-        for i in range(mtmd.mtmd_input_chunks_size(chunks)):
-            chunk = mtmd.mtmd_input_chunks_get(chunks, i)
-            if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                mtmd.mtmd_encode_chunk(context, chunk)  # fails: its graph was left
-                if capture.error is not None:
-                    raise capture.error
+    with ImageEncoder(mmproj, capture.on_eval) as encoder:
+        for chunk in encoder.cut(picture):
+            encoder.encode(chunk)  # fails: its graph was left
+            if capture.error is not None:
+                raise capture.error
     if not capture.runs:
         raise EngineError(f"{mmproj}: no graph of llama.cpp's reads {_LEAF}")
     return capture.runs
+
+
+def pixels_leaf(node: int) -> int | None:
+    """Address of the leaf with the pixels, if the node at that address reads it."""
+    sources = NodeView.at(node).sources
+    return next((s for s in sources if NodeView.at(s).name == _LEAF), None)
+
+
+def read_pixels(leaf: int) -> Pictures:
+    """What the encoder is fed, ``(pictures, height, width, 3)``."""
+    # ggml's (width, height, channel, picture) is NumPy's (picture, c, h, w).
+    return np.moveaxis(read_node(leaf), 1, -1).copy()
+
+
+def write_pixels(leaf: int, pictures: Pictures) -> None:
+    """Feed the encoder something else of the same shape, as :func:`read_pixels` gives it."""
+    write_node(leaf, np.moveaxis(pictures, -1, 1))
+
+
+class ImageEncoder:
+    """An encoder in mtmd on the CPU, without flash attention. A context manager.
+
+    No language model is needed: a vocabulary of bytes stands in for it.
+
+    Args:
+        mmproj: the encoder's file.
+        on_eval: called at every node of its graphs.
+        n_threads: CPU threads; None for all.
+
+    Raises:
+        EngineMissingError: llama-cpp-python is not installed, or lacks mtmd.
+        EngineError: llama.cpp does not load the file.
+        InputError: the file holds no image encoder.
+    """
+
+    def __init__(self, mmproj: str, on_eval: EvalCallback, n_threads: int | None = None) -> None:
+        lib = llama()
+        self._path = mmproj
+        self._mtmd = _mtmd()
+        # Kept here: ctypes does not keep a callback alive.
+        self._callback = lib.ggml_backend_sched_eval_callback(
+            lambda tensor, ask, _data: on_eval(tensor, ask)
+        )
+        with ExitStack() as stack:
+            params = lib.llama_model_default_params()
+            params.vocab_only = True
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufnorm-")))
+            model = lib.llama_model_load_from_file(os.fsencode(_vocabulary(folder)), params)
+            stack.callback(lib.llama_model_free, model)
+            self._context = self._open(model, n_threads or os.cpu_count() or 1)
+            stack.callback(self._mtmd.mtmd_free, self._context)
+            if not self._mtmd.mtmd_support_vision(self._context):
+                raise InputError(
+                    f"{mmproj}: no image encoder: give the mmproj file of a vision model"
+                )
+            self._stack = stack.pop_all()
+
+    def _open(self, model: int, n_threads: int) -> Any:
+        params = self._mtmd.mtmd_context_params_default()
+        params.use_gpu = params.warmup = params.print_timings = False
+        params.n_threads = n_threads
+        params.flash_attn_type = FLASH_ATTENTION["off"]  # it would round keys and values to F16
+        params.cb_eval = self._callback
+        context = self._mtmd.mtmd_init_from_file(os.fsencode(self._path), model, params)
+        if not context:
+            raise EngineError(f"llama.cpp cannot load {self._path} as an image encoder")
+        return context
+
+    def __enter__(self) -> ImageEncoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def cut(self, picture: NDArray[np.uint8]) -> list[int]:
+        """Make of a picture what the encoder takes.
+
+        Args:
+            picture: levels, ``(height, width, 3)``.
+
+        Returns:
+            Handles for :meth:`encode`, good until the encoder is closed: more than one where
+            mtmd cuts the picture into tiles.
+
+        Raises:
+            EngineError: mtmd fails.
+        """
+        mtmd, keep = self._mtmd, self._stack.callback
+        height, width, _channels = picture.shape
+        data = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        bitmap = mtmd.mtmd_bitmap_init(width, height, data)
+        keep(mtmd.mtmd_bitmap_free, bitmap)
+        chunks = mtmd.mtmd_input_chunks_init()
+        keep(mtmd.mtmd_input_chunks_free, chunks)
+        marker = mtmd.mtmd_default_marker()
+        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
+        bitmaps = (ctypes.c_void_p * 1)(bitmap)
+        status = mtmd.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1)
+        if status != 0:
+            raise EngineError(f"{self._path}: mtmd_tokenize failed with status {status}")
+        every = (
+            mtmd.mtmd_input_chunks_get(chunks, i)
+            for i in range(mtmd.mtmd_input_chunks_size(chunks))
+        )
+        image = mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
+        return [chunk for chunk in every if mtmd.mtmd_input_chunk_get_type(chunk) == image]
+
+    def encode(self, chunk: int) -> bool:
+        """Run the encoder; False if its graph failed or was left."""
+        return bool(self._mtmd.mtmd_encode_chunk(self._context, chunk) == 0)
 
 
 def _mtmd() -> Any:
@@ -141,18 +224,6 @@ def _mtmd() -> Any:
             f"llama-cpp-python is installed without mtmd ({error}): install it again"
         ) from error
     return mtmd_cpp
-
-
-def _context(mmproj: str, model: int, capture: _Capture) -> Any:
-    mtmd = _mtmd()
-    params = mtmd.mtmd_context_params_default()
-    params.use_gpu = params.warmup = params.print_timings = False
-    params.n_threads = os.cpu_count() or 1
-    params.cb_eval = capture.callback
-    context = mtmd.mtmd_init_from_file(os.fsencode(mmproj), model, params)
-    if not context:
-        raise EngineError(f"llama.cpp cannot load {mmproj} as an image encoder")
-    return context
 
 
 def _vocabulary(folder: Path) -> Path:

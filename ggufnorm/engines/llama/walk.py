@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.model import Skipped
-from ggufnorm.engines.llama.binding import NodeView, is_contiguous, read_node, write_node
-from ggufnorm.engines.llama.graph import Graph, Stop, build_graph
+from ggufnorm.engines.llama.binding import is_contiguous, read_node, write_node
+from ggufnorm.engines.llama.graph import Graph, Stop
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
-from ggufnorm.errors import EngineError
+from ggufnorm.engines.llama.watch import GraphWatch
 
 Array = NDArray[np.float32]
 
@@ -88,32 +88,16 @@ class Lane:
     ) -> None:
         self.pin = pin
         self.graphs: list[Graph] = []
-        self.error: BaseException | None = None
-        self._tensors = tensors
-        self._unfused = options.unfused_norms
-        self._views: list[NodeView] | None = None
-        self._next = 0
-        self._stops: dict[int, int] = {}
-        self._graph: Graph | None = None
-        self._on_stop: Callable[[int, int], bool] = lambda _stop, _address: True
-        self.context = LlamaContext(model, options, self._on_eval, n_seq)
+        self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
+        self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
 
     def plan(self, chunk: list[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""
         self.context.clear()
         for batch in chunk:
-            self._views = []
-            self.context.decode(batch)
-            self._raise()
-            # The sources are read while the graph still exists.
-            graph = build_graph(
-                self._views,
-                self._tensors,
-                prefix="enc." if batch.encode else "",
-                unfused_norms=self._unfused,
-            )
-            self.graphs.append(graph)
-        self._views = None
+            prefix = "enc." if batch.encode else ""
+            decode = functools.partial(self.context.decode, batch)
+            self.graphs.append(self._watch.plan(decode, prefix))
 
     def walk(
         self, graph: Graph, stops: Sequence[int], batch: Batch, on_stop: Callable[[int, int], bool]
@@ -123,44 +107,7 @@ class Lane:
         Raises:
             EngineError: the decode failed, or the graph is not the one that was planned.
         """
-        self._graph, self._next = graph, 0
-        self._stops = {index: k for k, index in enumerate(stops)}
-        self._on_stop = on_stop
-        self.context.decode(batch)
-        self._raise()
-        if self._next != len(graph.nodes):
-            raise self._changed(f"it had {len(graph.nodes)} nodes and now has {self._next}")
-
-    def _raise(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def _changed(self, how: str) -> EngineError:
-        return EngineError(
-            f"{self.context.model.path}: llama.cpp's graph changed between two runs: {how}"
-        )
-
-    def _on_eval(self, address: int, ask: bool) -> bool:
-        # Nothing may be raised through llama.cpp: ctypes would print and swallow it.
-        try:
-            if self._views is not None:
-                self._views.append(NodeView.at(address))
-                return False
-            if ask:
-                self._next += 1
-                return self._next - 1 in self._stops
-            return self._arrive(address)
-        except BaseException as error:
-            self.error = self.error or error
-            return False
-
-    def _arrive(self, address: int) -> bool:
-        assert self._graph is not None
-        index = self._next - 1
-        node, now = self._graph.nodes[index], NodeView.at(address)
-        if (node.name, node.op, node.shape) != (now.name, now.op, now.shape):
-            raise self._changed(f"node {index} was {node.name} and now is {now.name}")
-        return self._on_stop(self._stops[index], address)
+        self._watch.walk(graph, stops, functools.partial(self.context.decode, batch), on_stop)
 
 
 class Observer(Protocol):

@@ -129,17 +129,18 @@ class OnnxSession:
             raise InputError(f"{self.model.path}: its vocabulary is not to be seen in the graph")
         return int(max(looked_up))
 
-    def run(self, tokens: Tokens) -> ObservedRun:
+    def run(self, tokens: Tokens, pixels: Array | None = None) -> ObservedRun:
         """Run the model once.
 
         Args:
             tokens: ids; a model that takes none gets normal values instead.
+            pixels: the values that it gets then, ``(pictures, height, width, 3)``.
 
         Raises:
             InputError: an input is of another length, or of a type that is not known here.
             EngineError: ONNX Runtime fails.
         """
-        feeds = {i.name: self._feed(i, tokens) for i in self._session.get_inputs()}
+        feeds = {i.name: self._feed(i, tokens, pixels) for i in self._session.get_inputs()}
         names = [o.name for o in self._session.get_outputs()]
         try:
             values = dict(zip(names, self._session.run(names, feeds), strict=True))
@@ -165,11 +166,13 @@ class OnnxSession:
         types = (dtype for _name, dtype, _shape in self.model.matrices())
         return max((_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
 
-    def _feed(self, wanted: Any, tokens: Tokens) -> NDArray[Any]:
+    def _feed(self, wanted: Any, tokens: Tokens, pixels: Array | None) -> NDArray[Any]:
         role = _role(wanted.name, wanted.type)
         dtype = _DTYPES.get(wanted.type)
         if dtype is None:
             raise InputError(f"{self.model.path}: its input {wanted.name} is {wanted.type}")
+        if role == "image" and pixels is not None:
+            return self._pixels(wanted, pixels).astype(dtype)
         if role in ("image", "past"):
             return self._values(wanted, role, dtype)
         n = len(tokens)
@@ -186,6 +189,17 @@ class OnnxSession:
             "positions": np.arange(n),
         }
         return np.asarray(made[role], dtype)[None]
+
+    def _pixels(self, wanted: Any, pixels: Array) -> Array:
+        found = np.moveaxis(pixels, -1, 1)
+        pairs = zip(wanted.shape, found.shape, strict=False)
+        if len(wanted.shape) != 4 or any(isinstance(a, int) and a != b for a, b in pairs):
+            sizes = ("×".join(map(str, shape)) for shape in (wanted.shape, found.shape))
+            raise InputError(
+                f"{self.model.path}: its input {wanted.name} takes {next(sizes)}, the pixels are"
+                f" {next(sizes)} (pictures, channels, height, width)"
+            )
+        return found
 
     def _values(self, wanted: Any, role: str, dtype: str) -> NDArray[Any]:
         batch, *rest = wanted.shape or [1]
