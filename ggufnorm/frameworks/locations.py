@@ -35,7 +35,7 @@ def in_order(locations: Iterable[str]) -> list[str]:
 def open_checkpoint(
     location: str, n_threads: int | None, trust_remote_code: bool, check_memory: bool
 ) -> HFModel:
-    """The model ``hf:FOLDER`` in Transformers; see :func:`~ggufnorm.frameworks.run.compare_frameworks`.
+    """The model of ``hf:FOLDER`` or ``hf:org/repo`` in Transformers, in float32.
 
     Raises:
         MemoryLimitError: it does not fit into the memory that is free.
