@@ -8,7 +8,7 @@ does not, the mistake lies between the norms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +57,15 @@ class Judge:
         engine: what the engine is called.
         rounding: of the engine's matrices.
         weights: of the source's norms by the site's key, as they are applied.
+        moved: how far that rounding moves a norm's input in the source itself, relative L2 by
+            the site's key; empty where it was not measured.
     """
 
     source: str
     engine: str
     rounding: float
     weights: Mapping[str, Array]
+    moved: Mapping[str, float] = field(default_factory=dict)
 
     def sites(self, pairs: Sequence[Pair]) -> tuple[SiteComparison, ...]:
         """All sites, in the engine's order."""
@@ -109,7 +112,8 @@ class Judge:
         if site.input.rel_l2 is None:
             return True
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
-        explained = max(SAME, _MATRIX * self.rounding, _JUMP * max(seen, default=0.0))
+        rounding = max(self.rounding, self.moved.get(site.key, 0.0))
+        explained = max(SAME, _MATRIX * rounding, _JUMP * max(seen, default=0.0))
         return site.input.rel_l2 > explained
 
     # -- why -----------------------------------------------------------------------------------

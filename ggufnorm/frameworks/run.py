@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +45,8 @@ N_TOKENS = 127
 MIN_TOKENS = 2
 _LETTERS = 64
 """Letters of the text to a token, more than enough."""
+HALF = 2.0**-11
+"""Relative rounding of half precision."""
 _SHOWN = 8
 """Ids shown where two tokenizers part."""
 
@@ -265,6 +267,7 @@ def compare_runs(
     tokenizer: TokenizerFinding | None = None,
     pixels: tuple[PixelFinding, ...] = (),
     skipped: tuple[Skipped, ...] = (),
+    halved: Mapping[str, float] | None = None,
 ) -> EngineComparison:
     """One engine against the source.
 
@@ -276,6 +279,8 @@ def compare_runs(
         tokenizer: how the tokenizers disagree.
         pixels: what the engine does to a picture otherwise than the source.
         skipped: what was not compared, and why.
+        halved: how far half precision moves the input of each of the source's norms, relative
+            L2 by its name; None if that was not measured.
 
     Raises:
         InputError: they have no norm in common.
@@ -289,7 +294,8 @@ def compare_runs(
             f" {len(source.norms)} of {source.location}: they are not one network"
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
-    judge = Judge(_short(source), _short(engine), engine.rounding, weights)
+    moved = {p.key: halved[p.source.name] * engine.rounding / HALF for p in joined.pairs if halved}
+    judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
     sites = judge.sites(joined.pairs)
     wrong = first_wrong(sites, _short(engine))
     wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
