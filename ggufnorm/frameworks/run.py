@@ -294,7 +294,9 @@ def compare_runs(
             f" {len(source.norms)} of {source.location}: they are not one network"
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
-    moved = {p.key: halved[p.source.name] * engine.rounding / HALF for p in joined.pairs if halved}
+    moved = {
+        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF for p in joined.pairs
+    }
     judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
     sites = judge.sites(joined.pairs)
     wrong = first_wrong(sites, _short(engine))
