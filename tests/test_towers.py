@@ -137,6 +137,26 @@ def test_rounded_matrices_are_precision_and_no_mistake(folder: Path, dtype: str)
     assert largest(found) > largest(compared(folder, "gemma3"))
 
 
+def test_rounding_that_attention_makes_larger_is_no_mistake(tmp_path: Path) -> None:
+    sharp = towers.build(tower("gemma3"))
+    with torch.no_grad():
+        for name, p in sharp.named_parameters():
+            if "vision" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
+                p.mul_(8)
+            if name.endswith("patch_embedding.weight"):
+                p.mul_(0.1)
+    source = made.save(sharp, tmp_path / "hf")
+    file = towers.write(tmp_path / "m.gguf", tower("gemma3"),
+                        towers.converted(sharp, tower("gemma3")),
+                        dtype=gguf.GGMLQuantizationType.F16)  # fmt: skip
+    (found,) = compare(f"hf:{source}", str(file)).comparisons
+    second = found.sites[1].input.rel_l2
+    assert second is not None
+    # More than four times F16's rounding, and than eight times what the first norm saw.
+    assert second > max(4 * 2.0**-11, 8 * (found.sites[0].output.rel_l2 or 0))
+    assert found.first_wrong is None, found.verdict
+
+
 def test_vit_agrees_in_onnx(folder: Path) -> None:
     report = compare(checkpoint(folder, "vit"), exported(folder, "vit"))
     (found,) = report.comparisons

@@ -240,6 +240,13 @@ class HFModel:
             skipped=(*self.skipped, *skipped),
         )
 
+    def round_matrices(self) -> None:
+        """Round all parameters of two dimensions or more to half precision, for good."""
+        with self._torch.no_grad():
+            for parameter in self.model.parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(parameter.half().float())
+
     @contextmanager
     def _watched_blocks(self) -> Iterator[dict[str, Any]]:
         """What leaves each block, by the block's name: the largest list of modules holds them."""

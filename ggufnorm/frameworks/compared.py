@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 
 import numpy as np
@@ -34,6 +34,8 @@ from ggufnorm.frameworks.rows import align_class_token
 
 Tokens = NDArray[np.int32]
 
+HALF = 2.0**-11
+"""Relative rounding of half precision."""
 MIN_TOKENS = 2
 """Fewest tokens that predict one."""
 
@@ -60,6 +62,7 @@ def compare_runs(
     tokenizer: TokenizerFinding | None = None,
     pixels: tuple[PixelFinding, ...] = (),
     skipped: tuple[Skipped, ...] = (),
+    halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,
 ) -> EngineComparison:
     """One engine against the source.
@@ -72,6 +75,8 @@ def compare_runs(
         tokenizer: how the tokenizers disagree.
         pixels: what the engine does to a picture otherwise than the source.
         skipped: what was not compared, and why.
+        halved: how far half precision moves the input of each of the source's norms, relative
+            L2 by its name; None if that was not measured.
         follow: gives all that both compute before something wrong; None where that is not
             possible.
 
@@ -91,7 +96,10 @@ def compare_runs(
             f" {len(source.norms)} of {source.location}: they are not one network"
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
-    judge = Judge(_short(source), _short(engine), engine.rounding, weights)
+    moved = {
+        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF for p in joined.pairs
+    }
+    judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
     sites = judge.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
@@ -103,7 +111,7 @@ def compare_runs(
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
-            stretch = _follow(follow, joined.pairs, wrong, judge.explained(before))
+            stretch = _follow(follow, joined.pairs, wrong, judge.explained(before, key))
             operations, operation = match_operations(stretch, _short(source))
             wrong = with_operation(wrong, operation, _short(engine))
         except NotFollowedError as error:

@@ -8,7 +8,7 @@ does not, the mistake lies between the norms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +66,15 @@ class Judge:
         engine: what the engine is called.
         rounding: of the engine's matrices.
         weights: of the source's norms by the site's key, as they are applied.
+        moved: how far that rounding moves a norm's input in the source itself, relative L2 by
+            the site's key; empty where it was not measured.
     """
 
     source: str
     engine: str
     rounding: float
     weights: Mapping[str, Array]
+    moved: Mapping[str, float] = field(default_factory=dict)
 
     def sites(self, pairs: Sequence[Pair]) -> tuple[SiteComparison, ...]:
         """All sites, in the engine's order."""
@@ -115,12 +118,18 @@ class Judge:
 
     def _jumps(self, site: SiteComparison, before: Sequence[SiteComparison]) -> bool:
         """Whether something wrong lies between a site's input and the sites before."""
-        return site.input.rel_l2 is None or site.input.rel_l2 > self.explained(before)
+        return site.input.rel_l2 is None or site.input.rel_l2 > self.explained(before, site.key)
 
-    def explained(self, before: Sequence[SiteComparison]) -> float:
-        """The largest relative L2 distance that rounding explains behind some sites."""
+    def explained(self, before: Sequence[SiteComparison], key: str | None = None) -> float:
+        """The largest relative L2 distance that rounding explains behind some sites.
+
+        Args:
+            before: the sites.
+            key: of the site whose input is looked at; None for another value.
+        """
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
-        return max(SAME, _MATRIX * self.rounding, JUMP * max(seen, default=0.0))
+        rounding = max(self.rounding, self.moved.get(key or "", 0.0))
+        return max(SAME, _MATRIX * rounding, JUMP * max(seen, default=0.0))
 
     # -- why -----------------------------------------------------------------------------------
 

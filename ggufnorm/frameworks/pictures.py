@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ggufnorm.comparison.run import Progress
 from ggufnorm.core.frameworks import EngineComparison, FedPicture, FrameworksReport
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
@@ -116,6 +116,7 @@ class _Runs:
         self.made_by = ""
         self._processor, self._why_not = _processor(source)
         self._findings: dict[str, tuple[PixelFinding, ...]] = {}
+        self._halved: dict[str, dict[str, float]] = {}
 
     def add(self, location: str) -> None:
         kind = kind_of(location)
@@ -134,6 +135,7 @@ class _Runs:
             engine,
             pixels=self._findings.get(engine, ()),
             skipped=self._why_not if is_mmproj else (),
+            halved=self._halved.get(source),
         )
 
     def _mtmd(self, location: str) -> ObservedRun:
@@ -164,7 +166,16 @@ class _Runs:
         model = open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)
         if self.pixels is None:
             self.pixels, self.made_by = self._without_mtmd(model)
-        return model.run_picture(self.pixels)
+        run = model.run_picture(self.pixels)
+        model.round_matrices()
+        rounded = model.run_picture(self.pixels.astype(np.float16).astype(np.float32))
+        inputs = {norm.name: norm.x for norm in rounded.norms}
+        self._halved[location] = {
+            norm.name: relative(norm.x, inputs[norm.name])
+            for norm in run.norms
+            if norm.name in inputs
+        }
+        return run
 
     def _without_mtmd(self, model: HFModel) -> tuple[Pixels, str]:
         if self._processor is not None:
