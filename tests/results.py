@@ -77,6 +77,9 @@ from ggufnorm.core.result import Result
 HOSTILE = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>'\"&|`*_"
 """A name that is HTML, script and Markdown."""
 
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
+"""A PNG of one red pixel."""
+
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 
@@ -445,8 +448,9 @@ def pixel_report(name: str = "blk") -> PixelReport:
             mean_used=three,
             std_used=None,
             residual=1e-7,
+            thumbnail=png,
         )
-        for pipeline in ("transformers", name)
+        for pipeline, png in (("transformers", DOT), (name, name))
     )
     message = f"{name}: normalized with the constants of {name}"
     return PixelReport(

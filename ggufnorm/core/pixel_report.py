@@ -46,6 +46,9 @@ class Pipeline:
         mean_used: the mean that it comes to, of pixels from 0 to 1; None if not known.
         std_used: the same of the standard deviation.
         residual: relative L2 distance of ``normalization``'s result from the values.
+        thumbnail: the picture looked at as the expected normalization shows it, a PNG in
+            base64 of 192 pixels at most on the longer edge: what a wrong pipeline feeds
+            looks wrong. None if a value is not finite or Pillow is not installed.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Pipeline:
     mean_used: Three | None
     std_used: Three | None
     residual: float | None
+    thumbnail: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +73,47 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that a document holds.
+
+    Attributes:
+        png: the file in base64, and nothing else.
+        caption: whose it is.
+    """
+
+    png: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side.
+
+    Attributes:
+        title: what they are of.
+        pictures: at least one.
+        note: how to read them.
+    """
+
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str = ""
+
+
+def gallery(title: str, named: Iterable[tuple[str, str | None]], note: str) -> Gallery | None:
+    """Those of ``(caption, PNG)`` that are base64, None if none is.
+
+    A document may come from anywhere, and a PNG's text goes into a page's address.
+    """
+    pictures = tuple(
+        Picture(png, caption)
+        for caption, png in named
+        if png is not None and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", png)
+    )
+    return Gallery(title, pictures, note) if pictures else None
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report.
 
@@ -83,6 +125,7 @@ class Section:
         folded: whether it may be hidden until it is asked for.
         code: lines to be copied as they are.
         anchor: what references call it, empty if none does.
+        gallery: of pictures, for a face that shows them.
     """
 
     title: str
@@ -92,6 +135,7 @@ class Section:
     folded: bool = False
     code: tuple[str, ...] = ()
     anchor: str = ""
+    gallery: Gallery | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufnorm.core.pixel_report import PixelReport
-from ggufnorm.report.outline.parts import Figure, Mood, Outline, Section, Table
+from ggufnorm.report.outline.parts import Figure, Mood, Outline, Section, Table, gallery
 from ggufnorm.report.pixels import (
     PAIR_COLUMNS,
     PAIR_LEFT,
@@ -64,6 +64,12 @@ def _sections(report: PixelReport) -> Iterator[Section]:
     yield Section(
         "What each pipeline feeds",
         lines=(*lines, *([model] if model else [])),
+        gallery=gallery(
+            "As the model sees it",
+            ((p.name, p.thumbnail) for p in report.pipelines),
+            "What each pipeline feeds, turned back into levels by the expected normalization:"
+            " a wrong pipeline looks wrong.",
+        ),
         charts=("values",),
         table=Table(pipelines, left=PIPELINE_LEFT) if pipelines else None,
     )

@@ -20,7 +20,8 @@ def pixel_charts(report: PixelReport) -> Charts:
         "values",
         layer=[
             {
-                "mark": {"type": "line", "strokeWidth": 1.5},
+                # Points that are not seen: a line is hardly to be pointed at.
+                "mark": {"type": "line", "strokeWidth": 1.5, "point": {"size": 90, "opacity": 0}},
                 "encoding": {
                     "x": {"field": "value", "type": "quantitative"},
                     "y": {"field": "share", "type": "quantitative", "axis": {"format": "%"}},
