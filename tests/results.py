@@ -40,6 +40,7 @@ from ggufnorm.core.drift import (
     SideFacts,
     TokenDrift,
 )
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.fingerprint import OffsetFingerprint
 from ggufnorm.core.frameworks import (
     AppliedNorm,
@@ -67,7 +68,6 @@ from ggufnorm.core.pixel_report import (
     ModelInput,
     Pipeline,
     PixelComparison,
-    PixelFinding,
     PixelReport,
 )
 from ggufnorm.core.pixels import Normalization
@@ -459,7 +459,7 @@ def pixel_report(name: str = "blk") -> PixelReport:
         pipelines=pipelines,
         comparisons=(PixelComparison("transformers", name, 0.4, f"as {name} does", 0.1, 12.0),),
         model_input=ModelInput(f"{name}.onnx", name, "float", ("n", "3", "32", "48")),
-        findings=(PixelFinding("error", "constants-of-another", name, message),),
+        findings=(FeedFinding("error", "constants-of-another", name, message),),
         verdict=f"Not as expected: {name}",
     )
 

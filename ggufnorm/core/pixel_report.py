@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.audit import Severity
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.core.result import Result
 
@@ -94,24 +94,6 @@ class PixelComparison:
 
 
 @dataclass(frozen=True)
-class PixelFinding:
-    """Something to know about a pipeline.
-
-    Attributes:
-        severity: ``error`` for a mistake in the normalization, ``warning`` for pictures
-            that differ or cannot be told.
-        name: of what was found, for scripts.
-        pipeline: its name, None if it is about a file.
-        message: one sentence.
-    """
-
-    severity: Severity
-    name: str
-    pipeline: str | None
-    message: str
-
-
-@dataclass(frozen=True)
 class ModelInput:
     """An input of an ONNX model.
 
@@ -147,5 +129,5 @@ class PixelReport(Result):
     pipelines: tuple[Pipeline, ...]
     comparisons: tuple[PixelComparison, ...]
     model_input: ModelInput | None
-    findings: tuple[PixelFinding, ...]
+    findings: tuple[FeedFinding, ...]
     verdict: str

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.model import Skipped
 
 Mood = Literal["sound", "wrong", "neutral"]
@@ -93,14 +94,18 @@ class Gallery:
         title: what they are of.
         pictures: at least one.
         note: how to read them.
+        wide: whether each takes the whole width, whatever its proportions.
     """
 
     title: str
     pictures: tuple[Picture, ...]
-    note: str = ""
+    note: str
+    wide: bool
 
 
-def gallery(title: str, named: Iterable[tuple[str, str | None]], note: str) -> Gallery | None:
+def gallery(
+    title: str, named: Iterable[tuple[str, str | None]], note: str, *, wide: bool = False
+) -> Gallery | None:
     """Those of ``(caption, PNG)`` that are base64, None if none is.
 
     A document may come from anywhere, and a PNG's text goes into a page's address.
@@ -110,7 +115,7 @@ def gallery(title: str, named: Iterable[tuple[str, str | None]], note: str) -> G
         for caption, png in named
         if png is not None and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", png)
     )
-    return Gallery(title, pictures, note) if pictures else None
+    return Gallery(title, pictures, note, wide) if pictures else None
 
 
 @dataclass(frozen=True)
@@ -172,3 +177,17 @@ def unread_outline(failed: tuple[Skipped, ...]) -> tuple[Outline, ...]:
         return ()
     lines = tuple(f"{s.what}: {s.reason}" for s in failed)
     return (Outline("Could not be read", mood="wrong", sections=(Section("", lines=lines),)),)
+
+
+def mood_of(findings: Iterable[FeedFinding]) -> Mood:
+    """How pipelines fare by what was found on them."""
+    severities = {f.severity for f in findings}
+    return "wrong" if "error" in severities else "neutral" if severities else "sound"
+
+
+def findings_section(findings: Sequence[FeedFinding]) -> tuple[Section, ...]:
+    """What is to be known about pipelines, if anything."""
+    if not findings:
+        return ()
+    rows = tuple({"Severity": f.severity, "Finding": f.name, "What": f.message} for f in findings)
+    return (Section("Findings", table=Table(rows, left=("Severity", "Finding", "What"))),)
