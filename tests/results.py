@@ -7,6 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ggufnorm.core.attribution import AttributionReport, Restoration, Share, Unmeasured
+from ggufnorm.core.audio_report import (
+    AudioComparison,
+    AudioPipeline,
+    AudioReport,
+    ExpectedMel,
+    SoundFacts,
+)
 from ggufnorm.core.audit import (
     AuditReport,
     AuditSet,
@@ -464,6 +471,38 @@ def pixel_report(name: str = "blk") -> PixelReport:
     )
 
 
+def audio_report(name: str = "blk") -> AudioReport:
+    """An encoder's input with another logarithm."""
+    pipelines = tuple(
+        AudioPipeline(
+            name=pipeline,
+            source=name,
+            shape=(2, 80, 3000),
+            mean=0.1,
+            std=0.2,
+            minimum=-1.0,
+            maximum=1.5,
+            histogram=(3, 4, 5, 6),
+            normalization=f"as {name} does",
+            mistakes=("natural-logarithm",),
+            told=True,
+            gain=0.58,
+            offset=1.0,
+            residual=1e-7,
+            thumbnail=png,
+        )
+        for pipeline, png in (("transformers", DOT), (name, name))
+    )
+    return AudioReport(
+        sound=SoundFacts(f"{name}.wav", 44_100, 2, 1.5, 0.7),
+        expected=ExpectedMel(name, 16_000, 80, 3000, 400, 160),
+        pipelines=pipelines,
+        comparisons=(AudioComparison("transformers", name, 0.4, f"as {name} does", 0.1),),
+        findings=(FeedFinding("error", "natural-logarithm", name, f"{name}: as {name} does"),),
+        verdict=f"Not as expected: {name}",
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -478,6 +517,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/recipe": recipe_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
+        "ggufnorm/audio": audio_report(name),
         "ggufnorm/audit": audit_report(name),
         "ggufnorm/audit-set": AuditSet(
             (audit_report(name), audit_report()), (Skipped(name, "is no model"),)

@@ -154,7 +154,7 @@ def _context(mmproj: str, model: int, capture: _Capture) -> Any:
     params.cb_eval = capture.callback
     context = mtmd.mtmd_init_from_file(os.fsencode(mmproj), model, params)
     if not context:
-        raise EngineError(f"llama.cpp cannot load {mmproj} as an encoder of pictures or sounds")
+        raise EngineError(f"llama.cpp cannot load {mmproj} as an image encoder or an audio encoder")
     return context
 
 
