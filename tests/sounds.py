@@ -75,7 +75,7 @@ def write_audio_mmproj(path: Path, n_mel: int = 80, projector: str = "qwen2a") -
     Args:
         path: where.
         n_mel: its ``clip.audio.num_mel_bins``.
-        projector: ``qwen2a``, ``ultravox`` or ``voxtral``.
+        projector: ``qwen2a``, ``qwen3a`` or ``ultravox``.
     """
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "clip")
@@ -97,9 +97,15 @@ def write_audio_mmproj(path: Path, n_mel: int = 80, projector: str = "qwen2a") -
         matrix(f"{name}.weight", rows, columns)
         matrix(f"{name}.bias", rows)
 
-    for i, channels in ((1, n_mel), (2, _WIDTH)):
-        matrix(f"a.conv1d.{i}.weight", _WIDTH, channels, 3, dtype=np.float16)
-        matrix(f"a.conv1d.{i}.bias", _WIDTH, 1)
+    if projector == "qwen3a":
+        for i, channels in ((1, 1), (2, _WIDTH), (3, _WIDTH)):
+            matrix(f"a.conv2d.{i}.weight", _WIDTH, channels, 3, 3, dtype=np.float16)
+            matrix(f"a.conv2d.{i}.bias", _WIDTH)
+        matrix("a.conv_out.weight", _WIDTH, _WIDTH * n_mel // 8)
+    else:
+        for i, channels in ((1, n_mel), (2, _WIDTH)):
+            matrix(f"a.conv1d.{i}.weight", _WIDTH, channels, 3, dtype=np.float16)
+            matrix(f"a.conv1d.{i}.bias", _WIDTH, 1)
     matrix("a.position_embd.weight", _POSITIONS, _WIDTH)
     for name in ("a.post_ln", "a.blk.0.ln1", "a.blk.0.ln2"):
         matrix(f"{name}.weight", _WIDTH)
@@ -111,6 +117,9 @@ def write_audio_mmproj(path: Path, n_mel: int = 80, projector: str = "qwen2a") -
     linear("a.blk.0.ffn_down", _WIDTH, 2 * _WIDTH)
     if projector == "qwen2a":
         linear("mm.a.fc", _WIDTH, _WIDTH)
+    elif projector == "qwen3a":
+        linear("mm.a.mlp.1", _WIDTH, _WIDTH)
+        linear("mm.a.mlp.2", _WIDTH, _WIDTH)
     else:
         matrix("mm.a.mlp.1.weight", 2 * _WIDTH, 2 * _WIDTH)
         matrix("mm.a.mlp.2.weight", _WIDTH, _WIDTH)

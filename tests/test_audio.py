@@ -99,6 +99,15 @@ def test_llama_cpp_agrees_on_a_loud_sound(projector: str, n_mel: int, tmp_path: 
     assert distance(made, whisper(n_mel).apply(loud())) < F32_NOISE
 
 
+def test_llama_cpp_does_not_pad_for_qwen3_asr(files: dict[str, Path], tmp_path: Path) -> None:
+    mmproj = write_audio_mmproj(tmp_path / "m.gguf", projector="qwen3a")
+    report = ggufnorm.audio(files["loud"], processor=files["hf"], mmproj=mmproj)
+    assert report.pipelines[2].shape == (1, 80, 300)
+    assert [(f.severity, f.name) for f in report.findings] == [("warning", "length")]
+    assert report.comparisons[1].rel_l2 is not None
+    assert report.comparisons[1].rel_l2 < F32_NOISE
+
+
 def test_llama_cpps_least_energy_shows_in_a_quiet_sound(files: dict[str, Path]) -> None:
     """``filter_params::mel_floor`` is 2^-24 where Whisper's is 1e-10."""
     quiet = 0.01 * sound()
@@ -306,6 +315,12 @@ def test_a_sound_that_was_not_padded_is_a_warning(files: dict[str, Path], tmp_pa
     assert report.comparisons[-1].rel_l2 < F32_NOISE
 
 
+def test_silence_tells_nothing(files: dict[str, Path], tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "s.wav", np.zeros(RATE))
+    report = ggufnorm.audio(path, processor=files["hf"], mmproj=files["mmproj"])
+    assert {(f.severity, f.name) for f in report.findings} == {("warning", "not-told")}
+
+
 def test_another_sound_and_too_few_frames_tell_nothing(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -373,9 +388,10 @@ def test_sounds_that_cannot_be_read_are_input_errors(
 
 
 def test_sounds_of_no_numbers_or_no_file_are_input_errors(tmp_path: Path) -> None:
-    samples = np.where(np.arange(99) == 5, np.nan, 0.1)
-    with pytest.raises(InputError, match="NaN or infinite"):
-        read_sound(write_wav(tmp_path / "s.wav", samples, dtype="<f4"))
+    for bad in (np.nan, np.inf, -1e30):
+        samples = np.where(np.arange(99) == 5, bad, 0.1)
+        with pytest.raises(InputError, match="NaN, infinite or beyond"):
+            read_sound(write_wav(tmp_path / "s.wav", samples, dtype="<f4"))
     for path in (tmp_path / "absent.wav", tmp_path):
         with pytest.raises(InputError, match="cannot read the sound"):
             read_sound(path)
@@ -474,6 +490,7 @@ def test_all_faces_show_all_pipelines_and_the_page_their_pictures(
     page = check_html(out.read_text(encoding="utf-8"))
     images = [a for tag, a in zip(page.tags, page.attributes) if tag == "img"]
     assert [a["alt"] for a in images] == [f"As the model hears it: {name}" for name in names]
+    assert [sum(p["histogram"]) for p in document["pipelines"]] == [80 * 200] * 4
     pictures = []
     for pipeline, image in zip(document["pipelines"], images):
         assert image["src"] == f"data:image/png;base64,{pipeline['thumbnail']}"

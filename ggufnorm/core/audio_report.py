@@ -60,7 +60,8 @@ class AudioPipeline:
         std: the same.
         minimum: the same.
         maximum: the same.
-        histogram: values counted in 32 bins from the minimum to the maximum.
+        histogram: values of the frames that hold the sound, counted in 32 bins from the
+            minimum to the maximum.
         normalization: what was done, in words.
         mistakes: names of what is not as expected.
         told: whether the values could tell what was done.

@@ -222,6 +222,8 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
         tried: of :func:`spectra`, with as many mel bins and at least as many frames.
         whole: as in :func:`scales`.
     """
+    if tried[0].energies.max() <= FLOOR:
+        return Explanation((), "the sound is silent: it tells nothing", None, None, told=False)
     if not np.ptp(values):
         return Explanation(("constant",), "one value all over", None, None)
     step = -(-values.shape[1] // _MOST_FRAMES)

@@ -17,6 +17,8 @@ from ggufnorm.errors import InputError
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _TYPES = {(_PCM, 16): "<i2", (_PCM, 32): "<i4", (_FLOAT, 32): "<f4", (_FLOAT, 64): "<f8"}
 _MOST_RATE = 1_000_000
+_LARGEST = 1e9
+"""Floats should be below 1 and may be those of integers."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Sound:
 
     Attributes:
         path: of the file.
-        channels: ``(channels, samples)`` from -1 to 1, finite, float64; at least one sample.
+        channels: ``(channels, samples)`` from -1 to 1, which floats may exceed; at least one
+            sample.
         rate: samples a second.
     """
 
@@ -64,8 +67,8 @@ def read_sound(path: str | os.PathLike[str]) -> Sound:
     channels = _decode(parts[b"data"], np.dtype(_TYPES[code, bits]), n_channels)
     if not channels.size:
         raise InputError(f"{name}: there is no sound in it")
-    if not np.isfinite(channels).all():
-        raise InputError(f"{name}: samples are NaN or infinite")
+    if not (np.abs(channels) < _LARGEST).all():
+        raise InputError(f"{name}: samples are NaN, infinite or beyond all measure")
     return Sound(name, channels, rate)
 
 

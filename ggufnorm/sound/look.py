@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ class Listener:
     def __init__(self, sound: Sound, rate: int, formula: LogMel | None) -> None:
         self._sound, self._formula = sound, formula
         self.samples: Array = resampled(sound.channels.mean(axis=0), sound.rate, rate)
-        self._spectra = lru_cache(maxsize=None)(self._made)
+        self._spectra = cache(self._made)
         self._range: tuple[float, float] | None = None
 
     def frames_of_sound(self, n: int) -> int:
@@ -109,7 +109,7 @@ class Listener:
             std=float(values.std(dtype=np.float64)) if is_finite else None,
             minimum=float(values.min()) if is_finite else None,
             maximum=float(values.max()) if is_finite else None,
-            histogram=tuple(np.histogram(values, _BINS)[0].tolist()) if is_finite else (),
+            histogram=self._counted(values) if is_finite else (),
             normalization=found.text,
             mistakes=found.mistakes,
             told=found.told,
@@ -150,12 +150,19 @@ class Listener:
         everything = replace(self._formula, n_samples=len(self.samples))
         return float(np.log10(max(everything.energies(self.samples).max(), 1e-300)))
 
+    def _of_sound(self, values: Values) -> Values:
+        return values[:, : max(1, self.frames_of_sound(values.shape[1]))]
+
+    def _counted(self, values: Values) -> tuple[int, ...]:
+        limits = float(values.min()), float(values.max())
+        return tuple(np.histogram(self._of_sound(values), _BINS, limits)[0].tolist())
+
     def _shown(self, values: Values) -> str | None:
         """A heat map of the sound, all pipelines' in the colours of the first."""
         if self._range is None:
             self._range = float(values.min()), float(values.max())
         low, high = self._range
-        shown = values[::-1, : max(1, self.frames_of_sound(values.shape[1]))]
+        shown = self._of_sound(values)[::-1]
         shown = shown[:, :: -(-shown.shape[1] // _WIDEST)]
         heat = np.clip((shown - low) / max(high - low, 1e-30), 0, 1)
         places = np.linspace(0, 1, len(_COLORS))

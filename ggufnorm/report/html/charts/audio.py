@@ -15,7 +15,7 @@ def audio_charts(report: AudioReport) -> Charts:
     rows = [row for p in report.pipelines for row in _rows(p)]
     if not rows:
         return Charts({}, {})
-    chart = Chart("Values", histogram("values"), "A line for each pipeline.")
+    chart = Chart("Values", histogram("values"), "A line for each pipeline, without the padding.")
     return Charts({"values": chart}, {"values": rows})
 
 
