@@ -254,6 +254,10 @@ MISTAKES: dict[str, tuple[tuple[str, ...], Pipeline]] = {
         lambda x: np.log(np.maximum(whisper(128).energies(x), 1e-10)),
     ),
     "transposed": (("axes-exchanged",), lambda x: WHISPER.apply(x).T),
+    "least energy of 1e-5": (
+        ("clamp-of-another",),
+        lambda x: (np.log10(np.maximum(WHISPER.energies(x), 1e-5)) + 4) / 4,
+    ),
     "other constants": (("constants-unknown",), lambda x: 0.3 * decades(x) + 0.7),
     "constant": (("constant",), lambda x: np.zeros((80, 3000))),
     "NaN": (("non-finite",), lambda x: np.where(np.arange(3000) == 7, np.nan, WHISPER.apply(x))),
@@ -313,6 +317,40 @@ def test_a_sound_that_was_not_padded_is_a_warning(files: dict[str, Path], tmp_pa
     assert [(f.severity, f.name) for f in report.findings] == [("warning", "length")]
     assert report.comparisons[-1].rel_l2 is not None
     assert report.comparisons[-1].rel_l2 < F32_NOISE
+
+
+def test_mistakes_are_named_where_the_sound_was_resampled_in_another_way(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = sound(2, 44_100)
+    path = write_wav(tmp_path / "s.wav", samples, 44_100, "<f4")
+    linear = np.interp(np.arange(2 * RATE) / RATE, np.arange(len(samples)) / 44_100, samples)
+    report = feed(files, tmp_path, WHISPER.apply(linear), path)
+    assert [(f.severity, f.name) for f in report.findings] == [("warning", "sounds-differ")]
+    for mistake in ("ln", "HTK", "no (x + 4) / 4"):
+        names, pipeline = MISTAKES[mistake]
+        report = feed(files, tmp_path, pipeline(linear), path)
+        assert [f.name for f in report.findings if f.severity == "error"] == list(names)
+        assert 0.01 < (report.pipelines[-1].residual or 0) < 0.1
+
+
+@pytest.mark.parametrize("what", ["hiss", "late", "8 bits", "16 bits", "a hair louder"])
+def test_a_sound_that_differs_a_little_is_no_mistake(
+    what: str, files: dict[str, Path], tmp_path: Path
+) -> None:
+    samples = loud()
+    noise = np.random.default_rng(0).normal(scale=0.01 * samples.std(), size=len(samples))
+    values = {
+        "hiss": WHISPER.apply(samples + noise),
+        "late": WHISPER.apply(np.roll(samples, 80)),
+        "8 bits": WHISPER.apply(np.round(127 * samples) / 127),
+        "16 bits": WHISPER.apply(np.round(32767 * samples) / 32767),
+        "a hair louder": WHISPER.apply(1.003 * samples),
+    }[what]
+    report = feed(files, tmp_path, values)
+    (found,) = report.findings
+    assert (found.severity, found.pipeline) == ("warning", "array")
+    assert found.name in ("sounds-differ", "not-told")
 
 
 def test_silence_tells_nothing(files: dict[str, Path], tmp_path: Path) -> None:
