@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggufnorm.auditing.run import audit
     from ggufnorm.comparison.run import drift
     from ggufnorm.core.attribution import AttributionReport
+    from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from ggufnorm.report.faces import load, save
     from ggufnorm.report.fragment import to_fragment as to_fragment
     from ggufnorm.report.frames import to_dataframe
+    from ggufnorm.sound.run import audio
     from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
     "AttributionReport",
+    "AudioReport",
     "AuditReport",
     "DiffReport",
     "DriftReport",
@@ -54,6 +57,7 @@ __all__ = [
     "PixelReport",
     "RecipeReport",
     "attribute",
+    "audio",
     "audit",
     "compare",
     "compare_frameworks",
@@ -74,6 +78,7 @@ __all__ = [
 
 _HOMES = {
     "AttributionReport": "ggufnorm.core.attribution",
+    "AudioReport": "ggufnorm.core.audio_report",
     "AuditReport": "ggufnorm.core.audit",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
@@ -88,6 +93,7 @@ _HOMES = {
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
     "attribute": "ggufnorm.attribution.run",
+    "audio": "ggufnorm.sound.run",
     "audit": "ggufnorm.auditing.run",
     "compare": "ggufnorm.tracing.run",
     "compare_frameworks": "ggufnorm.frameworks.run",

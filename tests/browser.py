@@ -3,8 +3,8 @@
     python -m tests.browser [FOLDER] [FILE.html ...]
 
 Every kind of report, at a phone's and a desktop's width, light and dark: nothing is fetched,
-nothing is reported on the console, all charts are drawn, hovering tells what is under the
-mouse, and names that are HTML and script are shown as they are written. With FOLDER
+nothing is reported on the console, all charts and pictures are drawn, hovering tells what is
+under the mouse, and names that are HTML and script are shown as they are written. With FOLDER
 screenshots go there.
 """
 
@@ -23,7 +23,11 @@ SCHEMES = ("light", "dark")
 
 _DRAWN = "[...document.querySelectorAll('.chart')].every(c => c.querySelector('svg'))"
 _HOVERED = "document.querySelector('#vg-tooltip-element.visible')?.innerText || ''"
-_INTRUDERS = "document.querySelectorAll('img, main script, #vg-tooltip-element script').length"
+_INTRUDERS = (
+    "document.querySelectorAll("
+    "'img:not(figure > img), main script, #vg-tooltip-element script').length"
+)
+_PICTURES = "[...document.images].map(i => i.alt && i.complete && i.naturalWidth > 0)"
 _MARKS = "'path[aria-roledescription]'"
 
 
@@ -60,13 +64,15 @@ def _check(tab: Tab, name: str, width: int) -> str:
     hovered = sum(_hover(tab, i) for i in range(charts))
     assert hovered == charts, f"{name}: {hovered} of {charts} charts tell what is hovered"
     _switch(tab, name)
+    pictures = tab.script(_PICTURES)
+    assert all(pictures), f"{name}: {pictures.count(False)} pictures are not shown"
     wide = tab.script("document.documentElement.scrollWidth")
     assert wide <= width, f"{name}: {wide} pixels wide in a window of {width}"
     assert tab.script("document.title") != "owned", f"{name}: a name was run as script"
     assert tab.script(_INTRUDERS) == 0, f"{name}: a name became an element"
     assert not tab.errors, f"{name}: {tab.errors}"
     assert all(u.startswith(("file:", "data:")) for u in tab.requests), tab.requests
-    return f"{charts} charts, each hovered"
+    return f"{charts} charts, each hovered; {len(pictures)} pictures"
 
 
 def _switch(tab: Tab, name: str) -> None:

@@ -19,10 +19,13 @@ from ggufnorm.attribution import recipe
 from ggufnorm.attribution import run as attribution
 from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
-from ggufnorm.engines.llama import quantize, vision
+from ggufnorm.engines.llama import mtmd, quantize
 from ggufnorm.engines.llama.binding import llama
-from ggufnorm.frameworks import encoder
+from ggufnorm.frameworks import encoder, nodes
 from ggufnorm.frameworks import llama as frameworks
+
+_ROOMS = (run, attribution, recipe, capture, quantize, frameworks, encoder, nodes, mtmd)
+"""Modules that start child processes."""
 
 
 @contextlib.contextmanager
@@ -33,16 +36,9 @@ def engine() -> Iterator[None]:
     """
     llama().llama_log_set(_silence, None)
     mtmd_cpp.mtmd_log_set(_silence, None)
-    with (
-        mock.patch.object(run, "run_in_child", _run_here),
-        mock.patch.object(attribution, "run_in_child", _run_here),
-        mock.patch.object(recipe, "run_in_child", _run_here),
-        mock.patch.object(capture, "run_in_child", _run_here),
-        mock.patch.object(quantize, "run_in_child", _run_here),
-        mock.patch.object(frameworks, "run_in_child", _run_here),
-        mock.patch.object(encoder, "run_in_child", _run_here),
-        mock.patch.object(vision, "run_in_child", _run_here),
-    ):
+    with contextlib.ExitStack() as stack:
+        for module in _ROOMS:
+            stack.enter_context(mock.patch.object(module, "run_in_child", _run_here))
         yield
 
 

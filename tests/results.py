@@ -7,6 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ggufnorm.core.attribution import AttributionReport, Restoration, Share, Unmeasured
+from ggufnorm.core.audio_report import (
+    AudioComparison,
+    AudioPipeline,
+    AudioReport,
+    ExpectedMel,
+    SoundFacts,
+)
 from ggufnorm.core.audit import (
     AuditReport,
     AuditSet,
@@ -40,6 +47,7 @@ from ggufnorm.core.drift import (
     SideFacts,
     TokenDrift,
 )
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.fingerprint import OffsetFingerprint
 from ggufnorm.core.frameworks import (
     AppliedNorm,
@@ -71,7 +79,6 @@ from ggufnorm.core.pixel_report import (
     ModelInput,
     Pipeline,
     PixelComparison,
-    PixelFinding,
     PixelReport,
 )
 from ggufnorm.core.pixels import Normalization
@@ -80,6 +87,9 @@ from ggufnorm.core.result import Result
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>'\"&|`*_"
 """A name that is HTML, script and Markdown."""
+
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQD3A0FDAAAAAElFTkSuQmCC"
+"""A PNG of one red pixel."""
 
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
@@ -451,7 +461,7 @@ def frameworks_report(name: str = "blk") -> FrameworksReport:
         operations=operations,
         folds=(kept, replace(kept, status="mistake", cause="epsilon", message=f"{name} is off")),
         result=far,
-        pixels=(PixelFinding("error", "constants-differ", None, f"{name} has other constants"),),
+        pixels=(FeedFinding("error", "constants-differ", None, f"{name} has other constants"),),
     )
     side = RunSide(name, "transformers 1", 3, 0.0)
     picture = FedPicture(f"{name}.png", "llama.cpp's mtmd", (1, 32, 48, 3))
@@ -479,8 +489,9 @@ def pixel_report(name: str = "blk") -> PixelReport:
             mean_used=three,
             std_used=None,
             residual=1e-7,
+            thumbnail=png,
         )
-        for pipeline in ("transformers", name)
+        for pipeline, png in (("transformers", DOT), (name, name))
     )
     message = f"{name}: normalized with the constants of {name}"
     return PixelReport(
@@ -489,7 +500,39 @@ def pixel_report(name: str = "blk") -> PixelReport:
         pipelines=pipelines,
         comparisons=(PixelComparison("transformers", name, 0.4, f"as {name} does", 0.1, 12.0),),
         model_input=ModelInput(f"{name}.onnx", name, "float", ("n", "3", "32", "48")),
-        findings=(PixelFinding("error", "constants-of-another", name, message),),
+        findings=(FeedFinding("error", "constants-of-another", name, message),),
+        verdict=f"Not as expected: {name}",
+    )
+
+
+def audio_report(name: str = "blk") -> AudioReport:
+    """An encoder's input with another logarithm."""
+    pipelines = tuple(
+        AudioPipeline(
+            name=pipeline,
+            source=name,
+            shape=(2, 80, 3000),
+            mean=0.1,
+            std=0.2,
+            minimum=-1.0,
+            maximum=1.5,
+            histogram=(3, 4, 5, 6),
+            normalization=f"as {name} does",
+            mistakes=("natural-logarithm",),
+            told=True,
+            gain=0.58,
+            offset=1.0,
+            residual=1e-7,
+            thumbnail=png,
+        )
+        for pipeline, png in (("transformers", DOT), (name, name))
+    )
+    return AudioReport(
+        sound=SoundFacts(f"{name}.wav", 44_100, 2, 1.5, 0.7),
+        expected=ExpectedMel(name, 16_000, 80, 3000, 400, 160),
+        pipelines=pipelines,
+        comparisons=(AudioComparison("transformers", name, 0.4, f"as {name} does", 0.1),),
+        findings=(FeedFinding("error", "natural-logarithm", name, f"{name}: as {name} does"),),
         verdict=f"Not as expected: {name}",
     )
 
@@ -508,6 +551,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/recipe": recipe_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
+        "ggufnorm/audio": audio_report(name),
         "ggufnorm/audit": audit_report(name),
         "ggufnorm/audit-set": AuditSet(
             (audit_report(name), audit_report()), (Skipped(name, "is no model"),)

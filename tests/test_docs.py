@@ -21,12 +21,13 @@ from onnxruntime.quantization import quantize_dynamic
 
 import ggufnorm
 from ggufnorm.cli.main import cli
+from ggufnorm.core.log_mel import whisper
 from ggufnorm.core.pixels import Normalization
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
-from tests import checkpoints, framework_models, models, towers, vision
+from tests import checkpoints, framework_models, models, sounds, towers, vision
 from tests.servers import HubServer, Repo, running
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,7 @@ def folder() -> Iterator[Path]:
             floats={"llama.attention.layer_norm_rms_epsilon": 0.0},
         )
         write_pixels(here)
+        write_sounds(here)
         for file in ("text.txt", "wiki.test.raw"):
             (here / file).write_text(text, encoding="utf-8")
         write_frameworks(here, text)
@@ -122,6 +124,16 @@ def write_pixels(folder: Path) -> None:
     vision.write_mmproj(folder / "mmproj-wrong.gguf", vision.IMAGENET)
     pixels = Normalization(*vision.IMAGENET).apply(vision.levels(48, 48)).astype(np.float32)
     np.save(folder / "array.npy", np.moveaxis(pixels, -1, 0))
+
+
+def write_sounds(folder: Path) -> None:
+    """A sound, a feature extractor, an audio encoder, and features in natural logarithms."""
+    voice = sounds.sound(1.0)
+    sounds.write_wav(folder / "speech.wav", voice, dtype="<f4")
+    sounds.write_extractor(folder / "hf-audio")
+    sounds.write_audio_mmproj(folder / "mmproj-audio.gguf")
+    logs = np.log(np.maximum(whisper(80).energies(voice), 1e-10))
+    np.save(folder / "features.npy", (np.maximum(logs, logs.max() - 8) + 4) / 4)
 
 
 def write_checkpoint(folder: Path, model: Path) -> None:
@@ -237,6 +249,14 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
             str(folder / "mmproj-wrong.gguf"),
             "--processor",
             str(folder / "hf-vision"),
+        ],
+        "audio": [
+            "audio",
+            str(folder / "speech.wav"),
+            "--processor",
+            str(folder / "hf-audio"),
+            "--array",
+            str(folder / "features.npy"),
         ],
         "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }

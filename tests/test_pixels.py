@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import sys
 from functools import partial
@@ -16,6 +18,7 @@ from PIL import Image
 
 import ggufnorm
 from ggufnorm.cli.main import cli
+from ggufnorm.core.pixel_report import Pipeline
 from ggufnorm.core.pixels import (
     KNOWN,
     Affine,
@@ -31,6 +34,8 @@ from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError, MissingPackageError
 from ggufnorm.imaging.matching import best_match
+from ggufnorm.report.faces import render
+from tests.pages import check_html
 from tests.vision import (
     CLIP,
     IMAGENET,
@@ -605,6 +610,97 @@ def test_a_turned_picture_is_told(tmp_path: Path) -> None:
     assert read_picture(path).levels.shape == (60, 40, 3)
     report = ggufnorm.pixels(path, mmproj=write_mmproj(tmp_path / "m.gguf", CLIP))
     assert [f.name for f in report.findings] == ["orientation"]
+
+
+# -- Pictures in the report --------------------------------------------------------------
+
+
+def shown(pipeline: Pipeline) -> np.ndarray:
+    """The levels of a pipeline's thumbnail."""
+    from PIL import Image
+
+    assert pipeline.thumbnail is not None
+    with Image.open(io.BytesIO(base64.b64decode(pipeline.thumbnail, validate=True))) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image)
+
+
+def test_right_pipelines_show_the_picture_itself_and_a_wrong_one_looks_wrong(
+    tmp_path: Path,
+) -> None:
+    folder = write_processor(tmp_path / "hf", CLIP)
+    mmproj = write_mmproj(tmp_path / "mmproj.gguf", CLIP)
+    picture, original = write_picture(tmp_path / "p.png", 32, 32), levels(32, 32)
+    array = feed(tmp_path, Normalization(*CLIP).apply(_swap(original)))
+    report = ggufnorm.pixels(picture, processor=folder, mmproj=mmproj, array=array)
+    *right, swapped = map(shown, report.pipelines)
+    assert len(right) == 3
+    for pixels in right:
+        assert np.array_equal(pixels, original)
+    assert np.array_equal(swapped, _swap(original))
+
+
+def test_constants_of_another_model_show_a_pale_picture(tmp_path: Path) -> None:
+    picture, original = write_picture(tmp_path / "p.png", 32, 32), levels(32, 32)
+    array = feed(tmp_path, original / 255)
+    report = ggufnorm.pixels(picture, array=array, constants=Normalization(*SIGLIP))
+    (pixels,) = map(shown, report.pipelines)
+    assert pixels.min() >= 127  # 0 to 1, taken for -1 to 1
+    assert np.abs(pixels - (original / 2 + 127.5)).max() <= 0.5
+
+
+@pytest.mark.parametrize("size", [(300, 600), (600, 300)])
+def test_thumbnails_are_small_and_keep_their_proportions(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    array = feed(tmp_path, Normalization(*CLIP).apply(levels(*size)))
+    report = ggufnorm.pixels(array=array, constants=Normalization(*CLIP))
+    assert sorted(shown(report.pipelines[0]).shape[:2]) == [96, 192]
+
+
+def test_no_thumbnail_of_values_that_are_not_finite_or_without_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = Normalization(*CLIP).apply(levels(20, 20))
+    with_nan = np.where(np.arange(20)[:, None, None] == 3, np.nan, values)
+    report = ggufnorm.pixels(array=feed(tmp_path, with_nan), constants=Normalization(*CLIP))
+    assert report.pipelines[0].thumbnail is None
+    array = feed(tmp_path, values)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    report = ggufnorm.pixels(array=array, constants=Normalization(*CLIP))
+    assert report.pipelines[0].thumbnail is None
+    assert report.findings == ()
+
+
+def test_the_page_shows_each_pipelines_picture_and_text_does_not(
+    wrong: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "report.html"
+    assert run(*wrong, "-o", out).return_value == 1
+    document = json.loads(run(*wrong, "--format", "json").stdout)
+    page = check_html(out.read_text(encoding="utf-8"))
+    images = [a for tag, a in zip(page.tags, page.attributes) if tag == "img"]
+    assert [(a["src"], a["alt"]) for a in images] == [
+        (
+            f"data:image/png;base64,{p['thumbnail']}",
+            f"As the model sees it: {p['name']}",
+        )
+        for p in document["pipelines"]
+    ]
+    for face in ("text", "markdown"):
+        assert document["pipelines"][0]["thumbnail"] not in run(*wrong, "--format", face).stdout
+
+
+@pytest.mark.parametrize("hostile", ['x" onerror="alert(1)', "AAAA\n", "AAA A", "=", ""])
+def test_a_thumbnail_that_is_not_base64_is_not_shown(
+    hostile: str, wrong: list[object], tmp_path: Path
+) -> None:
+    document = json.loads(run(*wrong, "--format", "json").stdout)
+    document["pipelines"][1]["thumbnail"] = hostile
+    (tmp_path / "report.json").write_text(json.dumps(document), encoding="utf-8")
+    page = check_html(render(ggufnorm.load(tmp_path / "report.json"), "html"))
+    shown_of = [a["alt"] for tag, a in zip(page.tags, page.attributes) if tag == "img"]
+    assert shown_of == [f"As the model sees it: {name}" for name in ("transformers", "llama.cpp")]
 
 
 # -- ONNX --------------------------------------------------------------------------------

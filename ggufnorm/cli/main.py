@@ -22,6 +22,7 @@ _COMMANDS = {
     "trace": "Write down what a run of a model gives, to be compared later.",
     "compare": "Compare traces, or a source in another framework with its conversions.",
     "pixels": "Compare the pixels that image pipelines feed, and how they are normalized.",
+    "audio": "Compare the log-mel spectrograms that audio pipelines feed.",
     "report": "Show saved results again, in another format or side by side.",
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.folding import Side
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.misfolds import FoldCause
 from ggufnorm.core.model import NormKind, Skipped
-from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
 
@@ -303,7 +303,7 @@ class EngineComparison:
     operations: tuple[OperationMatch, ...] = ()
     folds: tuple[FoldedNorm, ...] = ()
     result: Difference | None = None
-    pixels: tuple[PixelFinding, ...] = ()
+    pixels: tuple[FeedFinding, ...] = ()
 
 
 @dataclass(frozen=True)

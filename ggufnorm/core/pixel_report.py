@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.audit import Severity
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.core.result import Result
 
@@ -46,6 +46,9 @@ class Pipeline:
         mean_used: the mean that it comes to, of pixels from 0 to 1; None if not known.
         std_used: the same of the standard deviation.
         residual: relative L2 distance of ``normalization``'s result from the values.
+        thumbnail: the picture looked at as the expected normalization shows it, a PNG in
+            base64 of 192 pixels at most on the longer edge: what a wrong pipeline feeds
+            looks wrong. None if a value is not finite or Pillow is not installed.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Pipeline:
     mean_used: Three | None
     std_used: Three | None
     residual: float | None
+    thumbnail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,24 +91,6 @@ class PixelComparison:
     explanation: str
     residual: float | None
     largest: float | None
-
-
-@dataclass(frozen=True)
-class PixelFinding:
-    """Something to know about a pipeline.
-
-    Attributes:
-        severity: ``error`` for a mistake in the normalization, ``warning`` for pictures
-            that differ or cannot be told.
-        name: of what was found, for scripts.
-        pipeline: its name, None if it is about a file.
-        message: one sentence.
-    """
-
-    severity: Severity
-    name: str
-    pipeline: str | None
-    message: str
 
 
 @dataclass(frozen=True)
@@ -143,5 +129,5 @@ class PixelReport(Result):
     pipelines: tuple[Pipeline, ...]
     comparisons: tuple[PixelComparison, ...]
     model_input: ModelInput | None
-    findings: tuple[PixelFinding, ...]
+    findings: tuple[FeedFinding, ...]
     verdict: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
 import warnings
@@ -119,6 +121,23 @@ def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
         top, left = (h - height) // 2, (w - width) // 2
         cropped = _resize(levels, h, w, how)[top : top + height, left : left + width]
         yield Resized(shape, how, cropped, everything)
+
+
+def thumbnail(levels: Levels, longest: int) -> str:
+    """A picture as a PNG in base64, made smaller where an edge is longer than ``longest``.
+
+    Args:
+        levels: ``(height, width, 3)``.
+        longest: pixels.
+
+    Raises:
+        MissingPackageError: Pillow is not installed.
+    """
+    image: Image = _pillow().fromarray(levels)
+    image.thumbnail((longest, longest))
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _before_crop(rows: int, columns: int, height: int, width: int) -> dict[tuple[int, int], str]:

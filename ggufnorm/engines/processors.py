@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +11,8 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.engines.images import INSTALL_HINT, Levels
-from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.engines.pretrained import first_line, load_pretrained, quiet
+from ggufnorm.errors import InputError
 
 Pictures = NDArray[np.float32]
 
@@ -35,18 +32,9 @@ class Processor:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.path = os.fspath(folder)
-        if not Path(self.path).is_dir():
-            raise InputError(f"{self.path}: no such folder: give one with preprocessor_config.json")
-        auto = _auto_image_processor()
-        with _quiet():
-            try:
-                self._processor: Any = auto.from_pretrained(
-                    self.path, local_files_only=True, trust_remote_code=False
-                )
-            except Exception as error:  # whatever a config can make it raise
-                raise InputError(
-                    f"{self.path}: Transformers cannot load an image processor: {_line(error)}"
-                ) from None
+        self._processor: Any = load_pretrained(
+            "AutoImageProcessor", folder, "an image processor", INSTALL_HINT
+        )
         self.name: str = type(self._processor).__name__
 
     @property
@@ -97,13 +85,13 @@ class Processor:
     def _call(self, levels: Levels, **options: bool) -> Mapping[str, Any]:
         from PIL import Image
 
-        with _quiet():
+        with quiet():
             try:
                 out: Mapping[str, Any] = self._processor(
                     images=Image.fromarray(levels), return_tensors="np", **options
                 )
             except Exception as error:
-                raise InputError(f"{self.path}: {self.name} fails: {_line(error)}") from None
+                raise InputError(f"{self.path}: {self.name} fails: {first_line(error)}") from None
         if "pixel_values" not in out:
             raise InputError(f"{self.path}: {self.name} gives no pixel_values")
         return out
@@ -154,33 +142,3 @@ class Processor:
 
 def _channel_picture(shape: tuple[int, int]) -> NDArray[np.int64]:
     return np.broadcast_to(np.arange(3), (*shape, 3))
-
-
-def _auto_image_processor() -> Any:
-    with _quiet():
-        try:
-            from transformers import AutoImageProcessor
-        except ImportError as error:
-            raise MissingPackageError(
-                f"this needs Transformers, which is not installed: {INSTALL_HINT}"
-            ) from error
-    return AutoImageProcessor
-
-
-def _line(error: Exception) -> str:
-    """An error's first line, as far as it is one."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Transformers warns of while it loads and runs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

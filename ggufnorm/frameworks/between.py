@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import FirstWrong, SiteComparison
 from ggufnorm.core.observed import ObservedNorm
-from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.frameworks.join import Joined
 from ggufnorm.frameworks.judge import LOGITS
 
 
 def wrong_pixels(
-    findings: Sequence[PixelFinding], sites: Sequence[SiteComparison]
+    findings: Sequence[FeedFinding], sites: Sequence[SiteComparison]
 ) -> FirstWrong | None:
     """The mistake in what mtmd feeds its encoder, which comes before every norm.
 

@@ -8,6 +8,7 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
     FirstWrong,
@@ -21,7 +22,6 @@ from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.core.operations import Stretch
-from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.frameworks.between import name_unmatched, wrong_pixels
@@ -60,7 +60,7 @@ def compare_runs(
     *,
     tokens: Tokens | None = None,
     tokenizer: TokenizerFinding | None = None,
-    pixels: tuple[PixelFinding, ...] = (),
+    pixels: tuple[FeedFinding, ...] = (),
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,

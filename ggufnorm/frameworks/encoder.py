@@ -18,7 +18,8 @@ from ggufnorm.core.plain import to_plain
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.images import Levels
 from ggufnorm.engines.llama.binding import engine_version
-from ggufnorm.engines.llama.vision import ImageEncoder, pixels_leaf, read_pixels, write_pixels
+from ggufnorm.engines.llama.mtmd import Encoder, input_leaf
+from ggufnorm.engines.llama.vision import picture_bitmap, read_pixels, write_pixels
 from ggufnorm.engines.llama.watch import GraphWatch
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
@@ -80,8 +81,8 @@ def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[st
     feed = _Feed(path, np.load(given) if given.exists() else None)
     with open_model(path) as file:
         watch = GraphWatch(path, frozenset(file.tensors), on_node=feed.on_node)
-        with ImageEncoder(path, watch.on_eval, job["n_threads"]) as encoder:
-            chunks = encoder.cut(np.load(folder / "picture.npy"))
+        with Encoder(path, watch.on_eval, job["n_threads"]) as encoder:
+            chunks = encoder.cut(picture_bitmap(path, np.load(folder / "picture.npy")))
             encoded = []
 
             def encode() -> None:
@@ -112,7 +113,7 @@ class _Feed:
         self.made: Pixels | None = None
 
     def on_node(self, address: int) -> None:
-        leaf = pixels_leaf(address)
+        leaf = input_leaf(address)
         if leaf is None:
             return
         if self.made is None:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.comparison.run import Progress
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import EngineComparison, FedPicture, FrameworksReport
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
-from ggufnorm.core.pixel_report import PixelFinding
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import takes_pictures
@@ -115,7 +115,7 @@ class _Runs:
         self.pixels: Pixels | None = None
         self.made_by = ""
         self._processor, self._why_not = _processor(source)
-        self._findings: dict[str, tuple[PixelFinding, ...]] = {}
+        self._findings: dict[str, tuple[FeedFinding, ...]] = {}
         self._halved: dict[str, dict[str, float]] = {}
 
     def add(self, location: str) -> None:
@@ -157,7 +157,7 @@ class _Runs:
             self._findings[location] = self._beside_processor(path, self._processor)
         return run
 
-    def _beside_processor(self, path: Path, processor: Processor) -> tuple[PixelFinding, ...]:
+    def _beside_processor(self, path: Path, processor: Processor) -> tuple[FeedFinding, ...]:
         """What is wrong with mtmd's pixels, of all parts that it cuts the picture into."""
         parts = capture_pixels(path, self.levels)
         return pixel_findings(self.levels, processor, path, [p for part in parts for p in part])

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.npy import read_numbers
 
 
 def read_array(path: str | os.PathLike[str]) -> NDArray[np.float64]:
@@ -19,19 +20,12 @@ def read_array(path: str | os.PathLike[str]) -> NDArray[np.float64]:
     Raises:
         InputError: the file cannot be read, or holds no pictures of three channels.
     """
-    name = os.fspath(path)
-    try:
-        values = np.load(name, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{name} is no .npy file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise InputError(f"{name}: an array of numbers is needed, as numpy.save writes it")
+    values = read_numbers(path)
     batch = values[None] if values.ndim == 3 else values
     if batch.ndim == 4 and batch.size and 3 in (batch.shape[1], batch.shape[3]):
         channels_first = batch.shape[1] == 3
         return np.asarray(np.moveaxis(batch, 1, -1) if channels_first else batch, np.float64)
     raise InputError(
-        f"{name}: shape {values.shape} is none of NCHW, NHWC, CHW or HWC with three channels"
+        f"{os.fspath(path)}: shape {values.shape} is none of NCHW, NHWC, CHW or HWC with three"
+        " channels"
     )

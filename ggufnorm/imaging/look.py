@@ -20,12 +20,15 @@ from ggufnorm.core.pixels import (
     explain_alone,
     fit,
 )
-from ggufnorm.engines.images import Levels, resizes
+from ggufnorm.engines.images import Levels, resizes, thumbnail
+from ggufnorm.errors import MissingPackageError
 from ggufnorm.imaging.matching import best_match
 
 Values = NDArray[np.floating]
 
 _BINS = 32
+_LONGEST = 192
+"""Pixels of a thumbnail's longer edge."""
 _USUAL = 12
 """Ways to resize that a whole picture is told from its parts by."""
 
@@ -132,6 +135,7 @@ def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalizatio
         mean_used=mean,
         std_used=std,
         residual=explanation.residual,
+        thumbnail=_shown(values, expected) if finite.all() else None,
     )
     return Seen(fed, values, pipeline, explanation.affine)
 
@@ -158,6 +162,16 @@ def _with_picture(
         None,
         match.residual,
     )
+
+
+def _shown(values: Values, expected: Normalization) -> str | None:
+    """A thumbnail of the levels that the values stand for if they are as expected."""
+    with np.errstate(over="ignore"):
+        levels = np.clip(expected.affine.undo(values), 0, TOP_LEVEL)
+    try:
+        return thumbnail(np.round(levels).astype(np.uint8), _LONGEST)
+    except MissingPackageError:
+        return None
 
 
 def _used(affine: Affine | None) -> tuple[Three | None, Three | None]:

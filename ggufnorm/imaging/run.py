@@ -9,7 +9,8 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
-from ggufnorm.core.pixel_report import ExpectedPixels, PixelFinding, PixelReport
+from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.pixel_report import ExpectedPixels, PixelReport
 from ggufnorm.core.pixels import Normalization, Three
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
@@ -87,7 +88,7 @@ def pixels(
 
 def pixel_findings(
     levels: Levels, processor: Processor, mmproj: Location, pictures: Sequence[NDArray[np.float32]]
-) -> tuple[PixelFinding, ...]:
+) -> tuple[FeedFinding, ...]:
     """What llama.cpp does to a picture otherwise than a checkpoint's image processor.
 
     Args:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggufnorm.core.audit import SEVERITIES
+from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
 from ggufnorm.core.pixel_report import (
     ExpectedPixels,
     ModelInput,
     Pipeline,
     PixelComparison,
-    PixelFinding,
 )
 from ggufnorm.core.pixels import Normalization, whose_model
 from ggufnorm.imaging.pairs import SAME_LEVELS
@@ -38,7 +37,7 @@ class Evidence:
     turned: bool
 
 
-def judge(evidence: Evidence) -> tuple[tuple[PixelFinding, ...], str]:
+def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
     """The findings, the gravest first, and all of it in a sentence."""
     found = [
         *_of_constants(evidence),
@@ -47,49 +46,49 @@ def judge(evidence: Evidence) -> tuple[tuple[PixelFinding, ...], str]:
         *_of_model(evidence),
         *_of_orientation(evidence),
     ]
-    findings = tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
-    return findings, _verdict(evidence, findings)
+    findings = gravest_first(found)
+    return findings, in_a_sentence(evidence.pipelines, findings, "pixels")
 
 
-def _of_constants(evidence: Evidence) -> Iterator[PixelFinding]:
+def _of_constants(evidence: Evidence) -> Iterator[FeedFinding]:
     here, expected = evidence.of_file, evidence.expected
     if here is not None and not here.comes_to(expected.normalization):
         message = (
             f"the encoder's file has {constants_in_words(here)}; expected"
             f" ({expected.source}): {constants_in_words(expected.normalization)}"
         )
-        yield PixelFinding("error", "constants-differ", None, message)
+        yield FeedFinding("error", "constants-differ", None, message)
 
 
-def _of_pipeline(p: Pipeline) -> Iterator[PixelFinding]:
+def _of_pipeline(p: Pipeline) -> Iterator[FeedFinding]:
     if p.name == "transformers" and p.mistakes:
         message = f"transformers does not do what its configuration says: {p.normalization}"
-        yield PixelFinding("warning", "processor-differs", p.name, message)
+        yield FeedFinding("warning", "processor-differs", p.name, message)
         return
     for mistake in p.mistakes:
-        yield PixelFinding("error", mistake, p.name, f"{p.name}: {p.normalization}")
+        yield FeedFinding("error", mistake, p.name, f"{p.name}: {p.normalization}")
     if not p.told:
-        yield PixelFinding("warning", "not-told", p.name, f"{p.name}: {p.normalization}")
+        yield FeedFinding("warning", "not-told", p.name, f"{p.name}: {p.normalization}")
 
 
-def _of_pair(c: PixelComparison) -> Iterator[PixelFinding]:
+def _of_pair(c: PixelComparison) -> Iterator[FeedFinding]:
     if c.rel_l2 is None:
-        yield PixelFinding("warning", "pictures-differ", c.b, f"{c.a} and {c.b}: {c.explanation}")
+        yield FeedFinding("warning", "pictures-differ", c.b, f"{c.a} and {c.b}: {c.explanation}")
     elif c.residual is not None and c.largest is not None and c.largest > SAME_LEVELS:
         message = (
             f"{c.a} and {c.b} show the model different pictures (relative L2 {c.residual:.3g}"
             f" if normalized alike): {c.explanation}"
         )
-        yield PixelFinding("warning", "pictures-differ", c.b, message)
+        yield FeedFinding("warning", "pictures-differ", c.b, message)
 
 
-def _of_model(evidence: Evidence) -> Iterator[PixelFinding]:
+def _of_model(evidence: Evidence) -> Iterator[FeedFinding]:
     model = evidence.model_input
     if model is None:
         return
     if model.dtype not in ("float", "float16", "bfloat16"):
         message = f"{model.name} of the ONNX model takes {model.dtype}, pixels are float"
-        yield PixelFinding("error", "model-input-type", None, message)
+        yield FeedFinding("error", "model-input-type", None, message)
     for p in evidence.pipelines:
         _n, height, width, channels = p.shape
         layouts = ((channels, height, width), (height, width, channels))
@@ -98,7 +97,7 @@ def _of_model(evidence: Evidence) -> Iterator[PixelFinding]:
                 f"{p.name} feeds {channels} channels of {width}×{height}, {model.name} of the"
                 f" ONNX model takes {'×'.join(model.shape)}"
             )
-            yield PixelFinding("error", "model-input-shape", p.name, message)
+            yield FeedFinding("error", "model-input-shape", p.name, message)
 
 
 def _fits(dimensions: tuple[str, ...], sizes: tuple[int, ...]) -> bool:
@@ -108,35 +107,13 @@ def _fits(dimensions: tuple[str, ...], sizes: tuple[int, ...]) -> bool:
     )
 
 
-def _of_orientation(evidence: Evidence) -> Iterator[PixelFinding]:
+def _of_orientation(evidence: Evidence) -> Iterator[FeedFinding]:
     if evidence.turned:
         message = (
             "the picture's EXIF data turn it: Transformers' load_image does so, llama.cpp's own"
             " reader (stb_image) does not; here both got it turned"
         )
-        yield PixelFinding("warning", "orientation", None, message)
-
-
-def _verdict(evidence: Evidence, findings: tuple[PixelFinding, ...]) -> str:
-    errors = dict.fromkeys(_where(f) for f in findings if f.severity == "error")
-    if errors:
-        return f"Not as expected: {', '.join(errors)}"
-    if not findings and len(evidence.pipelines) == 1:
-        (only,) = evidence.pipelines
-        return f"{only.name}: {only.normalization}"
-    told = [p.name for p in evidence.pipelines if p.told and not p.mistakes]
-    parts = [f"{_listed(told)}: normalized as expected"] if told else []
-    if not findings:
-        parts.append("all feed the same pixels")
-    return "; ".join([*parts, *dict.fromkeys(_where(f) for f in findings)])
-
-
-def _where(finding: PixelFinding) -> str:
-    return f"{finding.pipeline} ({finding.name})" if finding.pipeline else finding.name
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        yield FeedFinding("warning", "orientation", None, message)
 
 
 def constants_in_words(n: Normalization) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
@@ -36,6 +37,7 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/recipe": RecipeReport,
     "ggufnorm/frameworks": FrameworksReport,
     "ggufnorm/pixels": PixelReport,
+    "ggufnorm/audio": AudioReport,
 }
 """The documents' ``schema`` to what they hold."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ggufnorm.core.pixel_report import ExpectedPixels, Pipeline, PixelReport
 from ggufnorm.core.pixels import whose_model
-from ggufnorm.report.text import number, printable, sparkline
+from ggufnorm.report.text import halved, number, printable, sparkline
 
 PIPELINE_COLUMNS = ("Pipeline", "Size", "Channel", "Mean", "Std", "Min", "Max", "Mean used",
                     "Std used", "Values")  # fmt: skip
@@ -38,13 +38,8 @@ def pipeline_rows(p: Pipeline) -> Iterator[tuple[str, ...]]:
             "" if c else size,
             channel,
             *(number(None if f is None else f[c]) for f in figures),
-            sparkline(_halved(p.histogram[c])) if c < len(p.histogram) else "",
+            sparkline(halved(p.histogram[c])) if c < len(p.histogram) else "",
         )
-
-
-def _halved(histogram: Sequence[int]) -> list[int]:
-    """A histogram of half as many bins."""
-    return [a + b for a, b in zip(histogram[::2], histogram[1::2], strict=False)]
 
 
 def done_line(p: Pipeline) -> str:

@@ -46,6 +46,11 @@ def sparkline(histogram: Sequence[int]) -> str:
     return "".join(_BLOCKS[-(-n * len(_BLOCKS) // most) - 1] if n else "·" for n in histogram)
 
 
+def halved(histogram: Sequence[int]) -> list[int]:
+    """A histogram of half as many bins."""
+    return [a + b for a, b in zip(histogram[::2], histogram[1::2], strict=False)]
+
+
 def bars(values: Sequence[float], most: int = 40) -> str:
     """Values as a row of blocks, from zero to the largest.
 

@@ -1,37 +1,28 @@
-"""The pixels that llama.cpp feeds an image encoder, captured inside mtmd.
-
-mtmd resizes, cuts and normalizes a picture, and the encoder's graph begins with the leaf
-``inp_raw`` (``clip_graph::build_inp_raw`` in ``tools/mtmd/clip.cpp``). It is read before the
-graph's first node is computed, and the graph is left there: the encoder does not run.
-"""
+"""The pixels that llama.cpp feeds an image encoder: mtmd resizes, cuts and normalizes them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 import threading
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Emit, run_in_child
-from ggufnorm.engines.llama.binding import NodeView, llama, read_node, write_node
-from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
-from ggufnorm.errors import EngineError, EngineMissingError, InputError
+from ggufnorm.engines.child import Emit
+from ggufnorm.engines.llama.binding import read_node, write_node
+from ggufnorm.engines.llama.mtmd import MakeBitmap, inputs_in_child, save_inputs
+from ggufnorm.errors import InputError
 
 Pictures = NDArray[np.float32]
-
-_LEAF = "inp_raw"
 
 
 def capture_pixels(mmproj: str | os.PathLike[str], picture: NDArray[np.uint8]) -> list[Pictures]:
     """What llama.cpp makes of a picture for the encoder of ``mmproj``, in a child process.
+
+    No language model is needed: a vocabulary of bytes stands in for it.
 
     Args:
         mmproj: the encoder's file, on this machine.
@@ -46,65 +37,32 @@ def capture_pixels(mmproj: str | os.PathLike[str], picture: NDArray[np.uint8]) -
         EngineError: llama.cpp does not load the file, or fails or crashes with it.
         InputError: the file holds no image encoder.
     """
-    with tempfile.TemporaryDirectory(prefix="ggufnorm-") as name:
-        folder = Path(name)
-        np.save(folder / "picture.npy", np.ascontiguousarray(picture, np.uint8))
-        job = {"mmproj": os.fspath(mmproj), "folder": name}
-        found = run_in_child(watch, job, lambda _message: None)["runs"]
-        return [np.load(folder / file) for file in found]
+    runs = inputs_in_child(watch, mmproj, np.ascontiguousarray(picture, np.uint8))
+    return [np.moveaxis(run, 1, -1) for run in runs]
 
 
 def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`capture_pixels`; the result names the arrays it saved.
+    """The child's part of :func:`capture_pixels`: see :func:`.mtmd.save_inputs`."""
+    picture = np.load(Path(job["folder"]) / "given.npy")
 
-    Args:
-        job: ``picture.npy`` of ``folder`` is given to the encoder of ``mmproj``.
+    return save_inputs(job, picture_bitmap(job["mmproj"], picture))
+
+
+def picture_bitmap(mmproj: str, picture: NDArray[np.uint8]) -> MakeBitmap:
+    """How mtmd takes a picture of levels, ``(height, width, 3)``.
+
+    What is returned raises InputError if the file holds no image encoder.
     """
-    folder = Path(job["folder"])
-    names = []
-    for i, values in enumerate(_run(job["mmproj"], np.load(folder / "picture.npy"))):
-        names.append(f"run-{i}.npy")
-        np.save(folder / names[-1], values)
-    return {"runs": names}
 
+    def bitmap(mtmd: Any, context: Any) -> int:
+        if not mtmd.mtmd_support_vision(context):
+            raise InputError(f"{mmproj}: no image encoder: give the mmproj file of a vision model")
+        height, width, _channels = picture.shape
+        data = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        made: int = mtmd.mtmd_bitmap_init(width, height, data)
+        return made
 
-class _Capture:
-    """Keeps the pixels of every graph, and stops each at its first node."""
-
-    def __init__(self) -> None:
-        self.runs: list[Pictures] = []
-        self.error: BaseException | None = None
-
-    def on_eval(self, tensor: int, ask: bool) -> bool:
-        """See ``ggml_backend_sched_eval_callback``: False after a node ends the graph."""
-        if not ask:
-            return False
-        try:
-            leaf = pixels_leaf(tensor)
-            if leaf is not None:
-                self.runs.append(read_pixels(leaf))
-            return leaf is not None
-        except BaseException as error:  # ctypes would swallow it
-            self.error = error
-            return True
-
-
-def _run(mmproj: str, picture: NDArray[np.uint8]) -> list[Pictures]:
-    capture = _Capture()
-    with ImageEncoder(mmproj, capture.on_eval) as encoder:
-        for chunk in encoder.cut(picture):
-            encoder.encode(chunk)  # fails: its graph was left
-            if capture.error is not None:
-                raise capture.error
-    if not capture.runs:
-        raise EngineError(f"{mmproj}: no graph of llama.cpp's reads {_LEAF}")
-    return capture.runs
-
-
-def pixels_leaf(node: int) -> int | None:
-    """Address of the leaf with the pixels, if the node at that address reads it."""
-    sources = NodeView.at(node).sources
-    return next((s for s in sources if NodeView.at(s).name == _LEAF), None)
+    return bitmap
 
 
 def read_pixels(leaf: int) -> Pictures:
@@ -116,129 +74,3 @@ def read_pixels(leaf: int) -> Pictures:
 def write_pixels(leaf: int, pictures: Pictures) -> None:
     """Feed the encoder something else of the same shape, as :func:`read_pixels` gives it."""
     write_node(leaf, np.moveaxis(pictures, -1, 1))
-
-
-class ImageEncoder:
-    """An encoder in mtmd on the CPU, without flash attention. A context manager.
-
-    No language model is needed: a vocabulary of bytes stands in for it.
-
-    Args:
-        mmproj: the encoder's file.
-        on_eval: called at every node of its graphs.
-        n_threads: CPU threads; None for all.
-
-    Raises:
-        EngineMissingError: llama-cpp-python is not installed, or lacks mtmd.
-        EngineError: llama.cpp does not load the file.
-        InputError: the file holds no image encoder.
-    """
-
-    def __init__(self, mmproj: str, on_eval: EvalCallback, n_threads: int | None = None) -> None:
-        lib = llama()
-        self._path = mmproj
-        self._mtmd = _mtmd()
-        # Kept here: ctypes does not keep a callback alive.
-        self._callback = lib.ggml_backend_sched_eval_callback(
-            lambda tensor, ask, _data: on_eval(tensor, ask)
-        )
-        with ExitStack() as stack:
-            params = lib.llama_model_default_params()
-            params.vocab_only = True
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ggufnorm-")))
-            model = lib.llama_model_load_from_file(os.fsencode(_vocabulary(folder)), params)
-            stack.callback(lib.llama_model_free, model)
-            self._context = self._open(model, n_threads or os.cpu_count() or 1)
-            stack.callback(self._mtmd.mtmd_free, self._context)
-            if not self._mtmd.mtmd_support_vision(self._context):
-                raise InputError(
-                    f"{mmproj}: no image encoder: give the mmproj file of a vision model"
-                )
-            self._stack = stack.pop_all()
-
-    def _open(self, model: int, n_threads: int) -> Any:
-        params = self._mtmd.mtmd_context_params_default()
-        params.use_gpu = params.warmup = params.print_timings = False
-        params.n_threads = n_threads
-        params.flash_attn_type = FLASH_ATTENTION["off"]  # it would round keys and values to F16
-        params.cb_eval = self._callback
-        context = self._mtmd.mtmd_init_from_file(os.fsencode(self._path), model, params)
-        if not context:
-            raise EngineError(f"llama.cpp cannot load {self._path} as an image encoder")
-        return context
-
-    def __enter__(self) -> ImageEncoder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def cut(self, picture: NDArray[np.uint8]) -> list[int]:
-        """Make of a picture what the encoder takes.
-
-        Args:
-            picture: levels, ``(height, width, 3)``.
-
-        Returns:
-            Handles for :meth:`encode`, good until the encoder is closed: more than one where
-            mtmd cuts the picture into tiles.
-
-        Raises:
-            EngineError: mtmd fails.
-        """
-        mtmd, keep = self._mtmd, self._stack.callback
-        height, width, _channels = picture.shape
-        data = picture.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd.mtmd_bitmap_init(width, height, data)
-        keep(mtmd.mtmd_bitmap_free, bitmap)
-        chunks = mtmd.mtmd_input_chunks_init()
-        keep(mtmd.mtmd_input_chunks_free, chunks)
-        marker = mtmd.mtmd_default_marker()
-        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
-        bitmaps = (ctypes.c_void_p * 1)(bitmap)
-        status = mtmd.mtmd_tokenize(self._context, chunks, ctypes.byref(text), bitmaps, 1)
-        if status != 0:
-            raise EngineError(f"{self._path}: mtmd_tokenize failed with status {status}")
-        every = (
-            mtmd.mtmd_input_chunks_get(chunks, i)
-            for i in range(mtmd.mtmd_input_chunks_size(chunks))
-        )
-        image = mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE
-        return [chunk for chunk in every if mtmd.mtmd_input_chunk_get_type(chunk) == image]
-
-    def encode(self, chunk: int) -> bool:
-        """Run the encoder; False if its graph failed or was left."""
-        return bool(self._mtmd.mtmd_encode_chunk(self._context, chunk) == 0)
-
-
-def _mtmd() -> Any:
-    try:
-        from llama_cpp import mtmd_cpp
-    except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
-        raise EngineMissingError(
-            f"llama-cpp-python is installed without mtmd ({error}): install it again"
-        ) from error
-    return mtmd_cpp
-
-
-def _vocabulary(folder: Path) -> Path:
-    """A model of nothing but the vocabulary that mtmd cuts its markers into tokens with."""
-    path = folder / "vocabulary.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    special = {"<unk>": gguf.TokenType.UNKNOWN, "<s>": gguf.TokenType.CONTROL,
-               "</s>": gguf.TokenType.CONTROL}  # fmt: skip
-    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))
-    writer.add_token_types([*special.values(), *[gguf.TokenType.BYTE] * 256])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path

@@ -6,6 +6,7 @@ A kind of result joins by one function, from the result to its :class:`Outline`.
 from __future__ import annotations
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
@@ -15,6 +16,7 @@ from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.outline.attribute import attribution_outline
+from ggufnorm.report.outline.audio import audio_outline
 from ggufnorm.report.outline.audit import audit_outline, audit_set_outlines
 from ggufnorm.report.outline.diff import diff_outline
 from ggufnorm.report.outline.drift import drift_outline
@@ -54,4 +56,6 @@ def outlines(result: Result) -> tuple[Outline, ...]:
         return frameworks_outlines(result)
     if isinstance(result, PixelReport):
         return (pixel_outline(result),)
+    if isinstance(result, AudioReport):
+        return (audio_outline(result),)
     raise TypeError(f"no outline of {type(result).__name__}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.model import Skipped
 
 Mood = Literal["sound", "wrong", "neutral"]
@@ -72,6 +74,51 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture that a document holds.
+
+    Attributes:
+        png: the file in base64, and nothing else.
+        caption: whose it is.
+    """
+
+    png: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side.
+
+    Attributes:
+        title: what they are of.
+        pictures: at least one.
+        note: how to read them.
+        wide: whether each takes the whole width, whatever its proportions.
+    """
+
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str
+    wide: bool
+
+
+def gallery(
+    title: str, named: Iterable[tuple[str, str | None]], note: str, *, wide: bool = False
+) -> Gallery | None:
+    """Those of ``(caption, PNG)`` that are base64, None if none is.
+
+    A document may come from anywhere, and a PNG's text goes into a page's address.
+    """
+    pictures = tuple(
+        Picture(png, caption)
+        for caption, png in named
+        if png is not None and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", png)
+    )
+    return Gallery(title, pictures, note, wide) if pictures else None
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report.
 
@@ -83,6 +130,7 @@ class Section:
         folded: whether it may be hidden until it is asked for.
         code: lines to be copied as they are.
         anchor: what references call it, empty if none does.
+        gallery: of pictures, for a face that shows them.
     """
 
     title: str
@@ -92,6 +140,7 @@ class Section:
     folded: bool = False
     code: tuple[str, ...] = ()
     anchor: str = ""
+    gallery: Gallery | None = None
 
 
 @dataclass(frozen=True)
@@ -128,3 +177,17 @@ def unread_outline(failed: tuple[Skipped, ...]) -> tuple[Outline, ...]:
         return ()
     lines = tuple(f"{s.what}: {s.reason}" for s in failed)
     return (Outline("Could not be read", mood="wrong", sections=(Section("", lines=lines),)),)
+
+
+def mood_of(findings: Iterable[FeedFinding]) -> Mood:
+    """How pipelines fare by what was found on them."""
+    severities = {f.severity for f in findings}
+    return "wrong" if "error" in severities else "neutral" if severities else "sound"
+
+
+def findings_section(findings: Sequence[FeedFinding]) -> tuple[Section, ...]:
+    """What is to be known about pipelines, if anything."""
+    if not findings:
+        return ()
+    rows = tuple({"Severity": f.severity, "Finding": f.name, "What": f.message} for f in findings)
+    return (Section("Findings", table=Table(rows, left=("Severity", "Finding", "What"))),)

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufnorm.core.pixel_report import PixelReport
-from ggufnorm.report.outline.parts import Figure, Mood, Outline, Section, Table
+from ggufnorm.report.outline.parts import (
+    Figure,
+    Outline,
+    Section,
+    Table,
+    findings_section,
+    gallery,
+    mood_of,
+)
 from ggufnorm.report.pixels import (
     PAIR_COLUMNS,
     PAIR_LEFT,
@@ -23,8 +31,7 @@ from ggufnorm.report.text import number
 
 def pixel_outline(report: PixelReport) -> Outline:
     """Whether pixels are normalized as expected, and what each pipeline feeds."""
-    wrong = any(f.severity == "error" for f in report.findings)
-    mood: Mood = "wrong" if wrong else "neutral" if report.findings else "sound"
+    mood = mood_of(report.findings)
     heads = {
         "wrong": "Pixels are not as expected",
         "neutral": "Normalized as expected",
@@ -49,11 +56,7 @@ def _figures(report: PixelReport) -> Iterator[Figure]:
 
 
 def _sections(report: PixelReport) -> Iterator[Section]:
-    if report.findings:
-        rows = tuple(
-            {"Severity": f.severity, "Finding": f.name, "What": f.message} for f in report.findings
-        )
-        yield Section("Findings", table=Table(rows, left=("Severity", "Finding", "What")))
+    yield from findings_section(report.findings)
     model = model_line(report)
     lines = (f"expected: {expected_line(report.expected)}", *map(done_line, report.pipelines))
     pipelines = tuple(
@@ -64,6 +67,12 @@ def _sections(report: PixelReport) -> Iterator[Section]:
     yield Section(
         "What each pipeline feeds",
         lines=(*lines, *([model] if model else [])),
+        gallery=gallery(
+            "As the model sees it",
+            ((p.name, p.thumbnail) for p in report.pipelines),
+            "What each pipeline feeds, turned back into levels by the expected normalization:"
+            " a wrong pipeline looks wrong.",
+        ),
         charts=("values",),
         table=Table(pipelines, left=PIPELINE_LEFT) if pipelines else None,
     )

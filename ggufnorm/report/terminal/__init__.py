@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console, RenderableType
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
@@ -17,6 +18,7 @@ from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.terminal.attribute import attribution_parts
+from ggufnorm.report.terminal.audio import audio_parts
 from ggufnorm.report.terminal.audit import audit_parts, audit_set_parts
 from ggufnorm.report.terminal.diff import diff_parts
 from ggufnorm.report.terminal.drift import drift_parts, drift_set_parts
@@ -75,6 +77,8 @@ def _parts(result: Result, width: int) -> Iterable[RenderableType]:
         yield from recipe_parts(result)
     elif isinstance(result, PixelReport):
         yield from pixel_parts(result)
+    elif isinstance(result, AudioReport):
+        yield from audio_parts(result)
     elif isinstance(result, AuditReport):
         yield from audit_parts(result)
     elif isinstance(result, AuditSet):

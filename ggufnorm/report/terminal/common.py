@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.text import layer_cell as layer_cell
 from ggufnorm.report.text import model_line as model_line
 from ggufnorm.report.text import printable
 
 _MOST_SKIPPED = 10
+_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
 def new_table(*columns: str, left: Iterable[str] = ()) -> Table:
@@ -80,3 +83,12 @@ def skipped_lines(skipped: Sequence[Skipped]) -> Iterable[Text]:
         yield Text(f"  {printable(s.what)}: {printable(s.reason)}")
     if len(skipped) > _MOST_SKIPPED:
         yield Text(f"  … and {len(skipped) - _MOST_SKIPPED} more (see --format json)")
+
+
+def finding_parts(findings: Iterable[FeedFinding]) -> Iterable[RenderableType]:
+    """What is to be known about pipelines."""
+    for finding in findings:
+        yield ""
+        heading = printable(f"{finding.severity} {finding.name}")
+        yield Text(heading, style=_STYLES[finding.severity])
+        yield Padding(Text(printable(finding.message)), (0, 0, 0, 2))

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from ggufnorm.core.pixel_report import PixelFinding, PixelReport
+from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.report.pixels import (
     PAIR_COLUMNS,
     PAIR_LEFT,
@@ -20,10 +20,8 @@ from ggufnorm.report.pixels import (
     pair_rows,
     pipeline_rows,
 )
-from ggufnorm.report.terminal.common import cells, new_table
+from ggufnorm.report.terminal.common import cells, finding_parts, new_table
 from ggufnorm.report.text import printable
-
-_STYLES = {"error": "bold red", "warning": "bold yellow", "info": "bold cyan"}
 
 
 def pixel_parts(report: PixelReport) -> Iterable[RenderableType]:
@@ -47,15 +45,7 @@ def pixel_parts(report: PixelReport) -> Iterable[RenderableType]:
         for row in pair_rows(report):
             pairs.add_row(*cells(row))
         yield pairs
-    yield from _findings(report.findings)
+    yield from finding_parts(report.findings)
     yield ""
     wrong = any(f.severity == "error" for f in report.findings)
     yield Text(printable(report.verdict), style="bold red" if wrong else "bold")
-
-
-def _findings(findings: Iterable[PixelFinding]) -> Iterable[RenderableType]:
-    for finding in findings:
-        yield ""
-        heading = printable(f"{finding.severity} {finding.name}")
-        yield Text(heading, style=_STYLES[finding.severity])
-        yield Padding(Text(printable(finding.message)), (0, 0, 0, 2))

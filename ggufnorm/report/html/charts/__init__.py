@@ -11,6 +11,7 @@ from functools import cache
 import vl_convert
 
 from ggufnorm.core.attribution import AttributionReport
+from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
@@ -18,6 +19,7 @@ from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
 from ggufnorm.report.html.charts.attribute import attribution_charts
+from ggufnorm.report.html.charts.audio import audio_charts
 from ggufnorm.report.html.charts.diff import diff_charts
 from ggufnorm.report.html.charts.drift import drift_charts
 from ggufnorm.report.html.charts.drift_set import drift_set_charts
@@ -52,4 +54,6 @@ def charts_of(result: Result) -> tuple[Charts, ...]:
         return (recipe_charts(result),)
     if isinstance(result, PixelReport):
         return (pixel_charts(result),)
+    if isinstance(result, AudioReport):
+        return (audio_charts(result),)
     return ()

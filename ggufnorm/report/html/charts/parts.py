@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -164,3 +164,48 @@ def vega_lite(data: str, **parts: Any) -> dict[str, Any]:
         },
         **parts,
     }
+
+
+def histogram(data: str, *more: str) -> dict[str, Any]:
+    """The specification of how often pipelines have a value, a line for each.
+
+    Args:
+        data: name of rows of :func:`histogram_rows`.
+        more: fields that part a pipeline's rows into several lines.
+    """
+    mark = {
+        "type": "line",
+        "strokeWidth": 1.5,
+        # Points that are not seen: a line is hardly to be pointed at.
+        "point": {"size": 90, "opacity": 0},
+    }
+    encoding = {
+        "x": {"field": "value", "type": "quantitative"},
+        "y": {"field": "share", "type": "quantitative", "axis": {"format": "%"}},
+        "stroke": stroke("pipeline"),
+        "detail": [{"field": field} for field in more],
+        "tooltip": [
+            {"field": "pipeline"},
+            *({"field": field} for field in more),
+            {"field": "value", "type": "quantitative", "format": ".3~g"},
+            {"field": "share", "type": "quantitative", "format": ".2~%"},
+        ],
+    }
+    return vega_lite(data, layer=[{"mark": mark, "encoding": encoding}])
+
+
+def histogram_rows(
+    counts: Sequence[int], low: float, high: float, **fields: str
+) -> Iterator[dict[str, Any]]:
+    """A row for each bin, with the middle of its values and its share.
+
+    Args:
+        counts: of values in bins of one width.
+        low: where the first begins.
+        high: where the last ends.
+        fields: that each row has, too; ``pipeline`` among them.
+    """
+    total = max(1, sum(counts))
+    for i, count in enumerate(counts):
+        value = rounded(low + (high - low) * (i + 0.5) / len(counts))
+        yield {**fields, "value": value, "share": rounded(count / total)}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggufnorm.core.pixel_report import Pipeline, PixelReport
-from ggufnorm.report.html.charts.parts import Chart, Charts, rounded, stroke, vega_lite
+from ggufnorm.report.html.charts.parts import Chart, Charts, histogram, histogram_rows
 from ggufnorm.report.pixels import CHANNELS
 from ggufnorm.report.text import printable
 
@@ -16,26 +16,7 @@ def pixel_charts(report: PixelReport) -> Charts:
     rows = [row for p in report.pipelines for row in _rows(p)]
     if not rows:
         return Charts({}, {})
-    spec = vega_lite(
-        "values",
-        layer=[
-            {
-                "mark": {"type": "line", "strokeWidth": 1.5},
-                "encoding": {
-                    "x": {"field": "value", "type": "quantitative"},
-                    "y": {"field": "share", "type": "quantitative", "axis": {"format": "%"}},
-                    "stroke": stroke("pipeline"),
-                    "detail": {"field": "channel"},
-                    "tooltip": [
-                        {"field": "pipeline"},
-                        {"field": "channel"},
-                        {"field": "value", "type": "quantitative", "format": ".3~g"},
-                        {"field": "share", "type": "quantitative", "format": ".2~%"},
-                    ],
-                },
-            }
-        ],
-    )
+    spec = histogram("values", "channel")
     chart = Chart("Values of each channel", spec, "A line for each channel of each pipeline.")
     return Charts({"values": chart}, {"values": rows})
 
@@ -46,11 +27,4 @@ def _rows(p: Pipeline) -> Iterator[dict[str, Any]]:
     for channel, counts, low, high in zip(
         CHANNELS, p.histogram, p.minimum, p.maximum, strict=False
     ):
-        total = max(1, sum(counts))
-        for i, count in enumerate(counts):
-            yield {
-                "pipeline": printable(p.name),
-                "channel": channel,
-                "value": rounded(low + (high - low) * (i + 0.5) / len(counts)),
-                "share": rounded(count / total),
-            }
+        yield from histogram_rows(counts, low, high, pipeline=printable(p.name), channel=channel)

@@ -1,0 +1,48 @@
+"""``ggufnorm audio``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+
+
+@click.command("audio")
+@click.argument("sound", type=click.Path(path_type=Path))
+@click.option(
+    "--processor", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="Folder of the Hugging Face feature extractor (preprocessor_config.json).",
+)  # fmt: skip
+@click.option(
+    "--mmproj", metavar="MODEL",
+    help="GGUF file of the audio encoder: llama.cpp's own spectrogram.",
+)  # fmt: skip
+@click.option(
+    "--array", metavar="FILE.npy", type=click.Path(path_type=Path),
+    help="What a pipeline of yours feeds: mel bins and frames, written by numpy.save.",
+)  # fmt: skip
+@output_options(*FORMATS)
+def command(
+    sound: Path,
+    processor: Path | None,
+    mmproj: str | None,
+    array: Path | None,
+    fmt: str | None,
+    output: Path | None,
+) -> int:
+    """Compare the log-mel spectrograms that audio pipelines make of the WAV file SOUND.
+
+    Pipelines are the Hugging Face feature extractor, Whisper's formula in NumPy,
+    llama.cpp's own preprocessing and one of yours (--array).
+
+    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage, 3 an input cannot
+    be read, 4 llama.cpp failed.
+    """
+    fmt = choose_format(fmt, output)
+    from ggufnorm.sound.run import audio
+
+    report = audio(sound, processor=processor, mmproj=mmproj, array=array)
+    emit(report, fmt, output)
+    return int(any(f.severity == "error" for f in report.findings))

@@ -1,0 +1,37 @@
+"""Spectrograms that a user's own pipeline wrote down."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.errors import InputError
+from ggufnorm.formats.npy import read_numbers
+
+
+def read_spectrograms(path: str | os.PathLike[str], n_mel: int) -> tuple[NDArray[np.float64], bool]:
+    """Spectrograms of a ``.npy`` file, of any type of number.
+
+    Args:
+        path: of the file.
+        n_mel: mel bins expected.
+
+    Returns:
+        ``(inputs, mel bins, frames)``, and whether its last two axes had to be exchanged
+        for that.
+
+    Raises:
+        InputError: the file cannot be read, or holds no spectrograms.
+    """
+    values = read_numbers(path)
+    batch = values[None] if values.ndim == 2 else values
+    if batch.ndim != 3 or not batch.size:
+        raise InputError(
+            f"{os.fspath(path)}: shape {values.shape} is neither mel bins and frames nor several"
+            " of those"
+        )
+    rows, columns = batch.shape[1:]
+    exchanged = rows != n_mel and (columns == n_mel or columns < rows)
+    return np.asarray(np.swapaxes(batch, 1, 2) if exchanged else batch, np.float64), exchanged
