@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, SiteComparison
 from ggufnorm.core.model import Skipped
-from ggufnorm.engines.hf import HFModel, watch_norms
+from ggufnorm.engines.hf.model import HFModel
+from ggufnorm.engines.hf.norms import watch_norms
 from ggufnorm.errors import (
     ConfigError,
     EngineMissingError,
@@ -479,11 +480,14 @@ def test_a_checkpoint_that_does_not_fit_is_refused(folder: Path, tmp_path: Path)
             compare_frameworks(source, [file], text=TEXT, n_threads=1)
 
 
+REQUIRE_TORCH = "from ggufnorm.engines.hf.packages import require_torch; require_torch()"
+
+
 @pytest.mark.parametrize(
     ("package", "extra", "code"),
     [
-        ("torch", "hf", "from ggufnorm.engines.hf import require_torch; require_torch()"),
-        ("transformers", "hf", "from ggufnorm.engines.hf import require_torch; require_torch()"),
+        ("torch", "hf", REQUIRE_TORCH),
+        ("transformers", "hf", REQUIRE_TORCH),
         ("onnx", "onnx", "import ggufnorm; ggufnorm.inspect('m.onnx')"),
         (
             "onnxruntime",

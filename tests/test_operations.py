@@ -16,7 +16,7 @@ import transformers
 from ggufnorm.core.frameworks import EngineComparison, FirstWrong
 from ggufnorm.core.matrices import explain_matrix
 from ggufnorm.core.operations import Operation, Results, TokenRows, leads_back
-from ggufnorm.engines.hf import HFModel
+from ggufnorm.engines.hf.model import HFModel
 from ggufnorm.frameworks.operations import match_operations
 from ggufnorm.frameworks.run import compare_frameworks
 from ggufnorm.frameworks.stretch import take_down

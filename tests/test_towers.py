@@ -20,7 +20,7 @@ import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.engines.child import run_in_child
-from ggufnorm.engines.hf import watch_norms
+from ggufnorm.engines.hf.norms import watch_norms
 from ggufnorm.engines.images import read_picture
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError
 from ggufnorm.frameworks import encoder

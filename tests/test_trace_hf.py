@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import ggufnorm
 from ggufnorm.cli.main import cli
-from ggufnorm.engines.hf import HFModel
+from ggufnorm.engines.hf.model import HFModel
 from ggufnorm.errors import InputError, MismatchError, TextError
 from ggufnorm.tracing.hf import trace_checkpoint
 from ggufnorm.tracing.reader import Trace

@@ -12,7 +12,7 @@ from ggufnorm.errors import MemoryLimitError
 from ggufnorm.formats.location import checkpoint_folder
 
 if TYPE_CHECKING:
-    from ggufnorm.engines.hf import HFModel
+    from ggufnorm.engines.hf.model import HFModel
 
 Kind = Literal["hf", "onnx"]
 
@@ -41,7 +41,7 @@ def open_checkpoint(
         MemoryLimitError: it does not fit into the memory that is free.
         InputError: Transformers cannot load it.
     """
-    from ggufnorm.engines.hf import HFModel
+    from ggufnorm.engines.hf.model import HFModel
 
     folder = checkpoint_folder(location.partition(":")[2])
     if check_memory:

@@ -27,7 +27,7 @@ from ggufnorm.imaging.run import pixel_findings
 from ggufnorm.samples import default_picture
 
 if TYPE_CHECKING:
-    from ggufnorm.engines.hf import HFModel
+    from ggufnorm.engines.hf.model import HFModel
 
 Pixels = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from ggufnorm.frameworks.locations import kind_of, open_checkpoint
 
 if TYPE_CHECKING:
     from ggufnorm.core.operations import Stretch
-    from ggufnorm.engines.hf import HFModel
+    from ggufnorm.engines.hf.model import HFModel
     from ggufnorm.engines.onnx.session import OnnxSession
 
 

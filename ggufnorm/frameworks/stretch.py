@@ -9,7 +9,7 @@ import numpy as np
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import Array
 from ggufnorm.core.operations import Operation, Stretch
-from ggufnorm.engines.hf import HFModel, Tokens
+from ggufnorm.engines.hf.model import HFModel, Tokens
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.frameworks.join import Pair
@@ -39,7 +39,7 @@ def take_down(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    from ggufnorm.engines.hf_values import watch_values
+    from ggufnorm.engines.hf.values import watch_values
 
     start, end = _first_of_block(pairs, wrong.after), _pair(pairs, wrong.key)
     in_engine, in_source = (

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.comparison.run import Progress, require_extent
 from ggufnorm.core.trace import TraceFacts, TraceType
-from ggufnorm.engines.hf import HFModel
+from ggufnorm.engines.hf.model import HFModel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import checkpoint_folder
 from ggufnorm.samples import text_to_run

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 
 from ggufnorm.core.operations import Array, Operation
-from ggufnorm.engines.hf import HFModel, Tokens
+from ggufnorm.engines.hf.model import HFModel, Tokens
 from ggufnorm.engines.tokenizer import quiet
 
 _VIEWS = frozenset({

@@ -1,0 +1,1 @@
+"""Transformers as an engine: the room of torch and transformers."""
