@@ -28,6 +28,7 @@ Tensors = dict[str, np.ndarray]
 
 WIDTH, FEED, HEADS, KV_HEADS, LAYERS, WORDS, CONTEXT = 64, 96, 4, 2, 3, 320, 128
 HEAD = WIDTH // HEADS
+EXPERTS = 4
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def _stablelm(w: gguf.GGUFWriter) -> None:
     w.add_parallel_residual(False)
 
 
+def _mixtral(w: gguf.GGUFWriter) -> None:
+    w.add_expert_count(EXPERTS)
+    w.add_expert_used_count(2)
+
+
 def _bert(w: gguf.GGUFWriter) -> None:
     w.add_causal_attention(False)
     w.add_pooling_type(gguf.PoolingType.MEAN)
@@ -141,6 +147,13 @@ SPECIAL = {
     )
 }  # fmt: skip
 """OLMo's norms have no weights; StableLM's on Q and K have a weight of its own for each head."""
+
+
+MIXTRAL = Network(
+    "mixtral", transformers.MixtralConfig, transformers.MixtralForCausalLM, _ARCH.LLAMA,
+    {**_COMMON, **_ROPE, "num_local_experts": EXPERTS, "num_experts_per_tok": 2}, permuted=True,
+    extra=_mixtral,
+)  # fmt: skip
 
 
 def build(network: Network, seed: int = 0) -> Any:
@@ -218,7 +231,7 @@ def converted(model: Any, network: Network) -> Tensors:
     for source, p in model.state_dict().items():
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         name = name or names.get_name(f"bert.{source}", try_suffixes=(".weight", ".bias"))
-        if name is None or "pooler" in source:
+        if name is None or "pooler" in source or ".experts." in source:
             continue
         if source == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
@@ -230,7 +243,7 @@ def converted(model: Any, network: Network) -> Tensors:
         if network.transposed and ".c_" in source and values.ndim == 2:
             values = values.T
         found[name] = np.ascontiguousarray(values)
-    return found | _per_head(model)
+    return found | _per_head(model) | _of_experts(model)
 
 
 def _per_head(model: Any) -> Tensors:
@@ -244,6 +257,23 @@ def _per_head(model: Any) -> Tensors:
         for part, heads in (("q", HEADS), ("k", KV_HEADS))
         if f"{(module := f'model.layers.{i}.self_attn.{part}_layernorm')}.norms.0.weight" in state
     }
+
+
+def _of_experts(model: Any) -> Tensors:
+    """Matrices of all experts as one tensor; Transformers has gate and up in one."""
+    found: Tensors = {}
+    for source, p in model.state_dict().items():
+        values = p.detach().numpy().astype(np.float32)
+        layer = f"blk.{source.split('.')[2]}" if ".mlp." in source else ""
+        if source.endswith("mlp.gate.weight"):
+            found[f"{layer}.ffn_gate_inp.weight"] = values
+        elif source.endswith("experts.down_proj"):
+            found[f"{layer}.ffn_down_exps.weight"] = values
+        elif source.endswith("experts.gate_up_proj"):
+            parts = np.split(values, 2, axis=1)
+            for part, half in zip(("gate", "up"), parts, strict=True):
+                found[f"{layer}.ffn_{part}_exps.weight"] = np.ascontiguousarray(half)
+    return found
 
 
 def permuted(w: np.ndarray, heads: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from tests import in_process
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 3
 N_TOKENS = 31
-ALL = {**made.NETWORKS, **made.SPECIAL}
+ALL = {**made.NETWORKS, **made.SPECIAL, "mixtral": made.MIXTRAL}
 TOLERANCES = {"F32": 2e-3, "F16": 2e-3, "BF16": 8e-3}
 """As ``compare`` has them for these types, with llama.cpp's own rounding."""
 
@@ -108,10 +108,11 @@ def test_every_operation_of_a_right_conversion_is_found_in_the_source(
     statuses = [o.status for o in operations]
     assert set(statuses) <= {"same", "inside"}
     assert statuses.count("same") > statuses.count("inside") >= 0
-    products = [o for o in operations if o.op in ("ROPE", "SOFT_MAX", "GLU", "UNARY")]
-    assert len(products) >= made.LAYERS * 2
-    # A softcap is cut as the source cuts it; what else is inside, is a bias added later.
-    assert all(o.status == "same" for o in products)
+    alone = [o for o in operations if o.op in ("ROPE", "SOFT_MAX", "GLU", "UNARY")]
+    assert len(alone) >= made.LAYERS * 2
+    # Experts' results are in another order of tokens: BF16 is too coarse to know them by.
+    hidden = ("ffn_moe_swiglu",) if dtype == "BF16" else ()
+    assert all(o.status == "same" for o in alone if not o.name.startswith(hidden))
 
 
 # -- a wrong setting ------------------------------------------------------------------------
@@ -225,6 +226,9 @@ TENSORS: list[tuple[str, str, Change, str]] = [
      "its matrix is 1.5 times the source's (model.layers.1.self_attn.o_proj"),
     ("phi", "blk.1.attn_v", _one_row, "from the source's, in 1 of 64 rows from row 5"),
     ("gemma3", "blk.1.attn_v", _one_row, "from the source's, in 1 of 32 rows from row 5"),
+    ("mixtral", "blk.1.ffn_gate_inp", lambda w: w[::-1],
+     "its matrix has the source's rows in another order (model.layers.1.mlp.gate"),
+    ("mixtral", "blk.1.ffn_down_exps", lambda w: w[::-1], "Transformers has its result nowhere"),
     ("llama", "output", lambda w: w[::-1],
      "its matrix has the source's rows in another order (lm_head"),
     ("stablelm", "token_embd", _reversed_columns,
@@ -242,6 +246,7 @@ def test_a_tensor_that_is_not_the_source_s_is_named(
     assert operation is not None
     assert operation.tensor == f"{tensor}.weight"
     assert reason in operation.reason
+    assert [o.tensor for o in found.operations if o.status == "wrong"] == [operation.tensor]
 
 
 def test_two_matrices_in_each_other_s_place_are_named(folder: Path) -> None:

@@ -18,6 +18,11 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
+_GATHERED = 2e-3
+"""Relative L2 up to which values are the same whose tokens stand in another order: unrelated
+ones come nearer, all of them in ascending order, than those of each token."""
+
+
 @dataclass(frozen=True, eq=False)
 class Operation:
     """One operation in one run.
@@ -130,6 +135,12 @@ class Results:
             for i, o in enumerate(operations)
             if o.value is not None and (rows := TokenRows.of(o.value, n_tokens)) is not None
         ]
+        # Experts get their tokens together, and a token as often as it has experts.
+        self._gathered = [
+            (i, TokenRows(o.value.reshape(1, -1)))
+            for i, o in enumerate(operations)
+            if o.value is not None and n_tokens not in o.value.shape and not len(o.value) % n_tokens
+        ]
 
     def find(self, value: Array, tolerance: float) -> Match | None:
         """The operation with this result: in this order if there is one, the nearest, the first.
@@ -142,6 +153,13 @@ class Results:
         if rows is None or not np.isfinite(rows.norm):
             return None
         found = [m for i, r in self._rows if (m := _match(rows, i, r, tolerance)) is not None]
+        if not found:
+            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, _GATHERED)
+            found = [
+                m
+                for i, r in self._gathered
+                if r.rows.size == value.size and (m := _match(every, i, r, near)) is not None
+            ]
         if not found:
             return None
         best = min(found, key=lambda m: (not m.in_order, m.distance))

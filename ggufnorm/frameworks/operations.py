@@ -95,7 +95,9 @@ def _listed(
 
 
 def _moved(index: int, match: OperationMatch, wrong: int, at: int) -> OperationMatch:
-    """The match, where not the first operation without a counterpart is wrong but a later one."""
+    """The match, where not the first operation without a counterpart is wrong but another one."""
     if index == at:
         return replace(match, status="wrong")
-    return replace(match, status="inside") if wrong <= index < at else match
+    if index == wrong:
+        return replace(match, status="inside" if index < at else "behind")
+    return replace(match, status="inside") if wrong < index < at else match

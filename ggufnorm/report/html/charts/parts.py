@@ -166,12 +166,12 @@ def vega_lite(data: str, **parts: Any) -> dict[str, Any]:
     }
 
 
-def histogram(data: str, *more: str) -> dict[str, Any]:
+def histogram(data: str, part: str | None = None) -> dict[str, Any]:
     """The specification of how often pipelines have a value, a line for each.
 
     Args:
         data: name of rows of :func:`histogram_rows`.
-        more: fields that part a pipeline's rows into several lines.
+        part: a field that parts a pipeline's rows into lines: solid, dashed and dotted.
     """
     mark = {
         "type": "line",
@@ -179,14 +179,17 @@ def histogram(data: str, *more: str) -> dict[str, Any]:
         # Points that are not seen: a line is hardly to be pointed at.
         "point": {"size": 90, "opacity": 0},
     }
+    named = {"orient": "top", "title": None, "symbolType": "stroke", "symbolSize": 300}
+    dashes = {"range": [[1, 0], [6, 3], [2, 2]]}
+    parts = {"field": part, "type": "nominal", "sort": None, "legend": None, "scale": dashes}
     encoding = {
         "x": {"field": "value", "type": "quantitative"},
         "y": {"field": "share", "type": "quantitative", "axis": {"format": "%"}},
-        "stroke": stroke("pipeline"),
-        "detail": [{"field": field} for field in more],
+        "stroke": {**stroke("pipeline"), "legend": named},
+        **({"strokeDash": parts} if part else {}),
         "tooltip": [
             {"field": "pipeline"},
-            *({"field": field} for field in more),
+            *([{"field": part}] if part else []),
             {"field": "value", "type": "quantitative", "format": ".3~g"},
             {"field": "share", "type": "quantitative", "format": ".2~%"},
         ],

@@ -17,7 +17,8 @@ def pixel_charts(report: PixelReport) -> Charts:
     if not rows:
         return Charts({}, {})
     spec = histogram("values", "channel")
-    chart = Chart("Values of each channel", spec, "A line for each channel of each pipeline.")
+    lines = "A line for each channel of each pipeline: red solid, green dashed, blue dotted."
+    chart = Chart("Values of each channel", spec, lines)
     return Charts({"values": chart}, {"values": rows})
 
 
