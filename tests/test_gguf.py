@@ -256,6 +256,23 @@ def test_values_are_decoded_only_when_asked_for():
 # What llama.cpp reads and a strict reader might not
 
 
+def test_a_closed_file_may_be_closed_again_and_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = gguf_py.GGUFWriter(path, "llama")
+    writer.add_tensor("w", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(path)
+    before = file.read_bytes("w")
+    file.close()
+    file.close()
+    assert before.view(np.float32).tolist() == [1.0] * 8
+    with pytest.raises(InputError, match="0 bytes came instead of 32"):
+        file.read_bytes("w")
+
+
 def test_a_tensor_without_dimensions_is_a_scalar():
     with opened(draft(tensors=[("scalar", (), 0, 0)], data=struct.pack("<f", 1.5))) as file:
         assert (file.tensors["scalar"].shape, file.tensors["scalar"].n_bytes) == ((1,), 4)

@@ -58,11 +58,11 @@ class LocalStorage:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
                     raise GGUFError(self.name, 0, "magic", "the file is empty")
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"cannot open {self.name}: {reason}") from None
-        self._view = memoryview(self._map)
+        self._view = memoryview(mapped)
 
     def read(self, offset: int, n: int) -> memoryview:
         """A view of the map: nothing is copied."""
@@ -74,7 +74,7 @@ class LocalStorage:
 
     def close(self) -> None:
         """Drop the map; it is unmapped when the last view of it is gone."""
-        del self._view
+        self._view = memoryview(b"")
 
 
 def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, int]]:
