@@ -47,7 +47,7 @@ class Capture:
     def reference(self, stop: Stop, _batch: Batch, value: Array) -> None:
         """The reference's value at a stop."""
         if stop.key in self._inputs:
-            self.restored[-1][stop.key] = value
+            self.restored[-1][stop.key] = value.copy()
 
     def compare(self, stop: Stop, _lane: int, batch: Batch, reference: Array, value: Array) -> None:
         """The pinned lane's value at the same stop."""

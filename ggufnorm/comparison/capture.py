@@ -152,7 +152,7 @@ class Watcher:
         """The model's value at a stop."""
         self._look(stop, batch, value)
         if stop.key in self._last_use:
-            self._inputs[stop.key] = value
+            self._inputs[stop.key] = value.copy()
         norm = self._norms.get(stop.key)
         if norm is None:
             return

@@ -22,6 +22,7 @@ from ggufnorm.core.drift import DriftReport, ModelFacts, RunCost, RunFacts, Side
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.team import Team
 from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import engine_version
 from ggufnorm.engines.llama.graph import Graph
@@ -97,7 +98,7 @@ class _Run:
             lane.graphs = self.lanes[REFERENCE].graphs
         lockstep = Lockstep(self.lanes)
         graphs = list(zip(self.lanes[REFERENCE].graphs, self.lanes[FREE].graphs, strict=True))
-        comparison = Comparison(graphs, self.files)
+        comparison = Comparison(graphs, self.files, Team(self.options[REFERENCE].n_threads))
         path = self.job["checkpoint"]
         checkpoint = Checkpoint(path, job_digest(self.job)) if path else None
         done = begun = checkpoint.load(comparison, self.logits) if checkpoint else 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.norms import normalize
+from ggufnorm.core.team import ALONE, Team
 from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
 from ggufnorm.engines.llama.session import Batch
 from ggufnorm.errors import InputError
@@ -20,6 +21,9 @@ from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
+
+_ROWS = 64
+"""Rows that are normalized at a time."""
 
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The lanes of a drift run; the last is the reference again, if its own noise is asked for."""
@@ -114,9 +118,9 @@ class Rows:
         """How the sums number the tokens."""
         return self.first_token, self.n_tokens, self.stride
 
-    def compare(self, total: DifferenceSum, observed: Rows) -> None:
+    def compare(self, total: DifferenceSum, observed: Rows, team: Team = ALONE) -> None:
         """Add the distance of other rows of the same tokens to a sum."""
-        total.add(self.values, observed.values, *self.place)
+        total.add(self.values, observed.values, *self.place, team)
 
 
 class Comparison:
@@ -128,8 +132,14 @@ class Comparison:
         skipped: norms that could not be recomputed or have no partner, and why.
     """
 
-    def __init__(self, graphs: Sequence[tuple[Graph, Graph]], files: dict[int, ModelFile]) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[tuple[Graph, Graph]],
+        files: dict[int, ModelFile],
+        team: Team = ALONE,
+    ) -> None:
         """Prepare for the graphs (reference's and quant's) of each batch of a chunk."""
+        self._team = team
         self.stops: dict[str, StopSum] = {}
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
@@ -169,14 +179,13 @@ class Comparison:
     def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
         """Lane 0 at a stop."""
         rows = Rows.of(value, batch)
-        total = self.stops.setdefault(stop.key, StopSum())
-        total.peak_ref.add(rows.values, *rows.place)
+        self.stops.setdefault(stop.key, StopSum())
         for norm in self._by_output.get(stop.key, ()):
             x = self._inputs[REFERENCE].get(norm.input_key)
             expected = self._recompute(norm.ref_plan, x, value.shape, REFERENCE)
             if expected is not None:
                 self._expected[norm.ref_plan.key] = Rows.of(expected, batch)
-                self._expected[norm.ref_plan.key].compare(norm.kernel_ref, rows)
+                self._expected[norm.ref_plan.key].compare(norm.kernel_ref, rows, self._team)
         self._hold(REFERENCE, stop, value)
 
     def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
@@ -185,7 +194,7 @@ class Comparison:
             return
         ref, observed = Rows.of(reference, batch), Rows.of(value, batch)
         if lane != FREE:
-            ref.compare(self.stops[stop.key].pinned, observed)
+            ref.compare(self.stops[stop.key].pinned, observed, self._team)
             return
         self._add(stop, ref, observed)
         self._hold(FREE, stop, value)
@@ -196,8 +205,8 @@ class Comparison:
     def _add(self, stop: Stop, ref: Rows, observed: Rows) -> None:
         """The free run's value at a stop beside the reference's."""
         total = self.stops[stop.key]
-        ref.compare(total.free, observed)
-        total.peak.add(observed.values, *observed.place)
+        peaks = total.peak_ref, total.peak
+        total.free.add(ref.values, observed.values, *ref.place, self._team, peaks)
         if stop.role == "residual":
             if total.channels is None:
                 total.channels = ChannelSum(observed.values.shape[1])
@@ -205,7 +214,7 @@ class Comparison:
 
     def _hold(self, lane: int, stop: Stop, value: Array) -> None:
         if stop.key in self._last_use:
-            self._inputs[lane][stop.key] = value
+            self._inputs[lane][stop.key] = value.copy()
 
     def _release(self, stop: Stop) -> None:
         for norm in self._by_output.get(stop.key, ()):
@@ -220,7 +229,7 @@ class Comparison:
         expected = self._recompute(norm.plan, x[FREE], value.shape, FREE)
         if expected is None:
             return
-        Rows.of(expected, batch).compare(norm.kernel, Rows.of(value, batch))
+        Rows.of(expected, batch).compare(norm.kernel, Rows.of(value, batch), self._team)
         base = self._expected.get(norm.ref_plan.key)
         if base is None:
             return
@@ -239,7 +248,7 @@ class Comparison:
             (norm.weight, with_weight),
             (norm.epsilon, with_epsilon),
         ):
-            base.compare(part, base if other is None else Rows.of(other, batch))
+            base.compare(part, base if other is None else Rows.of(other, batch), self._team)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
@@ -252,7 +261,7 @@ class Comparison:
         if x is None:
             return None
         try:
-            return recompute(plan, x, shape, self._weights[lane])
+            return recompute(plan, x, shape, self._weights[lane], self._team)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {plan.key}", str(error))
             return None
@@ -309,7 +318,13 @@ def _stop_from_state(data: dict[str, Any]) -> StopSum:
     )
 
 
-def recompute(plan: NormPlan, x: Array, shape: tuple[int, ...], weights: WeightCache) -> Array:
+def recompute(
+    plan: NormPlan,
+    x: Array,
+    shape: tuple[int, ...],
+    weights: WeightCache,
+    team: Team = ALONE,
+) -> Array:
     """A norm's result in NumPy, from its input and the file's own weight and bias.
 
     Args:
@@ -317,22 +332,29 @@ def recompute(plan: NormPlan, x: Array, shape: tuple[int, ...], weights: WeightC
         x: the input, ``(ne[3], ne[2], ne[1], ne[0])``.
         shape: of the result, in the same order.
         weights: of the file.
+        team: that does it.
 
     Raises:
         ValueError: the shapes do not fit each other.
     """
     if x.size == 0:
         return np.empty(shape, np.float32)
-    if plan.kind == "group":
-        y = _group_norm(plan, x)
-    else:
-        y = normalize(plan.kind, x, epsilon=plan.epsilon)
+    y = _group_norm(plan, x) if plan.kind == "group" else _by_rows(plan, x, team)
     y = y.reshape(shape)
     if plan.weight is not None:
         y = y * repeat(weights.get(plan.weight), plan.weight_shape, shape)
     if plan.bias is not None:
         y = y + repeat(weights.get(plan.bias), plan.bias_shape, shape)
     return y
+
+
+def _by_rows(plan: NormPlan, x: Array, team: Team) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    parts = range(0, len(rows), _ROWS)
+    found = team.map(
+        lambda i: normalize(plan.kind, rows[i : i + _ROWS], epsilon=plan.epsilon), parts
+    )
+    return np.concatenate(found)
 
 
 def _group_norm(plan: NormPlan, x: Array) -> Array:

@@ -16,13 +16,16 @@ are counted and left out.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 17
+from ggufnorm.core.team import ALONE, Team
+
+_BLOCK = 1 << 18
 """Elements compared at a time: small enough to stay in a processor's cache."""
 
 
@@ -54,6 +57,74 @@ class Difference:
     non_finite_token: int | None
 
 
+@dataclass(frozen=True)
+class _Block:
+    """What some rows add to a :class:`DifferenceSum`; rows count from the first of them."""
+
+    dd: float
+    dr: float
+    rr: float
+    rows: int
+    bad_rows: int
+    bad_row: int | None
+    max_abs: float
+    max_at: tuple[int, int]
+
+    @classmethod
+    def of(cls, r: NDArray[np.float32], q: NDArray[np.float32], floor: float) -> _Block:
+        """Compare two blocks; the largest ``|d|`` is searched for if it is above ``floor``."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = q - r
+            dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
+            # ‖q‖² = rr + 2dr + dd cancels where q is much smaller than r, or d is not exact.
+            if (small := rr + 2 * dr + dd < rr / 2).any():
+                wide_r = r[small].astype(np.float64)
+                wide_d = q[small].astype(np.float64) - wide_r
+                dd[small], dr[small] = _row_dot(wide_d, wide_d), _row_dot(wide_d, wide_r)
+                rr[small] = _row_dot(wide_r, wide_r)
+        good = np.isfinite(dd) & np.isfinite(rr)
+        bad_row = None
+        if not good.all():
+            bad_row = int(np.argmin(good))
+            dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
+        max_abs, max_at = floor, (0, 0)
+        # No element of a row exceeds the row's norm.
+        if len(d) and (floor < 0 or float(dd.max()) > floor**2):
+            max_abs = max(float(d.max()), -float(d.min()))
+            if max_abs > floor:
+                np.abs(d, out=d)
+                row, channel = divmod(int(d.argmax()), d.shape[1])
+                max_at = int(np.flatnonzero(good)[row]), channel
+        return cls(
+            dd=float(dd.sum()),
+            dr=float(dr.sum()),
+            rr=float(rr.sum()),
+            rows=len(d),
+            bad_rows=len(good) - len(d),
+            bad_row=bad_row,
+            max_abs=max_abs,
+            max_at=max_at,
+        )
+
+    @classmethod
+    def same(cls, r: NDArray[np.float32], _q: NDArray[np.float32], floor: float) -> _Block:
+        """A block beside itself."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            rr = _row_dot(r, r)
+        good = np.isfinite(rr)
+        rows = int(good.sum())
+        return cls(
+            dd=0.0,
+            dr=0.0,
+            rr=float(rr[good].sum()),
+            rows=rows,
+            bad_rows=len(good) - rows,
+            bad_row=None if rows == len(good) else int(np.argmin(good)),
+            max_abs=max(floor, 0.0) if rows else floor,
+            max_at=(int(np.argmax(good)), 0),
+        )
+
+
 class DifferenceSum:
     """Accumulates a :class:`Difference` over calls of :meth:`add`.
 
@@ -77,6 +148,8 @@ class DifferenceSum:
         first_token: int,
         n_tokens: int,
         stride: int = 1,
+        team: Team = ALONE,
+        peaks: tuple[PeakSum, PeakSum] | None = None,
     ) -> None:
         """Compare two arrays of one shape.
 
@@ -87,6 +160,8 @@ class DifferenceSum:
             n_tokens: number of tokens that the rows are shared out to evenly
                 (several rows belong to one token at a per-head norm).
             stride: from the number of one token to that of the next.
+            team: that does it; the result is the same, whoever does.
+            peaks: of ``r`` and of ``q``, to be found on the way: both are read once.
 
         Raises:
             ValueError: the shapes differ.
@@ -97,48 +172,36 @@ class DifferenceSum:
             return
         rows_per_token = max(1, len(r) // max(1, n_tokens))
         step = max(1, _BLOCK // r.shape[1])
-        for start in range(0, len(r), step):
-            part = slice(start, start + step)
-            self._add_block(r[part], q[part], start, first_token, rows_per_token, stride)
+        starts = range(0, len(r), step)
+        floor = self._max
+        compared = _Block.same if q is r else _Block.of
 
-    def _add_block(
-        self,
-        r: NDArray[np.float32],
-        q: NDArray[np.float32],
-        start: int,
-        first_token: int,
-        rows_per_token: int,
-        stride: int,
+        def look(i: int) -> tuple[_Block, tuple[_Ends, ...]]:
+            parts = r[i : i + step], q[i : i + step]
+            return compared(*parts, floor), tuple(map(_ends, parts)) if peaks else ()
+
+        found = team.map(look, starts)
+        for start, (block, _ends_of) in zip(starts, found, strict=True):
+            self._take(block, start, first_token, rows_per_token, stride)
+        for i, (peak, v) in enumerate(zip(peaks or (), (r, q), strict=False)):
+            peak.take(v, [ends[i] for _block, ends in found], first_token, n_tokens, stride)
+
+    def _take(
+        self, block: _Block, start: int, first_token: int, rows_per_token: int, stride: int
     ) -> None:
-        with np.errstate(invalid="ignore", over="ignore"):
-            d = q - r
-            dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
-            # ‖q‖² = rr + 2dr + dd cancels where q is much smaller than r, or d is not exact.
-            if (small := rr + 2 * dr + dd < rr / 2).any():
-                wide_r = r[small].astype(np.float64)
-                wide_d = q[small].astype(np.float64) - wide_r
-                dd[small], dr[small] = _row_dot(wide_d, wide_d), _row_dot(wide_d, wide_r)
-                rr[small] = _row_dot(wide_r, wide_r)
-        good = np.isfinite(dd) & np.isfinite(rr)
-        if not good.all():
-            self._bad_rows += int((~good).sum())
-            if self._bad_token is None:
-                row = start + int(np.argmin(good))
-                self._bad_token = first_token + row // rows_per_token * stride
-            dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
-        self._rows += len(d)
-        self._dd += float(dd.sum())
-        self._dr += float(dr.sum())
-        self._rr += float(rr.sum())
-        if len(d) == 0 or (self._max >= 0 and float(dd.max()) <= self._max**2):
-            return  # no element of a row exceeds the row's norm
-        if max(float(d.max()), -float(d.min())) <= self._max:
-            return
-        np.abs(d, out=d)
-        row, channel = divmod(int(d.argmax()), d.shape[1])
-        self._max = float(d[row, channel])
-        row = start + int(np.flatnonzero(good)[row])
-        self._max_at = (first_token + row // rows_per_token * stride, channel)
+        def token(row: int) -> int:
+            return first_token + (start + row) // rows_per_token * stride
+
+        self._dd += block.dd
+        self._dr += block.dr
+        self._rr += block.rr
+        self._rows += block.rows
+        self._bad_rows += block.bad_rows
+        if self._bad_token is None and block.bad_row is not None:
+            self._bad_token = token(block.bad_row)
+        if block.max_abs > self._max:
+            row, channel = block.max_at
+            self._max, self._max_at = block.max_abs, (token(row), channel)
 
     def merge(self, later: DifferenceSum) -> None:
         """Add all that another sum has seen, as if it had been added here after the rest."""
@@ -238,18 +301,36 @@ class PeakSum:
 
     def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
         """Take in ``(rows, channels)``; the rest as in :meth:`DifferenceSum.add`."""
-        if v.size == 0:
-            return
-        high, low = v.max(), v.min()
-        if not (np.isfinite(high) and np.isfinite(low)):
+        if v.size:
+            self.take(v, [_ends(v)], first_token, n_tokens, stride)
+
+    def take(
+        self,
+        v: NDArray[np.float32],
+        ends: Sequence[_Ends],
+        first_token: int,
+        n_tokens: int,
+        stride: int,
+    ) -> None:
+        """The same, the largest and the smallest values of all parts being known."""
+        high, low = max(e[0] for e in ends), min(e[1] for e in ends)
+        if not np.isfinite([n for e in ends for n in e]).all():
             v = np.where(np.isfinite(v), v, np.float32(0))
-            high, low = v.max(), v.min()
-        value = float(high if high >= -low else low)
+            high, low = _ends(v)
+        value = high if high >= -low else low
         if self.peak is not None and abs(value) <= abs(self.peak.value):
             return
         row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
         rows_per_token = max(1, len(v) // max(1, n_tokens))
         self.peak = Peak(value, first_token + row // rows_per_token * stride, channel)
+
+
+_Ends = tuple[float, float]
+
+
+def _ends(v: NDArray[np.float32]) -> _Ends:
+    """The largest and the smallest value; NaN if there is one."""
+    return float(v.max()), float(v.min())
 
 
 class ChannelSum:

@@ -128,8 +128,7 @@ class Replay(Comparison):
         """Both sides at a stop, the same tokens of each."""
         if self.half:
             ref, observed = _in_half(ref), _in_half(observed)
-        total = self.stops.setdefault(stop.key, StopSum())
-        total.peak_ref.add(ref.values, *ref.place)
+        self.stops.setdefault(stop.key, StopSum())
         self._add(stop, ref, observed)
 
     def recompute_live(

@@ -266,6 +266,20 @@ def read_node(address: int) -> NDArray[np.float32]:
     return _read(address, _READABLE[type_name(TensorStruct.from_address(address).type)], np.float32)
 
 
+def view_node(address: int) -> NDArray[np.float32]:
+    """A just-computed node's values where they lie, good until the graph goes on.
+
+    Returns:
+        As :func:`read_node`, read-only; a copy where they are not F32 in this computer's memory.
+    """
+    t = TensorStruct.from_address(address)
+    if type_name(t.type) != "F32" or 0 in t.ne or not _is_host(t):
+        return read_node(address)
+    values = _strided(t, np.dtype(np.float32), (ctypes.c_uint8 * _span(t, 4)).from_address(t.data))
+    values.flags.writeable = False
+    return values
+
+
 def read_integers(address: int) -> NDArray[np.int32]:
     """A copy of an I32 node's values, in the order of :func:`read_node`."""
     return _read(address, np.dtype(np.int32), np.int32)
@@ -273,18 +287,25 @@ def read_integers(address: int) -> NDArray[np.int32]:
 
 def _read(address: int, dtype: np.dtype[Any], target: type[Any]) -> NDArray[Any]:
     t = TensorStruct.from_address(address)
-    shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
-    if 0 in shape:
-        return np.empty(shape, target)
-    span = dtype.itemsize + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if 0 in t.ne:
+        return np.empty(tuple(t.ne)[::-1], target)
+    span = _span(t, dtype.itemsize)
     raw: Any
     if _is_host(t):
         raw = (ctypes.c_uint8 * span).from_address(t.data)
     else:
         raw = np.empty(span, np.uint8)
         ggml().ggml_backend_tensor_get(address, raw.ctypes.data, 0, span)
-    strided: NDArray[Any] = np.ndarray(shape, dtype, raw, strides=strides)
-    return np.array(strided, dtype=target, order="C")
+    return np.array(_strided(t, dtype, raw), dtype=target, order="C")
+
+
+def _span(t: TensorStruct, item_size: int) -> int:
+    """Bytes from the first element to the end of the last."""
+    return item_size + sum((int(n) - 1) * int(s) for n, s in zip(t.ne, t.nb, strict=True))
+
+
+def _strided(t: TensorStruct, dtype: np.dtype[Any], raw: Any) -> NDArray[Any]:
+    return np.ndarray(tuple(t.ne)[::-1], dtype, raw, strides=tuple(t.nb)[::-1])
 
 
 def write_node(

@@ -13,7 +13,6 @@ next stop is the error that the operations in between make by themselves.
 from __future__ import annotations
 
 import functools
-import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.model import Skipped
-from ggufnorm.engines.llama.binding import is_contiguous, read_node, write_node
+from ggufnorm.engines.llama.binding import is_contiguous, view_node, write_node
 from ggufnorm.engines.llama.graph import Graph, Stop
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.watch import GraphWatch
@@ -111,50 +110,17 @@ class Lane:
 
 
 class Observer(Protocol):
-    """What wants to see the values. Calls come one at a time, in graph order."""
+    """What wants to see the values. Calls come one at a time, in graph order.
+
+    Values are good until the call returns: copy what is kept. All lanes wait meanwhile: who
+    computed beside them would take the cores on which their threads wait for each other.
+    """
 
     def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
         """Lane 0's value at a stop, ``(ne[3], ne[2], ne[1], ne[0])``."""
 
     def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
         """Another lane's value at the same stop."""
-
-
-class _Watching:
-    """Calls an observer in a thread of its own, in order, while the lanes compute on.
-
-    A context manager: on leaving it everything was observed.
-
-    Attributes:
-        error: the first that the observer raised.
-    """
-
-    _AHEAD = 4
-    """Values that may wait: what bounds the memory."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(self._AHEAD)
-        self._thread = threading.Thread(target=self._work, name="observer")
-
-    def __enter__(self) -> _Watching:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._calls.put(None)
-        self._thread.join()
-
-    def call(self, observe: Callable[..., None], *arguments: object) -> None:
-        self._calls.put(functools.partial(observe, *arguments))
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                if self.error is None:
-                    call()
-            except BaseException as error:
-                self.error = error
 
 
 class Lockstep:
@@ -172,12 +138,6 @@ class Lockstep:
         Raises:
             EngineError: a lane failed.
         """
-        with _Watching() as watching:
-            self._walk(index, batch, observer, watching)
-        if watching.error is not None:
-            raise watching.error
-
-    def _walk(self, index: int, batch: Batch, observer: Observer, watching: _Watching) -> None:
         match = self.matches[index]
         turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(self.lanes))]
         failed: list[BaseException] = []
@@ -187,14 +147,14 @@ class Lockstep:
             turns[(i + 1) % len(turns)].release()
 
         def on_stop(i: int, k: int, address: int) -> bool:
-            if failed or watching.error:
+            if failed:
                 return False
-            value = read_node(address)
+            value = view_node(address)
             if i == 0:
                 slot[:] = [value]
-                watching.call(observer.reference, match.stops[k], batch, value)
+                observer.reference(match.stops[k], batch, value)
             else:
-                watching.call(observer.compare, match.stops[k], i, batch, slot[0], value)
+                observer.compare(match.stops[k], i, batch, slot[0], value)
                 if self.lanes[i].pin and match.stops[k].pin and is_contiguous(address):
                     write_node(address, slot[0])
             hand_on(i)
@@ -226,7 +186,7 @@ class Lockstep:
             thread.start()
         for thread in threads:
             thread.join()
-        if failed and not watching.error:
+        if failed:
             raise failed[0]
 
 
