@@ -491,7 +491,7 @@ def test_an_array_that_is_not_finite_is_told(bad: float, tmp_path: Path) -> None
 )
 def test_arrays_that_are_none_are_input_errors(write: object, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "array.npy"
-    write(path)  # type: ignore[operator]
+    write(path)
     with pytest.raises(InputError, match=problem):
         ggufnorm.pixels(array=path, constants=Normalization(*CLIP))
 
@@ -506,7 +506,7 @@ def test_what_cannot_be_compared_is_a_usage_error(tmp_path: Path) -> None:
         {"array": array, "mmproj": "m.gguf"},
     ):
         with pytest.raises(ConfigError):
-            ggufnorm.pixels(**arguments)  # type: ignore[arg-type]
+            ggufnorm.pixels(**arguments)
 
 
 @pytest.mark.parametrize(
