@@ -436,6 +436,7 @@ def test_bad_input_is_an_error_in_a_line(folder: Path, tmp_path: Path) -> None:
         (text, [file], {}, InputError, "llama has no image encoder"),
         (source, [file, str(words)], {}, InputError, "words.gguf: no image encoder"),
         (source, [file], {"text": "a text"}, ConfigError, "take no text"),
+        (source, [file], {"n_tokens": 16}, ConfigError, "take no text"),
         (source, [file, str(wide)], {}, InputError, "its pixels are 1×64×64×3"),
         (bare, [str(wide), onnx], {}, InputError, "the model fails"),
         (onnx, [str(wide)], {}, InputError, "takes 1×3×32×32, the pixels are 1×3×64×64"),

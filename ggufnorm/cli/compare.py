@@ -115,7 +115,7 @@ def _refuse(context: click.Context, names: Sequence[str], what: str) -> None:
 def _across(
     locations: Sequence[str], fmt: str, output: Path | None, options: dict[str, Any]
 ) -> int:
-    from ggufnorm.frameworks.run import N_TOKENS, compare_frameworks
+    from ggufnorm.frameworks.run import compare_frameworks
 
     if len(locations) < 2:
         raise click.UsageError("missing QUANT")
@@ -126,7 +126,7 @@ def _across(
             locations[1:],
             text=None if file is None else read_text(file),
             text_name=str(file),
-            n_tokens=options["n_tokens"] or N_TOKENS,
+            n_tokens=options["n_tokens"],
             image=options["image"],
             n_threads=options["threads"],
             trust_remote_code=options["trust_remote_code"],

@@ -29,7 +29,7 @@ def compare_frameworks(
     *,
     text: str | None = None,
     text_name: str = "given text",
-    n_tokens: int = N_TOKENS,
+    n_tokens: int | None = None,
     image: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
     trust_remote_code: bool = False,
@@ -53,7 +53,7 @@ def compare_frameworks(
             files or ``hf:``.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
-        n_tokens: of the text, fewer where it or the model's context is shorter.
+        n_tokens: of the text, fewer where it or the model's context is shorter; None for 127.
         image: the picture that image encoders get; None for a generated one.
         n_threads: CPU threads; None for all.
         trust_remote_code: run Python that a checkpoint brings.
@@ -76,7 +76,7 @@ def compare_frameworks(
     from ggufnorm.frameworks.pictures import are_encoders, compare_encoders
 
     if image is not None or are_encoders(source, engines):
-        if text is not None:
+        if text is not None or n_tokens is not None:
             raise ConfigError("image encoders take no text: give a picture with --image")
         return compare_encoders(
             source,
@@ -91,6 +91,7 @@ def compare_frameworks(
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
         raise TextError(f"{text_name}: the text is empty")
+    n_tokens = n_tokens or N_TOKENS
     run = Runs(
         text[: _LETTERS * n_tokens],
         n_tokens,
