@@ -18,7 +18,7 @@ import transformers
 from gguf.tensor_mapping import get_tensor_name_map
 
 from ggufnorm.core.pixels import Constants
-from ggufnorm.engines.tokenizer import quiet
+from ggufnorm.engines.pretrained import quiet
 from tests.framework_models import Tensors, trained_like
 from tests.vision import SIGLIP
 

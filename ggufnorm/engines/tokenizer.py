@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.engines.pretrained import quiet
 from ggufnorm.errors import EngineMissingError
 
 Tokens = NDArray[np.int32]
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files one of which a tokenizer is made of; without any, Transformers makes up an empty one."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the warnings of other people's code, which no one here can act on, from the user."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class Tokenizer:

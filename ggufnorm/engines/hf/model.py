@@ -15,7 +15,8 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, by_token
 from ggufnorm.engines.hf.norms import as_array, watch_norms
 from ggufnorm.engines.hf.packages import require_torch
-from ggufnorm.engines.tokenizer import Tokenizer, quiet
+from ggufnorm.engines.pretrained import quiet
+from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
 
 Array = NDArray[np.float32]

@@ -18,7 +18,7 @@ from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.observed import ObservedNorm, applied_formula, by_token
 from ggufnorm.engines.hf.packages import require_torch
-from ggufnorm.engines.tokenizer import quiet
+from ggufnorm.engines.pretrained import quiet
 
 Array = NDArray[np.float32]
 

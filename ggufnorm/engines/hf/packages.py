@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ggufnorm.engines.tokenizer import quiet
+from ggufnorm.engines.pretrained import quiet
 from ggufnorm.errors import EngineMissingError
 
 

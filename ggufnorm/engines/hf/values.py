@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ggufnorm.core.operations import Array, Operation
 from ggufnorm.engines.hf.model import HFModel, Tokens
-from ggufnorm.engines.tokenizer import quiet
+from ggufnorm.engines.pretrained import quiet
 
 _VIEWS = frozenset({
     "__get__", "__getitem__", "chunk", "clone", "contiguous", "detach", "dropout", "expand",
