@@ -146,7 +146,7 @@ SETTINGS = {
     ),
     "query scale": (
         with_options("gemma2", query_pre_attn_scalar=32), "scale after Qcur-0", "SCALE",
-        "it multiplies with 0.25; what Transformers has behind kq-0 comes of 0.176777"
+        "it multiplies with 0.25; what Transformers has behind kq-0 comes of 0.1768"
         " (1/√query_pre_attn_scalar)",
     ),
     "residual scale": (

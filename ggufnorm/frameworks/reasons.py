@@ -234,7 +234,7 @@ class Reasons:
 
     def _number(self, value: float) -> str:
         name = self._name(value)
-        return f"{value:.6g} ({name})" if name else f"{value:.6g}"
+        return f"{value:.4g} ({name})" if name else f"{value:.4g}"
 
     def _name(self, value: float) -> str | None:
         """What a factor is in the source's configuration."""
