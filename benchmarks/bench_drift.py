@@ -2,11 +2,13 @@
 
     python -m benchmarks.bench_drift [--layers 16] [--chunks 4]
 
-Writes a Llama of about 0.8 billion random weights (F16, and its Q4_K_M) into a temporary
+Writes a Llama of about half a billion random weights (F16, and its Q4_K_M) into a temporary
 folder, then times, on the same tokens:
 
 - plain decodes of both models, nobody watching;
-- the free walk: reference and model under test in step, every watched node compared;
+- the free walk over norms and residuals: reference and model under test in step, the inputs and
+  outputs of all norms compared;
+- the free walk: the same at every watched node;
 - the pinned walk: the same with the third lane.
 
 Prints a Markdown table of seconds and ratios. With two cores and the default sizes it takes
@@ -29,15 +31,16 @@ import numpy as np
 from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison
 from ggufnorm.core.team import Team
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
+from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
-from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
+from ggufnorm.engines.llama.walk import Lane, Lockstep, Match, cut_chunk
 from ggufnorm.formats.gguf import GGUFFile
 
 N_CTX, N_VOCAB = 512, 16384
 
 
-def write_model(path: Path, n_layer: int, n_embd: int = 2048, n_ff: int = 5632) -> int:
+def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) -> int:
     """Write a random F16 Llama and return its number of weights."""
     rng = np.random.default_rng(0)
     head_dim, n_head, n_head_kv = 128, n_embd // 128, n_embd // 256
@@ -57,7 +60,7 @@ def write_model(path: Path, n_layer: int, n_embd: int = 2048, n_ff: int = 5632) 
     def matrix(name: str, rows: int, columns: int) -> None:
         nonlocal n_weights
         n_weights += rows * columns
-        # One block of noise, rolled: drawing as many normals would take minutes.
+        # One block of noise, rolled: drawing half a billion normals would take a minute.
         block = rng.standard_normal((64, columns), np.float32) / np.sqrt(columns)
         data = np.concatenate([np.roll(block, i, axis=1) for i in range(-(-rows // 64))])[:rows]
         w.add_tensor(name, data.astype(np.float16))
@@ -113,9 +116,12 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
         loaded = peak_memory()
         graphs = list(zip(lanes[0].graphs, lanes[1].graphs, strict=True))
 
-        def walk(walkers: list[Lane]) -> Callable[[list[Batch]], None]:
+        def walk(walkers: list[Lane], *, norms: bool = False) -> Callable[[list[Batch]], None]:
             team = Team(options.n_threads)
             lockstep, comparison = Lockstep(walkers), Comparison(graphs, files, team)
+            if norms:
+                pairs = zip(lockstep.matches, walkers[0].graphs, strict=True)
+                lockstep.matches = [at_norms(match, graph) for match, graph in pairs]
 
             def run(chunk: list[Batch]) -> None:
                 for lane in walkers:
@@ -128,6 +134,7 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
         runs: dict[str, Callable[[list[Batch]], None]] = {
             "plain_ref": lambda chunk: decode(plain[0], chunk),
             "plain_quant": lambda chunk: decode(plain[1], chunk),
+            "norms": walk(lanes[:PINNED], norms=True),
             "free": walk(lanes[:PINNED]),
             "pinned": walk(lanes),
         }
@@ -140,6 +147,17 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
             emit({"type": "phase", "text": f"chunk {i} of {len(cut)}"})
         return {**seconds, "nodes": len(lanes[0].graphs[0].stops), "loaded": loaded,
                 "peak": peak_memory()}  # fmt: skip
+
+
+def at_norms(match: Match, graph: Graph) -> Match:
+    """The stops at which norms take the residual stream, and those of their results."""
+    ends = {i for norm in graph.norms for i in (norm.input, norm.output)}
+    kept = [k for k, stop in enumerate(match.stops) if stop.index in ends]
+    return Match(
+        tuple(match.stops[k] for k in kept),
+        tuple(tuple(indices[k] for k in kept) for indices in match.indices),
+        match.skipped,
+    )
 
 
 def decode(context: LlamaContext, chunk: list[Batch]) -> None:
@@ -182,6 +200,7 @@ def main() -> None:
     print("|---|---|---|")
     print(f"| plain decode, F16 | {ref:.1f} | |")
     print(f"| plain decode, Q4_K_M | {under_test:.1f} | |")
+    print(f"| free walk over norms and residuals | {r['norms']:.1f} | {r['norms'] / two:.2f} |")
     print(f"| free walk (two lanes) | {r['free']:.1f} | {r['free'] / two:.2f} |")
     print(f"| with the pinned lane | {r['pinned']:.1f} | {r['pinned'] / three:.2f} |")
     peak, loaded = r["peak"] / 1e6, r["loaded"] / 1e6
