@@ -58,7 +58,7 @@ def weight_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightErr
         sample = np.arange(0, len(values), max(1, values.size // _SAMPLE))
         chosen = np.union1d(sample, _worst_rows(values, observed))
         again = _requantized(values[chosen], under_test.ggml_type)
-    except (InputError, NotImplementedError):
+    except (InputError, NotImplementedError):  # a type that ggml alone reads, and not here
         return None
     at = np.searchsorted(chosen, sample)
     expected = difference(values[sample], again[at]).rel_l2 or 0.0

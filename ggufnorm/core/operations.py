@@ -74,6 +74,7 @@ class Stretch:
         source: the source's.
         n_tokens: length of the axis of tokens.
         tolerance: relative L2 distance up to which the first results are the same.
+        goal: what the engine's last result should be; None for the source's last one.
         weights: the engine's matrices by name, ``(out, in)``.
         numbers: of the source's configuration, by their names.
     """
@@ -84,6 +85,7 @@ class Stretch:
     tolerance: float
     weights: Mapping[str, Array]
     numbers: Mapping[str, float]
+    goal: Array | None = None
 
 
 class TokenRows:

@@ -68,7 +68,8 @@ def _matches(stretch: Stretch, results: Results) -> tuple[list[Match | None], li
 
 def _reaches(stretch: Stretch, tolerance: float) -> bool:
     """Whether the last result is what the source ends with, and not a step before."""
-    ours, theirs = stretch.engine[-1].value, stretch.source[-1].value
+    ours = stretch.engine[-1].value
+    theirs = stretch.source[-1].value if stretch.goal is None else stretch.goal
     if ours is None or theirs is None or ours.size != theirs.size:
         return True
     return relative(theirs.reshape(-1), ours.reshape(-1)) <= tolerance

@@ -42,14 +42,14 @@ def take_down(
     from ggufnorm.engines.hf.values import watch_values
 
     start, end = _first_of_block(pairs, wrong.after), _pair(pairs, wrong.key)
-    in_engine, in_source = (
-        [None if p is None else getattr(p, side).name for p in (start, end)]
-        for side in ("engine", "source")
-    )
-    engine = watch_nodes(location, tokens, *in_engine, n_threads=n_threads)
+    first, last = (None if p is None else p.engine.name for p in (start, end))
+    engine = watch_nodes(location, tokens, first, last, n_threads=n_threads)
+    # Within a block the two may compute in another order: the source is followed to its end.
+    begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
     return Stretch(
         engine=engine,
-        source=watch_values(model, tokens, *in_source),
+        source=watch_values(model, tokens, begin, stop),
+        goal=None if end is None else end.source.x,
         n_tokens=len(tokens),
         tolerance=tolerance,
         weights=_weights(location, engine),
@@ -67,6 +67,14 @@ def _first_of_block(pairs: Sequence[Pair], key: str | None) -> Pair | None:
     if last is None or last.engine.layer is None:
         return last
     return next(p for p in pairs if p.engine.layer == last.engine.layer)
+
+
+def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
+    """The first norm behind the block of a norm; None if there is none."""
+    if end is None:
+        return None
+    later = pairs[[p.key for p in pairs].index(end.key) + 1 :]
+    return next((p for p in later if p.engine.layer != end.engine.layer), None)
 
 
 def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:
