@@ -29,7 +29,6 @@ import gguf
 import numpy as np
 
 from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison
-from ggufnorm.core.team import Team
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
 from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.quantize import quantize
@@ -117,8 +116,7 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
         graphs = list(zip(lanes[0].graphs, lanes[1].graphs, strict=True))
 
         def walk(walkers: list[Lane], *, norms: bool = False) -> Callable[[list[Batch]], None]:
-            team = Team(options.n_threads)
-            lockstep, comparison = Lockstep(walkers), Comparison(graphs, files, team)
+            lockstep, comparison = Lockstep(walkers), Comparison(graphs, files)
             if norms:
                 pairs = zip(lockstep.matches, walkers[0].graphs, strict=True)
                 lockstep.matches = [at_norms(match, graph) for match, graph in pairs]
@@ -127,7 +125,7 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
                 for lane in walkers:
                     lane.context.clear()
                 for k, batch in enumerate(chunk):
-                    lockstep.run(k, batch, comparison)
+                    lockstep.run(k, batch, comparison.meet)
 
             return run
 

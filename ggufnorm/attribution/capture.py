@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 
 
 class Capture:
-    """Observes the reference and the pinned lane (:class:`ggufnorm.engines.llama.walk.Observer`).
+    """Observes the reference and the pinned lane (:data:`ggufnorm.engines.llama.walk.Observer`).
 
     Args:
         local: sums of local errors by stop, to be fed.
@@ -44,16 +44,14 @@ class Capture:
         self.errors.append({})
         self.restored.append({})
 
-    def reference(self, stop: Stop, _batch: Batch, value: Array) -> None:
-        """The reference's value at a stop."""
+    def meet(self, stop: Stop, batch: Batch, values: Sequence[Array]) -> None:
+        """The reference and the pinned lane at a stop."""
+        reference, pinned = values
         if stop.key in self._inputs:
-            self.restored[-1][stop.key] = value.copy()
-
-    def compare(self, stop: Stop, _lane: int, batch: Batch, reference: Array, value: Array) -> None:
-        """The pinned lane's value at the same stop."""
+            self.restored[-1][stop.key] = reference.copy()
         total = self._local.get(stop.key)
         if total is not None:
-            Rows.of(reference, batch).compare(total, Rows.of(value, batch))
-        if stop.key in self._outputs and not np.array_equal(reference, value):
+            Rows.of(reference, batch).compare((total, Rows.of(pinned, batch)))
+        if stop.key in self._outputs and not np.array_equal(reference, pinned):
             with np.errstate(invalid="ignore", over="ignore"):
-                self.errors[-1][stop.key] = value - reference
+                self.errors[-1][stop.key] = pinned - reference

@@ -23,6 +23,7 @@ from ggufnorm.engines.child import Emit
 from ggufnorm.engines.llama.binding import NodeView, read_integers, read_node
 from ggufnorm.engines.llama.graph import Graph, Stop
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.llama.tokens import tokenize
 from ggufnorm.engines.llama.walk import Lane
 from ggufnorm.formats.imatrix import Activations, write_imatrix
 from ggufnorm.formats.location import open_model
@@ -41,7 +42,7 @@ def collect_here(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict
         model = stack.enter_context(LlamaModel(file.path, options))
         lane = Lane(model, options, frozenset(file.tensors), pin=False)
         stack.enter_context(lane.context)
-        tokens = model.tokenize(job["text"])
+        tokens = tokenize(model, job["text"])
         n_chunks = count_chunks(len(tokens), options.n_ctx, job["chunks"])
         emit({"type": "phase", "text": "computing the importance matrix"})
         sums = ImportanceSum()

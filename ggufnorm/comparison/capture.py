@@ -109,7 +109,7 @@ def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str,
         lockstep = Lockstep([lane])
         lane.context.clear()
         for i, batch in enumerate(batches):
-            lockstep.run(i, batch, watcher)
+            lockstep.run(i, batch, watcher.meet)
         plain: dict[str, Any] = to_plain(watcher.result(len(tokens)))
         return plain
 
@@ -131,7 +131,7 @@ class _NormSum:
 
 
 class Watcher:
-    """Observes a walk of one lane; see :class:`ggufnorm.engines.llama.walk.Observer`."""
+    """Observes a walk of one lane; see :data:`ggufnorm.engines.llama.walk.Observer`."""
 
     def __init__(self, graphs: Sequence[Graph], file: ModelFile) -> None:
         self._file, self._weights = file, WeightCache(file)
@@ -148,8 +148,9 @@ class Watcher:
         self._non_finite: Sighting | None = None
         self._peaks: dict[str, tuple[Stop, Peak]] = {}
 
-    def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
-        """The model's value at a stop."""
+    def meet(self, stop: Stop, batch: Batch, values: Sequence[Array]) -> None:
+        """The one lane at a stop."""
+        (value,) = values
         self._look(stop, batch, value)
         if stop.key in self._last_use:
             self._inputs[stop.key] = value.copy()
@@ -163,10 +164,6 @@ class Watcher:
             self._add(norm, batch, x, value)
         if self._last_use[norm.input_key] == stop.key:
             self._inputs.pop(norm.input_key, None)
-
-    def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
-        """There is no other lane."""
-        raise AssertionError("a capture has one lane")
 
     def _skip(self, norm: _NormSum, reason: str) -> None:
         self._skipped.setdefault(norm.plan.key, Skipped(norm.plan.key, reason))

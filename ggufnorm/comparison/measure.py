@@ -22,11 +22,11 @@ from ggufnorm.core.drift import DriftReport, ModelFacts, RunCost, RunFacts, Side
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.core.team import Team
 from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import engine_version
 from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
+from ggufnorm.engines.llama.tokens import tokenize
 from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
 from ggufnorm.errors import InputError, TextError
 from ggufnorm.formats.location import open_model
@@ -57,8 +57,8 @@ class _Run:
         }
         self.models = self._load(stack)
         self.n_ctx = self.options[FREE].n_ctx
-        self.tokens = self.models[REFERENCE].tokenize(job["text"])
-        if not np.array_equal(self.tokens, self.models[FREE].tokenize(job["text"])):
+        self.tokens = tokenize(self.models[REFERENCE], job["text"])
+        if not np.array_equal(self.tokens, tokenize(self.models[FREE], job["text"])):
             raise InputError("the two models cut the text into different tokens")
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job["chunks"])
         sides = [(REFERENCE, False), (FREE, False), (FREE, True)]
@@ -98,7 +98,7 @@ class _Run:
             lane.graphs = self.lanes[REFERENCE].graphs
         lockstep = Lockstep(self.lanes)
         graphs = list(zip(self.lanes[REFERENCE].graphs, self.lanes[FREE].graphs, strict=True))
-        comparison = Comparison(graphs, self.files, Team(self.options[REFERENCE].n_threads))
+        comparison = Comparison(graphs, self.files)
         path = self.job["checkpoint"]
         checkpoint = Checkpoint(path, job_digest(self.job)) if path else None
         done = begun = checkpoint.load(comparison, self.logits) if checkpoint else 0
@@ -125,7 +125,7 @@ class _Run:
             for lane in self.lanes:
                 lane.context.clear()
             for k, batch in enumerate(self.batches(i)):
-                lockstep.run(k, batch, comparison)
+                lockstep.run(k, batch, comparison.meet)
                 self._score(batch)
             last = i + 1 == self.n_chunks or stop.is_set()
             if checkpoint and (last or time.monotonic() - saved > self.job["save_every"]):

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum, compare
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.norms import normalize
-from ggufnorm.core.team import ALONE, Team
 from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop
 from ggufnorm.engines.llama.session import Batch
 from ggufnorm.errors import InputError
@@ -22,8 +21,8 @@ from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
-_ROWS = 64
-"""Rows that are normalized at a time."""
+_BLOCK = 1 << 15
+"""Elements normalized at a time: few enough to stay in a core's cache in float64."""
 
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The lanes of a drift run; the last is the reference again, if its own noise is asked for."""
@@ -118,13 +117,14 @@ class Rows:
         """How the sums number the tokens."""
         return self.first_token, self.n_tokens, self.stride
 
-    def compare(self, total: DifferenceSum, observed: Rows, team: Team = ALONE) -> None:
-        """Add the distance of other rows of the same tokens to a sum."""
-        total.add(self.values, observed.values, *self.place, team)
+    def compare(self, *observed: tuple[DifferenceSum, Rows], peaks: Sequence[PeakSum] = ()) -> None:
+        """Add the distances of other rows of the same tokens to sums; see :func:`compare`."""
+        others = [(total, rows.values) for total, rows in observed]
+        compare(self.values, others, *self.place, peaks=peaks)
 
 
 class Comparison:
-    """Observes a lockstep walk; see :class:`ggufnorm.engines.llama.walk.Observer`.
+    """Observes a lockstep walk; see :data:`ggufnorm.engines.llama.walk.Observer`.
 
     Attributes:
         stops: per stop's key.
@@ -136,16 +136,13 @@ class Comparison:
         self,
         graphs: Sequence[tuple[Graph, Graph]],
         files: dict[int, ModelFile],
-        team: Team = ALONE,
     ) -> None:
         """Prepare for the graphs (reference's and quant's) of each batch of a chunk."""
-        self._team = team
         self.stops: dict[str, StopSum] = {}
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
         self._weights = {lane: WeightCache(file) for lane, file in files.items()}
         self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
-        self._expected: dict[str, Rows] = {}
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
@@ -176,41 +173,25 @@ class Comparison:
         """For each norm input's key, the output's key of the last norm that takes it."""
         return {norm.input_key: norm.output_key for norm in self.norms.values()}
 
-    def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
-        """Lane 0 at a stop."""
-        rows = Rows.of(value, batch)
-        self.stops.setdefault(stop.key, StopSum())
+    def meet(self, stop: Stop, batch: Batch, values: Sequence[Array]) -> None:
+        """All lanes at a stop; see :data:`ggufnorm.engines.llama.walk.Observer`."""
+        reference, free, *pinned = (Rows.of(value, batch) for value in values[:FLOOR])
+        self._add(stop, reference, free, *pinned)
+        for lane in (REFERENCE, FREE):
+            self._hold(lane, stop, values[lane])
         for norm in self._by_output.get(stop.key, ()):
-            x = self._inputs[REFERENCE].get(norm.input_key)
-            expected = self._recompute(norm.ref_plan, x, value.shape, REFERENCE)
-            if expected is not None:
-                self._expected[norm.ref_plan.key] = Rows.of(expected, batch)
-                self._expected[norm.ref_plan.key].compare(norm.kernel_ref, rows, self._team)
-        self._hold(REFERENCE, stop, value)
-
-    def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
-        """Another lane at the same stop."""
-        if lane == FLOOR:
-            return
-        ref, observed = Rows.of(reference, batch), Rows.of(value, batch)
-        if lane != FREE:
-            ref.compare(self.stops[stop.key].pinned, observed, self._team)
-            return
-        self._add(stop, ref, observed)
-        self._hold(FREE, stop, value)
-        for norm in self._by_output.get(stop.key, ()):
-            self._split(norm, batch, value)
+            self._split(norm, batch, values)
         self._release(stop)
 
-    def _add(self, stop: Stop, ref: Rows, observed: Rows) -> None:
-        """The free run's value at a stop beside the reference's."""
-        total = self.stops[stop.key]
-        peaks = total.peak_ref, total.peak
-        total.free.add(ref.values, observed.values, *ref.place, self._team, peaks)
+    def _add(self, stop: Stop, reference: Rows, free: Rows, *pinned: Rows) -> None:
+        """The values at a stop beside the reference's."""
+        total = self.stops.setdefault(stop.key, StopSum())
+        observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
+        reference.compare(*observed, peaks=(total.peak_ref, total.peak))
         if stop.role == "residual":
             if total.channels is None:
-                total.channels = ChannelSum(observed.values.shape[1])
-            total.channels.add(ref.values, observed.values)
+                total.channels = ChannelSum(free.values.shape[1])
+            total.channels.add(reference.values, free.values)
 
     def _hold(self, lane: int, stop: Stop, value: Array) -> None:
         if stop.key in self._last_use:
@@ -218,37 +199,45 @@ class Comparison:
 
     def _release(self, stop: Stop) -> None:
         for norm in self._by_output.get(stop.key, ()):
-            self._expected.pop(norm.ref_plan.key, None)
             if self._last_use[norm.input_key] == stop.key:
                 for held in self._inputs.values():
                     held.pop(norm.input_key, None)
 
-    def _split(self, norm: NormSum, batch: Batch, value: Array) -> None:
-        """Add to a norm's kernel residual and to the parts of its drift."""
-        x = {lane: held.get(norm.input_key) for lane, held in self._inputs.items()}
-        expected = self._recompute(norm.plan, x[FREE], value.shape, FREE)
-        if expected is None:
-            return
-        Rows.of(expected, batch).compare(norm.kernel, Rows.of(value, batch), self._team)
-        base = self._expected.get(norm.ref_plan.key)
+    def _expect(
+        self, norm: NormSum, batch: Batch, value: Array, *, x: int, plan: int, weights: int
+    ) -> Rows | None:
+        """What NumPy makes of a norm, given the lanes of its input, epsilon and weights."""
+        held = self._inputs[x].get(norm.input_key)
+        chosen = norm.ref_plan if plan == REFERENCE else norm.plan
+        y = self._recompute(chosen, held, value.shape, weights)
+        return None if y is None else Rows.of(y, batch)
+
+    def _split(self, norm: NormSum, batch: Batch, values: Sequence[Array]) -> None:
+        """Add to a norm's kernel residuals and to the parts of its drift."""
+        expect = partial(self._expect, norm, batch, values[REFERENCE])
+        base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
+        free = expect(x=FREE, plan=FREE, weights=FREE)
+        if free is not None:
+            free.compare((norm.kernel, Rows.of(values[FREE], batch)))
         if base is None:
             return
-        same_weight = self._same_weight(norm)
-        same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
-        with_input: Array | None = expected
-        if not (same_weight and same_epsilon):
-            with_input = self._recompute(norm.ref_plan, x[FREE], value.shape, REFERENCE)
-        with_weight = with_epsilon = None
-        if not same_weight:
-            with_weight = self._recompute(norm.ref_plan, x[REFERENCE], value.shape, FREE)
-        if not same_epsilon:
-            with_epsilon = self._recompute(norm.plan, x[REFERENCE], value.shape, REFERENCE)
-        for part, other in (
-            (norm.input, with_input),
-            (norm.weight, with_weight),
-            (norm.epsilon, with_epsilon),
-        ):
-            base.compare(part, base if other is None else Rows.of(other, batch), self._team)
+        observed = [(norm.kernel_ref, Rows.of(values[REFERENCE], batch))]
+        if free is not None:
+            same_weight = self._same_weight(norm)
+            same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
+            parts = {
+                "input": free
+                if same_weight and same_epsilon
+                else expect(x=FREE, plan=REFERENCE, weights=REFERENCE),
+                "weight": base
+                if same_weight
+                else expect(x=REFERENCE, plan=REFERENCE, weights=FREE),
+                "epsilon": base
+                if same_epsilon
+                else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
+            }
+            observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
+        base.compare(*observed)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
@@ -261,7 +250,7 @@ class Comparison:
         if x is None:
             return None
         try:
-            return recompute(plan, x, shape, self._weights[lane], self._team)
+            return recompute(plan, x, shape, self._weights[lane])
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {plan.key}", str(error))
             return None
@@ -323,7 +312,6 @@ def recompute(
     x: Array,
     shape: tuple[int, ...],
     weights: WeightCache,
-    team: Team = ALONE,
 ) -> Array:
     """A norm's result in NumPy, from its input and the file's own weight and bias.
 
@@ -332,29 +320,42 @@ def recompute(
         x: the input, ``(ne[3], ne[2], ne[1], ne[0])``.
         shape: of the result, in the same order.
         weights: of the file.
-        team: that does it.
 
     Raises:
         ValueError: the shapes do not fit each other.
     """
     if x.size == 0:
         return np.empty(shape, np.float32)
-    y = _group_norm(plan, x) if plan.kind == "group" else _by_rows(plan, x, team)
-    y = y.reshape(shape)
-    if plan.weight is not None:
-        y = y * repeat(weights.get(plan.weight), plan.weight_shape, shape)
-    if plan.bias is not None:
-        y = y + repeat(weights.get(plan.bias), plan.bias_shape, shape)
-    return y
-
-
-def _by_rows(plan: NormPlan, x: Array, team: Team) -> Array:
     rows = x.reshape(-1, x.shape[-1])
-    parts = range(0, len(rows), _ROWS)
-    found = team.map(
-        lambda i: normalize(plan.kind, rows[i : i + _ROWS], epsilon=plan.epsilon), parts
-    )
-    return np.concatenate(found)
+    weight = _as_used(weights, plan.weight, plan.weight_shape, shape, rows.shape)
+    bias = _as_used(weights, plan.bias, plan.bias_shape, shape, rows.shape)
+    grouped = _group_norm(plan, x).reshape(rows.shape) if plan.kind == "group" else None
+    y = np.empty(rows.shape, np.float32)
+    step = max(1, _BLOCK // rows.shape[1])
+    for block in (slice(i, i + step) for i in range(0, len(rows), step)):
+        part = y[block]
+        if grouped is None:
+            part[:] = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
+        else:
+            part[:] = grouped[block]
+        if weight is not None:
+            part *= weight[block]
+        if bias is not None:
+            part += bias[block]
+    return y.reshape(shape)
+
+
+def _as_used(
+    weights: WeightCache,
+    name: str | None,
+    ne: tuple[int, ...],
+    shape: tuple[int, ...],
+    rows: tuple[int, ...],
+) -> Array | None:
+    """A weight as the graph uses it for a result of that shape, cut into the norm's rows."""
+    if name is None:
+        return None
+    return np.broadcast_to(repeat(weights.get(name), ne, shape), shape).reshape(rows)
 
 
 def _group_norm(plan: NormPlan, x: Array) -> Array:

@@ -16,17 +16,14 @@ are counted and left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.team import ALONE, Team
-
-_BLOCK = 1 << 18
-"""Elements compared at a time: small enough to stay in a processor's cache."""
+from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
 
 
 @dataclass(frozen=True)
@@ -57,74 +54,6 @@ class Difference:
     non_finite_token: int | None
 
 
-@dataclass(frozen=True)
-class _Block:
-    """What some rows add to a :class:`DifferenceSum`; rows count from the first of them."""
-
-    dd: float
-    dr: float
-    rr: float
-    rows: int
-    bad_rows: int
-    bad_row: int | None
-    max_abs: float
-    max_at: tuple[int, int]
-
-    @classmethod
-    def of(cls, r: NDArray[np.float32], q: NDArray[np.float32], floor: float) -> _Block:
-        """Compare two blocks; the largest ``|d|`` is searched for if it is above ``floor``."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            d = q - r
-            dd, dr, rr = _row_dot(d, d), _row_dot(d, r), _row_dot(r, r)
-            # ‖q‖² = rr + 2dr + dd cancels where q is much smaller than r, or d is not exact.
-            if (small := rr + 2 * dr + dd < rr / 2).any():
-                wide_r = r[small].astype(np.float64)
-                wide_d = q[small].astype(np.float64) - wide_r
-                dd[small], dr[small] = _row_dot(wide_d, wide_d), _row_dot(wide_d, wide_r)
-                rr[small] = _row_dot(wide_r, wide_r)
-        good = np.isfinite(dd) & np.isfinite(rr)
-        bad_row = None
-        if not good.all():
-            bad_row = int(np.argmin(good))
-            dd, dr, rr, d = dd[good], dr[good], rr[good], d[good]
-        max_abs, max_at = floor, (0, 0)
-        # No element of a row exceeds the row's norm.
-        if len(d) and (floor < 0 or float(dd.max()) > floor**2):
-            max_abs = max(float(d.max()), -float(d.min()))
-            if max_abs > floor:
-                np.abs(d, out=d)
-                row, channel = divmod(int(d.argmax()), d.shape[1])
-                max_at = int(np.flatnonzero(good)[row]), channel
-        return cls(
-            dd=float(dd.sum()),
-            dr=float(dr.sum()),
-            rr=float(rr.sum()),
-            rows=len(d),
-            bad_rows=len(good) - len(d),
-            bad_row=bad_row,
-            max_abs=max_abs,
-            max_at=max_at,
-        )
-
-    @classmethod
-    def same(cls, r: NDArray[np.float32], _q: NDArray[np.float32], floor: float) -> _Block:
-        """A block beside itself."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            rr = _row_dot(r, r)
-        good = np.isfinite(rr)
-        rows = int(good.sum())
-        return cls(
-            dd=0.0,
-            dr=0.0,
-            rr=float(rr[good].sum()),
-            rows=rows,
-            bad_rows=len(good) - rows,
-            bad_row=None if rows == len(good) else int(np.argmin(good)),
-            max_abs=max(floor, 0.0) if rows else floor,
-            max_at=(int(np.argmax(good)), 0),
-        )
-
-
 class DifferenceSum:
     """Accumulates a :class:`Difference` over calls of :meth:`add`.
 
@@ -148,60 +77,44 @@ class DifferenceSum:
         first_token: int,
         n_tokens: int,
         stride: int = 1,
-        team: Team = ALONE,
-        peaks: tuple[PeakSum, PeakSum] | None = None,
     ) -> None:
-        """Compare two arrays of one shape.
+        """Take in one more array of observations; see :func:`compare`."""
+        compare(r, [(self, q)], first_token, n_tokens, stride)
 
-        Args:
-            r: reference, ``(rows, channels)`` float32.
-            q: observation, the same shape.
-            first_token: number of the token to which the first rows belong.
-            n_tokens: number of tokens that the rows are shared out to evenly
-                (several rows belong to one token at a per-head norm).
-            stride: from the number of one token to that of the next.
-            team: that does it; the result is the same, whoever does.
-            peaks: of ``r`` and of ``q``, to be found on the way: both are read once.
+    def _add(
+        self,
+        r: NDArray[np.float32],
+        q: NDArray[np.float32],
+        dots: RowDots,
+        largest: Sequence[float],
+        token: Callable[[int], int],
+    ) -> None:
+        good = dots.settle(r, q)
+        self._dd += float(dots.dd.sum(where=good))
+        self._dr += float(dots.dr.sum(where=good))
+        self._rr += float(dots.rr.sum(where=good))
+        rows = int(np.count_nonzero(good))
+        self._rows += rows
+        self._bad_rows += len(good) - rows
+        if self._bad_token is None and rows < len(good):
+            self._bad_token = token(int(good.argmin()))
+        for block, bound in zip(blocks_of(r), largest, strict=True):
+            if not bound <= self._max:  # NaN is not below anything
+                self._find_max(r, q, block.start + np.flatnonzero(good[block]), token)
 
-        Raises:
-            ValueError: the shapes differ.
-        """
-        if r.shape != q.shape:
-            raise ValueError(f"cannot compare shapes {r.shape} and {q.shape}")
-        if r.size == 0:
+    def _find_max(
+        self,
+        r: NDArray[np.float32],
+        q: NDArray[np.float32],
+        rows: NDArray[np.intp],
+        token: Callable[[int], int],
+    ) -> None:
+        if len(rows) == 0:
             return
-        rows_per_token = max(1, len(r) // max(1, n_tokens))
-        step = max(1, _BLOCK // r.shape[1])
-        starts = range(0, len(r), step)
-        floor = self._max
-        compared = _Block.same if q is r else _Block.of
-
-        def look(i: int) -> tuple[_Block, tuple[_Ends, ...]]:
-            parts = r[i : i + step], q[i : i + step]
-            return compared(*parts, floor), tuple(map(_ends, parts)) if peaks else ()
-
-        found = team.map(look, starts)
-        for start, (block, _ends_of) in zip(starts, found, strict=True):
-            self._take(block, start, first_token, rows_per_token, stride)
-        for i, (peak, v) in enumerate(zip(peaks or (), (r, q), strict=False)):
-            peak.take(v, [ends[i] for _block, ends in found], first_token, n_tokens, stride)
-
-    def _take(
-        self, block: _Block, start: int, first_token: int, rows_per_token: int, stride: int
-    ) -> None:
-        def token(row: int) -> int:
-            return first_token + (start + row) // rows_per_token * stride
-
-        self._dd += block.dd
-        self._dr += block.dr
-        self._rr += block.rr
-        self._rows += block.rows
-        self._bad_rows += block.bad_rows
-        if self._bad_token is None and block.bad_row is not None:
-            self._bad_token = token(block.bad_row)
-        if block.max_abs > self._max:
-            row, channel = block.max_at
-            self._max, self._max_at = block.max_abs, (token(row), channel)
+        d = np.abs(q[rows] - r[rows])
+        row, channel = divmod(int(d.argmax()), d.shape[1])
+        if (largest := float(d[row, channel])) > self._max:
+            self._max, self._max_at = largest, (token(int(rows[row])), channel)
 
     def merge(self, later: DifferenceSum) -> None:
         """Add all that another sum has seen, as if it had been added here after the rest."""
@@ -300,37 +213,69 @@ class PeakSum:
         self.peak = peak
 
     def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
-        """Take in ``(rows, channels)``; the rest as in :meth:`DifferenceSum.add`."""
+        """Take in ``(rows, channels)``; the rest as in :func:`compare`."""
         if v.size:
-            self.take(v, [_ends(v)], first_token, n_tokens, stride)
+            self._add(v, 0, _tokens(len(v), first_token, n_tokens, stride))
 
-    def take(
-        self,
-        v: NDArray[np.float32],
-        ends: Sequence[_Ends],
-        first_token: int,
-        n_tokens: int,
-        stride: int,
-    ) -> None:
-        """The same, the largest and the smallest values of all parts being known."""
-        high, low = max(e[0] for e in ends), min(e[1] for e in ends)
-        if not np.isfinite([n for e in ends for n in e]).all():
+    def _add(self, v: NDArray[np.float32], start: int, token: Callable[[int], int]) -> None:
+        high, low = float(v.max()), float(v.min())
+        if not (math.isfinite(high) and math.isfinite(low)):
             v = np.where(np.isfinite(v), v, np.float32(0))
-            high, low = _ends(v)
+            high, low = float(v.max()), float(v.min())
         value = high if high >= -low else low
-        if self.peak is not None and abs(value) <= abs(self.peak.value):
-            return
-        row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
-        rows_per_token = max(1, len(v) // max(1, n_tokens))
-        self.peak = Peak(value, first_token + row // rows_per_token * stride, channel)
+        if self.peak is None or abs(value) > abs(self.peak.value):
+            row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
+            self.peak = Peak(value, token(start + row), channel)
 
 
-_Ends = tuple[float, float]
+def compare(
+    r: NDArray[np.float32],
+    observed: Sequence[tuple[DifferenceSum, NDArray[np.float32]]],
+    first_token: int,
+    n_tokens: int,
+    stride: int = 1,
+    peaks: Sequence[PeakSum] = (),
+) -> None:
+    """Compare arrays with a reference, which is read once for all of them.
+
+    Args:
+        r: reference, ``(rows, channels)`` float32.
+        observed: arrays of that shape, and the sums that their differences are added to.
+        first_token: number of the token to which the first rows belong.
+        n_tokens: number of tokens that the rows are shared out to evenly
+            (several rows belong to one token at a per-head norm).
+        stride: from the number of one token to that of the next.
+        peaks: of the reference and of the first array, to be found on the way.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    for _sum, q in observed:
+        if q.shape != r.shape:
+            raise ValueError(f"cannot compare shapes {r.shape} and {q.shape}")
+    if r.size == 0:
+        return
+    token = _tokens(len(r), first_token, n_tokens, stride)
+    rr = np.zeros(len(r))
+    dots = [RowDots.beside(rr) for _ in observed]
+    largest: list[list[float]] = [[] for _ in observed]
+    with np.errstate(invalid="ignore", over="ignore"):
+        for block in blocks_of(r):
+            part = r[block]
+            # First what reads two arrays at once: it waits less for the memory.
+            for (_sum, q), sums, bounds in zip(observed, dots, largest, strict=True):
+                bounds.append(0.0 if q is r else sums.fill(block, part, q[block]))
+            rr[block] = row_dot(part, part)
+            for peak, v in zip(peaks, (r, observed[0][1]), strict=False):
+                peak._add(v[block], block.start, token)
+    for (total, q), sums, bounds in zip(observed, dots, largest, strict=True):
+        total._add(r, q, sums, bounds, token)
 
 
-def _ends(v: NDArray[np.float32]) -> _Ends:
-    """The largest and the smallest value; NaN if there is one."""
-    return float(v.max()), float(v.min())
+def _tokens(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:
+    """Tells the number of a row's token; see :func:`compare`."""
+    rows_per_token = max(1, rows // max(1, n_tokens))
+    return lambda row: first_token + row // rows_per_token * stride
 
 
 class ChannelSum:
@@ -343,10 +288,12 @@ class ChannelSum:
     def add(self, r: NDArray[np.float32], q: NDArray[np.float32]) -> None:
         """Take in two arrays ``(rows, channels)``; values that are not finite do not count."""
         with np.errstate(invalid="ignore", over="ignore"):
-            d = q - r
-            error, reference = np.einsum("ij,ij->j", d, d), np.einsum("ij,ij->j", r, r)
-        self.error += np.where(np.isfinite(error), error, 0.0)
-        self.reference += np.where(np.isfinite(reference), reference, 0.0)
+            for block in blocks_of(r):
+                part = r[block]
+                d = q[block] - part
+                error, reference = (np.einsum("ij,ij->j", v, v) for v in (d, part))
+                self.error += np.where(np.isfinite(error), error, 0.0)
+                self.reference += np.where(np.isfinite(reference), reference, 0.0)
 
 
 def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
@@ -368,11 +315,3 @@ def ulp_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.i
         for bits in (x.view(np.int32).astype(np.int64) for x in (a, b))
     )
     return np.asarray(np.abs(first - second))
-
-
-def _row_dot(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Dot product of each row, float64; float32 inside unless that overflows."""
-    fast: NDArray[np.float64] = np.einsum("ij,ij->i", a, b).astype(np.float64)
-    if np.isfinite(fast).all():
-        return fast
-    return np.asarray(np.einsum("ij,ij->i", a, b, dtype=np.float64, casting="safe"))

@@ -45,7 +45,7 @@ def rms_norm(
 
     Source: ``ggml_compute_forward_rms_norm_f32`` in ``ggml/src/ggml-cpu/ops.cpp``.
     """
-    v = _rows(x)
+    v = _rows(x).astype(np.float64, copy=False)
     mean_square = _sum_of_squares(v) / v.shape[-1]
     return _affine(v * _inverse_root(mean_square, epsilon), weight, bias)
 
@@ -167,7 +167,7 @@ def _rows(x: ArrayLike) -> NDArray[np.floating]:
 
 def _sum_of_squares(v: NDArray[np.floating]) -> NDArray[np.float64]:
     wide = v.astype(np.float64, copy=False)
-    return np.asarray(np.einsum("...i,...i->...", wide, wide)[..., np.newaxis])
+    return np.asarray(np.vecdot(wide, wide)[..., np.newaxis])
 
 
 def _inverse_root(mean_square: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:

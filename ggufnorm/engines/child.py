@@ -42,6 +42,10 @@ _ENVIRONMENT = {
     # The lanes' thread teams take turns: a team that spins while it waits for its turn
     # takes the processors from the one whose turn it is.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc must keep what is freed: the next value needs it, and to have pages of the system
+    # costs more than the arithmetic on them.
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
     "GGML_NO_BACKTRACE": "1",
 }

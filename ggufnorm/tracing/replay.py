@@ -18,7 +18,7 @@ from ggufnorm.comparison import assemble
 from ggufnorm.comparison.assemble import StatedNorm
 from ggufnorm.comparison.localise import localise
 from ggufnorm.comparison.measure import POOLED, chunk_batches, predicts, side_facts
-from ggufnorm.comparison.observe import FREE, REFERENCE, Comparison, Rows, StopSum
+from ggufnorm.comparison.observe import FREE, REFERENCE, Comparison, Rows
 from ggufnorm.comparison.run import require_same_network
 from ggufnorm.comparison.verdict import ROUNDING, judge_cumulative
 from ggufnorm.core.drift import DriftReport, ModelFacts, RunCost, RunFacts, SideFacts
@@ -124,12 +124,11 @@ class Replay(Comparison):
         self.matches: list[Match] = [match_stops(pair) for pair in pairs]
         self.logits = LogitSum()
 
-    def meet(self, stop: Stop, ref: Rows, observed: Rows) -> None:
+    def add(self, stop: Stop, reference: Rows, observed: Rows) -> None:
         """Both sides at a stop, the same tokens of each."""
         if self.half:
-            ref, observed = _in_half(ref), _in_half(observed)
-        self.stops.setdefault(stop.key, StopSum())
-        self._add(stop, ref, observed)
+            reference, observed = _in_half(reference), _in_half(observed)
+        self._add(stop, reference, observed)
 
     def recompute_live(
         self, lane: int, stop: Stop, batch: Batch, value: NDArray[np.float32]
@@ -143,7 +142,7 @@ class Replay(Comparison):
             x = self._inputs[lane].get(norm.input_key)
             expected = self._recompute(plan, x, value.shape, lane)
             if expected is not None:
-                Rows.of(expected, batch).compare(total, Rows.of(value, batch))
+                Rows.of(expected, batch).compare((total, Rows.of(value, batch)))
         self._release(stop)
 
     def report(self, trace: Trace, n_chunks: int, seconds: float) -> DriftReport:
@@ -237,7 +236,7 @@ def compare_traces(ref: Trace, quant: Trace, on_chunk: Callable[[int, float], No
     for chunk in range(ref.facts.n_chunks):
         for k, match in enumerate(replay.matches):
             for stop, i, j in zip(match.stops, *match.indices, strict=True):
-                replay.meet(stop, ref.rows(k, i, chunk, stride), quant.rows(k, j, chunk, stride))
+                replay.add(stop, ref.rows(k, i, chunk, stride), quant.rows(k, j, chunk, stride))
             if ref.facts.logits and quant.facts.logits and ref.facts.batches[k].n_scored:
                 logits = [t.logits(k, chunk, stride) for t in (ref, quant)]
                 _score(replay.logits, ref, k, chunk, stride, logits[0], logits[1])
@@ -391,7 +390,7 @@ class _Beside:
                 self.mine: thin_rows(Rows.of(value, batch), start, stride),
                 self.theirs: trace.rows(k, match.indices[self.theirs][n], chunk, stride),
             }
-            self.replay.meet(stop, rows[REFERENCE], rows[FREE])
+            self.replay.add(stop, rows[REFERENCE], rows[FREE])
             self.replay.recompute_live(self.mine, stop, batch, value)
             return True
 

@@ -75,15 +75,21 @@ class Batch:
 class LlamaModel:
     """The weights of one file in llama.cpp. A context manager.
 
+    Args:
+        path: of the file.
+        options: how its weights are held.
+        vocab_only: load the vocabulary and no weights.
+
     Raises:
         EngineError: llama.cpp does not load the file.
     """
 
-    def __init__(self, path: str, options: EngineOptions) -> None:
+    def __init__(self, path: str, options: EngineOptions, *, vocab_only: bool = False) -> None:
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.use_extra_bufts = options.use_extra_bufts
+        params.vocab_only = vocab_only
         self.path = path
         self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
@@ -148,7 +154,7 @@ class LlamaModel:
         return int(lib.llama_vocab_bos(self._vocab))
 
     def tokenize(self, text: str) -> NDArray[np.int32]:
-        """Token ids of a text, special tokens added as the model asks for them.
+        """Token ids of a text; see :func:`ggufnorm.engines.llama.tokens.tokenize`.
 
         Raises:
             EngineError: the model has no tokenizer that llama.cpp can run.

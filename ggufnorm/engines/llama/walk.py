@@ -1,10 +1,10 @@
 """Several contexts walk the same graph together and meet at every watched node.
 
 A lane is a context with its own thread. Lanes take turns: lane 0, the reference,
-computes up to the next stop and puts its value down; each other lane then computes up to
-the same stop, has its value compared, and hands on. So only one stop's values are held,
-however long the text and deep the model, and every lane has all threads to itself while
-it computes.
+computes up to the next stop and hands on; each other lane then computes up to the same
+stop, and when the last has come all values are compared where they lie. So only one stop's
+values are held, however long the text and deep the model, and every lane has all threads
+to itself while it computes.
 
 A pinned lane goes on with the reference's value instead of its own: what it shows at the
 next stop is the error that the operations in between make by themselves.
@@ -16,7 +16,6 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,18 +108,13 @@ class Lane:
         self._watch.walk(graph, stops, functools.partial(self.context.decode, batch), on_stop)
 
 
-class Observer(Protocol):
-    """What wants to see the values. Calls come one at a time, in graph order.
+Observer = Callable[[Stop, Batch, Sequence[Array]], None]
+"""Sees the values of all lanes at a stop, each ``(ne[3], ne[2], ne[1], ne[0])``.
 
-    Values are good until the call returns: copy what is kept. All lanes wait meanwhile: who
-    computed beside them would take the cores on which their threads wait for each other.
-    """
-
-    def reference(self, stop: Stop, batch: Batch, value: Array) -> None:
-        """Lane 0's value at a stop, ``(ne[3], ne[2], ne[1], ne[0])``."""
-
-    def compare(self, stop: Stop, lane: int, batch: Batch, reference: Array, value: Array) -> None:
-        """Another lane's value at the same stop."""
+Stops come in graph order. Values are good until the call returns: copy what is kept. All
+lanes wait meanwhile: who computed beside them would take the cores on which their threads
+wait for each other.
+"""
 
 
 class Lockstep:
@@ -132,7 +126,7 @@ class Lockstep:
             match_stops([lane.graphs[i] for lane in lanes]) for i in range(len(lanes[0].graphs))
         ]
 
-    def run(self, index: int, batch: Batch, observer: Observer) -> None:
+    def run(self, index: int, batch: Batch, observe: Observer) -> None:
         """Decode the chunk's ``index``-th batch in all lanes.
 
         Raises:
@@ -141,22 +135,24 @@ class Lockstep:
         match = self.matches[index]
         turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(self.lanes))]
         failed: list[BaseException] = []
-        slot: list[Array] = []
+        addresses = [0] * len(self.lanes)
 
         def hand_on(i: int) -> None:
             turns[(i + 1) % len(turns)].release()
 
+        def meet(stop: Stop) -> None:
+            values = [view_node(address) for address in addresses]
+            observe(stop, batch, values)
+            for lane, address in zip(self.lanes, addresses, strict=True):
+                if lane.pin and stop.pin and is_contiguous(address):
+                    write_node(address, values[0])
+
         def on_stop(i: int, k: int, address: int) -> bool:
             if failed:
                 return False
-            value = view_node(address)
-            if i == 0:
-                slot[:] = [value]
-                observer.reference(match.stops[k], batch, value)
-            else:
-                observer.compare(match.stops[k], i, batch, slot[0], value)
-                if self.lanes[i].pin and match.stops[k].pin and is_contiguous(address):
-                    write_node(address, slot[0])
+            addresses[i] = address
+            if i + 1 == len(addresses):
+                meet(match.stops[k])
             hand_on(i)
             turns[i].acquire()
             return not failed
