@@ -19,12 +19,14 @@ from ggufnorm.attribution import recipe
 from ggufnorm.attribution import run as attribution
 from ggufnorm.comparison import capture, run
 from ggufnorm.engines.child import Task
-from ggufnorm.engines.llama import mtmd, quantize
+from ggufnorm.engines.llama import mtmd, quantize, tokens
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.frameworks import encoder, nodes
 from ggufnorm.frameworks import llama as frameworks
 
-_ROOMS = (run, attribution, recipe, capture, quantize, frameworks, encoder, nodes, mtmd)
+_ROOMS = (
+    run, attribution, recipe, capture, quantize, tokens, frameworks, encoder, nodes, mtmd,
+)  # fmt: skip
 """Modules that start child processes."""
 
 

@@ -23,7 +23,7 @@ from ggufnorm.engines.child import Emit
 from ggufnorm.engines.llama.binding import NodeView, read_integers, read_node
 from ggufnorm.engines.llama.graph import Graph, Stop
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import tokenize
+from ggufnorm.engines.llama.tokens import tokens_of_job
 from ggufnorm.engines.llama.walk import Lane
 from ggufnorm.formats.imatrix import Activations, write_imatrix
 from ggufnorm.formats.location import open_model
@@ -42,7 +42,7 @@ def collect_here(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict
         model = stack.enter_context(LlamaModel(file.path, options))
         lane = Lane(model, options, frozenset(file.tensors), pin=False)
         stack.enter_context(lane.context)
-        tokens = tokenize(model, job["text"])
+        tokens = tokens_of_job(job, model)
         n_chunks = count_chunks(len(tokens), options.n_ctx, job["chunks"])
         emit({"type": "phase", "text": "computing the importance matrix"})
         sums = ImportanceSum()

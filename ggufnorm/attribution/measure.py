@@ -44,7 +44,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import add_to_node, write_node
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import tokenize
+from ggufnorm.engines.llama.tokens import tokens_of_job
 from ggufnorm.engines.llama.walk import Lane, Lockstep
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
@@ -98,9 +98,7 @@ class _Run:
         self.tensors = [frozenset(file.tensors) for file in self.files]
         self.models = self._load()
         self.n_ctx = self.options.n_ctx
-        self.tokens = tokenize(self.models[REFERENCE], job["text"])
-        if not np.array_equal(self.tokens, tokenize(self.models[PINNED], job["text"])):
-            raise InputError("the two models cut the text into different tokens")
+        self.tokens = tokens_of_job(job, *self.models)
         self.n_chunks = self.n_planned = count_chunks(len(self.tokens), self.n_ctx, job["chunks"])
         self.lanes = [
             Lane(self.models[i], self.options, self.tensors[i], pin=i == PINNED)

@@ -19,6 +19,7 @@ from ggufnorm.core.recipe import (
 )
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
@@ -214,7 +215,7 @@ def _collect(
     job = {
         "model": reference.path,
         "out": os.fspath(out),
-        "text": text,
+        **text_of_job(text, [reference.path]),
         "text_name": text_name,
         "chunks": chunks,
         "options": to_plain(engine),

@@ -20,6 +20,7 @@ from ggufnorm.core.attribution import AttributionReport, By
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -135,7 +136,7 @@ def run_job(
         **wanted,
         "reference": facts[0],
         "quant": facts[1],
-        "text": text,
+        **text_of_job(text, [fact["path"] for fact in facts]),
         "text_name": text_name,
         "chunks": chunks,
         "options": to_plain(engine),

@@ -26,9 +26,9 @@ from ggufnorm.engines.child import Emit, peak_memory
 from ggufnorm.engines.llama.binding import engine_version
 from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import tokenize
+from ggufnorm.engines.llama.tokens import tokens_of_job
 from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
-from ggufnorm.errors import InputError, TextError
+from ggufnorm.errors import TextError
 from ggufnorm.formats.location import open_model
 
 POOLED = "result_embd_pooled"
@@ -57,9 +57,7 @@ class _Run:
         }
         self.models = self._load(stack)
         self.n_ctx = self.options[FREE].n_ctx
-        self.tokens = tokenize(self.models[REFERENCE], job["text"])
-        if not np.array_equal(self.tokens, tokenize(self.models[FREE], job["text"])):
-            raise InputError("the two models cut the text into different tokens")
+        self.tokens = tokens_of_job(job, *self.models.values())
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job["chunks"])
         sides = [(REFERENCE, False), (FREE, False), (FREE, True)]
         sides += [(REFERENCE, False)] if job["floor"] else []

@@ -16,6 +16,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
+from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import EngineError, MemoryLimitError, MismatchError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -132,7 +133,7 @@ def drift(
         "version": __version__,
         "reference": to_plain(facts[0]),
         "quant": to_plain(facts[1]),
-        "text": text,
+        **text_of_job(text, [fact.path for fact in facts]),
         "text_name": text_name,
         "chunks": chunks,
         "options_ref": to_plain(sides[0]),

@@ -42,8 +42,9 @@ _ENVIRONMENT = {
     # The lanes' thread teams take turns: a team that spins while it waits for its turn
     # takes the processors from the one whose turn it is.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc must keep what is freed: the next value needs it, and to have pages of the system
-    # costs more than the arithmetic on them.
+    # glibc must keep what is freed, for all lanes: the next value needs it, and to have pages
+    # of the system costs more than the arithmetic on them.
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
     # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
@@ -82,7 +83,8 @@ def run_in_child(
     reader = threading.Thread(target=_keep_last, args=(process.stderr, log), daemon=True)
     reader.start()
     try:
-        process.stdin.write(json.dumps(dict(job)).encode() + b"\n")
+        process.stdin.write(json.dumps(dict(job)).encode())
+        process.stdin.write(b"\n")
         process.stdin.flush()
         return _listen(process, on_message, log, reader)
     except BrokenPipeError:
@@ -198,7 +200,7 @@ def _main() -> None:
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else prints must not disturb the messages
     stop = threading.Event()
-    job = json.loads(sys.stdin.readline())
+    job = json.loads(sys.stdin.buffer.readline())
     lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:

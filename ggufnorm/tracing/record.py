@@ -31,7 +31,7 @@ from ggufnorm.engines.child import Emit
 from ggufnorm.engines.llama.binding import engine_version, read_node
 from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop, layer_of_node
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import tokenize
+from ggufnorm.engines.llama.tokens import tokens_of_job
 from ggufnorm.engines.llama.walk import Lane
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
@@ -62,7 +62,7 @@ class _Recording:
         self.file = stack.enter_context(open_model(job["model"]["path"]))
         emit({"type": "phase", "text": "loading the model"})
         self.model = stack.enter_context(LlamaModel(self.file.path, self.options))
-        tokens = tokenize(self.model, job["text"])
+        tokens = tokens_of_job(job, self.model)
         self.n_ctx = self.options.n_ctx
         self.n_chunks = count_chunks(len(tokens), self.n_ctx, job["chunks"])
         self.n_text_tokens = len(tokens)

@@ -20,6 +20,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.replace import replacing
@@ -92,7 +93,7 @@ def trace(
     with replacing(out) as unfinished:
         job = {
             "model": to_plain(facts),
-            "text": text,
+            **text_of_job(text, [facts.path]),
             "text_name": text_name,
             "chunks": chunks,
             "options": _engine_options(n_ctx, n_threads, n_gpu_layers, options),

@@ -1,0 +1,92 @@
+"""Texts are cut into tokens by llama.cpp, long ones in a process of their own."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+import ggufnorm
+from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines.llama import tokens
+from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.llama.tokens import cut, text_of_job, tokens_of_job
+from ggufnorm.errors import EngineError, InputError
+from ggufnorm.samples import default_text
+from tests import in_process
+
+OPTIONS = EngineOptions(64, 1)
+
+
+@pytest.fixture(scope="module")
+def long_text() -> str:
+    return 2 * default_text()
+
+
+@pytest.fixture(scope="module")
+def other(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with scores that make it prefer other tokens."""
+    path = tmp_path_factory.mktemp("tokens") / "other.gguf"
+    shutil.copyfile(sample, path)
+    path.chmod(0o644)
+    reader = gguf.GGUFReader(path, "r+")
+    scores = reader.fields["tokenizer.ggml.scores"]
+    for i in scores.data:
+        scores.parts[i][0] *= -1
+    reader.data.flush()
+    return path
+
+
+def test_a_long_text_is_cut_as_one_that_is_not(sample: Path, long_text: str) -> None:
+    job = text_of_job(long_text, [str(sample)])
+    assert list(job) == ["tokens"]
+    with in_process.engine(), LlamaModel(str(sample), OPTIONS) as model:
+        expected = model.tokenize(long_text)
+        assert len(expected) > 20_000
+        assert np.array_equal(tokens_of_job(job, model), expected)
+        job = text_of_job("the people", [str(sample)])
+        assert job == {"text": "the people"}
+        assert np.array_equal(tokens_of_job(job, model, model), model.tokenize("the people"))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_models_that_cut_a_text_differently_are_refused(
+    sample: Path, other: Path, times: int
+) -> None:
+    for run in (ggufnorm.drift, partial(ggufnorm.attribute, budget=60.0)):
+        with pytest.raises(InputError, match="cut the text into different tokens"):
+            run(sample, other, text=times * default_text(), n_ctx=64, chunks=1)
+
+
+def test_an_interrupt_while_a_text_is_cut_ends_the_run(
+    sample: Path, long_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+    stop.set()
+
+    def interrupted(_task: Any, job: Any, on_message: Any) -> Any:
+        with in_process.engine():
+            return cut(job, on_message, stop)
+
+    monkeypatch.setattr(tokens, "run_in_child", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ggufnorm.drift(sample, sample, text=long_text, n_ctx=64)
+
+
+def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, long_text: str) -> None:
+    path = tmp_path / "none.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(EngineError, match=r"none\.gguf|llama\.cpp"):
+        run_in_child(cut, {"paths": [str(path)], "text": long_text}, lambda _message: None)
