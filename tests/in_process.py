@@ -45,7 +45,10 @@ def engine() -> Iterator[None]:
 
 
 def _run_here(
-    task: Task, job: Mapping[str, Any], on_message: Callable[[dict[str, Any]], None]
+    task: Task,
+    job: Mapping[str, Any],
+    on_message: Callable[[dict[str, Any]], None],
+    **_how: bool,
 ) -> dict[str, Any]:
     result = task(json.loads(json.dumps(dict(job))), on_message, threading.Event())
     plain: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))

@@ -373,7 +373,7 @@ def test_a_spent_budget_is_told(tiny: dict[str, Path], tiny_q4: Path) -> None:
 def test_a_stop_keeps_what_was_measured(
     after: int, tiny: dict[str, Path], tiny_q4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_until(task: Task, job: Any, on_message: Emit) -> dict[str, Any]:
+    def run_until(task: Task, job: Any, on_message: Emit, **_how: Any) -> dict[str, Any]:
         stop, seen = threading.Event(), []
 
         def emit(message: dict[str, Any]) -> None:

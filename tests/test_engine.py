@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,11 @@ def raise_other(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> di
     raise ZeroDivisionError("oops")
 
 
+def wait(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:
+    emit({"type": "phase", "text": "waiting"})
+    return {"asked": stop.wait(job["seconds"])}
+
+
 def leave(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
     os._exit(7)
 
@@ -98,6 +104,26 @@ def test_our_errors_keep_their_kind() -> None:
 def test_other_errors_become_engine_errors() -> None:
     with pytest.raises(EngineError, match="ZeroDivisionError in the engine: oops"):
         run_in_child(raise_other, {}, ignore)
+
+
+@pytest.fixture
+def interrupting() -> Iterator[Emit]:
+    """Sends this process a Ctrl-C soon after the child's message."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda _message: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_asks_a_task_that_heeds_it_to_finish(interrupting: Emit) -> None:
+    found = run_in_child(wait, {"seconds": 60.0}, interrupting, heeds_stop=True)
+    assert found == {"asked": True}
+
+
+def test_an_interrupt_ends_a_task_that_does_not(interrupting: Emit) -> None:
+    before = set(psutil.Process().children())
+    with pytest.raises(KeyboardInterrupt):
+        run_in_child(wait, {"seconds": 60.0}, interrupting)
+    assert set(psutil.Process().children()) == before
 
 
 def test_llama_cpp_aborting_on_a_model_is_one_error(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -14,7 +12,6 @@ import pytest
 
 import ggufnorm
 from ggufnorm.engines.child import run_in_child
-from ggufnorm.engines.llama import tokens
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.engines.llama.tokens import cut, text_of_job, tokens_of_job
 from ggufnorm.errors import EngineError, InputError
@@ -62,21 +59,6 @@ def test_models_that_cut_a_text_differently_are_refused(
     for run in (ggufnorm.drift, partial(ggufnorm.attribute, budget=60.0)):
         with pytest.raises(InputError, match="cut the text into different tokens"):
             run(sample, other, text=times * default_text(), n_ctx=64, chunks=1)
-
-
-def test_an_interrupt_while_a_text_is_cut_ends_the_run(
-    sample: Path, long_text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop = threading.Event()
-    stop.set()
-
-    def interrupted(_task: Any, job: Any, on_message: Any) -> Any:
-        with in_process.engine():
-            return cut(job, on_message, stop)
-
-    monkeypatch.setattr(tokens, "run_in_child", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        ggufnorm.drift(sample, sample, text=long_text, n_ctx=64)
 
 
 def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, long_text: str) -> None:

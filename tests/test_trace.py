@@ -554,7 +554,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Runs the engine in this process, where it can be watched; set, the event stops it."""
     stop = threading.Event()
     monkeypatch.setattr(
-        run, "run_in_child", lambda task, job, on_message: task(job, on_message, stop)
+        run, "run_in_child", lambda task, job, on_message, **_how: task(job, on_message, stop)
     )
     return stop
 

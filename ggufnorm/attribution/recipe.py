@@ -220,6 +220,8 @@ def _collect(
         "chunks": chunks,
         "options": to_plain(engine),
     }
-    result = run_in_child(collect_here, job, lambda message: on_progress(progress_of(message)))
+    result = run_in_child(
+        collect_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    )
     if not result["n_chunks"]:
         raise KeyboardInterrupt

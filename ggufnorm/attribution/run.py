@@ -144,7 +144,9 @@ def run_job(
     }
     from ggufnorm.attribution.measure import attribute_here
 
-    result = run_in_child(attribute_here, job, lambda message: on_progress(progress_of(message)))
+    result = run_in_child(
+        attribute_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    )
     return from_plain(AttributionReport, result)
 
 

@@ -152,7 +152,7 @@ def drift(
         on_progress(latest)
 
     try:
-        result = run_in_child(measure, job, show)
+        result = run_in_child(measure, job, show, heeds_stop=True)
     except EngineError as error:
         raise _with_remains(error, latest, resume) from None
     return from_plain(DriftReport, result)

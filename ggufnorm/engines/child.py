@@ -53,7 +53,11 @@ _ENVIRONMENT = {
 
 
 def run_in_child(
-    task: Task, job: Mapping[str, Any], on_message: Callable[[dict[str, Any]], None]
+    task: Task,
+    job: Mapping[str, Any],
+    on_message: Callable[[dict[str, Any]], None],
+    *,
+    heeds_stop: bool = False,
 ) -> dict[str, Any]:
     """Run ``task(job, emit, stop)`` in a child process and return its result.
 
@@ -61,12 +65,13 @@ def run_in_child(
         task: a function at the top of a module.
         job: its argument, JSON-like.
         on_message: gets what the task emits.
+        heeds_stop: whether the task ends early with what it has when it is asked to. The
+            first Ctrl-C asks, and the second ends it; another task is ended by the first.
 
     Raises:
         GgufnormError: whatever the task raised of that tree.
         EngineError: the child died, or raised anything else.
-
-    The first Ctrl-C asks the task to finish with what it has, the second ends it.
+        KeyboardInterrupt: the task was ended.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "ggufnorm.engines.child", f"{task.__module__}:{task.__qualname__}"],
@@ -86,7 +91,7 @@ def run_in_child(
         process.stdin.write(json.dumps(dict(job)).encode())
         process.stdin.write(b"\n")
         process.stdin.flush()
-        return _listen(process, on_message, log, reader)
+        return _listen(_messages(process, heeds_stop), process, on_message, log, reader)
     except BrokenPipeError:
         raise _death(process, log, reader) from None
     finally:
@@ -99,12 +104,13 @@ def run_in_child(
 
 
 def _listen(
+    messages: Iterator[dict[str, Any]],
     process: subprocess.Popen[bytes],
     on_message: Callable[[dict[str, Any]], None],
     log: deque[str],
     reader: threading.Thread,
 ) -> dict[str, Any]:
-    for message in _messages(process):
+    for message in messages:
         if message["type"] == "result":
             result: dict[str, Any] = message["result"]
             return result
@@ -115,7 +121,7 @@ def _listen(
     raise _death(process, log, reader)
 
 
-def _messages(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+def _messages(process: subprocess.Popen[bytes], heeds_stop: bool) -> Iterator[dict[str, Any]]:
     assert process.stdin
     assert process.stdout
     # A thread reads: an interrupted readline would lose what it had read of its line.
@@ -128,7 +134,7 @@ def _messages(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
         lines.put(b"")
 
     threading.Thread(target=read, daemon=True).start()
-    asked = False
+    asked = not heeds_stop
     while True:
         try:
             line = lines.get()

@@ -103,7 +103,9 @@ def trace(
             "out": os.fspath(out),
             "unfinished": os.fspath(unfinished),
         }
-        result = run_in_child(record, job, lambda message: on_progress(progress_of(message)))
+        result = run_in_child(
+            record, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+        )
         if result["facts"] is None:
             raise KeyboardInterrupt
     return from_plain(TraceFacts, result["facts"])
@@ -164,7 +166,7 @@ def compare(
     from ggufnorm.tracing.replay import compare_with_model
 
     result = run_in_child(
-        compare_with_model, job, lambda message: on_progress(progress_of(message))
+        compare_with_model, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
     )
     return from_plain(DriftReport, result)
 

@@ -42,13 +42,10 @@ def text_of_job(text: str, paths: Sequence[str]) -> dict[str, Any]:
     if len(text) <= _SHORT:
         return {"text": text}
     job = {"text": text, "paths": list(dict.fromkeys(paths))}
-    found = run_in_child(cut, job, lambda _message: None)
-    if found["stopped"]:
-        raise KeyboardInterrupt
-    return {"tokens": found["tokens"]}
+    return run_in_child(cut, job, lambda _message: None)
 
 
-def cut(job: dict[str, Any], _emit: Emit, stop: threading.Event) -> dict[str, Any]:
+def cut(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
     """The child's part of :func:`text_of_job`."""
     options = EngineOptions(n_ctx=1, n_threads=1)
     with ExitStack() as stack:
@@ -56,7 +53,7 @@ def cut(job: dict[str, Any], _emit: Emit, stop: threading.Event) -> dict[str, An
             stack.enter_context(LlamaModel(path, options, vocab_only=True)) for path in job["paths"]
         ]
         tokens = tokens_of_job(job, *models)
-    return {"tokens": base64.b64encode(tokens.tobytes()).decode(), "stopped": stop.is_set()}
+    return {"tokens": base64.b64encode(tokens.tobytes()).decode()}
 
 
 def tokens_of_job(job: dict[str, Any], *models: LlamaModel) -> NDArray[np.int32]:
