@@ -6,19 +6,23 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from sarif_pydantic import Sarif
 
 import ggufnorm
+from ggufnorm.auditing import run as auditing
 from ggufnorm.auditing.ignores import Ignore, read_ignores
 from ggufnorm.auditing.pages import all_pages, write_pages
 from ggufnorm.auditing.registry import SECTIONS, Rule
 from ggufnorm.auditing.rules import BY_ID, FAMILIES, RULES
-from ggufnorm.auditing.run import AuditOptions, audit_all
+from ggufnorm.auditing.run import AuditOptions, AuditProgress, audit_all
 from ggufnorm.cli.audit import command
 from ggufnorm.cli.main import cli
 from ggufnorm.core.audit import AuditReport, AuditSet, AuditSummary, Finding
@@ -239,6 +243,51 @@ def test_models_come_in_the_order_given_with_progress_in_between(here: Path) -> 
     found = list(audit_all(names, options, lambda p: steps.append(p.done)))
     assert [f.path for f in found if isinstance(f, AuditReport)] == names
     assert steps == list(range(1, 6 * sum(r.id[0] in "NE" for r in RULES) + 1))
+
+
+def test_an_interrupt_leaves_a_report_of_what_was_checked(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"m{i}.gguf" for i in range(4)]
+    for i, name in enumerate(names):
+        write(here / name, build("llama", seed=i))
+    inner = auditing._audit
+
+    def interrupted_at(name: str) -> None:
+        def audit(location: str, *rest: Any) -> AuditReport:
+            if location == name:
+                raise KeyboardInterrupt
+            return inner(location, *rest)
+
+        monkeypatch.setattr(auditing, "_audit", audit)
+
+    interrupted_at("m2.gguf")
+    result = run(*names, "--format", "json", "--select", "N")
+    assert code(result) == 130
+    report = json.loads(result.stdout)
+    assert [m["path"] for m in report["models"]] == names[:2]
+    reason = "interrupted before it was checked"
+    assert report["failed"] == [{"what": n, "reason": reason} for n in names[2:]]
+    assert "the report covers the models that were checked" in result.stderr
+    interrupted_at("m0.gguf")
+    assert isinstance(run(*names).exception, click.Abort)
+
+
+def test_who_is_still_at_work_ends_after_its_rule(here: Path) -> None:
+    for i in range(5):
+        write(here / f"m{i}.gguf", build("llama", seed=i))
+    go, steps = threading.Event(), []
+
+    def show(progress: AuditProgress) -> None:
+        steps.append(progress.done)
+        go.wait(60)
+
+    names = ["gone.gguf", *(f"m{i}.gguf" for i in range(5))]
+    reports = audit_all(names, AuditOptions(select=["N"]), show)
+    assert isinstance(next(reports), InputError)
+    threading.Timer(0.2, go.set).start()
+    reports.close()
+    assert len(steps) <= auditing._WORKERS
 
 
 def test_folders_and_patterns_stand_for_the_models_in_them(here: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -138,10 +138,14 @@ def audit_all(
         except InputError as error:
             return error
 
-    # A run has all processors to itself.
-    workers = 1 if options.run else _WORKERS
-    with ThreadPoolExecutor(max(1, min(workers, len(locations)))) as pool:
-        yield from pool.map(one, locations)
+    if options.run:  # which has all processors to itself, and ends with a Ctrl-C
+        yield from map(one, locations)
+        return
+    with ThreadPoolExecutor(max(1, min(_WORKERS, len(locations)))) as pool:
+        try:
+            yield from pool.map(one, locations)
+        finally:
+            count.stop()
 
 
 class _Counter:
@@ -152,8 +156,15 @@ class _Counter:
         self._done = 0
         self._show = show
         self._lock = Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Nobody waits any more: who is still at work ends after its rule."""
+        self._stopped = True
 
     def step(self) -> None:
+        if self._stopped:
+            raise CancelledError
         with self._lock:
             self._done += 1
             self._show(AuditProgress("checking rules", self._done, self._total))

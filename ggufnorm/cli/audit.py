@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import at_least_one, model_arguments
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
@@ -79,23 +80,35 @@ def command(
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
     options = AuditOptions(source, run, full, select, ignore, accepted)
     locations = expand(at_least_one(models, hf_repos))
+    found: list[AuditReport | InputError] = []
+    interrupted = False
     with progress_bar("audit") as show:
-        found = list(audit_all(locations, options, show))
+        try:
+            for checked in audit_all(locations, options, show):
+                found.append(checked)
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            interrupted = True
     failed = [f for f in found if isinstance(f, InputError)]
-    if failed and len(found) == 1:
+    if failed and len(locations) == 1:
         raise failed[0]
     for error in failed:
         click.secho(f"error: {error}", fg="red", err=True)
     reports = tuple(f for f in found if isinstance(f, AuditReport))
-    if len(found) == 1:
+    if len(locations) == 1:
         emit(reports[0], fmt, output)
     else:
-        unread = (
+        unread = [
             Skipped(m, str(f))
-            for m, f in zip(locations, found, strict=True)
+            for m, f in zip(locations, found, strict=False)
             if isinstance(f, InputError)
-        )
+        ]
+        unread += [Skipped(m, "interrupted before it was checked") for m in locations[len(found) :]]
         emit(AuditSet(reports, tuple(unread)), fmt, output)
+    if interrupted:
+        click.echo("interrupted: the report covers the models that were checked", err=True)
+        return INTERRUPTED
     if failed:
         return InputError.exit_code
     return int(any(_is_grave(report, fail_on) for report in reports))

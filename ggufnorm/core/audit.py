@@ -108,7 +108,7 @@ class AuditSet(Result):
 
     Attributes:
         models: those that could be read, as they were given.
-        failed: those that could not, and why.
+        failed: those that could not or, after a Ctrl-C, were not, and why.
     """
 
     models: tuple[AuditReport, ...]
