@@ -9,8 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ggufnorm.core import row_dots
 from ggufnorm.core.logits import LogitSum
-from ggufnorm.core.metrics import DifferenceSum, difference
+from ggufnorm.core.metrics import (
+    ChannelSum,
+    DifferenceSum,
+    Peak,
+    PeakSum,
+    compare,
+    difference,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -42,6 +50,57 @@ def test_difference_agrees_with_float64(seed: int, rows: int, channels: int, lev
     assert (got.max_abs_token, got.max_abs_channel) == (token, channel)
     assert got.max_abs == np.abs(q - r).max()
     assert (got.rows, got.non_finite_rows) == (rows, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 7, 10_001, 16_384, 28_672])
+def test_several_observations_are_compared_as_each_by_itself(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks or at once, in rows that are short, long, and too long for one call of BLAS."""
+    rng = np.random.default_rng(channels)
+    r = rng.standard_normal((24, channels)).astype(np.float32)
+    near = r + (1e-3 * rng.standard_normal(r.shape)).astype(np.float32)
+    far = (1e-3 * rng.standard_normal(r.shape)).astype(np.float32)
+    near[3, 0], far[5, 0], far[9] = np.nan, np.inf, 0
+    found = []
+    for block in (5 * channels, 1 << 30):
+        monkeypatch.setattr(row_dots, "_BLOCK", block)
+        sums = [DifferenceSum() for _ in range(3)]
+        peaks = PeakSum(), PeakSum()
+        compare(r, list(zip(sums, (near, far, r), strict=True)), 100, 12, 2, peaks)
+        alone = [difference(r, q) for q in (near, far, r)]
+        for total, one in zip(sums, alone, strict=True):
+            got = total.result()
+            assert got.rel_l2 == one.rel_l2
+            assert (got.cosine, got.rms_ratio, got.max_abs) == (
+                one.cosine,
+                one.rms_ratio,
+                one.max_abs,
+            )
+            assert got.max_abs_token == 100 + one.max_abs_token // 2 * 2
+            assert (got.rows, got.non_finite_rows) == (one.rows, one.non_finite_rows)
+        for peak, v in zip(peaks, (r, near), strict=True):
+            at = np.unravel_index(np.nanargmax(np.abs(v)), v.shape)
+            assert peak.peak == Peak(float(v[at]), 100 + int(at[0]) // 2 * 2, int(at[1]))
+        found.append([total.result() for total in sums])
+    assert found[0] == found[1]
+    d = (far - r)[np.isfinite(far).all(axis=1)].astype(np.float64)
+    wide = r[np.isfinite(far).all(axis=1)].astype(np.float64)
+    assert found[0][1].rel_l2 == pytest.approx(np.linalg.norm(d) / np.linalg.norm(wide), rel=1e-6)
+    assert found[0][2].rel_l2 == 0.0
+
+
+def test_nothing_to_compare_adds_nothing() -> None:
+    for shape in ((0, 4), (4, 0)):
+        nothing = np.empty(shape, np.float32)
+        channels = ChannelSum(shape[1])
+        channels.add(nothing, nothing)
+        assert not channels.error.any()
+        total = DifferenceSum()
+        total.add(nothing, nothing, 0, 4)
+        assert total.result() == DifferenceSum().result()
+    with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(3, 2\)"):
+        DifferenceSum().add(np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32), 0, 2)
 
 
 def test_small_angles_keep_their_digits() -> None:

@@ -74,7 +74,7 @@ class RowDots:
 
 def blocks_of(rows: NDArray[np.float32]) -> Iterator[slice]:
     """Cut ``(rows, channels)`` into runs of whole rows."""
-    step = max(1, _BLOCK // rows.shape[1])
+    step = max(1, _BLOCK // max(1, rows.shape[1]))
     for i in range(0, len(rows), step):
         yield slice(i, i + step)
 
@@ -86,6 +86,6 @@ def row_dot(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floa
     if n // pieces > _BLAS_ALONE:
         return np.asarray(np.einsum("ij,ij->i", a, b))
     if pieces > 1:
-        parts = (v.reshape(len(v), pieces, -1) for v in (a, b))
+        parts = (v.reshape(len(v), pieces, n // pieces) for v in (a, b))
         return np.asarray(np.vecdot(*parts).sum(axis=1))
     return np.asarray(np.vecdot(a, b))
