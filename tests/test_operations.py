@@ -249,16 +249,31 @@ def test_a_tensor_that_is_not_the_source_s_is_named(
     assert [o.tensor for o in found.operations if o.status == "wrong"] == [operation.tensor]
 
 
-def test_two_matrices_in_each_other_s_place_blame_no_operation(folder: Path) -> None:
-    tensors = made.converted(model("qwen3"), ALL["qwen3"])
-    k, v = "blk.1.attn_k.weight", "blk.1.attn_v.weight"
-    tensors[k], tensors[v] = tensors[v], tensors[k]
-    found = compared(folder, ALL["qwen3"], model("qwen3"), tensors)
+PLACES = [
+    (name, pair)
+    for name in ALL
+    for pair in (("attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
+    if {f"blk.1.{p}.weight" for p in pair} <= made.converted(model(name), ALL[name]).keys()
+]
+
+
+@pytest.mark.parametrize(("name", "pair"), PLACES, ids=lambda p: p if isinstance(p, str) else p[0])
+def test_matrices_in_each_other_s_place_are_named(
+    folder: Path, name: str, pair: tuple[str, str]
+) -> None:
+    tensors = made.converted(model(name), ALL[name])
+    for kind in ("weight", "bias"):
+        a, b = (f"blk.1.{p}.{kind}" for p in pair)
+        if a in tensors:
+            tensors[a], tensors[b] = tensors[b], tensors[a]
+    found = compared(folder, ALL[name], model(name), tensors)
     assert found.first_wrong is not None
-    assert found.first_wrong.key == "blk.1.attn_k_norm.weight"
-    # The source computes both: what is wrong is where they go, which no operation tells.
-    assert found.first_wrong.operation is None
-    assert found.first_wrong.reason.startswith("what reaches it is off by")
+    operation = found.first_wrong.operation
+    assert operation is not None
+    here, there = pair if operation.tensor.startswith(f"blk.1.{pair[0]}.") else pair[::-1]
+    assert operation.tensor.startswith(f"blk.1.{here}.")
+    assert operation.reason.endswith(f", which belong in blk.1.{there}")
+    assert [o.tensor for o in found.operations if o.status == "wrong"] == [operation.tensor]
 
 
 def test_a_bias_that_is_not_the_source_s_is_named(folder: Path) -> None:

@@ -150,7 +150,7 @@ class OperationMatch:
 
 @dataclass(frozen=True)
 class WrongOperation:
-    """The first operation whose result the source computes nowhere.
+    """The first operation whose result the source computes nowhere, or for another place.
 
     Attributes:
         name: of the node, as llama.cpp labels it.

@@ -77,6 +77,7 @@ class Stretch:
         goal: what the engine's last result should be; None for the source's last one.
         weights: the engine's matrices by name, ``(out, in)``.
         numbers: of the source's configuration, by their names.
+        belongs: where the source's matrices belong, by their names: the engine's name.
     """
 
     engine: Sequence[Operation]
@@ -85,6 +86,7 @@ class Stretch:
     tolerance: float
     weights: Mapping[str, Array]
     numbers: Mapping[str, float]
+    belongs: Mapping[str, str]
     goal: Array | None = None
 
 

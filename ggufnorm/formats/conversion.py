@@ -155,6 +155,12 @@ def origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, Origin] |
     }
 
 
+def tensor_of(file: ModelFile, source: str) -> str | None:
+    """The file's name of a checkpoint's tensor; None if the file has none by that name."""
+    hit = _target(file, _name_map(file) or {}, source)
+    return hit[0] if hit is not None and hit[0] in file.tensors else None
+
+
 def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None:
     """The checkpoint's name of the token embedding, None if it has none that is known."""
     names = _name_map(file) or {}

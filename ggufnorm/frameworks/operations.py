@@ -33,17 +33,37 @@ def match_operations(
     results = Results(stretch.source, stretch.n_tokens)
     matches, tolerances = _matches(stretch, results)
     listed = list(_listed(stretch, matches))
-    wrong = next((i for i, m in listed if m.status == "wrong"), None)
-    if wrong is None:
+    nowhere = next((i for i, m in listed if m.status == "wrong"), len(stretch.engine))
+    misplaced = next(_misplaced(stretch, matches), None)
+    if misplaced is not None:
+        at, reason = misplaced
+    elif nowhere < len(stretch.engine):
+        at, reason = Reasons(stretch, matches, results, tolerances[nowhere], source).of(nowhere)
+    else:
         return tuple(m for _, m in listed), None
-    reasons = Reasons(stretch, matches, results, tolerances[wrong], source)
-    at, reason = reasons.of(wrong)
-    if at != wrong:
-        listed = [(i, _moved(i, m, wrong, at)) for i, m in listed]
+    listed = [(i, _moved(i, m, nowhere, at)) for i, m in listed]
     operation = stretch.engine[at]
     return tuple(m for _, m in listed), WrongOperation(
         operation.name, operation.op, operation.tensor, reason
     )
+
+
+def _misplaced(stretch: Stretch, matches: Sequence[Match | None]) -> Iterator[tuple[int, str]]:
+    """Products with a matrix that the source has in another place of the same block."""
+    for i, (operation, match) in enumerate(zip(stretch.engine, matches, strict=True)):
+        if match is None or operation.tensor not in stretch.weights:
+            continue
+        theirs = stretch.source[match.index].tensor or ""
+        # A bias is added to the product of the matrix beside it.
+        here, there = _stem(operation.tensor), _stem(stretch.belongs.get(theirs))
+        if here != there and _stem(here) == _stem(there) != "":
+            bias = operation.op == "ADD"
+            what = "its bias and the matrix before it hold" if bias else "its matrix holds"
+            yield i, f"{what} the values of {_stem(theirs)}, which belong in {there}"
+
+
+def _stem(tensor: str | None) -> str:
+    return (tensor or "").rpartition(".")[0]
 
 
 def _matches(stretch: Stretch, results: Results) -> tuple[list[Match | None], list[float]]:
@@ -101,4 +121,5 @@ def _moved(index: int, match: OperationMatch, wrong: int, at: int) -> OperationM
         return replace(match, status="wrong")
     if index == wrong:
         return replace(match, status="inside" if index < at else "behind")
-    return replace(match, status="inside") if wrong < index < at else match
+    between = wrong < index < at and match.status == "behind"
+    return replace(match, status="inside") if between else match

@@ -10,6 +10,7 @@ from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import Array
 from ggufnorm.core.operations import Operation, Stretch
 from ggufnorm.engines.hf.model import HFModel, Tokens
+from ggufnorm.formats.conversion import tensor_of
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.frameworks.join import Pair
@@ -46,14 +47,16 @@ def take_down(
     engine = watch_nodes(location, tokens, first, last, n_threads=n_threads)
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
+    source = watch_values(model, tokens, begin, stop)
     return Stretch(
         engine=engine,
-        source=watch_values(model, tokens, begin, stop),
+        source=source,
         goal=None if end is None else end.source.x,
         n_tokens=len(tokens),
         tolerance=tolerance,
         weights=_weights(location, engine),
         numbers=model.numbers(),
+        belongs=_belongs(location, source),
     )
 
 
@@ -82,3 +85,10 @@ def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]
     names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "ADD")}
     with open_model(local_path(location)) as file:
         return {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
+
+
+def _belongs(location: str, operations: Iterable[Operation]) -> dict[str, str]:
+    """Where a file should have the matrices that the source's operations read."""
+    names = {o.tensor for o in operations if o.tensor and o.weight is not None}
+    with open_model(local_path(location)) as file:
+        return {name: ours for name in names if (ours := tensor_of(file, name)) is not None}
