@@ -154,7 +154,7 @@ class LlamaModel:
         return int(lib.llama_vocab_bos(self._vocab))
 
     def tokenize(self, text: str) -> NDArray[np.int32]:
-        """Token ids of a text; see :func:`ggufnorm.engines.llama.tokens.tokenize`.
+        """Token ids of a text, special tokens added as the model asks for them.
 
         Raises:
             EngineError: the model has no tokenizer that llama.cpp can run.
