@@ -14,7 +14,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.report.document import document
 from ggufnorm.samples import default_text
-from tests import models, plain_decode
+from tests import framework_models, models, plain_decode
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3moe"]
 
@@ -125,6 +125,28 @@ def test_chunks_longer_than_a_batch_are_run_whole(sample: Path, text: str) -> No
     assert report.norms[0].input.rows == 1024
     assert report.norms[-1].input.rows == 512
     assert report.verdict.startswith("No drift")
+
+
+def test_an_operation_without_a_partner_is_listed_and_the_rest_compared(
+    text: str, tmp_path: Path
+) -> None:
+    """One side adds a bias to Q in one layer: the walk meets at all else."""
+    llama = framework_models.NETWORKS["llama"]
+    tensors = framework_models.converted(framework_models.build(llama), llama)
+    bias = {"blk.1.attn_q.bias": np.ones(framework_models.WIDTH, np.float32)}
+    plain, biased = (
+        framework_models.write(tmp_path / name, llama, values)
+        for name, values in (("plain.gguf", tensors), ("biased.gguf", tensors | bias))
+    )
+    n_plain = len(run(plain, plain, text, chunks=1).operations)
+    for ref, quant, side in ((plain, biased, "the reference's"), (biased, plain, "the other")):
+        report = run(ref, quant, text, chunks=1)
+        assert [s.reason for s in report.skipped] == [f"has no partner in {side} graph"]
+        assert report.skipped[0].what.startswith("Qcur-1")
+        assert len(report.operations) == n_plain
+        # What the bias does shows where Q goes next, and nowhere else.
+        local = [o.node for o in report.operations if o.local.rel_l2]
+        assert local == ["kqv_out-1"]
 
 
 def test_memory_does_not_grow_with_the_text(sample: Path, sample_q4: Path) -> None:
