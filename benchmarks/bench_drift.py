@@ -28,7 +28,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from ggufnorm.comparison.observe import FREE, PINNED, REFERENCE, Comparison
+from ggufnorm.analysis.drift.observe import FREE, PINNED, REFERENCE, Comparison
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
 from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.quantize import quantize

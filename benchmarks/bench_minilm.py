@@ -25,8 +25,8 @@ import transformers
 from gguf.tensor_mapping import get_tensor_name_map
 from onnxruntime.quantization import quantize_dynamic
 
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.engines.tokenizer import quiet
-from ggufnorm.frameworks.run import compare_frameworks
 
 
 def checkpoint() -> Path:

@@ -14,8 +14,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from ggufnorm.analysis.inspection import inspect
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.inspection import inspect
 from tests import servers
 
 LATENCY = 0.05

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, Any
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ggufnorm.attribution.recipe import recipe
-    from ggufnorm.attribution.run import attribute
-    from ggufnorm.auditing.run import audit
-    from ggufnorm.comparison.run import drift
+    from ggufnorm.analysis.attribution.recipe import recipe
+    from ggufnorm.analysis.attribution.run import attribute
+    from ggufnorm.analysis.audit.run import audit
+    from ggufnorm.analysis.crosscheck.run import compare_frameworks
+    from ggufnorm.analysis.diff.run import diff
+    from ggufnorm.analysis.drift.run import drift
+    from ggufnorm.analysis.inspection import inspect
+    from ggufnorm.analysis.preprocessing.audio.run import audio
+    from ggufnorm.analysis.preprocessing.image.run import pixels
+    from ggufnorm.analysis.trace.run import compare, trace
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
@@ -29,16 +35,10 @@ if TYPE_CHECKING:
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
-    from ggufnorm.difference.run import diff
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
-    from ggufnorm.frameworks.run import compare_frameworks
-    from ggufnorm.imaging.run import pixels
-    from ggufnorm.inspection import inspect
     from ggufnorm.report.faces import load, save
     from ggufnorm.report.fragment import to_fragment as to_fragment
     from ggufnorm.report.frames import to_dataframe
-    from ggufnorm.sound.run import audio
-    from ggufnorm.tracing.run import compare, trace
 
 __all__ = [
     "AttributionReport",
@@ -92,25 +92,25 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
-    "attribute": "ggufnorm.attribution.run",
-    "audio": "ggufnorm.sound.run",
-    "audit": "ggufnorm.auditing.run",
-    "compare": "ggufnorm.tracing.run",
-    "compare_frameworks": "ggufnorm.frameworks.run",
-    "diff": "ggufnorm.difference.run",
-    "drift": "ggufnorm.comparison.run",
+    "attribute": "ggufnorm.analysis.attribution.run",
+    "audio": "ggufnorm.analysis.preprocessing.audio.run",
+    "audit": "ggufnorm.analysis.audit.run",
+    "compare": "ggufnorm.analysis.trace.run",
+    "compare_frameworks": "ggufnorm.analysis.crosscheck.run",
+    "diff": "ggufnorm.analysis.diff.run",
+    "drift": "ggufnorm.analysis.drift.run",
     "group_norm": "ggufnorm.core.norms",
-    "inspect": "ggufnorm.inspection",
+    "inspect": "ggufnorm.analysis.inspection",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "load": "ggufnorm.report.faces",
-    "pixels": "ggufnorm.imaging.run",
-    "recipe": "ggufnorm.attribution.recipe",
+    "pixels": "ggufnorm.analysis.preprocessing.image.run",
+    "recipe": "ggufnorm.analysis.attribution.recipe",
     "rms_norm": "ggufnorm.core.norms",
     "save": "ggufnorm.report.faces",
     "to_dataframe": "ggufnorm.report.frames",
     "to_fragment": "ggufnorm.report.fragment",
-    "trace": "ggufnorm.tracing.run",
+    "trace": "ggufnorm.analysis.trace.run",
 }
 
 

@@ -93,7 +93,7 @@ def _try(what: str, look: Callable[[], str], failed: State = "broken") -> Examin
 
 
 def _inspect_sample() -> str:
-    from ggufnorm.inspection import inspect
+    from ggufnorm.analysis.inspection import inspect
     from ggufnorm.samples import sample_model
 
     found = inspect(sample_model())
@@ -117,7 +117,7 @@ def describe_engine(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -
 
 
 def _drift_sample() -> str:
-    from ggufnorm.comparison.run import drift
+    from ggufnorm.analysis.drift.run import drift
     from ggufnorm.samples import sample_model
 
     report = drift(sample_model(), sample_model(), n_ctx=64, chunks=1)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ggufnorm.auditing.registry import NotApplicableError, Rule
-from ggufnorm.auditing.rules import source, vision
-from ggufnorm.auditing.run import open_subject
-from ggufnorm.auditing.subject import Subject
+from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
+from ggufnorm.analysis.audit.rules import source, vision
+from ggufnorm.analysis.audit.run import open_subject
+from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Finding
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hf import open_source

@@ -15,14 +15,14 @@ import gguf
 import numpy as np
 from llama_cpp import mtmd_cpp
 
-from ggufnorm.attribution import recipe
-from ggufnorm.attribution import run as attribution
-from ggufnorm.comparison import capture, run
+from ggufnorm.analysis.attribution import recipe
+from ggufnorm.analysis.attribution import run as attribution
+from ggufnorm.analysis.crosscheck import encoder, nodes
+from ggufnorm.analysis.crosscheck import llama as frameworks
+from ggufnorm.analysis.drift import capture, run
 from ggufnorm.engines.child import Task
 from ggufnorm.engines.llama import mtmd, quantize, tokens
 from ggufnorm.engines.llama.binding import llama
-from ggufnorm.frameworks import encoder, nodes
-from ggufnorm.frameworks import llama as frameworks
 
 _ROOMS = (
     run, attribution, recipe, capture, quantize, tokens, frameworks, encoder, nodes, mtmd,

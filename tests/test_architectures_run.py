@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.comparison.run import SideOptions
+from ggufnorm.analysis.drift.run import SideOptions
 from ggufnorm.core.drift import DriftReport, OperationDrift
 from ggufnorm.engines.llama.quantize import quantize
 from tests import in_process, models, plain_decode

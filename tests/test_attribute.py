@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.attribution import measure, patch, run
-from ggufnorm.attribution.patch import Patcher, most_side_by_side, side_by_side
-from ggufnorm.attribution.tensors import block_of, role_of
+from ggufnorm.analysis.attribution import measure, patch, run
+from ggufnorm.analysis.attribution.patch import Patcher, most_side_by_side, side_by_side
+from ggufnorm.analysis.attribution.tensors import block_of, role_of
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
 from ggufnorm.engines.child import Emit, Task

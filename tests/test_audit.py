@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 from sarif_pydantic import Sarif
 
 import ggufnorm
-from ggufnorm.auditing import run as auditing
-from ggufnorm.auditing.ignores import Ignore, read_ignores
-from ggufnorm.auditing.pages import all_pages, write_pages
-from ggufnorm.auditing.registry import SECTIONS, Rule
-from ggufnorm.auditing.rules import BY_ID, FAMILIES, RULES
-from ggufnorm.auditing.run import AuditOptions, AuditProgress, audit_all
+from ggufnorm.analysis.audit import run as auditing
+from ggufnorm.analysis.audit.ignores import Ignore, read_ignores
+from ggufnorm.analysis.audit.pages import all_pages, write_pages
+from ggufnorm.analysis.audit.registry import SECTIONS, Rule
+from ggufnorm.analysis.audit.rules import BY_ID, FAMILIES, RULES
+from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress, audit_all
 from ggufnorm.cli.audit import command
 from ggufnorm.cli.main import cli
 from ggufnorm.core.audit import AuditReport, AuditSet, AuditSummary, Finding
@@ -449,7 +449,7 @@ def test_ids_and_names_are_unique_and_families_known() -> None:
 def test_the_rules_pages_are_those_of_the_docstrings() -> None:
     folder = Path(__file__).parents[1] / "docs" / "rules"
     pages = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
-    assert pages == all_pages(), "run `python -m ggufnorm.auditing.pages docs/rules`"
+    assert pages == all_pages(), "run `python -m ggufnorm.analysis.audit.pages docs/rules`"
 
 
 def test_pages_of_rules_that_are_no_more_go(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.auditing.registry import SECTIONS, NotApplicableError, Rule
-from ggufnorm.auditing.rules import RULES as ALL_RULES
-from ggufnorm.auditing.rules.capture import RULES
-from ggufnorm.auditing.subject import Subject
-from ggufnorm.comparison import capture as capturing
-from ggufnorm.comparison.capture import N_TOKENS, capture, run_capture
+from ggufnorm.analysis.audit.registry import SECTIONS, NotApplicableError, Rule
+from ggufnorm.analysis.audit.rules import RULES as ALL_RULES
+from ggufnorm.analysis.audit.rules.capture import RULES
+from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.analysis.drift import capture as capturing
+from ggufnorm.analysis.drift.capture import N_TOKENS, capture, run_capture
 from ggufnorm.core.audit import Finding
 from ggufnorm.core.capture import Capture, NormCapture, Sample
 from ggufnorm.core.formula import Formula

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
-from ggufnorm.auditing.rules import RULES
-from ggufnorm.auditing.run import audit
+from ggufnorm.analysis.audit.rules import RULES
+from ggufnorm.analysis.audit.run import audit
 from ggufnorm.core.audit import AuditReport
 from ggufnorm.formats.gguf import GGUFFile
 from tests import conversions

@@ -18,7 +18,7 @@ import pytest
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.tensor_mapping import TensorNameMap
 
-from ggufnorm.auditing.rules import source
+from ggufnorm.analysis.audit.rules import source
 from ggufnorm.core.audit import Finding
 from tests.architectures import N_LAYERS, architecture, norm_tensors
 from tests.checkpoints import (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggufnorm.auditing.rules import vision
+from ggufnorm.analysis.audit.rules import vision
 from ggufnorm.core.audit import Finding
 from tests.checkpoints import BY_NAME, LAYERS, Network, Pair, check, pair
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import ggufnorm
+from ggufnorm.analysis.diff import tensors as tensors_module
+from ggufnorm.analysis.diff.metadata import affects
 from ggufnorm.cli.main import cli, main
 from ggufnorm.core.metrics import DifferenceSum, ulp_distance
-from ggufnorm.difference import tensors as tensors_module
-from ggufnorm.difference.metadata import affects
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.report.document import document
 from ggufnorm.report.terminal import render

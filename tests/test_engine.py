@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import ggufnorm
-from ggufnorm.comparison import run
+from ggufnorm.analysis.drift import run
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.quantize import quantize

@@ -17,11 +17,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
+from ggufnorm.analysis.crosscheck.folds import find_folds
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FoldedNorm
 from ggufnorm.errors import InputError
-from ggufnorm.frameworks.folds import find_folds
-from ggufnorm.frameworks.run import compare_frameworks
 from tests import onnx_convs
 from tests.onnx_convs import Change, Params, affine, folded, into, network, params, save
 

@@ -17,6 +17,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from ggufnorm.analysis.crosscheck.llama import rounding
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, SiteComparison
 from ggufnorm.core.model import Skipped
@@ -30,8 +32,6 @@ from ggufnorm.errors import (
     TextError,
 )
 from ggufnorm.formats.location import open_model
-from ggufnorm.frameworks.llama import rounding
-from ggufnorm.frameworks.run import compare_frameworks
 from tests import framework_models as made
 from tests import in_process
 
@@ -550,7 +550,7 @@ def test_the_command_tells_the_verdict_in_every_format(files: tuple[str, str, st
     markdown = run(source, wrong, "--format", "markdown").stdout
     assert "| **1** | **blk.1.ffn\\_norm.weight** | **rms** | **1e-05** |" in markdown
     document = json.loads(run(source, right, wrong, "--format", "json").stdout)
-    assert document["schema"] == "ggufnorm/frameworks"
+    assert document["schema"] == "ggufnorm/analysis/crosscheck"
     assert [c["first_wrong"] is None for c in document["comparisons"]] == [True, False]
     assert document["comparisons"][1]["first_wrong"]["causes"] == ["offset"]
 

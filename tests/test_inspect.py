@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from ggufnorm.analysis.inspection import inspect
 from ggufnorm.cli.inspect import command
 from ggufnorm.cli.main import cli
 from ggufnorm.core.distribution import BINS, find_outliers, weight_statistics
@@ -22,7 +23,6 @@ from ggufnorm.core.fingerprint import OFFSETS, offset_fingerprint
 from ggufnorm.core.model import Inspection
 from ggufnorm.core.plain import from_plain
 from ggufnorm.errors import InputError
-from ggufnorm.inspection import inspect
 from ggufnorm.report.document import to_json
 from ggufnorm.report.text import sparkline
 from tests.architectures import N_EMBD, N_LAYERS, write_model

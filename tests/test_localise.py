@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import ggufnorm
-from ggufnorm.comparison.localise import robust_z
-from ggufnorm.comparison.run import SideOptions
+from ggufnorm.analysis.drift.localise import robust_z
+from ggufnorm.analysis.drift.run import SideOptions
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.samples import default_text

@@ -20,9 +20,10 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggufnorm.analysis.drift.run import drift
+from ggufnorm.analysis.inspection import inspect
 from ggufnorm.cli.diff import command as diff_command
 from ggufnorm.cli.inspect import command as inspect_command
-from ggufnorm.comparison.run import drift
 from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hub import choose_file, find_file
@@ -30,7 +31,6 @@ from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.remote import FRONT, Connection, Patience, RemotePlace, public_address
 from ggufnorm.formats.split import SplitFile, all_shards
 from ggufnorm.formats.storage import coalesce, in_parallel
-from ggufnorm.inspection import inspect
 from ggufnorm.samples import sample_model
 from tests import servers
 from tests.servers import HubServer, RangeServer, Repo, running

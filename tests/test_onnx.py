@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
 import ggufnorm
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison
 from ggufnorm.engines.onnx.session import OnnxSession
 from ggufnorm.errors import EngineError, InputError
-from ggufnorm.frameworks.run import compare_frameworks
 from tests import framework_models as made
 from tests import in_process, onnx_graphs
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import transformers
 
+from ggufnorm.analysis.crosscheck.operations import match_operations
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
+from ggufnorm.analysis.crosscheck.stretch import take_down
 from ggufnorm.core.frameworks import EngineComparison, FirstWrong
 from ggufnorm.core.matrices import explain_matrix
 from ggufnorm.core.operations import Operation, Results, TokenRows, leads_back
 from ggufnorm.engines.hf.model import HFModel
-from ggufnorm.frameworks.operations import match_operations
-from ggufnorm.frameworks.run import compare_frameworks
-from ggufnorm.frameworks.stretch import take_down
 from tests import framework_models as made
 from tests import in_process
 

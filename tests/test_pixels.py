@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ggufnorm
+from ggufnorm.analysis.preprocessing.image.matching import best_match
 from ggufnorm.cli.main import cli
 from ggufnorm.core.pixel_report import Pipeline
 from ggufnorm.core.pixels import (
@@ -33,7 +34,6 @@ from ggufnorm.engines.images import read_picture, resizes
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError, MissingPackageError
-from ggufnorm.imaging.matching import best_match
 from ggufnorm.report.faces import render
 from tests.pages import check_html
 from tests.vision import (

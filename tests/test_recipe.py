@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ggufnorm
-from ggufnorm.attribution import recipe as module
-from ggufnorm.attribution.arguments import compressed
-from ggufnorm.attribution.importance import ImportanceSum
+from ggufnorm.analysis.attribution import recipe as module
+from ggufnorm.analysis.attribution.arguments import compressed
+from ggufnorm.analysis.attribution.importance import ImportanceSum
 from ggufnorm.core.attribution import Unmeasured
 from ggufnorm.core.recipe import (
     Anchor,

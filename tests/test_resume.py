@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import ggufnorm
-from ggufnorm.comparison.run import Progress
+from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError

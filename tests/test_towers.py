@@ -17,15 +17,15 @@ import transformers
 from click.testing import CliRunner
 
 import ggufnorm
+from ggufnorm.analysis.crosscheck import encoder
+from ggufnorm.analysis.crosscheck.encoder import run_encoder
+from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.hf.norms import watch_norms
 from ggufnorm.engines.images import read_picture
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError
-from ggufnorm.frameworks import encoder
-from ggufnorm.frameworks.encoder import run_encoder
-from ggufnorm.frameworks.run import compare_frameworks
 from ggufnorm.samples import default_picture
 from tests import framework_models as made
 from tests import in_process, towers, vision

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import ggufnorm
+from ggufnorm.analysis.trace import record, run
+from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.trace import TraceFacts
@@ -33,8 +35,6 @@ from ggufnorm.formats.safetensors_header import Entry
 from ggufnorm.report.document import document
 from ggufnorm.report.terminal import render
 from ggufnorm.samples import default_text
-from ggufnorm.tracing import record, run
-from ggufnorm.tracing.reader import Trace
 from tests import models, plain_decode
 
 N_CTX, CHUNKS = 64, 3

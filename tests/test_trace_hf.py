@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 import ggufnorm
+from ggufnorm.analysis.trace.hf import trace_checkpoint
+from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.hf.model import HFModel
 from ggufnorm.errors import InputError, MismatchError, TextError
-from ggufnorm.tracing.hf import trace_checkpoint
-from ggufnorm.tracing.reader import Trace
 from tests import framework_models as made
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4

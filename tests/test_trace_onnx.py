@@ -16,10 +16,10 @@ from onnxruntime.quantization import quantize_dynamic
 from safetensors.numpy import load_file
 
 import ggufnorm
+from ggufnorm.analysis.trace.onnx import compare_with_onnx, trace_onnx
+from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.cli.main import cli
 from ggufnorm.errors import EngineMissingError, InputError, MismatchError, TextError
-from ggufnorm.tracing.onnx import compare_with_onnx, trace_onnx
-from ggufnorm.tracing.reader import Trace
 from tests import framework_models as made
 from tests import onnx_convs, onnx_graphs
 

@@ -41,7 +41,7 @@ def command(
     be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.sound.run import audio
+    from ggufnorm.analysis.preprocessing.audio.run import audio
 
     report = audio(sound, processor=processor, mmproj=mmproj, array=array)
     emit(report, fmt, output)

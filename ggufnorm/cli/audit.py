@@ -73,8 +73,8 @@ def command(
     cannot be read.
     """
     fmt = choose_format(fmt, output, _FORMATS)
-    from ggufnorm.auditing.ignores import find_ignores, read_ignores
-    from ggufnorm.auditing.run import AuditOptions, audit_all
+    from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
+    from ggufnorm.analysis.audit.run import AuditOptions, audit_all
     from ggufnorm.formats.location import expand
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())

@@ -78,7 +78,7 @@ def command(
     compared, and the first wrong one is named with its reason. With an mmproj.gguf among
     them the image encoders are compared, on the same pixels.
     """
-    from ggufnorm.frameworks.locations import kind_of
+    from ggufnorm.analysis.crosscheck.locations import kind_of
 
     locations = at_least_one(models, hf_repos)
     if any(kind_of(location) for location in locations):
@@ -96,8 +96,8 @@ def command(
 
 
 def _is_onnx_and_trace(locations: Sequence[str]) -> bool:
-    from ggufnorm.frameworks.locations import kind_of
-    from ggufnorm.tracing.run import is_model
+    from ggufnorm.analysis.crosscheck.locations import kind_of
+    from ggufnorm.analysis.trace.run import is_model
 
     others = [location for location in locations if kind_of(location) != "onnx"]
     if len(locations) != 2 or len(others) != 1 or kind_of(others[0]) is not None:
@@ -115,7 +115,7 @@ def _refuse(context: click.Context, names: Sequence[str], what: str) -> None:
 def _across(
     locations: Sequence[str], fmt: str, output: Path | None, options: dict[str, Any]
 ) -> int:
-    from ggufnorm.frameworks.run import compare_frameworks
+    from ggufnorm.analysis.crosscheck.run import compare_frameworks
 
     if len(locations) < 2:
         raise click.UsageError("missing QUANT")
@@ -141,8 +141,8 @@ def _across(
 
 
 def _traces(ref: str, quant: str, fmt: str, output: Path | None, options: dict[str, Any]) -> int:
-    from ggufnorm.tracing.onnx import compare_with_onnx, is_onnx
-    from ggufnorm.tracing.run import compare, is_model
+    from ggufnorm.analysis.trace.onnx import compare_with_onnx, is_onnx
+    from ggufnorm.analysis.trace.run import compare, is_model
 
     if is_model(ref) and is_model(quant):
         raise click.UsageError(f"both are models: use ggufnorm drift {ref} {quant}")

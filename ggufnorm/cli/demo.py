@@ -32,7 +32,7 @@ FAULTY = "blk.2.ffn_down.weight"
 )  # fmt: skip
 def command(chunks: int, keep: Path | None) -> int:
     """Quantize the bundled sample, show its drift, then damage a tensor and find it."""
-    from ggufnorm.comparison.run import drift
+    from ggufnorm.analysis.drift.run import drift
     from ggufnorm.engines.llama.quantize import quantize
     from ggufnorm.samples import sample_model
 

@@ -31,7 +31,7 @@ def command(
     """
     a, b = all_models(models, hf_repos, "A", "B")
     fmt = choose_format(fmt, output)
-    from ggufnorm.difference.run import diff
+    from ggufnorm.analysis.diff.run import diff
 
     with progress_bar("diff", show_position=False) as show:
         report = diff(a, b, n_threads=threads, on_progress=show)

@@ -68,7 +68,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    from ggufnorm.comparison.run import drift
+    from ggufnorm.analysis.drift.run import drift
 
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:

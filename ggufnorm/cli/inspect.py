@@ -82,7 +82,7 @@ def command(
 
 
 def _try_inspect(model: str, tensors: bool) -> Inspection | InputError:
-    from ggufnorm.inspection import inspect
+    from ggufnorm.analysis.inspection import inspect
 
     try:
         return inspect(model, tensors=tensors)
@@ -98,7 +98,7 @@ def _select(
     Raises:
         click.UsageError: that is nothing.
     """
-    from ggufnorm.inspection import select
+    from ggufnorm.analysis.inspection import select
 
     chosen = tuple(select(i, layers=layers, roles=roles) for i in inspections)
     if (layers or roles) and not any(i.norms for i in chosen):

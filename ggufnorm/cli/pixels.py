@@ -90,7 +90,7 @@ def command(
     be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.imaging.run import pixels
+    from ggufnorm.analysis.preprocessing.image.run import pixels
 
     report = pixels(
         image,

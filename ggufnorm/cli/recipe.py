@@ -110,7 +110,7 @@ def command(
     if save_imatrix and imatrix != "auto":
         raise click.UsageError("--save-imatrix goes with --imatrix auto")
     fmt = choose_format(fmt, output)
-    from ggufnorm.attribution.recipe import TYPES, known_types, recipe, refuse_input
+    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, recipe, refuse_input
     from ggufnorm.formats.location import local_path
 
     inputs = [str(local_path(location)) for location in (ref, quant)]

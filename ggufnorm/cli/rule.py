@@ -9,8 +9,8 @@ import click
 @click.argument("rule_id", metavar="ID")
 def command(rule_id: str) -> int:
     """Explain a rule of audit: what it does, why it matters, what to do."""
-    from ggufnorm.auditing.pages import page
-    from ggufnorm.auditing.rules import BY_ID
+    from ggufnorm.analysis.audit.pages import page
+    from ggufnorm.analysis.audit.rules import BY_ID
 
     rule = BY_ID.get(rule_id.upper())
     if rule is None:

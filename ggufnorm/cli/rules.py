@@ -8,7 +8,7 @@ import click
 @click.command("rules")
 def command() -> int:
     """List the rules of audit: id, severity, name, what is wrong where it speaks up."""
-    from ggufnorm.auditing.rules import RULES
+    from ggufnorm.analysis.audit.rules import RULES
 
     for rule in RULES:
         click.echo(f"{rule.id}  {rule.severity:<7}  {rule.name}: {rule.summary}")

@@ -69,7 +69,7 @@ def command(
     residual stream and the logits are written. Or it is a model.onnx, which ONNX Runtime
     runs, with a tokenizer beside it or else on random token ids: its norms and the logits.
     """
-    from ggufnorm.frameworks.locations import kind_of
+    from ggufnorm.analysis.crosscheck.locations import kind_of
 
     (model,) = all_models(models, hf_repos, "MODEL")
     kind = kind_of(model)
@@ -90,23 +90,23 @@ def command(
         "budget": budget,
     }
     if ids_file is not None:
-        from ggufnorm.tracing.ids import read_ids
+        from ggufnorm.analysis.trace.ids import read_ids
 
         common["ids"] = read_ids(ids_file)
     with progress_bar("trace") as show:
         if kind == "hf":
-            from ggufnorm.tracing.hf import trace_checkpoint
+            from ggufnorm.analysis.trace.hf import trace_checkpoint
 
             folder = model.partition(":")[2]
             trace_checkpoint(
                 folder, output, **common, trust_remote_code=trust_remote_code, on_progress=show
             )
         elif kind == "onnx":
-            from ggufnorm.tracing.onnx import trace_onnx
+            from ggufnorm.analysis.trace.onnx import trace_onnx
 
             trace_onnx(model, output, **common, on_progress=show)
         else:
-            from ggufnorm.tracing.run import trace
+            from ggufnorm.analysis.trace.run import trace
 
             trace(
                 model,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ggufnorm.auditing.rules import BY_ID
+from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
 from ggufnorm.core.plain import to_plain
 from ggufnorm.report.text import counted, printable

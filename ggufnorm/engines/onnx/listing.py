@@ -15,7 +15,7 @@ from ggufnorm.engines.onnx.norms import DECOMPOSED, LAYER, OnnxNorm, find_norms,
 
 
 def inspect_onnx(path: str | os.PathLike[str], *, tensors: bool = False) -> Inspection:
-    """List every norm of an ONNX graph; see :func:`ggufnorm.inspection.inspect`.
+    """List every norm of an ONNX graph; see :func:`ggufnorm.analysis.inspection.inspect`.
 
     ``epsilon_key`` is the operation that holds epsilon, ``decomposed`` for one that an
     exporter has taken apart.

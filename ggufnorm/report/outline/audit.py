@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ggufnorm.auditing.rules import BY_ID
+from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding
 from ggufnorm.report.audit import audit_title, not_run_lines, outcome, rule_title
 from ggufnorm.report.outline.parts import (

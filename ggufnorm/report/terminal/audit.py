@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ggufnorm.auditing.rules import BY_ID
+from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, NotRun, Severity
 from ggufnorm.report.audit import audit_title, first_sentence, not_run_lines, outcome, rule_title
 from ggufnorm.report.terminal.common import skipped_lines

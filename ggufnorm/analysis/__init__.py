@@ -1,0 +1,1 @@
+"""What is made of runs and files: one package per command."""

@@ -1,0 +1,227 @@
+"""``recipe``: choose a type for each tensor, quantize, and measure what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from ggufnorm.analysis.attribution.choice import Work
+from ggufnorm.analysis.attribution.run import check_arguments, run_job
+from ggufnorm.analysis.drift.run import Progress, SideOptions, check_same_network, progress_of
+from ggufnorm.core.plain import to_plain
+from ggufnorm.core.recipe import (
+    RecipeReport,
+)
+from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.llama.tokens import text_of_job
+from ggufnorm.errors import InputError
+from ggufnorm.formats.imatrix import read_imatrix
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.samples import text_to_run
+
+TYPES = ("Q2_K", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0")
+"""Types that are tried unless others are asked for: none of them needs an importance matrix."""
+
+AUTO = "auto"
+"""Instead of an importance matrix's path: compute one."""
+
+_PLAIN = SideOptions()
+
+
+def recipe(
+    ref: str | os.PathLike[str],
+    quant: str | os.PathLike[str],
+    *,
+    max_bytes: int | None = None,
+    max_growth: float | None = None,
+    target_kld: float | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
+    save_imatrix: str | os.PathLike[str] | None = None,
+    types: Sequence[str] = TYPES,
+    apply: str | os.PathLike[str] | None = None,
+    budget: float = 600.0,
+    text: str | None = None,
+    text_name: str = "given text",
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    options: SideOptions = _PLAIN,
+    check_memory: bool = True,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> RecipeReport:
+    """Choose a type for each tensor, so that a file of some size computes what it can.
+
+    The reference is quantized to each type as a whole, and run in step with itself: that
+    gives each tensor's local error in that type. At two types around the wanted size every
+    tensor's share of the KL divergence is measured as well; at the others it is scaled from
+    there. Shares are taken to add up.
+
+    Args:
+        ref: location of the F32, F16 or BF16 model to quantize, on this machine.
+        quant: location of a quantization of it, to be bettered.
+        max_bytes: limit on the file's size. One of this, ``max_growth`` and ``target_kld``.
+        max_growth: limit relative to the size of ``quant``: 0.03 for 3 % more.
+        target_kld: find the smallest file with this KL divergence at most, nats a token.
+        imatrix: an importance matrix (GGUF or legacy), or ``"auto"`` to compute one from the
+            text.
+        save_imatrix: where to write the one that was computed, for llama-quantize.
+        types: ggml's names of the types to try.
+        apply: a file to write the quantized model to; it appears when it was measured.
+        budget: seconds for the measurement of shares, in each of two types.
+        text: what to run; None for the bundled text.
+        text_name: how messages call it.
+        n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
+        chunks: run at most so many; None for the whole text.
+        n_threads: CPU threads; None for all.
+        n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
+        options: how the models are run.
+        check_memory: refuse models that do not fit into the memory that is free.
+        on_progress: called as the work goes on.
+
+    Raises:
+        InputError: a file cannot be opened or written or is an input itself, or what is
+            wanted cannot be reached.
+        MismatchError: the files are not two versions of one network.
+        TextError: the text is empty or shorter than one chunk.
+        EngineMissingError: llama-cpp-python is not installed.
+        EngineError: llama.cpp fails, or refuses every type.
+        KeyboardInterrupt: after a Ctrl-C; nothing is left.
+        ValueError: an argument is out of range.
+    """
+    wanted = [w for w in (max_bytes, max_growth, target_kld) if w is not None]
+    if len(wanted) != 1:
+        raise ValueError("give one of max_bytes, max_growth and target_kld")
+    if (target_kld is not None and target_kld <= 0) or (max_growth or 0) <= -1:
+        raise ValueError("target_kld must be above 0, and max_growth above -1")
+    check_arguments(n_ctx, chunks, 0.0, budget)
+    tensor_types = known_types(types)
+    text, text_name = text_to_run(text, text_name)
+    run = partial(
+        run_job,
+        text=text,
+        text_name=text_name,
+        n_ctx=n_ctx,
+        chunks=chunks,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        options=options,
+        check_memory=check_memory,
+    )
+    with ExitStack() as stack:
+        reference = stack.enter_context(open_model(local_path(ref)))
+        under_test = stack.enter_context(open_model(local_path(quant)))
+        check_same_network(reference, under_test)
+        inputs = [s.path for file in (reference, under_test) for s in file.shards]
+        inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
+        for out in (apply, save_imatrix):
+            refuse_input(out, inputs)
+        folder = Path(stack.enter_context(_workplace(reference, apply)))
+        if imatrix == AUTO:
+            engine = EngineOptions(
+                n_ctx, n_threads or os.cpu_count() or 1, n_gpu_layers, **to_plain(options)
+            )
+            computed = save_imatrix or folder / "imatrix.gguf"
+            _collect(reference, computed, text, text_name, chunks, engine, on_progress)
+        matrix = computed if imatrix == AUTO else imatrix
+        work = Work(
+            reference=reference,
+            under_test=under_test,
+            folder=folder,
+            run=run,
+            chunks=chunks,
+            budget=budget,
+            importance=read_imatrix(matrix) if matrix else None,
+            n_threads=n_threads,
+            on_progress=on_progress,
+        )
+        if max_growth is not None:
+            max_bytes = int(under_test.size * (1 + max_growth))
+        named = save_imatrix or imatrix
+        imatrix_name = None if named is None else os.fspath(named)
+        return work.execute(tensor_types, max_bytes, target_kld, apply, imatrix_name)
+
+
+def refuse_input(out: str | os.PathLike[str] | None, inputs: Sequence[str]) -> None:
+    """Refuse to write over what is read.
+
+    Raises:
+        InputError: ``out`` is one of the inputs.
+    """
+    if out is None or not Path(out).exists():
+        return
+    for path in inputs:
+        if Path(path).exists() and Path(out).samefile(path):
+            raise InputError(f"{out} is an input: give another file to write to")
+
+
+def known_types(types: Sequence[str]) -> tuple[str, ...]:
+    """Ggml's names of types, each once.
+
+    Raises:
+        ValueError: there is no such type.
+    """
+    from gguf import GGMLQuantizationType
+
+    names = tuple(dict.fromkeys(t.upper() for t in types))
+    for name in names:
+        if name not in GGMLQuantizationType.__members__:
+            raise ValueError(f"there is no type named {name}")
+    if not names:
+        raise ValueError("there must be a type to try")
+    return names
+
+
+@contextmanager
+def _workplace(reference: ModelFile, apply: str | os.PathLike[str] | None) -> Iterator[str]:
+    """A folder for quantized copies: beside the file to be written, or the system's.
+
+    Raises:
+        InputError: it cannot be made, or the disk is too full for two copies.
+    """
+    beside = None if apply is None else Path(apply).parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ggufnorm-recipe-", dir=beside) as folder:
+            free = shutil.disk_usage(folder).free
+            if free < reference.size:
+                raise InputError(
+                    f"quantized copies of {reference.path} may take {reference.size / 1e9:.1f} GB"
+                    f" in {Path(folder).parent}, and {free / 1e9:.1f} GB are free: set TMPDIR"
+                )
+            yield folder
+    except OSError as error:
+        raise InputError(f"cannot write to {beside or 'TMPDIR'}: {error.strerror}") from None
+
+
+def _collect(
+    reference: ModelFile,
+    out: str | os.PathLike[str],
+    text: str,
+    text_name: str,
+    chunks: int | None,
+    engine: EngineOptions,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Compute an importance matrix in a child process."""
+    from ggufnorm.analysis.attribution.importance import collect_here
+
+    job = {
+        "model": reference.path,
+        "out": os.fspath(out),
+        **text_of_job(text, [reference.path]),
+        "text_name": text_name,
+        "chunks": chunks,
+        "options": to_plain(engine),
+    }
+    result = run_in_child(
+        collect_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    )
+    if not result["n_chunks"]:
+        raise KeyboardInterrupt

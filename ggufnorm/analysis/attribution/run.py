@@ -1,0 +1,180 @@
+"""``attribute``: check both files, run them in a child process, return what was found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from ggufnorm.analysis.attribution.patch import most_side_by_side
+from ggufnorm.analysis.drift.run import (
+    Progress,
+    SideOptions,
+    check_same_network,
+    network_facts,
+    progress_of,
+    require_extent,
+    require_memory,
+)
+from ggufnorm.analysis.inspection import model_facts
+from ggufnorm.core.attribution import AttributionReport, By
+from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.llama.tokens import text_of_job
+from ggufnorm.errors import EngineError
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.samples import text_to_run
+
+_PLAIN = SideOptions()
+
+
+def attribute(
+    ref: str | os.PathLike[str],
+    quant: str | os.PathLike[str],
+    *,
+    by: By = "tensor",
+    rest: float = 0.05,
+    budget: float = 600.0,
+    norms: bool = True,
+    text: str | None = None,
+    text_name: str = "given text",
+    n_ctx: int = 512,
+    chunks: int | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: int = 0,
+    options: SideOptions = _PLAIN,
+    check_memory: bool = True,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> AttributionReport:
+    """Tell which tensors a quantized model's KL divergence comes from.
+
+    The reference runs again and again, each time with what one tensor of the model under
+    test makes of the reference's own values put in; the KL divergence at the output is that
+    tensor's. First the tensors of each layer are put in together, then one by one those of
+    the costly layers.
+
+    Args:
+        ref: location of the model that is right by definition; it must be on this machine
+            (:mod:`ggufnorm.formats.location`).
+        quant: location of the model under test; the same network.
+        by: what to list; ``layer`` and ``role`` need no second round.
+        rest: leave single tensors unmeasured in the layers that together make at most this
+            share of what all layers cost, 0 to 1.
+        budget: seconds; fewer chunks and fewer tensors are measured to keep to it. One
+            chunk of the free run is always measured.
+        norms: also run the model under test with the input of each norm restored.
+        text: what to run; None for the bundled text.
+        text_name: how the report calls it.
+        n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
+        chunks: run at most so many; None for the whole text.
+        n_threads: CPU threads; None for all.
+        n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
+        options: how both models are run.
+        check_memory: refuse models that do not fit into the memory that is free.
+        on_progress: called as the run goes on; before it, with a note of what it takes.
+
+    Raises:
+        InputError: a file cannot be opened, is not GGUF, is not on this machine, or the
+            model predicts no tokens.
+        MismatchError: the files are not two versions of one network.
+        TextError: the text is empty or shorter than one chunk.
+        EngineMissingError: llama-cpp-python is not installed.
+        EngineError: llama.cpp fails or crashes, or the models do not fit into memory.
+        ValueError: an argument is out of range.
+
+    A Ctrl-C ends the run after the current decode and returns what was measured so far.
+    """
+    return run_job(
+        ref,
+        quant,
+        {"by": by, "rest": rest, "budget": budget, "norms": norms, "shares": True},
+        text=text,
+        text_name=text_name,
+        n_ctx=n_ctx,
+        chunks=chunks,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        options=options,
+        check_memory=check_memory,
+        on_progress=on_progress,
+    )
+
+
+def run_job(
+    ref: str | os.PathLike[str],
+    quant: str | os.PathLike[str],
+    wanted: dict[str, Any],
+    *,
+    text: str | None,
+    text_name: str,
+    n_ctx: int,
+    chunks: int | None,
+    n_threads: int | None,
+    n_gpu_layers: int,
+    options: SideOptions,
+    check_memory: bool,
+    on_progress: Callable[[Progress], None],
+) -> AttributionReport:
+    """:func:`attribute`, with what is ``wanted`` as the child takes it.
+
+    ``shares`` False asks for the total and for local errors only.
+    """
+    check_arguments(n_ctx, chunks, wanted["rest"], wanted["budget"])
+    text, text_name = text_to_run(text, text_name)
+    with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
+        check_same_network(a, b)
+        facts = [to_plain(model_facts(file)) for file in (a, b)]
+        n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
+        if check_memory:
+            n_seq = _that_fit([a] if a.path == b.path else [a, b], n_ctx, n_seq)
+    engine = EngineOptions(
+        n_ctx, n_threads or os.cpu_count() or 1, n_gpu_layers, **to_plain(options)
+    )
+    job = {
+        **wanted,
+        "reference": facts[0],
+        "quant": facts[1],
+        **text_of_job(text, [fact["path"] for fact in facts]),
+        "text_name": text_name,
+        "chunks": chunks,
+        "options": to_plain(engine),
+        "side_by_side": n_seq,
+    }
+    from ggufnorm.analysis.attribution.measure import attribute_here
+
+    result = run_in_child(
+        attribute_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    )
+    return from_plain(AttributionReport, result)
+
+
+def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) -> None:
+    """Refuse what is out of range.
+
+    Raises:
+        ValueError: an argument is.
+    """
+    require_extent(n_ctx, chunks)
+    if not 0 <= rest <= 1:
+        raise ValueError(f"rest must be from 0 to 1, not {rest}")
+    if not 0 < budget < float("inf"):
+        raise ValueError(f"budget must be a number of seconds above 0, not {budget}")
+
+
+def _that_fit(files: list[ModelFile], n_ctx: int, n_seq: int) -> int:
+    """How many runs at once fit into the memory that is free.
+
+    Raises:
+        EngineError: not even one.
+    """
+    while n_seq > 1:
+        try:
+            require_memory(files, n_ctx, 2 + 2 * n_seq)
+        except EngineError:
+            n_seq //= 2
+        else:
+            return n_seq
+    require_memory(files, n_ctx, 4)
+    return 1

@@ -1,0 +1,110 @@
+"""N6: the data of all tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
+from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.errors import TensorTypeError
+from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.naming import layer_of
+from ggufnorm.formats.storage import in_parallel
+
+_CHUNK = 1 << 22
+"""Values that are dequantized at once: 16 MiB."""
+
+_WORKERS = 4
+"""Tensors that are read at once."""
+
+
+@rule("N601", "tensor-data", "error")
+def tensor_data(_subject: Subject) -> Iterator[Problem]:
+    """A tensor's data is short, or overlaps another's.
+
+    What it does:
+        Compares where each tensor's data begins and ends, by the header, with the file's
+        size and with the other tensors. A file that fails is not looked at further.
+
+    Why it matters:
+        The file is truncated, or its header and its data do not belong together. Tools
+        that map the file without checking read other bytes for weights.
+
+    What to do:
+        Download or convert the file again.
+
+    Example:
+        ``byte 1187: tensor 'blk.3.ffn_norm.weight': its data ends 512 bytes after the end
+        of the file (is it truncated?)``
+    """
+    # Who opened the file has checked it (GGUFFile): ggufnorm.analysis.audit.run makes the finding.
+    yield from ()
+
+
+@rule("N602", "tensor-non-finite", "error")
+def non_finite(subject: Subject) -> Iterator[Problem]:
+    """A tensor has NaN or infinite values, or block scales.
+
+    What it does:
+        With ``--full``, reads and dequantizes every tensor but the norms (N301).
+
+    Why it matters:
+        One NaN block scale spoils every token. In some quantized types the logits come out
+        finite but constant, so nothing else tells. llama.cpp looks only with
+        ``--check-tensors``.
+
+    What to do:
+        Quantize again; if the unquantized file is affected too, convert again.
+
+    Example:
+        ``blk.2.ffn_down.weight (Q4_K): 256 of 65,536 values are NaN or infinite, the first in
+        row 17``
+    """
+    if not subject.full:
+        raise NotApplicableError("only the norms were read (--full reads all tensors)")
+    names = [name for name in subject.file.tensors if name not in subject.weights]
+    counts = in_parallel(lambda name: _count_non_finite(subject, name), names, _WORKERS)
+    for name, found in zip(names, counts, strict=True):
+        if found is not None and found.n:
+            tensor = subject.file.tensors[name]
+            message = (
+                f"{name} ({tensor.dtype}): {found.n:,} of {tensor.n_elements:,} values are NaN or"
+                f" infinite, the first in row {found.first_row}"
+            )
+            evidence = {"dtype": tensor.dtype, "non_finite": found.n, "first_row": found.first_row}
+            yield Problem(message, name, layer_of(name), evidence)
+    unread = [name for name, found in zip(names, counts, strict=True) if found is None]
+    if unread:
+        others = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
+        raise NotApplicableError(f"{unread[0]}{others} cannot be dequantized here")
+
+
+@dataclass(frozen=True)
+class _NonFinite:
+    """How many of a tensor's values are not finite, and the first row that has one."""
+
+    n: int
+    first_row: int | None
+
+
+def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
+    """Look at all values of a tensor; None if its type cannot be read."""
+    tensor = subject.file.tensors[name]
+    rows, step = n_rows(subject.file, name), max(1, _CHUNK // max(1, tensor.shape[0]))
+    total, first = 0, None
+    for start in range(0, rows, step):
+        try:
+            values = read_rows(subject.file, name, start, min(rows, start + step))
+        except TensorTypeError:
+            return None
+        bad = ~np.isfinite(values)
+        if bad.any():
+            total += int(bad.sum())
+            first = start + int(bad.any(axis=1).argmax()) if first is None else first
+    return _NonFinite(total, first)
+
+
+RULES: tuple[Rule, ...] = (tensor_data, non_finite)

@@ -1,0 +1,303 @@
+"""Models through the rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from threading import Lock
+
+import numpy as np
+
+from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
+from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
+from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA
+from ggufnorm.analysis.audit.subject import Array, Subject
+from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
+from ggufnorm.core.capture import Capture
+from ggufnorm.core.distribution import weight_statistics
+from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.hf import Source, open_source
+from ggufnorm.formats.location import open_model
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.naming import layer_of, norm_sites
+
+_WORKERS = 4
+"""Models that are audited at once: most of the time is spent waiting for their bytes."""
+
+Location = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What to check, and how thoroughly.
+
+    Attributes:
+        source: what the models were converted from; None if it is not known.
+        run: whether to run each model in llama.cpp.
+        full: whether to read all tensors, not just the norms.
+        select: beginnings of the ids of the rules to check; empty for all.
+        ignore: beginnings of the ids of the rules not to check.
+        accepted: findings that are known and accepted.
+    """
+
+    source: Location | None = None
+    run: bool = False
+    full: bool = False
+    select: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    accepted: Sequence[Ignore] = ()
+
+
+@dataclass(frozen=True)
+class AuditProgress:
+    """How far an audit of several models is, counted in rules.
+
+    Attributes:
+        phase: what is being done, for a person.
+        done: rules that were checked.
+        total: rules to check, over all models.
+        speed: the speed for a person: not told.
+        warning: whether ``phase`` is a warning.
+        note: whether it is something worth knowing.
+    """
+
+    phase: str
+    done: int
+    total: int
+    speed: str = ""
+    warning: bool = False
+    note: bool = False
+
+
+def audit(
+    location: Location,
+    *,
+    source: Location | None = None,
+    run: bool = False,
+    full: bool = False,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    accepted: Sequence[Ignore] = (),
+) -> AuditReport:
+    """Check the normalization of one converted model.
+
+    Args:
+        location: a path, or any other location (:mod:`ggufnorm.formats.location`); of a
+            remote model only the header and the norms are fetched, unless ``full``.
+        source: what it was converted from: a folder with ``config.json`` and safetensors,
+            or ``hf://org/repo[@revision]``.
+        run: whether to run it in llama.cpp too; then it must be on this machine.
+        full: whether to read all tensors, not just the norms.
+        select: beginnings of the ids of the rules to check (``N``, ``N3``, ``E104``);
+            empty for all.
+        ignore: beginnings of the ids of the rules not to check.
+        accepted: findings that are known and accepted
+            (:func:`ggufnorm.analysis.audit.ignores.read_ignores`).
+
+    Returns:
+        What the rules found; each rule selected either ran or says why it did not.
+
+    Raises:
+        InputError: the model or the source cannot be found, opened or read.
+        GGUFError: the model is not well-formed GGUF.
+        ConfigError: a selector is the beginning of no rule's id.
+    """
+    options = AuditOptions(source, run, full, select, ignore, accepted)
+    return _audit(location, options, choose_rules(select, ignore), lambda: None)
+
+
+def audit_all(
+    locations: Sequence[Location],
+    options: AuditOptions,
+    on_progress: Callable[[AuditProgress], None] = lambda _: None,
+) -> Iterator[AuditReport | InputError]:
+    """Check several models, some of them at once.
+
+    Args:
+        locations: of the models.
+        options: for all of them.
+        on_progress: called after each rule, from one thread at a time.
+
+    Yields:
+        In the order given, each as soon as it and those before it are done: what was
+        found, or why the model could not be read.
+
+    Raises:
+        ConfigError: a selector is the beginning of no rule's id.
+    """
+    rules = choose_rules(options.select, options.ignore)
+    count = _Counter(len(rules) * len(locations), on_progress)
+
+    def one(location: Location) -> AuditReport | InputError:
+        try:
+            return _audit(location, options, rules, count.step)
+        except InputError as error:
+            return error
+
+    if options.run:  # which has all processors to itself, and ends with a Ctrl-C
+        yield from map(one, locations)
+        return
+    with ThreadPoolExecutor(max(1, min(_WORKERS, len(locations)))) as pool:
+        try:
+            yield from pool.map(one, locations)
+        finally:
+            count.stop()
+
+
+class _Counter:
+    """Counts the rules that several threads have checked."""
+
+    def __init__(self, total: int, show: Callable[[AuditProgress], None]) -> None:
+        self._total = total
+        self._done = 0
+        self._show = show
+        self._lock = Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Nobody waits any more: who is still at work ends after its rule."""
+        self._stopped = True
+
+    def step(self) -> None:
+        if self._stopped:
+            raise CancelledError
+        with self._lock:
+            self._done += 1
+            self._show(AuditProgress("checking rules", self._done, self._total))
+
+
+def choose_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:
+    """The rules whose id begins with one of ``select`` and with none of ``ignore``.
+
+    Raises:
+        ConfigError: one of them is the beginning of no rule's id.
+    """
+    select, ignore = [s.upper() for s in select], [s.upper() for s in ignore]
+    for selector in (*select, *ignore):
+        if not selector or not any(r.id.startswith(selector) for r in RULES):
+            raise ConfigError(
+                f"{selector!r} is the beginning of no rule's id: `ggufnorm rules` lists them"
+            )
+    return tuple(
+        r
+        for r in RULES
+        if (not select or r.id.startswith(tuple(select))) and not r.id.startswith(tuple(ignore))
+    )
+
+
+def _audit(
+    location: Location, options: AuditOptions, rules: Sequence[Rule], step: Callable[[], None]
+) -> AuditReport:
+    with ExitStack() as stack:
+        source = options.source
+        opened = None if source is None else stack.enter_context(open_source(source))
+        try:
+            file = stack.enter_context(open_model(location))
+        except TensorDataError as error:
+            if TENSOR_DATA not in rules:
+                raise
+            return _damaged(error, options, rules)
+        subject = open_subject(file, opened, full=options.full)
+        if options.run:
+            subject = replace(subject, run=lambda: _run(location))
+        findings, not_run = _check(subject, rules, step)
+        return _report(subject, findings, not_run, options, rules)
+
+
+def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = False) -> Subject:
+    """What rules look at; all norms are read together.
+
+    Raises:
+        InputError: their bytes cannot be had.
+    """
+    sites, skipped = norm_sites(file)
+    names = [name for site in sites for name in (site.tensor, site.bias) if name]
+    weights: dict[str, Array] = {}
+    unreadable: dict[str, str] = {}
+    for name, raw in file.read_many(names).items():
+        try:
+            weights[name] = read_tensor(file, name, raw)
+        except InputError as error:
+            unreadable[name] = str(error)
+    measured = tuple(
+        replace(s, weight=weight_statistics(weights[s.tensor])) if s.tensor in weights else s
+        for s in sites
+    )
+    return Subject(file, measured, skipped, weights, unreadable, source, full)
+
+
+def _run(location: Location) -> Capture:
+    from ggufnorm.analysis.drift.capture import capture
+
+    return capture(location)
+
+
+def _check(
+    subject: Subject, rules: Sequence[Rule], step: Callable[[], None]
+) -> tuple[list[Finding], list[NotRun]]:
+    findings: list[Finding] = []
+    not_run: list[NotRun] = []
+    for rule in rules:
+        try:
+            # One by one: what a rule found before it gave up stays found. A damaged file may
+            # hold NaNs that signal.
+            with np.errstate(invalid="ignore"):
+                for finding in rule.findings(subject):
+                    findings.append(finding)
+        except (NotApplicableError, GgufnormError) as error:
+            not_run.append(NotRun(rule.id, str(error)))
+        step()
+    return findings, not_run
+
+
+def _damaged(error: TensorDataError, options: AuditOptions, rules: Sequence[Rule]) -> AuditReport:
+    """The report of a file whose header is sound and whose data is not all there."""
+    message = str(error).removeprefix(f"{error.path}: ")
+    evidence = {"offset": error.offset}
+    finding = Finding(
+        TENSOR_DATA.id, "error", error.tensor, layer_of(error.tensor), message, evidence
+    )
+    findings, ignored = split_ignored([finding], options.accepted, error.path)
+    not_run = [
+        NotRun(r.id, f"the tensors are not all there ({TENSOR_DATA.id})")
+        for r in rules
+        if r is not TENSOR_DATA
+    ]
+    summary = _summary(findings, len(ignored), 0, (TENSOR_DATA.id,))
+    return AuditReport(
+        error.path, "", None, tuple(findings), tuple(ignored), tuple(not_run), summary
+    )
+
+
+def _report(
+    subject: Subject,
+    found: Sequence[Finding],
+    not_run: Sequence[NotRun],
+    options: AuditOptions,
+    rules: Sequence[Rule],
+) -> AuditReport:
+    ordered = sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
+    findings, ignored = split_ignored(ordered, options.accepted, subject.file.path)
+    # A rule that stopped half-way after it found something did run.
+    silent = {n.rule for n in not_run} - {f.rule for f in found}
+    ran = tuple(r.id for r in rules if r.id not in silent)
+    return AuditReport(
+        path=subject.file.path,
+        architecture=subject.architecture,
+        name=subject.metadata.string("general.name"),
+        findings=tuple(findings),
+        ignored=tuple(ignored),
+        not_run=tuple(not_run),
+        summary=_summary(findings, len(ignored), len(subject.sites), ran),
+    )
+
+
+def _summary(
+    findings: Sequence[Finding], n_ignored: int, n_norms: int, ran: tuple[str, ...]
+) -> AuditSummary:
+    errors, warnings, infos = (sum(f.severity == s for f in findings) for s in SEVERITIES)
+    return AuditSummary(errors, warnings, infos, n_ignored, n_norms, ran)

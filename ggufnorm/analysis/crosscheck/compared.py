@@ -1,0 +1,219 @@
+"""One engine's run beside the source's: join the norms, judge them, and find what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.analysis.crosscheck.between import name_unmatched, wrong_pixels
+from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
+from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
+from ggufnorm.analysis.crosscheck.judge import LOGITS, Judge, first_wrong, verdict, with_operation
+from ggufnorm.analysis.crosscheck.locations import kind_of
+from ggufnorm.analysis.crosscheck.operations import TELLING, match_operations
+from ggufnorm.analysis.crosscheck.rows import align_class_token
+from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.frameworks import (
+    EngineComparison,
+    FirstWrong,
+    OperationMatch,
+    RunSide,
+    SiteComparison,
+    TokenizerFinding,
+)
+from ggufnorm.core.logits import LogitStatistics, LogitSum
+from ggufnorm.core.metrics import Difference, difference
+from ggufnorm.core.model import Skipped
+from ggufnorm.core.observed import ObservedRun, relative
+from ggufnorm.core.operations import Stretch
+from ggufnorm.errors import InputError
+from ggufnorm.formats.location import local_path, open_model
+
+Tokens = NDArray[np.int32]
+
+HALF = 2.0**-11
+"""Relative rounding of half precision."""
+MIN_TOKENS = 2
+"""Fewest tokens that predict one."""
+
+Follow = Callable[[Sequence[Pair], FirstWrong, float], Stretch]
+"""Takes down what both sides compute before something wrong, given their norms and the relative
+L2 distance up to which two results are the same."""
+
+
+class NotFollowedError(Exception):
+    """What lies between two norms cannot be told."""
+
+
+def side(run: ObservedRun) -> RunSide:
+    """One side of a comparison."""
+    return RunSide(run.location, run.engine, len(run.norms), run.rounding)
+
+
+def compare_runs(
+    source: ObservedRun,
+    engine: ObservedRun,
+    location: str,
+    *,
+    tokens: Tokens | None = None,
+    tokenizer: TokenizerFinding | None = None,
+    pixels: tuple[FeedFinding, ...] = (),
+    skipped: tuple[Skipped, ...] = (),
+    halved: Mapping[str, float] | None = None,
+    follow: Follow | None = None,
+) -> EngineComparison:
+    """One engine against the source.
+
+    Args:
+        source: what is right by definition.
+        engine: another run on the same tokens or pixels.
+        location: of the engine's model.
+        tokens: that both ran; None for a picture.
+        tokenizer: how the tokenizers disagree.
+        pixels: what the engine does to a picture otherwise than the source.
+        skipped: what was not compared, and why.
+        halved: how far half precision moves the input of each of the source's norms, relative
+            L2 by its name; None if that was not measured.
+        follow: gives all that both compute before something wrong; None where that is not
+            possible.
+
+    Raises:
+        InputError: they have no norm in common.
+    """
+    joined = _join(source, engine, location)
+    if tokens is None:
+        joined = align_class_token(joined)
+    both = (kind_of(source.location), kind_of(location))
+    folds = find_folds(source.location, location) if both == ("onnx", "onnx") else Folds()
+    if not source.norms and not folds.found:
+        raise InputError(f"{source.location}: it has no norm that can be compared")
+    if not joined.pairs and not folds.found:
+        raise InputError(
+            f"{location}: none of its {len(engine.norms)} norms is one of the"
+            f" {len(source.norms)} of {source.location}: they are not one network"
+        )
+    weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
+    moved = {
+        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF for p in joined.pairs
+    }
+    judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
+    sites = judge.sites(joined.pairs)
+    told = {fold.norm for fold in folds.found}
+    known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
+    logits, why_not = _logits(source, engine, tokens)
+    off = _logits_off(source, engine, judge.explained(sites))
+    wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    operations: tuple[OperationMatch, ...] = ()
+    if wrong is not None and wrong.where == "before":
+        key = wrong.key
+        before = list(takewhile(lambda s: s.key != key, sites))
+        try:
+            stretch = _follow(follow, joined.pairs, wrong, judge.explained(before, key))
+            operations, operation = match_operations(stretch, _short(source))
+            wrong = with_operation(wrong, operation, _short(engine))
+        except NotFollowedError as error:
+            why_not = (*why_not, Skipped("operations", str(error)))
+    wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+    return EngineComparison(
+        engine=side(engine),
+        sites=sites,
+        unmatched_source=joined.unmatched_source,
+        unmatched_engine=joined.unmatched_engine,
+        logits=logits,
+        tokenizer=tokenizer,
+        first_wrong=wrong,
+        verdict=f"{verdict(sites, wrong, engine.rounding)} {folds_sentence(folds, wrong)}".strip(),
+        skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
+        operations=operations,
+        folds=folds.found,
+        result=_result(source, engine),
+        pixels=pixels,
+    )
+
+
+def _follow(
+    follow: Follow | None, pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float
+) -> Stretch:
+    """All that both compute before something wrong.
+
+    Raises:
+        NotFollowedError: it cannot be told.
+    """
+    if follow is None:
+        raise NotFollowedError("only language models are followed between norms")
+    if tolerance > TELLING:
+        raise NotFollowedError(
+            f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
+            " which one is wrong"
+        )
+    return follow(pairs, wrong, tolerance)
+
+
+def _earlier(
+    wrong: FirstWrong | None, sites: Sequence[SiteComparison], folds: Folds
+) -> FirstWrong | None:
+    """Of a wrong site and a wrong fold the one that the source's graph has first."""
+    fold = first_wrong_fold(folds)
+    if wrong is None or fold is None:
+        return wrong or fold
+    if wrong.key == LOGITS:
+        return fold
+    name = next(s.source.name for s in sites if s.key == wrong.key)
+    return wrong if folds.places[name] < folds.places[fold.key] else fold
+
+
+def _result(source: ObservedRun, engine: ObservedRun) -> Difference | None:
+    a, b = source.result, engine.result
+    return difference(a, b) if a is not None and b is not None and a.shape == b.shape else None
+
+
+_NAMES = {
+    "llama-cpp-python": "llama.cpp",
+    "onnxruntime": "ONNX Runtime",
+    "transformers": "Transformers",
+}
+
+
+def _short(run: ObservedRun) -> str:
+    package = run.engine.partition(" ")[0]
+    return _NAMES.get(package, package)
+
+
+def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:
+    if kind_of(location) is not None:
+        return join_names(source.norms, engine.norms)
+    with open_model(local_path(location)) as file:
+        return join_gguf(source.norms, engine.norms, file)
+
+
+def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> float | None:
+    """Relative L2 distance of the logits, None where rounding explains it or there are none."""
+    a, b = source.logits, engine.logits
+    if a is None or b is None or len(a) != len(b):
+        return None
+    n = min(a.shape[1], b.shape[1])
+    off = relative(a[:, :n], b[:, :n])
+    return off if off > explained else None
+
+
+def _logits(
+    source: ObservedRun, engine: ObservedRun, tokens: Tokens | None
+) -> tuple[LogitStatistics | None, tuple[Skipped, ...]]:
+    a, b = source.logits, engine.logits
+    if tokens is None:
+        return None, ()
+    if a is None or b is None or len(tokens) < MIN_TOKENS:
+        return None, (Skipped("logits", "one side makes no next-token predictions"),)
+    n = min(a.shape[1], b.shape[1])
+    # Checkpoints pad their vocabulary, and converters take the padding off.
+    note = (
+        (Skipped("logits", f"{a.shape[1]} and {b.shape[1]} to a position: the first {n} count"),)
+        if a.shape[1] != b.shape[1]
+        else ()
+    )
+    total = LogitSum()
+    total.add(a[:-1, :n], b[:-1, :n], np.minimum(tokens[1:], n - 1))
+    return total.result(), note

@@ -1,0 +1,145 @@
+"""``compare`` with a source in another framework: run all, and compare each engine with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ggufnorm.analysis.crosscheck.compared import compare_runs, side
+from ggufnorm.analysis.crosscheck.locations import in_order, kind_of
+from ggufnorm.analysis.crosscheck.runs import Runs
+from ggufnorm.analysis.drift.run import Progress
+from ggufnorm.core.frameworks import FrameworksReport, TokenizerFinding
+from ggufnorm.errors import ConfigError, TextError
+from ggufnorm.samples import default_text
+
+N_TOKENS = 127
+"""Length of the text: a prime, so that no other axis of an array is as long."""
+_LETTERS = 64
+"""Letters of the text to a token, more than enough."""
+_SHOWN = 8
+"""Ids shown where two tokenizers part."""
+
+
+def compare_frameworks(
+    source: str,
+    engines: Sequence[str],
+    *,
+    text: str | None = None,
+    text_name: str = "given text",
+    n_tokens: int | None = None,
+    image: str | os.PathLike[str] | None = None,
+    n_threads: int | None = None,
+    trust_remote_code: bool = False,
+    check_memory: bool = True,
+    on_progress: Callable[[Progress], None] = lambda _progress: None,
+) -> FrameworksReport:
+    """Run a model in its source framework and in engines, and say where they first part.
+
+    All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
+    checkpoint's, or of one beside an ONNX file. Without any, ids are random, the same each
+    time. Where file and checkpoint have one and they disagree, the report says so.
+
+    Of an mmproj file, and of ONNX that takes a picture, the image encoders are compared. All
+    get the same pixels: mtmd's of the first mmproj file, else those of the checkpoint's image
+    processor, else normal noise.
+
+    Args:
+        source: right by definition: ``hf:FOLDER`` or ``hf:org/repo`` (run by Transformers),
+            or a path that ends with ``.onnx``.
+        engines: under test: GGUF models on this machine, an mmproj among them, ``.onnx``
+            files or ``hf:``.
+        text: what to run; None for the bundled text.
+        text_name: how the report calls it.
+        n_tokens: of the text, fewer where it or the model's context is shorter; None for 127.
+        image: the picture that image encoders get; None for a generated one.
+        n_threads: CPU threads; None for all.
+        trust_remote_code: run Python that a checkpoint brings.
+        check_memory: refuse a model that does not fit into the memory that is free.
+        on_progress: called before each run.
+
+    Raises:
+        ConfigError: the source is neither a checkpoint nor ONNX, or text or image are given
+            to models that take none.
+        InputError: a model cannot be opened or run, or is another network.
+        TextError: the text is empty.
+        EngineMissingError: what runs one of them is not installed.
+        MissingPackageError: what reads one of them is not installed.
+        EngineError: an engine fails or crashes, or a model does not fit into memory.
+    """
+    if kind_of(source) is None:
+        raise ConfigError(f"{source}: the source must be hf:FOLDER or a file that ends with .onnx")
+    if not engines:
+        raise ConfigError(f"{source}: give a model to compare it with")
+    from ggufnorm.analysis.crosscheck.pictures import are_encoders, compare_encoders
+
+    if image is not None or are_encoders(source, engines):
+        if text is not None or n_tokens is not None:
+            raise ConfigError("image encoders take no text: give a picture with --image")
+        return compare_encoders(
+            source,
+            engines,
+            image=image,
+            n_threads=n_threads,
+            trust_remote_code=trust_remote_code,
+            check_memory=check_memory,
+            on_progress=on_progress,
+        )
+    if text is None:
+        text, text_name = default_text(), "bundled: State of the Union addresses"
+    if not text.strip():
+        raise TextError(f"{text_name}: the text is empty")
+    n_tokens = n_tokens or N_TOKENS
+    run = Runs(
+        text[: _LETTERS * n_tokens],
+        n_tokens,
+        n_threads,
+        trust_remote_code,
+        check_memory,
+        on_progress,
+    )
+    for location in in_order([source, *engines]):
+        run.add(location)
+    reference = run.found[source]
+    assert run.tokens is not None
+    return FrameworksReport(
+        source=side(reference),
+        comparisons=tuple(
+            compare_runs(
+                reference,
+                run.found[engine],
+                engine,
+                tokens=run.tokens,
+                tokenizer=_tokenizer(run) if kind_of(engine) is None else None,
+                follow=run.follow(source, engine),
+            )
+            for engine in engines
+        ),
+        text="random token ids" if run.tokens_are_random else text_name,
+        n_tokens=len(run.tokens),
+        picture=None,
+    )
+
+
+def _tokenizer(runs: Runs) -> TokenizerFinding | None:
+    theirs, ours = runs.checkpoint_ids, runs.tokens
+    if theirs is None or ours is None or not runs.tokens_are_the_file_s:
+        return None
+    # The end of a text that was cut may differ: a last word, or a token that closes it.
+    n = min(len(theirs), len(ours))
+    if np.array_equal(theirs[:n], ours[:n]) and n == len(ours):
+        return None
+    first = int(np.argmax(theirs[:n] != ours[:n])) if (theirs[:n] != ours[:n]).any() else n
+    a, b = (tuple(v[first : first + _SHOWN].tolist()) for v in (theirs, ours))
+    message = (
+        f"the checkpoint's tokenizer and the file's part at token {first}: {list(a)} and {list(b)};"
+        " both ran the file's"
+    )
+    if np.array_equal(theirs[: len(ours) - 1], ours[1:]):
+        message = (
+            f"the file's tokenizer puts the token {ours[0]} in front, the checkpoint's does not;"
+            " both ran the file's"
+        )
+    return TokenizerFinding(first, a, b, message)

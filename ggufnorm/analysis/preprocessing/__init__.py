@@ -1,0 +1,1 @@
+"""What image and audio encoders are fed."""

@@ -1,0 +1,136 @@
+"""``audio``: run the pipelines on one sound and compare what they feed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from gguf.constants import Keys
+
+from ggufnorm.analysis.preprocessing.audio.arrays import read_spectrograms
+from ggufnorm.analysis.preprocessing.audio.look import Fed, Listener
+from ggufnorm.analysis.preprocessing.audio.pairs import compare
+from ggufnorm.analysis.preprocessing.audio.verdict import Evidence, judge
+from ggufnorm.core.audio_report import AudioReport, ExpectedMel, SoundFacts
+from ggufnorm.core.log_mel import WHISPER_RATE, LogMel, whisper
+from ggufnorm.engines.extractors import Extractor
+from ggufnorm.engines.llama.sound import capture_sound
+from ggufnorm.errors import ConfigError, InputError
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.wav import Sound, read_sound
+
+Location = str | os.PathLike[str]
+
+# PROJECTOR_TYPE_NAMES in tools/mtmd/clip-impl.h, those of encoders that
+# mtmd_context::init_audio in tools/mtmd/mtmd.cpp gives Whisper's preprocessing.
+_WHISPERS = frozenset(
+    {"ultravox", "qwen2a", "qwen2.5o", "qwen3a", "glma", "voxtral", "meralion", "musicflamingo"}
+)
+_MOST_BINS = 1024
+
+
+def audio(
+    sound: Location,
+    *,
+    processor: Location | None = None,
+    mmproj: Location | None = None,
+    array: Location | None = None,
+) -> AudioReport:
+    """Compare what a feature extractor, NumPy, llama.cpp and a user's own pipeline feed.
+
+    All are given the mean of the sound's channels, at the rate that the model takes.
+
+    Args:
+        sound: a WAV file of 16 or 32 bits, or of floats.
+        processor: folder of a Hugging Face feature extractor (``preprocessor_config.json``).
+        mmproj: an audio encoder's GGUF file; llama.cpp's input is captured inside mtmd.
+        array: a ``.npy`` file with what a pipeline feeds of the sound.
+
+    Raises:
+        ConfigError: neither a processor nor an encoder says what is expected.
+        InputError: something cannot be read.
+        MissingPackageError: Transformers is not installed.
+        EngineMissingError: llama-cpp-python is not installed.
+        EngineError: llama.cpp does not load the encoder, or crashes with it.
+    """
+    if processor is None and mmproj is None:
+        raise ConfigError("what the model expects is not known: give --processor or --mmproj")
+    original = read_sound(sound)
+    loaded = None if processor is None else Extractor(processor)
+    of_file = None if mmproj is None else _file_facts(local_path(mmproj))
+    formula = loaded.formula if loaded else _whisper_of(of_file, mmproj)
+    rate = loaded.rate if loaded else WHISPER_RATE
+    listener = Listener(original, rate, formula)
+    seen = [listener.look_at(f) for f in _run(listener, rate, formula, loaded, mmproj, array)]
+    pipelines = tuple(s.pipeline for s in seen)
+    comparisons = tuple(compare(seen[0], other, listener) for other in seen[1:])
+    source = loaded.path if loaded else os.fspath(mmproj or "")
+    expected = None if formula is None else _expected(source, formula)
+    n_mel = of_file[1] if of_file else None
+    findings, verdict = judge(Evidence(expected, pipelines, comparisons, n_mel))
+    return AudioReport(
+        sound=_facts(original),
+        expected=expected,
+        pipelines=pipelines,
+        comparisons=comparisons,
+        findings=findings,
+        verdict=verdict,
+    )
+
+
+def _file_facts(path: Location) -> tuple[str, int | None]:
+    """An encoder's projector, and its mel bins if it says a number of them."""
+    with open_model(path) as file:
+        get = file.metadata.get
+        projector = get(Keys.ClipAudio.PROJECTOR_TYPE) or get(Keys.Clip.PROJECTOR_TYPE)
+        n_mel = get(Keys.ClipAudio.NUM_MEL_BINS)
+    usable = n_mel if isinstance(n_mel, int) and 0 < n_mel <= _MOST_BINS else None
+    return str(projector), usable
+
+
+def _whisper_of(of_file: tuple[str, int | None] | None, mmproj: Location | None) -> LogMel:
+    projector, n_mel = of_file or ("", None)
+    if projector not in _WHISPERS:
+        raise InputError(
+            f"{mmproj}: what an encoder of projector {projector} expects is not known here: give"
+            " --processor"
+        )
+    if n_mel is None:
+        raise InputError(f"{mmproj}: {Keys.ClipAudio.NUM_MEL_BINS} is no number of mel bins")
+    return whisper(n_mel)
+
+
+def _run(
+    listener: Listener,
+    rate: int,
+    formula: LogMel | None,
+    loaded: Extractor | None,
+    mmproj: Location | None,
+    array: Location | None,
+) -> Iterator[Fed]:
+    samples, n_mel = listener.samples, 0
+    if loaded is not None:
+        made = loaded.feed(samples)
+        n_mel = len(made)
+        yield Fed("transformers", loaded.path, [made])
+    if formula is not None:
+        n_mel = formula.shape[0]
+        made = formula.apply(samples).astype(np.float32)
+        yield Fed("numpy", "(max(log10 energy, maximum - 8) + 4) / 4", [made])
+    if mmproj is not None:
+        path = local_path(mmproj)
+        yield Fed("llama.cpp", os.fspath(path), capture_sound(path, samples, rate))
+    if array is not None:
+        values, exchanged = read_spectrograms(array, n_mel)
+        yield Fed("array", os.fspath(array), list(values), exchanged)
+
+
+def _facts(sound: Sound) -> SoundFacts:
+    n_channels, n_samples = sound.channels.shape
+    peak = float(np.abs(sound.channels).max())
+    return SoundFacts(sound.path, sound.rate, n_channels, n_samples / sound.rate, peak)
+
+
+def _expected(source: str, formula: LogMel) -> ExpectedMel:
+    return ExpectedMel(source, formula.rate, *formula.shape, formula.n_fft, formula.hop)

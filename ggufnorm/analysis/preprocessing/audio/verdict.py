@@ -1,0 +1,71 @@
+"""What is wrong with the spectrograms, and how grave that is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ggufnorm.analysis.preprocessing.audio.pairs import SAME
+from ggufnorm.core.audio_report import AudioComparison, AudioPipeline, ExpectedMel
+from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
+
+MILD = frozenset({"clamp-of-whole", "level", "mel-floor", "one-channel"})
+"""Mistakes that are a warning: the sound is another, or only its faintest parts are."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a judgement rests on.
+
+    Attributes:
+        expected: what should be fed, None if its formula is not known.
+        pipelines: what each feeds.
+        comparisons: of pairs.
+        n_mel_of_file: mel bins that the encoder's file says, None without a file.
+    """
+
+    expected: ExpectedMel | None
+    pipelines: tuple[AudioPipeline, ...]
+    comparisons: tuple[AudioComparison, ...]
+    n_mel_of_file: int | None
+
+
+def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
+    """The findings, the gravest first, and all of it in a sentence."""
+    found = [
+        *_of_file(evidence),
+        *(f for p in evidence.pipelines for f in _of_pipeline(p, evidence.expected)),
+        *(f for c in evidence.comparisons for f in _of_pair(c, evidence.pipelines)),
+    ]
+    findings = gravest_first(found)
+    return findings, in_a_sentence(evidence.pipelines, findings, "spectrogram")
+
+
+def _of_file(evidence: Evidence) -> Iterator[FeedFinding]:
+    here, first = evidence.n_mel_of_file, evidence.pipelines[0].shape[1]
+    if here is not None and here != first:
+        message = f"the encoder's file has {here} mel bins, {evidence.pipelines[0].name} {first}"
+        yield FeedFinding("error", "mel-bins-differ", None, message)
+
+
+def _of_pipeline(p: AudioPipeline, expected: ExpectedMel | None) -> Iterator[FeedFinding]:
+    said = f"{p.name}: {p.normalization}"
+    if p.name == "transformers" and p.mistakes:
+        message = f"transformers does not do what its configuration says: {p.normalization}"
+        yield FeedFinding("warning", "extractor-differs", p.name, message)
+        return
+    for mistake in p.mistakes:
+        yield FeedFinding("warning" if mistake in MILD else "error", mistake, p.name, said)
+    if not p.told:
+        yield FeedFinding("warning", "not-told", p.name, said)
+    if expected is not None and p.shape[2] != expected.n_frames:
+        message = f"{p.name} feeds {p.shape[2]:,} frames, expected are {expected.n_frames:,}"
+        yield FeedFinding("warning", "length", p.name, message)
+
+
+def _of_pair(c: AudioComparison, pipelines: tuple[AudioPipeline, ...]) -> Iterator[FeedFinding]:
+    explained = any(p.mistakes or not p.told for p in pipelines if p.name in (c.a, c.b))
+    rest = c.rel_l2 if c.residual is None else c.residual
+    if not explained and rest is not None and rest > SAME:
+        message = f"{c.a} and {c.b} differ by {rest:.3g} (relative L2): {c.explanation}"
+        yield FeedFinding("warning", "sounds-differ", c.b, message)

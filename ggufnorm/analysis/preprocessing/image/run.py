@@ -1,0 +1,202 @@
+"""``pixels``: run the pipelines on one picture and compare what they feed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from gguf.constants import Keys
+from numpy.typing import NDArray
+
+from ggufnorm.analysis.preprocessing.image.arrays import read_array
+from ggufnorm.analysis.preprocessing.image.look import Fed, look_at_all
+from ggufnorm.analysis.preprocessing.image.pairs import compare
+from ggufnorm.analysis.preprocessing.image.verdict import Evidence, judge
+from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.pixel_report import ExpectedPixels, PixelReport
+from ggufnorm.core.pixels import Normalization, Three
+from ggufnorm.engines.images import Levels, read_picture
+from ggufnorm.engines.llama.vision import capture_pixels
+from ggufnorm.engines.onnx_input import picture_input
+from ggufnorm.engines.processors import Processor
+from ggufnorm.errors import ConfigError, InputError
+from ggufnorm.formats.location import local_path, open_model
+
+Location = str | os.PathLike[str]
+
+
+def pixels(
+    image: Location | None = None,
+    *,
+    processor: Location | None = None,
+    mmproj: Location | None = None,
+    array: Location | None = None,
+    constants: Normalization | None = None,
+    onnx: Location | None = None,
+) -> PixelReport:
+    """Compare what an image processor, NumPy, llama.cpp and a user's own pipeline feed.
+
+    What is expected is ``constants``, else what the processor's configuration says, else
+    what ``mmproj`` says.
+
+    Args:
+        image: a picture that Pillow can read; needed for all but an array.
+        processor: folder of a Hugging Face image processor (``preprocessor_config.json``).
+        mmproj: an encoder's GGUF file; llama.cpp's pixels are captured inside mtmd.
+        array: a ``.npy`` file with what a pipeline feeds, of the same picture if one is given.
+        constants: how pixels should be normalized.
+        onnx: a model that takes the pixels; its input's shape and type are compared.
+
+    Raises:
+        ConfigError: there is nothing to compare, or nothing to compare it with.
+        InputError: something cannot be read.
+        MissingPackageError: Pillow, Transformers or onnx is not installed.
+        EngineMissingError: llama-cpp-python is not installed.
+        EngineError: llama.cpp does not load the encoder, or crashes with it.
+    """
+    _require(image, processor, mmproj, array, constants)
+    picture = None if image is None else read_picture(image)
+    loaded = None if processor is None else Processor(processor)
+    of_file = None if mmproj is None else _file_constants(local_path(mmproj))
+    expected = _expected(constants, loaded, mmproj, of_file)
+    model_input = None if onnx is None else picture_input(onnx)
+    levels = None if picture is None else picture.levels
+    fed = list(_run(levels, loaded, mmproj, array, expected.normalization))
+    seen = look_at_all(fed, levels, expected.normalization)
+    comparisons = tuple(compare(seen[0], other) for other in seen[1:])
+    pipelines = tuple(s.pipeline for s in seen)
+    evidence = Evidence(
+        expected=expected,
+        pipelines=pipelines,
+        comparisons=comparisons,
+        model_input=model_input,
+        of_file=of_file,
+        turned=picture is not None and picture.turned and mmproj is not None,
+    )
+    findings, verdict = judge(evidence)
+    return PixelReport(
+        image=None if picture is None else picture.path,
+        expected=expected,
+        pipelines=pipelines,
+        comparisons=comparisons,
+        model_input=model_input,
+        findings=findings,
+        verdict=verdict,
+    )
+
+
+def pixel_findings(
+    levels: Levels, processor: Processor, mmproj: Location, pictures: Sequence[NDArray[np.float32]]
+) -> tuple[FeedFinding, ...]:
+    """What llama.cpp does to a picture otherwise than a checkpoint's image processor.
+
+    Args:
+        levels: the picture, ``(height, width, 3)``.
+        processor: what is right.
+        mmproj: the encoder's file.
+        pictures: that llama.cpp fed it, ``(height, width, 3)`` each.
+
+    Returns:
+        The gravest first.
+
+    Raises:
+        InputError: the processor fails, or the file cannot be read.
+    """
+    expected = _expected(None, processor, None, None)
+    fed = [_processed(processor, levels), Fed("llama.cpp", os.fspath(mmproj), pictures)]
+    seen = look_at_all(fed, levels, expected.normalization)
+    evidence = Evidence(
+        expected=expected,
+        pipelines=tuple(s.pipeline for s in seen),
+        comparisons=(compare(*seen),),
+        model_input=None,
+        of_file=_file_constants(mmproj),
+        turned=False,
+    )
+    return judge(evidence)[0]
+
+
+def _require(
+    image: Location | None,
+    processor: Location | None,
+    mmproj: Location | None,
+    array: Location | None,
+    constants: Normalization | None,
+) -> None:
+    if image is None and array is None:
+        raise ConfigError("give a picture, or with --array the pixels that a pipeline feeds")
+    if image is None and mmproj is not None:
+        raise ConfigError("llama.cpp needs a picture to make pixels of: give one with --mmproj")
+    if processor is None and mmproj is None and constants is None:
+        raise ConfigError(
+            "what the model expects is not known: give --processor, --mmproj or --constants"
+        )
+    if processor is None and mmproj is None and array is None:
+        raise ConfigError("there is no pipeline: give --processor, --mmproj or --array")
+
+
+def _file_constants(path: Location) -> Normalization | None:
+    """What an encoder's file says, None unless it says it in two times three numbers."""
+    with open_model(path) as file:
+        found = [
+            file.metadata.get(key)
+            for key in (Keys.ClipVision.IMAGE_MEAN, Keys.ClipVision.IMAGE_STD)
+        ]
+    mean, std = (_three(value) for value in found)
+    return None if mean is None or std is None else Normalization(mean, std)
+
+
+def _three(value: object) -> Three | None:
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    if not all(isinstance(n, float) for n in value):
+        return None
+    a, b, c = value
+    return a, b, c
+
+
+def _expected(
+    constants: Normalization | None,
+    processor: Processor | None,
+    mmproj: Location | None,
+    of_file: Normalization | None,
+) -> ExpectedPixels:
+    if constants is not None:
+        source, normalization = "--constants", constants
+    elif processor is not None:
+        source, normalization = processor.path, processor.normalization
+    elif of_file is not None and all(s > 0 for s in of_file.std):
+        source, normalization = os.fspath(mmproj or ""), of_file
+    else:
+        raise InputError(
+            f"{os.fspath(mmproj or '')}: clip.vision.image_mean and image_std are not two times"
+            " three numbers to normalize with: try ggufnorm audit, or give --processor"
+        )
+    return ExpectedPixels(source, normalization.owner, normalization)
+
+
+def _run(
+    levels: Levels | None,
+    processor: Processor | None,
+    mmproj: Location | None,
+    array: Location | None,
+    expected: Normalization,
+) -> Iterator[Fed]:
+    if levels is not None and processor is not None:
+        fed = _processed(processor, levels)
+        yield fed
+        before = fed.levels or ()
+        again = [expected.apply(b).astype(np.float32) for b in before]
+        yield Fed("numpy", "(level · scale - mean) / std", again, before)
+    if levels is not None and mmproj is not None:
+        path = local_path(mmproj)
+        runs = capture_pixels(path, levels)
+        yield Fed("llama.cpp", os.fspath(path), [p for run in runs for p in run])
+    if array is not None:
+        yield Fed("array", os.fspath(array), list(read_array(array)))
+
+
+def _processed(processor: Processor, levels: Levels) -> Fed:
+    before = list(processor.resized(levels))
+    return Fed("transformers", processor.path, list(processor.feed(levels)), before)

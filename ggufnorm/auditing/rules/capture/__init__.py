@@ -1,8 +1,0 @@
-"""Family C: what llama.cpp really computes, seen in one run of the model on a short text."""
-
-from __future__ import annotations
-
-from ggufnorm.auditing.registry import Rule
-from ggufnorm.auditing.rules.capture import epsilon, graph, values
-
-RULES: tuple[Rule, ...] = (*graph.RULES, *values.RULES, *epsilon.RULES)
