@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.samples import sample_model
 from tests import models
 
@@ -16,6 +15,8 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def sample_q4(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ggufnorm.engines.llama.quantize import quantize
+
     path = tmp_path_factory.mktemp("sample") / "sotu-Q4_K_M.gguf"
     quantize(sample, path, "Q4_K_M")
     return path

@@ -1,6 +1,6 @@
 """Tensor data to float32: by ggml where llama.cpp is installed, else by gguf-py.
 
-Both give the same bits (``tests/test_dequantize.py``). ggml is faster, for Q4_K by a
+Both give the same bits (``tests/unit/formats/test_dequantize.py``). ggml is faster, for Q4_K by a
 factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads run meanwhile.
 """
 

@@ -1,6 +1,6 @@
 """``audit``'s rules of the file alone (N and E): what they miss, and what they accuse wrongly.
 
-``python -m tests.test_audit_file`` prints their part of docs/detection-audit.md.
+``python -m tests.unit.analysis.test_audit_file`` prints their part of docs/detection-audit.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ggufnorm.core.audit import AuditReport
 from ggufnorm.formats.gguf import GGUFFile
 from tests import conversions
 from tests.conversions import LAYER_NORM, N_EMBD, N_LAYERS, Model, build, encoder, write
+from tests.paths import DOCS
 
 FAMILIES = ("N", "E")
 RMS = "{arch}.attention.layer_norm_rms_epsilon"
@@ -482,7 +483,7 @@ def table() -> str:
 
 
 def test_the_document_says_what_is_found() -> None:
-    document = Path(__file__).parents[1] / "docs" / "detection-audit.md"
+    document = DOCS / "detection-audit.md"
     assert table() in document.read_text(encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +31,6 @@ from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.remote import FRONT, Connection, Patience, RemotePlace, public_address
 from ggufnorm.formats.split import SplitFile, all_shards
 from ggufnorm.formats.storage import coalesce, in_parallel
-from ggufnorm.samples import sample_model
 from tests import servers
 from tests.servers import HubServer, RangeServer, Repo, running
 
@@ -1025,31 +1024,3 @@ def test_drift_needs_models_on_this_machine(
     hub.repos["org/repo"] = Repo(quants(model))
     with pytest.raises(InputError, match=says):
         drift(tmp_path / "model.gguf", location)
-
-
-def test_drift_runs_split_sets_and_models_of_ollama(tmp_path: Path, ollama: Path) -> None:
-    whole = sample_model()
-    blob = pull(ollama, "registry.ollama.ai/library/sotu/latest", whole.read_bytes())
-    shard = split_copy(whole, tmp_path / "sotu.gguf")[1]
-    report = drift(shard, "ollama:sotu", n_ctx=64, chunks=1)
-    assert report.logits is not None
-    assert report.logits.mean_kld == 0.0
-    assert report.reference.path == str(tmp_path / "sotu-00001-of-00002.gguf")
-    assert report.quant.path == str(blob)
-
-
-def split_copy(source: Path, target: Path) -> list[Path]:
-    """A model rewritten in two shards by gguf-py."""
-    reader = GGUFReader(source)
-    arch = reader.fields["general.architecture"].contents()
-    writer = GGUFWriter(target, arch, split_max_tensors=len(reader.tensors) // 2 + 1)
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        sub = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub)
-    for tensor in reader.tensors:
-        kind = GGMLQuantizationType(tensor.tensor_type)
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=kind)
-    finish(writer)
-    return sorted(target.parent.glob(f"{target.stem}-*.gguf"))

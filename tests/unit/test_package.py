@@ -9,12 +9,7 @@ import sys
 import pytest
 
 import ggufnorm
-
-
-def loaded_after(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+from tests.processes import loaded_after
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

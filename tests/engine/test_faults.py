@@ -1,6 +1,6 @@
 """Faults planted in known places: does the report name the place?
 
-``python -m tests.test_faults`` prints the table of ``docs/detection.md``.
+``python -m tests.engine.test_faults`` prints the table of ``docs/detection.md``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import ggufnorm
 from ggufnorm.core.drift import Culprit, DriftReport
 from ggufnorm.engines.llama.quantize import quantize
 from tests import in_process, models
+from tests.paths import DOCS
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
 Change = Callable[[np.ndarray], np.ndarray]
@@ -345,7 +346,7 @@ def cell(chosen: Iterable[Case]) -> str:
 
 
 def test_the_document_says_what_is_found() -> None:
-    document = Path(__file__).parents[1] / "docs" / "detection.md"
+    document = DOCS / "detection.md"
     assert table() in document.read_text(encoding="utf-8")
 
 

@@ -1,6 +1,7 @@
 """Conversions without and with faults, beside the checkpoints that they were made of.
 
-``python -m tests.test_audit_source`` prints the family's table of ``docs/detection-audit.md``.
+``python -m tests.unit.analysis.test_audit_source`` prints the family's table of
+``docs/detection-audit.md``.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from tests.checkpoints import (
     pair,
     trained,
 )
+from tests.paths import DOCS
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
+DOCUMENT = DOCS / "detection-audit.md"
 HEADING = "## Rules of the source (S)"
 
 

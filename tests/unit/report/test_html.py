@@ -26,6 +26,8 @@ from ggufnorm.report.html.charts import charts_of
 from ggufnorm.report.html.charts.parts import Chart
 from ggufnorm.report.outline import outlines
 from tests.pages import Page, check_html
+from tests.processes import ggufnorm as run
+from tests.processes import loaded_after, one_line_error
 from tests.results import (
     DOT,
     HOSTILE,
@@ -37,9 +39,6 @@ from tests.results import (
     one_of_each,
     recipe_report,
 )
-from tests.test_cli import ggufnorm as run
-from tests.test_cli import one_line_error
-from tests.test_package import loaded_after
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 NOTHING = difference(0.0)

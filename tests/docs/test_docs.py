@@ -28,9 +28,9 @@ from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
 from tests import checkpoints, framework_models, models, sounds, towers, vision
+from tests.paths import ROOT
 from tests.servers import HubServer, Repo, running
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 _BLOCK = re.compile(

@@ -1,4 +1,3 @@
-import ctypes
 import subprocess
 import sys
 
@@ -76,11 +75,6 @@ def test_without_llama_cpp_the_values_are_the_same(kind, without_ggml):
     assert_same_bits(dequantize_rows(raw, int(kind)), reference(raw, kind))
 
 
-def test_ggml_converts_all_that_gguf_py_does():
-    converted = {kind for kind in TYPES if ggml.converter(int(kind))}
-    assert set(TYPES) - converted == {GGMLQuantizationType.F32}  # which NumPy reads
-
-
 def test_every_half_and_bfloat_is_converted_exactly():
     raw = np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(1, -1)
     for kind in (GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
@@ -105,40 +99,6 @@ def test_any_number_of_rows_and_blocks(kind, rows, blocks, seed):
     values = dequantize_rows(raw, int(kind))
     assert values.shape == (rows, blocks * GGML_QUANT_SIZES[kind][0])
     assert_same_bits(values, reference(raw, kind))
-
-
-def test_the_converter_refuses_arrays_that_do_not_fit():
-    convert = ggml.converter(int(GGMLQuantizationType.Q8_0))
-    with pytest.raises(ValueError, match="34 bytes do not hold 33 values"):
-        convert(np.zeros(34, np.uint8), np.zeros(33, np.float32))
-    with pytest.raises(ValueError, match="contiguous"):
-        convert(np.zeros((4, 34), np.uint8)[::2], np.zeros(64, np.float32))
-
-
-def mirror(*order):
-    """A mirror of the structure with its fields in another order."""
-    fields = ggml._TypeTraits._fields_
-
-    class Other(ctypes.Structure):
-        _fields_ = tuple(fields[i] for i in order)
-
-    return Other
-
-
-LAYOUTS = {
-    "to_float last": mirror(0, 1, 2, 3, 4, 6, 5),
-    "block sizes swapped": mirror(0, 2, 1, 3, 4, 5, 6),
-    "name not first": mirror(1, 0, 2, 3, 4, 5, 6),
-    "flag later": mirror(0, 1, 2, 3, 5, 4, 6),
-    "shorter": mirror(0, 1, 2, 3, 4, 5),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_another_layout_of_the_structure_is_noticed(layout, monkeypatch):
-    assert ggml._library.__wrapped__() is not None
-    monkeypatch.setattr(ggml, "_TypeTraits", layout)
-    assert ggml._library.__wrapped__() is None
 
 
 def test_where_llama_cpp_is_absent_there_is_no_library(monkeypatch):

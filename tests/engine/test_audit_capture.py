@@ -1,6 +1,7 @@
 """Models that llama.cpp runs as their files say, and models that it does not.
 
-``python -m tests.test_audit_capture`` prints the family's table of ``docs/detection-audit.md``.
+``python -m tests.engine.test_audit_capture`` prints the family's table of
+``docs/detection-audit.md``.
 
 llama.cpp reads the file that is audited, so most faults of a graph cannot be put into a
 file. Instead llama.cpp runs one file, and what it does is held against another.
@@ -42,9 +43,10 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.formats.naming import norm_sites
 from ggufnorm.samples import default_text
 from tests import in_process, models
-from tests.test_architectures_run import BUILD, N_NORMS
+from tests.engine.test_architectures_run import BUILD, N_NORMS
+from tests.paths import DOCS
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
+DOCUMENT = DOCS / "detection-audit.md"
 HEADING = "## Rules of a run (C)"
 
 Change = Callable[[np.ndarray], np.ndarray]

@@ -1,6 +1,7 @@
 """Encoders without and with faults in what normalizes pixels and hidden states.
 
-``python -m tests.test_audit_vision`` prints the family's table of ``docs/detection-audit.md``.
+``python -m tests.unit.analysis.test_audit_vision`` prints the family's table of
+``docs/detection-audit.md``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import pytest
 from ggufnorm.analysis.audit.rules import vision
 from ggufnorm.core.audit import Finding
 from tests.checkpoints import BY_NAME, LAYERS, Network, Pair, check, pair
+from tests.paths import DOCS
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
+DOCUMENT = DOCS / "detection-audit.md"
 HEADING = "## Rules of vision encoders (V)"
 
 MEAN, STD = "clip.vision.image_mean", "clip.vision.image_std"

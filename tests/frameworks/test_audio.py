@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,14 +17,13 @@ from click.testing import CliRunner, Result
 import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.audio_report import AudioReport
-from ggufnorm.core.log_mel import mel_filters, resampled, scaled, whisper
-from ggufnorm.core.log_mel_mistakes import Scale, explain, scales, spectra
+from ggufnorm.core.log_mel import mel_filters, scaled, whisper
 from ggufnorm.engines.extractors import Extractor
 from ggufnorm.engines.llama.sound import capture_sound
 from ggufnorm.errors import ConfigError, EngineError, InputError, MissingPackageError
-from ggufnorm.formats.wav import read_sound
 from tests.pages import check_html
 from tests.sounds import RATE, sound, write_audio_mmproj, write_extractor, write_wav
+from tests.unit.core.test_log_mel import WHISPER, loud
 from tests.vision import write_mmproj
 
 F32_NOISE = 1e-6
@@ -43,11 +41,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mmproj128": write_audio_mmproj(folder / "mmproj128.gguf", 128),
         "loud": write_wav(folder / "loud.wav", loud(), dtype="<f4"),
     }
-
-
-def loud(seconds: float = 2.0) -> np.ndarray:
-    """A sound whose maximum less 8 decades is above 2^-24."""
-    return 2 * sound(seconds)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -77,14 +70,6 @@ def test_filter_banks_of_other_kinds_are_those_of_transformers() -> None:
         theirs = mel_filter_bank(257, 64, 0.0, 8000.0, RATE, norm, scale)
         ours = mel_filters(RATE, 512, 64, htk=scale == "htk", area=norm is not None)
         assert np.abs(ours - theirs).max() < 1e-12
-
-
-def test_a_resampled_tone_is_the_tone_at_the_other_rate() -> None:
-    def tone(rate: int) -> np.ndarray:
-        return np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-
-    assert np.abs(resampled(tone(44_100), 44_100, RATE) - tone(RATE)).max() < 1e-9
-    assert resampled(tone(RATE), RATE, RATE).shape == (RATE,)
 
 
 # -- llama.cpp ---------------------------------------------------------------------------
@@ -199,9 +184,6 @@ def test_an_extractor_whose_formula_is_not_whispers_is_compared_as_a_tensor(
 
 
 # -- A user's own array ------------------------------------------------------------------
-
-
-WHISPER = whisper(80)
 
 
 def decades(x: np.ndarray) -> np.ndarray:
@@ -368,71 +350,7 @@ def test_another_sound_and_too_few_frames_tell_nothing(
     assert {f.name for f in report.findings} == {"not-told", "length"}
 
 
-def test_all_scales_of_two_mistakes_are_told_apart() -> None:
-    """But for a floor below what is cut off anyway."""
-    x = np.stack([loud(31)])
-    x[:, : 30 * RATE] *= 0.1
-    whole = float(np.log10(replace(WHISPER, n_samples=31 * RATE).energies(x[0]).max()))
-    tried = list(spectra(x, RATE, WHISPER))[:1]
-    energies = tried[0].energies
-    told = 0
-    for scale in scales(whole):
-        if len(scale.mistakes) <= 2 and "mel-floor" not in scale.mistakes:
-            values = scale.apply(energies, float(energies.max()))
-            found = explain(values, tried, whole)
-            assert found.mistakes == scale.mistakes
-            told += 1
-    assert told > 20
-
-
-def test_undoing_a_scale_gives_the_energies_again() -> None:
-    energies = WHISPER.energies(loud(0.5))[:, :50] + 1e-3
-    for scale in (Scale((), ""), Scale((), "", gain=None), Scale((), "", 2.3, -1.0)):
-        values = scale.apply(energies, float(energies.max()))
-        assert np.allclose(scale.undo(values), energies, rtol=1e-9)
-
-
 # -- Files -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("dtype", "step"), [("<i2", 2**-15), ("<i4", 2**-31), ("<f4", 1e-7)])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_wav_files_are_read(dtype: str, step: float, channels: int, tmp_path: Path) -> None:
-    samples = np.stack([sound(0.1, seed=i) for i in range(channels)], axis=1)
-    read = read_sound(write_wav(tmp_path / "s.wav", samples, 22_050, dtype))
-    assert read.rate == 22_050
-    assert np.abs(read.channels - samples.T).max() <= step
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda b: b"OggS" + b[4:], "is no WAV file"),
-        (lambda b: b[:30], "no fmt or no data chunk"),
-        (lambda b: b[:20] + struct.pack("<H", 17) + b[22:], "16 bits in format 17"),
-        (lambda b: b[:34] + struct.pack("<H", 24) + b[36:], "24 bits in format 1"),
-        (lambda b: b[:22] + struct.pack("<H", 0) + b[24:], "damaged WAV file: 0 channels"),
-        (lambda b: b[:24] + struct.pack("<I", 0) + b[28:], "at 0 Hz"),
-        (lambda b: b[: b.index(b"data") + 8], "no sound in it"),
-    ],
-)
-def test_sounds_that_cannot_be_read_are_input_errors(
-    change: Callable[[bytes], bytes], problem: str, tmp_path: Path
-) -> None:
-    path = write_wav(tmp_path / "s.wav", sound(0.1))
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(InputError, match=problem):
-        read_sound(path)
-
-
-def test_sounds_of_no_numbers_or_no_file_are_input_errors(tmp_path: Path) -> None:
-    for bad in (np.nan, np.inf, -1e30):
-        samples = np.where(np.arange(99) == 5, bad, 0.1)
-        with pytest.raises(InputError, match="NaN, infinite or beyond"):
-            read_sound(write_wav(tmp_path / "s.wav", samples, dtype="<f4"))
-    for path in (tmp_path / "absent.wav", tmp_path):
-        with pytest.raises(InputError, match="cannot read the sound"):
-            read_sound(path)
 
 
 @pytest.mark.parametrize(

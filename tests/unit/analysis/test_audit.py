@@ -33,6 +33,7 @@ from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.location import expand
 from ggufnorm.report.audit import to_github, to_sarif
 from tests.conversions import Model, build, encoder, write
+from tests.paths import DOCS, ROOT
 from tests.servers import RangeServer, running
 
 EPSILON = "llama.attention.layer_norm_rms_epsilon"
@@ -447,7 +448,7 @@ def test_ids_and_names_are_unique_and_families_known() -> None:
 
 
 def test_the_rules_pages_are_those_of_the_docstrings() -> None:
-    folder = Path(__file__).parents[1] / "docs" / "rules"
+    folder = DOCS / "rules"
     pages = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
     assert pages == all_pages(), "run `python -m ggufnorm.analysis.audit.pages docs/rules`"
 
@@ -506,7 +507,7 @@ def test_the_readme_shows_a_real_report(sample: Path, here: Path) -> None:
     data[epsilon : epsilon + 4] = bytes(4)
     path.write_bytes(data)
     report, _, _ = run(path).stdout.partition("Not run")
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"$ ggufnorm audit sotu-faulty.gguf\n{report}" in readme
 
 
