@@ -1,21 +1,44 @@
-# make demo, make test: each sets up all it needs in .venv first.
+# make demo, make unit, make test: each sets up all it needs first, in .venv or .venv-unit.
+#   make test TESTS=tests/unit/formats    a part
+#   make unit PYTHON=python3.13           another interpreter
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+UNIT := .venv-unit$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
+TESTS ?=
+PIP := -m pip --quiet --disable-pip-version-check install
+PARALLEL := -n logical --dist worksteal
 
-.PHONY: demo test lint bench browser docs schemas clean
+.PHONY: demo test unit lint bench browser coverage docs schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
 
+# Tests of engines run one after another: each has as many threads as there are cores.
+ifeq ($(TESTS),)
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL) tests/unit
+	$(BIN)/pytest --ignore=tests/unit
+else
+test: $(READY)
+	$(BIN)/pytest $(TESTS)
+endif
+
+# The tests that need neither llama.cpp nor torch, in an environment without them.
+unit: $(UNIT)/ready
+	$(UNIT)/bin/pytest --no-engines -m "not slow" $(PARALLEL) $(or $(TESTS),tests/unit)
 
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+coverage: $(READY)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # The HTML report in headless Chromium, which must be installed.
 browser: $(READY)
@@ -25,7 +48,7 @@ schemas: $(READY)
 	$(BIN)/python -m ggufnorm.report.schema docs/schema
 
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python $(PIP) --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
@@ -42,8 +65,17 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv || \
 	  { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing; compiling llama.cpp takes some minutes the first time."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python $(PIP) --editable '.[dev]'
+	@touch $@
+
+# Bytecode is compiled when a module is first imported: most are not.
+$(UNIT)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "ggufnorm needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(UNIT) || \
+	  { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(UNIT)/bin/python $(PIP) --no-compile --editable '.[unit]'
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache dist
+	rm -rf .venv .venv-unit* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* dist

@@ -1,11 +1,26 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
 from ggufnorm.samples import sample_model
 from tests import models
+
+ENGINES = ("llama_cpp", "torch", "transformers", "onnx", "onnxruntime")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-engines", action="store_true", help=f"fail if one of {', '.join(ENGINES)} is here"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    present = [name for name in ENGINES if importlib.util.find_spec(name)]
+    if config.getoption("--no-engines") and present:
+        raise pytest.UsageError(f"--no-engines, but {', '.join(present)} can be imported")
 
 
 @pytest.fixture(scope="session")

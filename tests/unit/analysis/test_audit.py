@@ -519,6 +519,7 @@ def test_what_was_not_run_in_any_model_is_told_once(bad: Path, here: Path) -> No
     assert text.count("N501, N502: llama's converter adds 1 to no norm") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_a_damaged_model_is_audited_or_refused_in_one_line(here: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -447,6 +447,7 @@ def test_every_rule_has_faults_in_two_architectures() -> None:
     assert len(CASES) >= 70
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", conversions.ARCHITECTURES)
 def test_a_sound_conversion_is_not_accused(arch: str, tmp_path: Path) -> None:
     for seed, precision in enumerate(("bf16", "f16", "f32")):

@@ -228,6 +228,7 @@ def test_values_that_nothing_known_could_make_are_out_of_range() -> None:
     assert explain_alone(values, Normalization(*CLIP)).mistakes == ("out-of-range",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(50, 70), (120, 40), (33, 200), (20, 24)])
 @pytest.mark.parametrize("constants", [CLIP, MEASURED], ids=["CLIP", "other"])
 def test_the_way_a_picture_was_resized_is_found(

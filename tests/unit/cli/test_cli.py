@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +40,7 @@ def test_inspect_writes_json_by_the_suffix(sample: Path, tmp_path: Path) -> None
 # -- errors ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["inspect", "drift"])
 def test_files_that_are_not_models(command: str, sample: Path, tmp_path: Path) -> None:
     text, empty, cut = (tmp_path / n for n in ("text.gguf", "empty.gguf", "cut.gguf"))
@@ -88,6 +88,7 @@ def test_an_output_that_cannot_be_written_is_an_error(sample: Path, tmp_path: Pa
 
 
 def test_a_terminal_gets_colour_and_a_pipe_does_not(sample: Path) -> None:
+    pty = pytest.importorskip("pty", reason="Windows has no pseudo-terminals")
     command = [
         sys.executable,
         "-c",

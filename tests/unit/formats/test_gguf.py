@@ -446,6 +446,7 @@ def test_every_truncation_is_refused(order, tmp_path):
             GGUFFile(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS, ids=range(len(SEEDS)))
 def test_every_damaged_byte_is_refused_or_harmless(seed):
     whole = bytes(seed.data)
@@ -639,6 +640,7 @@ def same_value(ours, elements: list[str], kind: int) -> bool:
 # A small slice of the fuzzer
 
 
+@pytest.mark.slow
 def test_fuzz_slice():
     found = fuzz(2_000, seed=1)
     assert found.failures == []

@@ -174,6 +174,7 @@ def test_requests_are_made_several_at_a_time(server: RangeServer, big: Path) -> 
     assert 8 <= server.most_at_once <= 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocabulary", [0, 1_000, 13_000, 50_000, 150_000])
 def test_a_header_of_any_size_is_read_in_few_parts(
     server: RangeServer, tmp_path: Path, vocabulary: int
@@ -619,6 +620,7 @@ def test_a_renamed_shard_is_told_its_name(tmp_path: Path) -> None:
         open_model(renamed)
 
 
+@pytest.mark.slow
 def test_a_hostile_shard_count_asks_for_few_shards(server: RangeServer, tmp_path: Path) -> None:
     path = tmp_path / "m-00001-of-65535.gguf"
     writer = GGUFWriter(path, "llama")

@@ -183,6 +183,7 @@ JSON_VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
 def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) -> None:
@@ -225,6 +226,7 @@ def test_reports_of_one_kind_stand_side_by_side() -> None:
         side_by_side([one, norms])
 
 
+@pytest.mark.slow
 def test_the_command_shows_saved_results_again(tmp_path: Path) -> None:
     sound, faulty = tmp_path / "sound.json", tmp_path / "faulty.json"
     drift_report().save(sound)

@@ -247,6 +247,7 @@ def test_tensors_of_a_diff_stand_by_layer() -> None:
 # -- as a user meets it ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(sample: Path, tmp_path: Path) -> None:
     out = tmp_path / "norms.html"
     done = run("inspect", sample, "-o", out)
