@@ -7,7 +7,7 @@ READY := .venv/ready
 UNIT := .venv-unit$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 TESTS ?=
 PIP := -m pip --quiet --disable-pip-version-check install
-PARALLEL := -n logical --dist worksteal
+PARALLEL := -n logical --dist loadfile
 
 .PHONY: demo test unit lint bench browser coverage docs schemas clean
 
