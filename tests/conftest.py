@@ -3,12 +3,20 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ggufnorm.samples import sample_model
 from tests import models
 
 ENGINES = ("llama_cpp", "torch", "transformers", "onnx", "onnxruntime")
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "ggufnorm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ggufnorm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

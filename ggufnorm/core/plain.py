@@ -69,7 +69,8 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if kind is int and isinstance(data, bool):  # which Python takes for a number
         raise ValueError(f"{where}: {data!r} does not fit int")
-    if isinstance(kind, type) and isinstance(data, kind):
+    # Python 3.10 takes tuple[int, ...] for a type
+    if origin is None and isinstance(kind, type) and isinstance(data, kind):
         return data
     raise ValueError(f"{where}: {reprlib.repr(data)} does not fit {_name(kind)}")
 
