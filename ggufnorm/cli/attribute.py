@@ -66,11 +66,11 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.attribution.run import attribute
+    from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
     with progress_bar("attribute", show_position=False) as show:
-        report = attribute(
+        report = api.attribute(
             ref,
             quant,
             by=by,

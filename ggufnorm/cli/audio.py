@@ -41,8 +41,8 @@ def command(
     be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.preprocessing.audio.run import audio
+    from ggufnorm import api
 
-    report = audio(sound, processor=processor, mmproj=mmproj, array=array)
+    report = api.audio(sound, processor=processor, mmproj=mmproj, array=array)
     emit(report, fmt, output)
     return int(any(f.severity == "error" for f in report.findings))

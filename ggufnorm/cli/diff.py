@@ -31,10 +31,10 @@ def command(
     """
     a, b = all_models(models, hf_repos, "A", "B")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.diff.run import diff
+    from ggufnorm import api
 
     with progress_bar("diff", show_position=False) as show:
-        report = diff(a, b, n_threads=threads, on_progress=show)
+        report = api.diff(a, b, n_threads=threads, on_progress=show)
     emit(report, fmt, output)
     changed = sum(n.n_differing > 0 for n in report.norms)
     if fail_on_norms and changed:

@@ -68,11 +68,11 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.drift.run import drift
+    from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:
-        report = drift(
+        report = api.drift(
             ref,
             quant,
             text=text,

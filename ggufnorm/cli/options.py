@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ggufnorm.cli.output import F
 from ggufnorm.core.drift import DriftReport
@@ -183,6 +184,37 @@ def threshold_options(command: F) -> F:
             help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
         ),
     )  # fmt: skip
+
+
+LLAMA_ONLY = (
+    "gpu_layers", "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms",
+)  # fmt: skip
+"""Parameters that only llama.cpp knows."""
+
+
+def given(context: click.Context, names: Collection[str]) -> list[str]:
+    """The options, of those parameters, that the command line has: ``--gpu-layers``."""
+    return [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
+
+
+def refuse(context: click.Context, names: Collection[str], why: str) -> None:
+    """Refuse options of those parameters.
+
+    Args:
+        context: of the command.
+        names: of the parameters.
+        why: what stands behind the option's name: ``does not go with --image``.
+
+    Raises:
+        click.UsageError: one was given.
+    """
+    for option in given(context, names):
+        raise click.UsageError(f"{option} {why}")
 
 
 def read_text(path: Path) -> str:

@@ -90,9 +90,9 @@ def command(
     be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.preprocessing.image.run import pixels
+    from ggufnorm import api
 
-    report = pixels(
+    report = api.pixels(
         image,
         processor=processor,
         mmproj=mmproj,

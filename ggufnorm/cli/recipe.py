@@ -110,7 +110,8 @@ def command(
     if save_imatrix and imatrix != "auto":
         raise click.UsageError("--save-imatrix goes with --imatrix auto")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, recipe, refuse_input
+    from ggufnorm import api
+    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, refuse_input
     from ggufnorm.formats.location import local_path
 
     inputs = [str(local_path(location)) for location in (ref, quant)]
@@ -124,7 +125,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(f"--types: {error}") from None
     with progress_bar("recipe") as show:
-        report = recipe(
+        report = api.recipe(
             ref,
             quant,
             imatrix=imatrix,
