@@ -35,7 +35,7 @@ _TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
 @model_arguments("REF", "QUANT...")
 @click.option(
     "-f", "--file", "text_file", type=click.Path(path_type=Path),
-    help="Text to run across frameworks.  [default: bundled]",
+    help="Text to run in all frameworks.  [default: bundled]",
 )  # fmt: skip
 @click.option(
     "--tokens", "n_tokens", type=click.IntRange(2, 512),
@@ -53,7 +53,7 @@ _TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
     help="Exit 1 if the relative L2 error of a norm's or the model's output exceeds this.",
 )  # fmt: skip
 @engine_options
-@side_options({"": "of the model"})
+@side_options({"": "in the model beside a trace"})
 @threshold_options
 @output_options(*FORMATS)
 @click.pass_context

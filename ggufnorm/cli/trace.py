@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @text_options
 @engine_options
-@side_options({"": "of the run"})
+@side_options({"": "in the run"})
 @click.option(
     "--budget", type=Size(),
     help="Limit the size of the file (500MB) by keeping evenly spaced tokens.",

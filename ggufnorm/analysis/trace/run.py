@@ -145,7 +145,7 @@ def compare(
     A Ctrl-C ends a model's run after the current chunk and returns what was compared so far.
     """
     paths = [local_path(ref), local_path(quant)]
-    models = [parse(path).kind in ("gguf", "mmproj") for path in paths]
+    models = [_is_model(path) for path in paths]
     if all(models):
         raise InputError(f"{ref} and {quant} are both models: use drift")
     if not any(models):
@@ -183,6 +183,19 @@ def _compare_traces(ref: Path, quant: Path, on_progress: Callable[[Progress], No
             on_progress(Progress("comparing", done, total, speed, seconds / done * (total - done)))
 
         return compare_traces(a, b, show)
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a file is a model; if not, it is a trace or turns out to be none.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"cannot open {path}: {error.strerror}") from None
+    return parse(path).kind in ("gguf", "mmproj")
 
 
 def _engine_options(
