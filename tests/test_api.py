@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,19 @@ def test_a_damaged_model_is_still_one(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes((folder / "model.gguf").read_bytes()[:40])
     assert parse(path).kind == "gguf"
+
+
+@pytest.mark.parametrize("name", ["clip", "clipped", "cli", "llama"])
+@pytest.mark.parametrize("key_first", [True, False])
+def test_an_encoder_is_told_by_its_architecture(name: str, key_first: bool, tmp_path: Path) -> None:
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text)) + text.encode()
+
+    keys = [string("general.architecture") + struct.pack("<I", 8) + string(name)]
+    keys.insert(key_first, string("general.name") + struct.pack("<I", 8) + string("a name"))
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + b"".join(keys) + bytes(64))
+    assert parse(path).kind == ("mmproj" if name == "clip" else "gguf")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

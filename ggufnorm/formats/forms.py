@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,16 +146,29 @@ def _kind_of_file(path: Path) -> Kind:
         if not path.is_file():  # a pipe would keep us waiting
             return "unknown"
         with path.open("rb") as file:
-            magic = file.read(4)
+            start = file.read(_START.size + 1 + len(_ENCODER))
     except (OSError, ValueError):
         return "unknown"
-    return _kind_of_gguf(path) if magic == b"GGUF" else _kind_of_safetensors(path)
+    is_gguf = start[:4] == b"GGUF"
+    return _kind_of_gguf(path, start) if is_gguf else _kind_of_safetensors(path)
 
 
-def _kind_of_gguf(path: Path) -> Kind:
+_ENCODER = b"clip"
+_START = struct.Struct("<4sIQQQ20sIQ")
+"""Magic, version, tensors, keys; and the first key, which writers make the architecture."""
+_STRING = 8
+"""``GGUF_TYPE_STRING`` in ggml/include/gguf.h."""
+
+
+def _kind_of_gguf(path: Path, start: bytes) -> Kind:
+    # A vocabulary makes the header long, so it is walked only where another key stands first.
+    if len(start) >= _START.size + len(_ENCODER):
+        *_counts, n_key, key, kind, n = _START.unpack_from(start)
+        if (n_key, key, kind) == (20, b"general.architecture", _STRING):
+            return "mmproj" if start[_START.size :][:n] == _ENCODER else "gguf"
     try:
         with GGUFFile(path) as file:
-            return "mmproj" if file.architecture == "clip" else "gguf"
+            return "mmproj" if file.architecture.encode() == _ENCODER else "gguf"
     except InputError:  # whoever opens it says why
         return "gguf"
 
