@@ -8,23 +8,28 @@ Names are imported when they are first used, so that ``import ggufnorm`` is quic
 works without llama.cpp.
 """
 
-from __future__ import annotations
+from ggufnorm import _search_path as _search_path  # before anything else is imported
+
+# isort: split
 
 from typing import TYPE_CHECKING, Any
 
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ggufnorm.analysis.attribution.recipe import recipe
-    from ggufnorm.analysis.attribution.run import attribute
-    from ggufnorm.analysis.audit.run import audit
-    from ggufnorm.analysis.crosscheck.run import compare_frameworks
-    from ggufnorm.analysis.diff.run import diff
-    from ggufnorm.analysis.drift.run import drift
-    from ggufnorm.analysis.inspection import inspect
-    from ggufnorm.analysis.preprocessing.audio.run import audio
-    from ggufnorm.analysis.preprocessing.image.run import pixels
-    from ggufnorm.analysis.trace.run import compare, trace
+    from ggufnorm.api import (
+        attribute,
+        audio,
+        audit,
+        compare,
+        compare_frameworks,
+        diff,
+        drift,
+        inspect,
+        pixels,
+        recipe,
+        trace,
+    )
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
@@ -92,25 +97,25 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
-    "attribute": "ggufnorm.analysis.attribution.run",
-    "audio": "ggufnorm.analysis.preprocessing.audio.run",
-    "audit": "ggufnorm.analysis.audit.run",
-    "compare": "ggufnorm.analysis.trace.run",
-    "compare_frameworks": "ggufnorm.analysis.crosscheck.run",
-    "diff": "ggufnorm.analysis.diff.run",
-    "drift": "ggufnorm.analysis.drift.run",
+    "attribute": "ggufnorm.api",
+    "audio": "ggufnorm.api",
+    "audit": "ggufnorm.api",
+    "compare": "ggufnorm.api",
+    "compare_frameworks": "ggufnorm.api",
+    "diff": "ggufnorm.api",
+    "drift": "ggufnorm.api",
     "group_norm": "ggufnorm.core.norms",
-    "inspect": "ggufnorm.analysis.inspection",
+    "inspect": "ggufnorm.api",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
     "load": "ggufnorm.report.faces",
-    "pixels": "ggufnorm.analysis.preprocessing.image.run",
-    "recipe": "ggufnorm.analysis.attribution.recipe",
+    "pixels": "ggufnorm.api",
+    "recipe": "ggufnorm.api",
     "rms_norm": "ggufnorm.core.norms",
     "save": "ggufnorm.report.faces",
     "to_dataframe": "ggufnorm.report.frames",
     "to_fragment": "ggufnorm.report.fragment",
-    "trace": "ggufnorm.analysis.trace.run",
+    "trace": "ggufnorm.api",
 }
 
 

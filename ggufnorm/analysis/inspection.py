@@ -15,6 +15,7 @@ from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, TensorFacts
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import norm_sites
@@ -40,7 +41,7 @@ def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspe
         GGUFError: it is not well-formed GGUF.
         EngineMissingError: it is ONNX, and onnx is not installed.
     """
-    if os.fspath(location).lower().endswith(".onnx"):
+    if parse(location).engine == "onnxruntime":
         from ggufnorm.engines.onnx.listing import inspect_onnx
 
         return inspect_onnx(location, tensors=tensors)

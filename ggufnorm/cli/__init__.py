@@ -1,4 +1,4 @@
-"""The commands: each turns options into one call of the library and emits the result."""
+"""The commands: each parses options, calls one function of the API and emits the result."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as a shell reports it."""

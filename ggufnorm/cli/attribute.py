@@ -27,20 +27,22 @@ from ggufnorm.core.attribution import By
 @model_arguments("REF", "QUANT")
 @click.option(
     "--by", default="tensor", show_default=True, type=click.Choice(("tensor", "layer", "role")),
-    help="What is listed.",
+    help="Unit to attribute the divergence to.",
 )  # fmt: skip
 @click.option(
     "--rest", default="5%", show_default=True, type=Share(),
-    help="Leave tensors of layers unmeasured that make at most this share together.",
+    help="Do not measure the tensors of layers that together contribute at most this share.",
 )  # fmt: skip
 @click.option(
     "--budget", default="10m", show_default=True, type=Duration(),
-    help="Time to spend (90s, 10m, 2h): less text and fewer tensors are run to keep to it.",
+    help="Time limit (90s, 10m, 2h), kept by running less text and fewer tensors.",
 )  # fmt: skip
-@click.option("--no-norms", is_flag=True, help="Leave out the runs with a norm's input restored.")
+@click.option(
+    "--no-norms", is_flag=True, help="Skip the runs in which the input of a norm is restored."
+)
 @text_options
 @engine_options
-@side_options({"": "of both"})
+@side_options({"": "in both models"})
 @output_options(*FORMATS)
 def command(
     models: tuple[str, ...],
@@ -59,18 +61,18 @@ def command(
     output: Path | None,
     **side: Any,
 ) -> int:
-    """Tell which tensors of QUANT the KL divergence from REF comes from.
+    """Attribute the KL divergence between REF and QUANT to the tensors of QUANT.
 
-    REF runs again and again, each time with what one tensor of QUANT makes of REF's own
-    values put in. What that does to the predictions is the tensor's share.
+    For each tensor, REF runs with one patch: the activations that QUANT's tensor computes
+    from REF's own inputs. The KL divergence that the patch causes is the tensor's share.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.attribution.run import attribute
+    from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
     with progress_bar("attribute", show_position=False) as show:
-        report = attribute(
+        report = api.attribute(
             ref,
             quant,
             by=by,

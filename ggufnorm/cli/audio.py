@@ -13,15 +13,15 @@ from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 @click.argument("sound", type=click.Path(path_type=Path))
 @click.option(
     "--processor", metavar="FOLDER", type=click.Path(path_type=Path),
-    help="Folder of the Hugging Face feature extractor (preprocessor_config.json).",
+    help="Folder with the Hugging Face feature extractor (preprocessor_config.json).",
 )  # fmt: skip
 @click.option(
     "--mmproj", metavar="MODEL",
-    help="GGUF file of the audio encoder: llama.cpp's own spectrogram.",
+    help="GGUF file of the audio encoder, to include llama.cpp's own preprocessing.",
 )  # fmt: skip
 @click.option(
     "--array", metavar="FILE.npy", type=click.Path(path_type=Path),
-    help="What a pipeline of yours feeds: mel bins and frames, written by numpy.save.",
+    help="Model input of your own pipeline: mel bins × frames, saved with numpy.save.",
 )  # fmt: skip
 @output_options(*FORMATS)
 def command(
@@ -32,17 +32,17 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Compare the log-mel spectrograms that audio pipelines make of the WAV file SOUND.
+    """Compare the log-mel spectrograms that audio pipelines compute from a WAV file.
 
-    Pipelines are the Hugging Face feature extractor, Whisper's formula in NumPy,
-    llama.cpp's own preprocessing and one of yours (--array).
+    The pipelines are the Hugging Face feature extractor, Whisper's formula in NumPy,
+    llama.cpp's own preprocessing, and your own (--array).
 
-    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage, 3 an input cannot
-    be read, 4 llama.cpp failed.
+    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage error, 3 an input
+    cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.preprocessing.audio.run import audio
+    from ggufnorm import api
 
-    report = audio(sound, processor=processor, mmproj=mmproj, array=array)
+    report = api.audio(sound, processor=processor, mmproj=mmproj, array=array)
     emit(report, fmt, output)
     return int(any(f.severity == "error" for f in report.findings))

@@ -8,11 +8,10 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.models import at_least_one, model_arguments
+from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 from ggufnorm.cli.progress import progress_bar
-from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, Severity
-from ggufnorm.core.model import Skipped
+from ggufnorm.core.audit import SEVERITIES, AuditReport, Severity
 from ggufnorm.errors import InputError
 
 _FORMATS = (*FORMATS, "sarif", "github")
@@ -28,25 +27,27 @@ def _split(
 @click.command("audit")
 @model_arguments("MODEL...")
 @click.option(
-    "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
-    " config.json and safetensors, or hf://org/repo."
+    "--source", metavar="SOURCE", help="Checkpoint that the models were converted from: a folder"
+    " with config.json and safetensors, or hf://org/repo."
 )  # fmt: skip
-@click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
-@click.option("--full", is_flag=True, help="Read all tensors, not just the norms.")
+@click.option("--run", is_flag=True, help="Also run each model in llama.cpp.")
+@click.option("--full", is_flag=True, help="Read all tensors, not only the norms.")
 @click.option(
     "--select", multiple=True, callback=_split, metavar="IDS",
-    help="Only rules whose id begins so: N,E104.  [default: all]",
+    help="Check only rules whose id starts with one of these: N,E104.  [default: all]",
 )  # fmt: skip
 @click.option(
-    "--ignore", multiple=True, callback=_split, metavar="IDS", help="Not rules whose id begins so."
-)
+    "--ignore", multiple=True, callback=_split, metavar="IDS",
+    help="Skip rules whose id starts with one of these.",
+)  # fmt: skip
 @click.option(
     "--ignore-file", type=click.Path(dir_okay=False, path_type=Path),
-    help="Accepted findings.  [default: .ggufnorm-ignore.toml or pyproject.toml here]",
+    help="File with the accepted findings.  [default: .ggufnorm-ignore.toml or pyproject.toml in"
+    " the current folder]",
 )  # fmt: skip
 @click.option(
     "--fail-on", default="error", show_default=True, type=click.Choice(SEVERITIES),
-    help="Exit 1 if there is a finding as grave as this.",
+    help="Exit 1 on findings of at least this severity.",
 )  # fmt: skip
 @output_options(*_FORMATS)
 def command(
@@ -62,58 +63,44 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Check whether the normalization of the converted GGUF model MODEL is right.
+    """Lint the normalization of a converted GGUF model.
 
-    MODEL is a path (any shard of a split model), a folder or a quoted pattern of paths,
-    https://…, hf://org/repo/file.gguf or ollama:name. Of a remote model only the header
-    and the norms are fetched. `ggufnorm rules` lists the rules, `ggufnorm rule ID`
+    MODEL is a path (any shard of a split model), a folder or a quoted glob pattern,
+    https://…, hf://org/repo/file.gguf or ollama:name. For a remote model, only the header
+    and the norms are downloaded. `ggufnorm rules` lists the rules, `ggufnorm rule ID`
     explains one.
 
-    Exit codes: 0 no finding as grave as --fail-on, 1 at least one, 2 usage, 3 a model
-    cannot be read.
+    Exit codes: 0 no findings of at least the severity of --fail-on, 1 some, 2 usage error,
+    3 a model cannot be read.
     """
     fmt = choose_format(fmt, output, _FORMATS)
+    locations = at_least_one(models, hf_repos)
+    from ggufnorm import api
     from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
-    from ggufnorm.analysis.audit.run import AuditOptions, audit_all
-    from ggufnorm.formats.location import expand
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
-    options = AuditOptions(source, run, full, select, ignore, accepted)
-    locations = expand(at_least_one(models, hf_repos))
-    found: list[AuditReport | InputError] = []
-    interrupted = False
     with progress_bar("audit") as show:
-        try:
-            for checked in audit_all(locations, options, show):
-                found.append(checked)
-        except KeyboardInterrupt:
-            if not found:
-                raise
-            interrupted = True
-    failed = [f for f in found if isinstance(f, InputError)]
-    if failed and len(locations) == 1:
-        raise failed[0]
-    for error in failed:
-        click.secho(f"error: {error}", fg="red", err=True)
-    reports = tuple(f for f in found if isinstance(f, AuditReport))
-    if len(locations) == 1:
-        emit(reports[0], fmt, output)
-    else:
-        unread = [
-            Skipped(m, str(f))
-            for m, f in zip(locations, found, strict=False)
-            if isinstance(f, InputError)
-        ]
-        unread += [Skipped(m, "interrupted before it was checked") for m in locations[len(found) :]]
-        emit(AuditSet(reports, tuple(unread)), fmt, output)
-    if interrupted:
+        found = api.audit(
+            locations,
+            source=source,
+            run=run,
+            full=full,
+            select=select,
+            ignore=ignore,
+            accepted=accepted,
+            on_progress=show,
+        )
+    is_one = report_failed(found)
+    emit(found.models[0] if is_one else found, fmt, output)
+    if found.interrupted:
         click.echo("interrupted: the report covers the models that were checked", err=True)
         return INTERRUPTED
-    if failed:
+    if found.failed:
         return InputError.exit_code
-    return int(any(_is_grave(report, fail_on) for report in reports))
+    return int(any(_fails(report, fail_on) for report in found.models))
 
 
-def _is_grave(report: AuditReport, fail_on: Severity) -> bool:
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
-    return any(f.severity in grave for f in report.findings)
+def _fails(report: AuditReport, fail_on: Severity) -> bool:
+    """Whether a finding is at least as severe as ``fail_on``."""
+    severe = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return any(finding.severity in severe for finding in report.findings)

@@ -10,10 +10,10 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print a script that completes commands and options in SHELL.
+    """Print the completion script for a shell.
 
-    For bash: ``ggufnorm completion bash >> ~/.bashrc``. For fish:
-    ``ggufnorm completion fish > ~/.config/fish/completions/ggufnorm.fish``.
+    For bash: `ggufnorm completion bash >> ~/.bashrc`. For fish:
+    `ggufnorm completion fish > ~/.config/fish/completions/ggufnorm.fish`.
     """
     root = ctx.find_root().command
     script = get_completion_class(shell)

@@ -24,14 +24,14 @@ FAULTY = "blk.2.ffn_down.weight"
     default=8,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Run so many chunks of 512 tokens of the bundled text.",
+    help="Chunks of 512 tokens of the bundled text to run.",
 )
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path),
-    help="Leave the three models in this folder, to be looked at with the other commands.",
+    help="Keep the three models in this folder, to try other commands on them.",
 )  # fmt: skip
 def command(chunks: int, keep: Path | None) -> int:
-    """Quantize the bundled sample, show its drift, then damage a tensor and find it."""
+    """Quantize the bundled model, show its drift, then damage a tensor and locate it."""
     from ggufnorm.analysis.drift.run import drift
     from ggufnorm.engines.llama.quantize import quantize
     from ggufnorm.samples import sample_model

@@ -14,7 +14,7 @@ from ggufnorm.cli.progress import progress_bar
 @click.command("diff")
 @model_arguments("A", "B")
 @click.option("-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]")
-@click.option("--fail-on-norms", is_flag=True, help="Exit 1 unless all norms are the same.")
+@click.option("--fail-on-norms", is_flag=True, help="Exit 1 unless all norms are identical.")
 @output_options(*FORMATS)
 def command(
     models: tuple[str, ...],
@@ -24,17 +24,17 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Compare the GGUF models A and B, tensor by tensor; nothing is run.
+    """Compare two GGUF models tensor by tensor, without running them.
 
-    Norms are compared bit by bit, all other tensors dequantized, with errors relative to
-    A; metadata that change what is computed are told from those that do not.
+    Norms are compared bit for bit. All other tensors are dequantized, and errors are
+    relative to A. Metadata that affect the computation are listed apart from the rest.
     """
     a, b = all_models(models, hf_repos, "A", "B")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.diff.run import diff
+    from ggufnorm import api
 
     with progress_bar("diff", show_position=False) as show:
-        report = diff(a, b, n_threads=threads, on_progress=show)
+        report = api.diff(a, b, n_threads=threads, on_progress=show)
     emit(report, fmt, output)
     changed = sum(n.n_differing > 0 for n in report.norms)
     if fail_on_norms and changed:

@@ -9,9 +9,9 @@ _SIGNS = {"ok": ("✓", "green"), "absent": ("–", "yellow"), "broken": ("✗",
 
 @click.command("doctor")
 def command() -> int:
-    """Show what is installed and what works: the first thing to put into a bug report.
+    """Show which packages are installed and work; include the output in bug reports.
 
-    Exit code 1 if something is installed and broken.
+    Exit codes: 0 all that is installed works, 1 something is broken.
     """
     from ggufnorm.doctor import examine
 

@@ -27,17 +27,19 @@ from ggufnorm.cli.progress import progress_bar
 @model_arguments("REF", "QUANT")
 @text_options
 @engine_options
-@side_options({"ref-": "of the reference", "": "under test"})
+@side_options({"ref-": "in the reference", "": "in the model under test"})
 @click.option(
-    "--floor", is_flag=True, help="Also run the reference against itself: the engine's own noise."
+    "--floor",
+    is_flag=True,
+    help="Also run the reference against itself, to measure the engine's own noise.",
 )
 @click.option(
     "--resume", type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep progress in this file, and go on from what it holds.",
+    help="Save progress to this file, and resume from it if it exists.",
 )  # fmt: skip
 @click.option(
     "--max-local", type=click.FloatRange(min=0),
-    help="Exit 1 if an operation's own error (relative L2) is above.",
+    help="Exit 1 if the local error (relative L2) of an operation exceeds this.",
 )  # fmt: skip
 @threshold_options
 @output_options(*FORMATS)
@@ -59,20 +61,19 @@ def command(
     output: Path | None,
     **sides: Any,
 ) -> int:
-    """Run the GGUF models REF and QUANT on the same text and show where they part.
+    """Run two GGUF models on the same text and show where they diverge.
 
-    REF is right by definition; QUANT is the same network, quantized or converted
-    otherwise. Both run in llama.cpp, node by node in step with each other. They must be
-    on this machine: paths (any shard of a split model), ollama:name, or
-    hf://org/repo/file.gguf once downloaded.
+    REF is the reference; QUANT is the same network, quantized or converted differently.
+    Both run in llama.cpp, in lockstep, node by node. They must be on this machine: paths
+    (any shard of a split model), ollama:name, or hf://org/repo/file.gguf once downloaded.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.drift.run import drift
+    from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:
-        report = drift(
+        report = api.drift(
             ref,
             quant,
             text=text,

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from ggufnorm.cli.models import at_least_one, model_arguments
+from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
-from ggufnorm.core.model import Inspection, InspectionSet, Skipped
+from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
 
 _FORMATS = (*FORMATS, "csv")
 
 
 class _Layers(click.ParamType[range]):
-    """A block number or a range of them: 3 or 0-3."""
+    """A layer or a range of layers: 3 or 0-3."""
 
     name = "layers"
 
@@ -36,12 +36,16 @@ class _Layers(click.ParamType[range]):
 @click.command("inspect")
 @model_arguments("MODEL...")
 @click.option(
-    "--layer", "layers", type=_Layers(), multiple=True, help="Only these blocks: 3 or 0-3."
+    "--layer", "layers", type=_Layers(), multiple=True, help="Show only these layers: 3 or 0-3."
 )
 @click.option(
-    "--role", "roles", metavar="NAME", multiple=True, help="Only these norms: attn, ffn, q …"
+    "--role",
+    "roles",
+    metavar="NAME",
+    multiple=True,
+    help="Show only norms with this role: attn, ffn, q …",
 )
-@click.option("--tensors", is_flag=True, help="List all tensors too.")
+@click.option("--tensors", is_flag=True, help="Also list all tensors.")
 @output_options(*_FORMATS)
 def command(
     models: tuple[str, ...],
@@ -52,51 +56,35 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """List every norm of the GGUF or ONNX model MODEL: kind, epsilon, shape, weights.
+    """List every norm of a GGUF or ONNX model: kind, epsilon, shape, weight statistics.
 
-    MODEL is a path (any shard of a split model), https://…, hf://org/repo/file.gguf or
-    ollama:name. Of a remote model only the header and the norms are fetched.
+    MODEL is a path (any shard of a split model), a folder or a quoted glob pattern,
+    https://…, hf://org/repo/file.gguf or ollama:name. For a remote model, only the header
+    and the norms are downloaded.
 
-    Of several files each is listed; one that cannot be read does not keep the others back.
+    A model that cannot be read is reported, and the others are still listed.
     """
     fmt = choose_format(fmt, output, _FORMATS)
     if tensors and fmt == "csv":
         raise click.UsageError("--tensors does not go with csv, which has one table")
     locations = at_least_one(models, hf_repos)
-    found = [_try_inspect(model, tensors) for model in locations]
-    inspections = [f for f in found if isinstance(f, Inspection)]
-    failed = [f for f in found if isinstance(f, InputError)]
-    if failed and len(locations) == 1:
-        raise failed[0]
-    for error in failed:
-        click.secho(f"error: {error}", fg="red", err=True)
-    if inspections:
-        chosen = _select(inspections, layers, roles)
-        skipped = tuple(
-            Skipped(m, str(f))
-            for m, f in zip(locations, found, strict=True)
-            if isinstance(f, InputError)
-        )
-        emit(chosen[0] if len(locations) == 1 else InspectionSet(chosen, skipped), fmt, output)
-    return InputError.exit_code if failed else 0
+    from ggufnorm import api
 
-
-def _try_inspect(model: str, tensors: bool) -> Inspection | InputError:
-    from ggufnorm.analysis.inspection import inspect
-
-    try:
-        return inspect(model, tensors=tensors)
-    except InputError as error:
-        return error
+    found = api.inspect(locations, tensors=tensors)
+    is_one = report_failed(found)
+    if found.models:
+        chosen = _select(found.models, layers, roles)
+        emit(chosen[0] if is_one else InspectionSet(chosen, found.failed), fmt, output)
+    return InputError.exit_code if found.failed else 0
 
 
 def _select(
     inspections: Sequence[Inspection], layers: Sequence[range], roles: Sequence[str]
 ) -> tuple[Inspection, ...]:
-    """What was asked for of each model.
+    """The norms that the options select, of each model.
 
     Raises:
-        click.UsageError: that is nothing.
+        click.UsageError: there is none.
     """
     from ggufnorm.analysis.inspection import select
 

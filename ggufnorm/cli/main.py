@@ -13,22 +13,22 @@ from ggufnorm.errors import EngineError, GgufnormError
 from ggufnorm.version import __version__
 
 _COMMANDS = {
-    "inspect": "List every norm of a GGUF or an ONNX file.",
-    "audit": "Check whether the norms of a converted file are right.",
-    "drift": "Run two versions of a model and show where they part.",
-    "attribute": "Tell which tensors of a quantized model its KL divergence comes from.",
-    "recipe": "Choose a type for each tensor: the least KL divergence for a size.",
-    "diff": "Compare two files: metadata, norms, every tensor; nothing is run.",
-    "trace": "Write down what a run of a model gives, to be compared later.",
-    "compare": "Compare traces, or a source in another framework with its conversions.",
-    "pixels": "Compare the pixels that image pipelines feed, and how they are normalized.",
-    "audio": "Compare the log-mel spectrograms that audio pipelines feed.",
-    "report": "Show saved results again, in another format or side by side.",
+    "inspect": "List every norm of a GGUF or ONNX model.",
+    "audit": "Lint the normalization of a converted GGUF model.",
+    "drift": "Run two GGUF models on the same text and show where they diverge.",
+    "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
+    "recipe": "Choose a quantization type for each tensor, within a size.",
+    "diff": "Compare two GGUF models tensor by tensor, without running them.",
+    "trace": "Run a model and save its activations, to compare later.",
+    "compare": "Compare traces, or a checkpoint or ONNX model with its conversions.",
+    "pixels": "Compare image preprocessing pipelines, above all their normalization.",
+    "audio": "Compare the log-mel spectrograms of audio preprocessing pipelines.",
+    "report": "Show saved results, in another format or side by side.",
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",
-    "demo": "Show what drift finds, on the bundled sample.",
-    "doctor": "Show what is installed and what works, for bug reports.",
-    "completion": "Print a script that completes commands and options in a shell.",
+    "demo": "Show what drift finds, on the bundled model.",
+    "doctor": "Show which packages are installed and work, for bug reports.",
+    "completion": "Print the completion script for a shell.",
 }
 
 
@@ -65,7 +65,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) ->
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
-    help="Show the versions of ggufnorm and of what it stands on.",
+    help="Show the versions of ggufnorm and its main dependencies.",
 )  # fmt: skip
 def cli() -> None:
     """Tell whether a GGUF model still computes what its source computed.

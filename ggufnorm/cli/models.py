@@ -7,6 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from ggufnorm.core.audit import NOT_CHECKED, AuditSet
+from ggufnorm.core.model import InspectionSet
+from ggufnorm.errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -23,7 +27,7 @@ def model_arguments(*names: str) -> Callable[[F], F]:
             "hf_repos",
             multiple=True,
             metavar="ORG/REPO[:QUANT]",
-            help="Model on the Hugging Face Hub, after those given as arguments.",
+            help="Model on the Hugging Face Hub, added after the arguments.",
         )(command)
         return click.argument("models", nargs=-1, metavar=" ".join(names))(command)
 
@@ -34,13 +38,15 @@ def all_models(models: Sequence[str], hf_repos: Sequence[str], *names: str) -> l
     """Locations of the models that the command line names.
 
     Raises:
-        click.UsageError: there are fewer or more of them than names.
+        click.UsageError: there are fewer or more of them than names, or they are of a kind that
+            another command takes.
     """
     locations = _locations(models, hf_repos)
     if len(locations) < len(names):
         raise click.UsageError(f"missing {' and '.join(names[len(locations) :])}")
     if len(locations) > len(names):
         raise click.UsageError(f"unexpected {locations[len(names)]}")
+    require_kinds(locations)
     return locations
 
 
@@ -54,6 +60,38 @@ def at_least_one(models: Sequence[str], hf_repos: Sequence[str]) -> list[str]:
     if not locations:
         raise click.UsageError("missing MODEL")
     return locations
+
+
+def require_kinds(locations: Sequence[str]) -> None:
+    """Make sure that the command that is being run takes these locations.
+
+    Raises:
+        click.UsageError: another command was meant; the message has it.
+    """
+    from ggufnorm.verbs.kinds import wrong_turn
+
+    verb = click.get_current_context().command.name
+    sentence = wrong_turn(verb or "", locations)
+    if sentence is not None:
+        raise click.UsageError(sentence)
+
+
+def report_failed(found: InspectionSet | AuditSet) -> bool:
+    """Name the models that could not be read on standard error.
+
+    Returns:
+        Whether it was one model, of which the result alone is to be shown.
+
+    Raises:
+        InputError: it was one model, and it could not be read.
+    """
+    failed = [skipped for skipped in found.failed if skipped.reason != NOT_CHECKED]
+    is_one = len(found.models) + len(found.failed) == 1
+    if is_one and failed:
+        raise InputError(failed[0].reason)
+    for skipped in failed:
+        click.secho(f"error: {skipped.reason}", fg="red", err=True)
+    return is_one
 
 
 def _locations(models: Sequence[str], hf_repos: Sequence[str]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ggufnorm.cli.output import F
 from ggufnorm.core.drift import DriftReport
@@ -81,7 +82,7 @@ def _add(command: F, *options: Callable[[F], F]) -> F:
 
 
 def text_options(command: F) -> F:
-    """Which text is run, and how much of it."""
+    """The text to run, and how much of it."""
     return _add(
         command,
         click.option(
@@ -90,16 +91,17 @@ def text_options(command: F) -> F:
         ),
         click.option(
             "-c", "--ctx-size", default=512, show_default=True, type=click.IntRange(min=8),
-            help="Tokens of one chunk; its second half is scored.",
+            help="Tokens per chunk; predictions are scored on the second half of each chunk.",
         ),
         click.option(
-            "--chunks", type=click.IntRange(min=1), help="Run at most so many.  [default: all]"
+            "--chunks", type=click.IntRange(min=1),
+            help="Maximum number of chunks to run.  [default: all]",
         ),
     )  # fmt: skip
 
 
 def engine_options(command: F) -> F:
-    """On what llama.cpp runs."""
+    """The hardware that llama.cpp runs on."""
     return _add(
         command,
         click.option(
@@ -107,18 +109,21 @@ def engine_options(command: F) -> F:
         ),
         click.option(
             "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
-            help="Layers to run on the GPU.",
+            help="Layers to offload to the GPU.",
         ),
-        click.option("--no-memory-check", is_flag=True, help="Load models that seem too large."),
+        click.option(
+            "--no-memory-check", is_flag=True,
+            help="Do not refuse models that exceed the free memory.",
+        ),
     )  # fmt: skip
 
 
 def side_options(sides: Mapping[str, str]) -> Callable[[F], F]:
-    """Options of how each side runs.
+    """llama.cpp's options for each side.
 
     Args:
-        sides: prefix of a side's options to what their help calls it; the side without a
-            prefix has llama.cpp's short names too.
+        sides: the prefix of a side's options, and the phrase that ends their help; the side
+            without a prefix has llama.cpp's short names too.
     """
 
     def add(command: F) -> F:
@@ -136,23 +141,23 @@ def _options_of_side(prefix: str, whose: str) -> tuple[Callable[[F], F], ...]:
     return (
         click.option(
             *names("flash-attn", "fa"), default="auto", show_default=True,
-            type=click.Choice(("auto", "on", "off")), help=f"Flash attention {whose}.",
+            type=click.Choice(("auto", "on", "off")), help=f"Use Flash Attention {whose}.",
         ),
         click.option(
             *names("cache-type-k", "ctk"), default="f16", show_default=True,
-            type=click.Choice(_CACHE_TYPES), help=f"Type of cached keys {whose}.",
+            type=click.Choice(_CACHE_TYPES), help=f"KV cache data type for K {whose}.",
         ),
         click.option(
             *names("cache-type-v", "ctv"), default="f16", show_default=True,
-            type=click.Choice(_CACHE_TYPES), help=f"Type of cached values {whose}.",
+            type=click.Choice(_CACHE_TYPES), help=f"KV cache data type for V {whose}.",
         ),
         click.option(
             f"--{prefix}extra-bufts", is_flag=True,
-            help=f"Let llama.cpp repack weights for its fastest CPU kernels, {whose}.",
+            help=f"Let llama.cpp repack weights for its fastest CPU kernels {whose}.",
         ),
         click.option(
             f"--{prefix}unfused-norms", is_flag=True,
-            help=f"Keep llama.cpp from fusing RMSNorm with its weight, {whose}.",
+            help=f"Do not let llama.cpp fuse RMSNorm with its weight {whose}.",
         ),
     )  # fmt: skip
 
@@ -171,18 +176,49 @@ def side_of(values: Mapping[str, Any], prefix: str = "") -> SideOptions:
 
 
 def threshold_options(command: F) -> F:
-    """What a side's predictions must keep to."""
+    """Limits on the predictions of the model under test."""
     return _add(
         command,
         click.option(
             "--max-kld", type=click.FloatRange(min=0),
-            help="Exit 1 if the mean KL divergence is above.",
+            help="Exit 1 if the mean KL divergence exceeds this.",
         ),
         click.option(
             "--min-top1", type=Share(),
-            help="Exit 1 if fewer positions (0.98 or 98%) agree on the top token.",
+            help="Exit 1 if the top token agrees at fewer positions than this (0.98 or 98%).",
         ),
     )  # fmt: skip
+
+
+LLAMA_ONLY = (
+    "gpu_layers", "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms",
+)  # fmt: skip
+"""Parameters that only llama.cpp knows."""
+
+
+def given(context: click.Context, names: Collection[str]) -> list[str]:
+    """The options, of those parameters, that the command line has: ``--gpu-layers``."""
+    return [
+        max(option.opts, key=len)
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+    ]
+
+
+def refuse(context: click.Context, names: Collection[str], why: str) -> None:
+    """Refuse options of those parameters.
+
+    Args:
+        context: of the command.
+        names: of the parameters.
+        why: what stands behind the option's name: ``does not go with --image``.
+
+    Raises:
+        click.UsageError: one was given.
+    """
+    for option in given(context, names):
+        raise click.UsageError(f"{option} {why}")
 
 
 def read_text(path: Path) -> str:
@@ -203,7 +239,7 @@ def read_text(path: Path) -> str:
 
 
 def tell_crossed(lines: list[str]) -> int:
-    """Print what was crossed on stderr; the exit code."""
+    """Print the crossed thresholds on stderr, and return the exit code."""
     for line in lines:
         click.secho(line, fg="red", err=True)
     return 1 if lines else 0

@@ -42,7 +42,7 @@ class _Constants(click.ParamType["Normalization"]):
         try:
             a, b, c = (float(part) for part in text.split(","))
         except ValueError:
-            self.fail(f"{text!r} is not three numbers with commas between", param, ctx)
+            self.fail(f"{text!r} is not three comma-separated numbers", param, ctx)
         if not all(map(isfinite, (a, b, c))):
             self.fail(f"{text!r}: every number must be finite", param, ctx)
         return a, b, c
@@ -52,23 +52,25 @@ class _Constants(click.ParamType["Normalization"]):
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--processor", metavar="FOLDER", type=click.Path(path_type=Path),
-    help="Folder of the Hugging Face image processor (preprocessor_config.json).",
+    help="Folder with the Hugging Face image processor (preprocessor_config.json).",
 )  # fmt: skip
 @click.option(
-    "--mmproj", metavar="MODEL", help="GGUF file of the image encoder: llama.cpp's own pixels."
+    "--mmproj",
+    metavar="MODEL",
+    help="GGUF file of the image encoder, to include llama.cpp's own preprocessing.",
 )
 @click.option(
     "--array", metavar="FILE.npy", type=click.Path(path_type=Path),
-    help="What a pipeline of yours feeds: NCHW, NHWC, CHW or HWC, written by numpy.save.",
+    help="Model input of your own pipeline: NCHW, NHWC, CHW or HWC, saved with numpy.save.",
 )  # fmt: skip
 @click.option(
     "--constants", type=_Constants(), metavar="NAME|M,M,M:S,S,S",
-    help="Mean and std expected: imagenet, clip, siglip, mobilenet, or numbers."
-    "  [default: the processor's, else the encoder's]",
+    help="Expected mean and std: imagenet, clip, siglip, mobilenet, or numbers."
+    "  [default: those of the processor, else of the encoder]",
 )  # fmt: skip
 @click.option(
     "--onnx", metavar="MODEL", type=click.Path(path_type=Path),
-    help="ONNX model that takes the pixels: compare its input's shape and type.",
+    help="ONNX model that takes the pixels, to check the shape and type of its input.",
 )  # fmt: skip
 @output_options(*FORMATS)
 def command(
@@ -81,18 +83,18 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Compare what image pipelines make of the picture IMAGE, and how they normalize it.
+    """Compare how image preprocessing pipelines turn IMAGE into model input.
 
-    Pipelines are the Hugging Face image processor, its formula in NumPy, llama.cpp's own
-    preprocessing and one of yours (--array, for which IMAGE may be left out).
+    The pipelines are the Hugging Face image processor, its formula in NumPy, llama.cpp's
+    own preprocessing, and your own (--array, with which IMAGE is optional).
 
-    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage, 3 an input cannot
-    be read, 4 llama.cpp failed.
+    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage error, 3 an input
+    cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.preprocessing.image.run import pixels
+    from ggufnorm import api
 
-    report = pixels(
+    report = api.pixels(
         image,
         processor=processor,
         mmproj=mmproj,

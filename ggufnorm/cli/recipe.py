@@ -24,7 +24,7 @@ from ggufnorm.formats.replace import replacing
 
 
 class _Limit(click.ParamType[dict[str, Any]]):
-    """A size, or how much larger than QUANT: 4.5GB, +3%, -10%."""
+    """A size, absolute or relative to QUANT: 4.5GB, +3%, -10%."""
 
     name = "size"
 
@@ -45,38 +45,39 @@ class _Limit(click.ParamType[dict[str, Any]]):
 @model_arguments("REF", "QUANT")
 @click.option(
     "--max-size", type=_Limit(),
-    help="The file may take so much: 4.5GB, or +3% more than QUANT.  [default: +3%]",
+    help="Maximum size of the file: 4.5GB, or relative to QUANT, +3%.  [default: +3%]",
 )  # fmt: skip
 @click.option(
     "--target-kld", type=click.FloatRange(min=0, min_open=True),
-    help="Find the smallest file with this mean KL divergence instead.",
+    help="Find the smallest file with at most this mean KL divergence instead.",
 )  # fmt: skip
 @click.option(
-    "--types", help="Types to try, with commas: q3_k,q4_k,q5_k.  [default: eight from Q2_K to Q8_0]"
+    "--types",
+    help="Comma-separated types to try: q3_k,q4_k,q5_k.  [default: eight from Q2_K to Q8_0]",
 )
 @click.option(
     "--imatrix", metavar="FILE|auto",
-    help="Importance matrix (GGUF or .dat); auto computes one from the text.",
+    help="Importance matrix (GGUF or .dat), or auto to compute one from the text.",
 )  # fmt: skip
 @click.option(
     "--save-imatrix", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the importance matrix that was computed to this file.",
+    help="Save the computed importance matrix to this file.",
 )  # fmt: skip
 @click.option(
     "--tensor-type-file", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the types to this file for llama-quantize --tensor-type-file.",
+    help="Save the types to this file, for llama-quantize --tensor-type-file.",
 )  # fmt: skip
 @click.option(
     "--apply", type=click.Path(dir_okay=False, path_type=Path),
-    help="Quantize to this file by the recipe, and measure what came of it.",
+    help="Quantize to this file with the recipe, and measure the result.",
 )  # fmt: skip
 @click.option(
     "--budget", default="10m", show_default=True, type=Duration(),
-    help="Time for the shares of tensors, in each of two types.",
+    help="Time limit for measuring the share of each tensor, in each of two types.",
 )  # fmt: skip
 @text_options
 @engine_options
-@side_options({"": "of all"})
+@side_options({"": "in all runs"})
 @output_options(*FORMATS)
 def command(
     models: tuple[str, ...],
@@ -99,10 +100,11 @@ def command(
     output: Path | None,
     **side: Any,
 ) -> None:
-    """Choose a type for each tensor, better than the mix of QUANT, a quantization of REF.
+    """Choose a quantization type for each tensor, to improve on the mix of QUANT.
 
-    REF (F32, F16 or BF16) is quantized to several types and run; every tensor gets the type
-    that is worth its bytes. QUANT says what size to start from.
+    REF (F32, F16 or BF16) is quantized to several types and run, and each tensor gets the
+    type that lowers the KL divergence most for its bytes. QUANT, a quantization of REF,
+    sets the size to start from.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     if max_size and target_kld is not None:
@@ -110,7 +112,8 @@ def command(
     if save_imatrix and imatrix != "auto":
         raise click.UsageError("--save-imatrix goes with --imatrix auto")
     fmt = choose_format(fmt, output)
-    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, recipe, refuse_input
+    from ggufnorm import api
+    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, refuse_input
     from ggufnorm.formats.location import local_path
 
     inputs = [str(local_path(location)) for location in (ref, quant)]
@@ -124,7 +127,7 @@ def command(
     except ValueError as error:
         raise click.UsageError(f"--types: {error}") from None
     with progress_bar("recipe") as show:
-        report = recipe(
+        report = api.recipe(
             ref,
             quant,
             imatrix=imatrix,

@@ -13,10 +13,10 @@ from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
 @click.argument("files", nargs=-1, required=True, metavar="FILE.json...", type=click.Path())
 @output_options(*FORMATS)
 def command(files: tuple[str, ...], fmt: str | None, output: Path | None) -> None:
-    """Show saved results again, in another format or several side by side.
+    """Show saved results, in another format or side by side.
 
-    FILE.json is what a command wrote with -o FILE.json. Several of drift (F16 against
-    Q8_0, Q4_K_M …) or of inspect become one report.
+    FILE.json is a result that a command saved with -o FILE.json. Several results of drift
+    (F16 against Q8_0, Q4_K_M …) or of inspect become one report.
     """
     fmt = choose_format(fmt, output)
     from ggufnorm.report.document import side_by_side

@@ -8,7 +8,7 @@ import click
 @click.command("rule")
 @click.argument("rule_id", metavar="ID")
 def command(rule_id: str) -> int:
-    """Explain a rule of audit: what it does, why it matters, what to do."""
+    """Explain a rule of audit: what it checks, why it matters, how to fix a finding."""
     from ggufnorm.analysis.audit.pages import page
     from ggufnorm.analysis.audit.rules import BY_ID
 

@@ -7,7 +7,7 @@ import click
 
 @click.command("rules")
 def command() -> int:
-    """List the rules of audit: id, severity, name, what is wrong where it speaks up."""
+    """List the rules of audit: id, severity, name and the problem that each detects."""
     from ggufnorm.analysis.audit.rules import RULES
 
     for rule in RULES:

@@ -102,6 +102,10 @@ class AuditReport(Result):
     summary: AuditSummary
 
 
+NOT_CHECKED = "interrupted before it was checked"
+"""The reason of models that a Ctrl-C kept from being checked."""
+
+
 @dataclass(frozen=True)
 class AuditSet(Result):
     """Several models' audits.
@@ -113,3 +117,8 @@ class AuditSet(Result):
 
     models: tuple[AuditReport, ...]
     failed: tuple[Skipped, ...]
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a Ctrl-C kept models from being checked."""
+        return any(skipped.reason == NOT_CHECKED for skipped in self.failed)

@@ -8,6 +8,9 @@ from typing import Literal
 from ggufnorm.core.drift import ModelFacts, SideFacts
 from ggufnorm.core.model import NormKind, Skipped
 
+SCHEMA, VERSION = "ggufnorm/trace", "1"
+"""What the metadata of a trace's file say under ``schema`` and ``version``."""
+
 TraceType = Literal["f32", "f16"]
 """How the values at the stops are stored."""
 

@@ -8,21 +8,20 @@ are bounded, and no name leads out of the folder.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats.location import hub_folder
+from ggufnorm.formats.folder import Folder
+from ggufnorm.formats.location import source_folder
 from ggufnorm.formats.safetensors import SafetensorsFile
 from ggufnorm.formats.safetensors_header import Place, parse_json, quoted
-from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
+from ggufnorm.formats.storage import Storage, in_parallel
 
 Config = Mapping[str, Any]
 """What a JSON file of a checkpoint says."""
@@ -39,73 +38,6 @@ _AT_ONCE = 8
 """Files opened at a time."""
 
 _INDEX = "model.safetensors.index.json"
-
-
-class Folder(Protocol):
-    """Where a checkpoint's files are.
-
-    Attributes:
-        name: as messages call it.
-    """
-
-    name: str
-
-    def names(self) -> list[str]:
-        """The files in it, sorted."""
-
-    def storage(self, name: str) -> Storage | None:
-        """One of the files; None if there is none of that name.
-
-        Raises:
-            InputError: it cannot be opened, or leads out of the folder.
-        """
-
-
-class LocalFolder:
-    """A folder on this machine; see :class:`Folder`. Files are memory-mapped read-only.
-
-    Raises:
-        InputError: it is not a folder.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(path)
-        self._path = Path(path)
-        if not self._path.is_dir():
-            what = "not a folder" if self._path.exists() else "no such folder"
-            raise InputError(
-                f"{self.name}: {what}: give one with config.json and model.safetensors"
-            )
-
-    def names(self) -> list[str]:
-        """See :class:`Folder`."""
-        return sorted(p.name for p in self._path.iterdir())
-
-    def storage(self, name: str) -> LocalStorage | None:
-        """See :class:`Folder`."""
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise InputError(f"{self.name}: {quoted(name)} leads out of the folder")
-        path = self._path / name
-        try:
-            mode = path.stat().st_mode
-            target = path.resolve()
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"{self.name}: cannot open {quoted(name)}: {reason}") from None
-        if not stat.S_ISREG(mode):
-            raise InputError(f"{path}: not a file")
-        if not any(target.is_relative_to(root) for root in self._roots()):
-            raise InputError(f"{path}: a link that leads out of the folder")
-        return LocalStorage(path)
-
-    def _roots(self) -> list[Path]:
-        # huggingface_hub's cache keeps a snapshot's files beside it, under their digests.
-        folder = self._path.resolve()
-        repository = folder.parent.parent
-        in_cache = folder.parent.name == "snapshots"
-        return [folder, repository / "blobs"] if in_cache else [folder]
 
 
 @dataclass(frozen=True)
@@ -166,19 +98,14 @@ def open_source(location: str | os.PathLike[str]) -> Source:
     """Open a checkpoint.
 
     Args:
-        location: a folder with ``config.json`` and safetensors, or
+        location: a folder with ``config.json`` and safetensors, ``hf:FOLDER``, or
             ``hf://org/repo[@revision]``, of which only the configs, the safetensors headers
-            and what is read of the tensors are fetched; a ``PathLike`` is always a folder.
+            and the tensors that are read are fetched; a ``PathLike`` is always a folder.
 
     Raises:
         InputError: something is missing, cannot be had or is not well-formed.
     """
-    text = os.fspath(location)
-    if not isinstance(location, str) or "://" not in text or Path(text).exists():
-        return read_source(LocalFolder(location))
-    if not text.lower().startswith("hf://"):
-        raise InputError(f"{text}: a source is a folder or hf://org/repo[@revision]")
-    return read_source(hub_folder(text))
+    return read_source(source_folder(location))
 
 
 def read_source(folder: Folder) -> Source:

@@ -177,7 +177,7 @@ def hub_place(location: str) -> RemotePlace:
 
 
 class HubFolder:
-    """The files at the top of a repository; see :class:`~ggufnorm.formats.hf.Folder`.
+    """The files at the top of a repository; see :class:`~ggufnorm.formats.folder.Folder`.
 
     Args:
         location: ``hf://org/repo[@revision]``.

@@ -1,24 +1,15 @@
-"""One word for where a model is.
-
-A location is one of
-
-- a path; any shard of a split model stands for the whole of it;
-- ``https://…`` or ``http://…``, read by range requests;
-- ``hf://org/repo[@revision]/file.gguf`` on the Hugging Face Hub, or
-  ``hf://org/repo[@revision][:QUANT]`` with the meaning of ``llama.cpp -hf``;
-- ``ollama:[[host/]namespace/]name[:tag]``, a model that Ollama has pulled.
-"""
+"""Opens what a location names; :data:`ggufnorm.formats.forms.FORMS` has every form of one."""
 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.folder import Folder, LocalFolder
+from ggufnorm.formats.forms import AnyLocation, Location, parse
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.ollama import find_blob
@@ -31,15 +22,12 @@ from ggufnorm.formats.split import (
     shard_count,
 )
 
-if TYPE_CHECKING:
-    from ggufnorm.formats.hf import Folder
 
-
-def open_model(location: str | os.PathLike[str]) -> ModelFile:
-    """Open a model, wherever it is.
+def open_model(location: AnyLocation | Location) -> ModelFile:
+    """Open a GGUF model, wherever it is.
 
     Args:
-        location: see the module; a ``PathLike`` is always a path.
+        location: see :data:`~ggufnorm.formats.forms.FORMS`.
 
     Returns:
         A context manager. Of a remote model only the header has been fetched.
@@ -48,43 +36,55 @@ def open_model(location: str | os.PathLike[str]) -> ModelFile:
         InputError: it cannot be found or opened, or its shards do not make one model.
         GGUFError: a file is not well-formed.
     """
-    kind, text = _kind(location)
-    if kind == "http":
-        return open_place(_remote("remote").remote_place(text))
-    if kind == "hf":
-        return open_place(_remote("hub").hub_place(text))
-    return open_place(_local_place(kind, text))
+    place = parse(location)
+    if place.scheme == "http":
+        return open_place(_remote("remote").remote_place(place.text))
+    if place.scheme == "hub":
+        return open_place(_remote("hub").hub_place(place.text))
+    return open_place(_local_place(place))
 
 
-def local_path(location: str | os.PathLike[str]) -> Path:
-    """The file on this machine that llama.cpp is to open: of a split model, its first shard.
+def local_path(location: AnyLocation | Location) -> Path:
+    """The file on this machine that an engine is to open: of a split model, its first shard.
 
     Raises:
         InputError: the location is remote and not in huggingface_hub's cache, or the
             model cannot be found.
     """
-    kind, text = _kind(location)
-    if kind == "http":
-        name = _remote("remote").public_address(text)
+    place = parse(location)
+    if place.scheme == "http":
+        name = _remote("remote").public_address(place.text)
         raise InputError(
             f"{name}: running a model needs it on this machine: download it first"
             f" (`curl -LO {name}`)"
         )
-    if kind == "hf":
-        path: Path = _remote("hub").downloaded(text)
+    if place.scheme == "hub":
+        path: Path = _remote("hub").downloaded(place.text)
         return _first_shard(LocalPlace(str(path)))
-    return _first_shard(_local_place(kind, text))
+    return _first_shard(_local_place(place))
 
 
-def checkpoint_folder(name: str) -> Path:
+def is_encoder(location: AnyLocation | Location) -> bool:
+    """Whether a GGUF model on this machine is an image or audio encoder (mmproj).
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    with open_model(local_path(location)) as file:
+        return file.architecture == "clip"
+
+
+def checkpoint_folder(location: AnyLocation | Location) -> Path:
     """The folder of a checkpoint on this machine.
 
     Args:
-        name: of the folder, or ``org/repo`` for one in huggingface_hub's cache.
+        location: ``hf:FOLDER``, ``hf:org/repo`` for one in huggingface_hub's cache, or either
+            without its prefix.
 
     Raises:
         InputError: there is neither.
     """
+    name = parse(location).name
     path = Path(name)
     if path.is_dir():
         return path
@@ -94,21 +94,29 @@ def checkpoint_folder(name: str) -> Path:
     return folder
 
 
-def hub_folder(location: str) -> Folder:
-    """A repository ``hf://org/repo[@revision]`` that holds a checkpoint.
+def source_folder(location: AnyLocation | Location) -> Folder:
+    """Where the files of a checkpoint are read: a folder, ``hf:FOLDER`` or ``hf://org/repo``.
 
     Raises:
         InputError: it cannot be found.
     """
-    folder: Folder = _remote("hub").HubFolder(location)
-    return folder
+    place = parse(location)
+    if place.scheme == "hub":
+        folder: Folder = _remote("hub").HubFolder(place.text)
+        return folder
+    if place.scheme == "checkpoint":
+        return LocalFolder(checkpoint_folder(place))
+    if place.scheme != "path" or ("://" in place.text and not Path(place.text).exists()):
+        raise InputError(f"{place.text}: a source is a folder or hf://org/repo[@revision]")
+    return LocalFolder(place.name)
 
 
 def expand(locations: Iterable[str]) -> list[str]:
     """Folders and shell patterns become the GGUF files in them; all else stays as it is.
 
     Args:
-        locations: see the module. A folder stands for all ``*.gguf`` in and below it.
+        locations: see :data:`~ggufnorm.formats.forms.FORMS`. A folder stands for all
+            ``*.gguf`` in and below it.
 
     Returns:
         Each model once, a split one by its first shard that is there, in the order given
@@ -127,7 +135,7 @@ def expand(locations: Iterable[str]) -> list[str]:
 
 def _expanded(location: str) -> Iterator[str]:
     path = Path(location)
-    if _kind_or_path(location) != "path" or path.is_file():
+    if parse(location).scheme != "path" or "://" in location or path.is_file():
         yield location
     elif path.is_dir():
         yield from _some(map(str, path.rglob("*.gguf")), location)
@@ -139,11 +147,6 @@ def _expanded(location: str) -> Iterator[str]:
         yield location
 
 
-def _kind_or_path(location: str) -> str:
-    scheme = location.partition(":")[0].lower()
-    return "path" if "://" not in location and scheme != "ollama" else scheme
-
-
 def _some(paths: Iterable[str], location: str) -> list[str]:
     found = sorted(paths)
     if not found:
@@ -151,26 +154,20 @@ def _some(paths: Iterable[str], location: str) -> list[str]:
     return found
 
 
-def _kind(location: str | os.PathLike[str]) -> tuple[str, str]:
-    """``path``, ``http``, ``hf`` or ``ollama``, and the location as text."""
-    text = os.fspath(location)
-    scheme = text.partition(":")[0].lower() if isinstance(location, str) else ""
-    if scheme in ("http", "https") and "://" in text:
-        return "http", text
-    if scheme == "hf" and "://" in text:
-        return "hf", text
-    if scheme == "ollama":
-        return "ollama", text.partition(":")[2]
-    if isinstance(location, str) and "://" in text and not Path(text).exists():
+def _local_place(place: Location) -> Place:
+    """A model's file on this machine.
+
+    Raises:
+        InputError: the location names something else.
+    """
+    if place.scheme == "checkpoint":
+        raise InputError(f"{place.text} is a checkpoint for Transformers, not a GGUF model")
+    if place.scheme == "path" and "://" in place.text and not Path(place.text).exists():
         raise InputError(
-            f"{text}: models are opened from a path, https://…, hf://org/repo/file.gguf"
+            f"{place.text}: models are opened from a path, https://…, hf://org/repo/file.gguf"
             " or ollama:name"
         )
-    return "path", text
-
-
-def _local_place(kind: str, text: str) -> Place:
-    return LocalPlace(str(find_blob(text)) if kind == "ollama" else text)
+    return LocalPlace(str(find_blob(place.name)) if place.scheme == "ollama" else place.name)
 
 
 def _first_shard(place: Place) -> Path:

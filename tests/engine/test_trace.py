@@ -419,7 +419,7 @@ def test_other_networks_are_refused(
 
 
 def test_two_models_are_drifts(tiny: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="use drift"):
+    with pytest.raises(InputError, match="use ggufnorm drift"):
         ggufnorm.compare(tiny["llama"], tiny["llama"])
 
 

@@ -12,7 +12,6 @@ from ggufnorm.analysis.crosscheck.between import name_unmatched, wrong_pixels
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.judge import LOGITS, Judge, first_wrong, verdict, with_operation
-from ggufnorm.analysis.crosscheck.locations import kind_of
 from ggufnorm.analysis.crosscheck.operations import TELLING, match_operations
 from ggufnorm.analysis.crosscheck.rows import align_class_token
 from ggufnorm.core.feed import FeedFinding
@@ -30,6 +29,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.core.operations import Stretch
 from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
 
 Tokens = NDArray[np.int32]
@@ -86,8 +86,10 @@ def compare_runs(
     joined = _join(source, engine, location)
     if tokens is None:
         joined = align_class_token(joined)
-    both = (kind_of(source.location), kind_of(location))
-    folds = find_folds(source.location, location) if both == ("onnx", "onnx") else Folds()
+    both = (parse(source.location).engine, parse(location).engine)
+    folds = (
+        find_folds(source.location, location) if both == ("onnxruntime", "onnxruntime") else Folds()
+    )
     if not source.norms and not folds.found:
         raise InputError(f"{source.location}: it has no norm that can be compared")
     if not joined.pairs and not folds.found:
@@ -183,7 +185,7 @@ def _short(run: ObservedRun) -> str:
 
 
 def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:
-    if kind_of(location) is not None:
+    if parse(location).engine != "llama.cpp":
         return join_names(source.norms, engine.norms)
     with open_model(local_path(location)) as file:
         return join_gguf(source.norms, engine.norms, file)

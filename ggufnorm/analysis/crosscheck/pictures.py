@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
-from ggufnorm.analysis.crosscheck.locations import in_order, kind_of, open_checkpoint
+from ggufnorm.analysis.crosscheck.runs import in_order, open_checkpoint
 from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.analysis.preprocessing.image.run import pixel_findings
 from ggufnorm.core.feed import FeedFinding
@@ -23,7 +23,8 @@ from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import takes_pictures
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, InputError
-from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
+from ggufnorm.formats.forms import parse
+from ggufnorm.formats.location import checkpoint_folder, is_encoder, local_path
 from ggufnorm.samples import default_picture
 
 if TYPE_CHECKING:
@@ -42,16 +43,11 @@ def are_encoders(source: str, engines: Sequence[str]) -> bool:
         InputError: a model cannot be opened.
         MissingPackageError: onnx is not installed.
     """
-    kinds = {location: kind_of(location) for location in (source, *engines)}
-    if any(kind is None and _is_encoder(location) for location, kind in kinds.items()):
+    engine = {location: parse(location).engine for location in (source, *engines)}
+    if any(e == "llama.cpp" and is_encoder(location) for location, e in engine.items()):
         return True
-    onnx = [location for location, kind in kinds.items() if kind == "onnx"]
-    return kinds[source] == "hf" and any(takes_pictures(location) for location in onnx)
-
-
-def _is_encoder(location: str) -> bool:
-    with open_model(local_path(location)) as file:
-        return file.architecture == "clip"
+    onnx = [location for location, e in engine.items() if e == "onnxruntime"]
+    return engine[source] == "transformers" and any(map(takes_pictures, onnx))
 
 
 def compare_encoders(
@@ -119,16 +115,16 @@ class _Runs:
         self._halved: dict[str, dict[str, float]] = {}
 
     def add(self, location: str) -> None:
-        kind = kind_of(location)
-        if kind == "hf":
+        engine = parse(location).engine
+        if engine == "transformers":
             self.found[location] = self._transformers(location)
-        elif kind == "onnx":
+        elif engine == "onnxruntime":
             self.found[location] = self._onnx(location)
         else:
             self.found[location] = self._mtmd(location)
 
     def compared(self, source: str, engine: str) -> EngineComparison:
-        is_mmproj = kind_of(engine) is None
+        is_mmproj = parse(engine).engine == "llama.cpp"
         return compare_runs(
             self.found[source],
             self.found[engine],
@@ -141,7 +137,7 @@ class _Runs:
     def _mtmd(self, location: str) -> ObservedRun:
         from ggufnorm.analysis.crosscheck.encoder import run_encoder
 
-        if not _is_encoder(location):
+        if not is_encoder(location):
             raise InputError(f"{location}: no image encoder: give the mmproj file of the model")
         run, made = run_encoder(
             location,
@@ -200,9 +196,9 @@ class _Runs:
 
 def _processor(source: str) -> tuple[Processor | None, tuple[Skipped, ...]]:
     """The image processor of a checkpoint, or why there is none."""
-    if kind_of(source) != "hf":
+    if parse(source).engine != "transformers":
         return None, (Skipped("image constants", f"{source} has no image processor"),)
-    folder = checkpoint_folder(source.partition(":")[2])
+    folder = checkpoint_folder(source)
     if not any((Path(folder) / name).exists() for name in _PROCESSORS):
         return None, (Skipped("image constants", f"{folder} has no {_PROCESSORS[0]}"),)
     try:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
-from ggufnorm.analysis.crosscheck.locations import in_order, kind_of
-from ggufnorm.analysis.crosscheck.runs import Runs
+from ggufnorm.analysis.crosscheck.runs import Runs, in_order
 from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FrameworksReport, TokenizerFinding
 from ggufnorm.errors import ConfigError, TextError
+from ggufnorm.formats.forms import parse
 from ggufnorm.samples import default_text
 
 N_TOKENS = 127
@@ -69,7 +69,7 @@ def compare_frameworks(
         MissingPackageError: what reads one of them is not installed.
         EngineError: an engine fails or crashes, or a model does not fit into memory.
     """
-    if kind_of(source) is None:
+    if parse(source).engine == "llama.cpp":
         raise ConfigError(f"{source}: the source must be hf:FOLDER or a file that ends with .onnx")
     if not engines:
         raise ConfigError(f"{source}: give a model to compare it with")
@@ -112,7 +112,7 @@ def compare_frameworks(
                 run.found[engine],
                 engine,
                 tokens=run.tokens,
-                tokenizer=_tokenizer(run) if kind_of(engine) is None else None,
+                tokenizer=_tokenizer(run) if parse(engine).engine == "llama.cpp" else None,
                 follow=run.follow(source, engine),
             )
             for engine in engines

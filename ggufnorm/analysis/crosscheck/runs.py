@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 
 from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
 from ggufnorm.analysis.crosscheck.join import Pair
-from ggufnorm.analysis.crosscheck.locations import kind_of, open_checkpoint
 from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import EngineMissingError
+from ggufnorm.errors import EngineMissingError, MemoryLimitError
+from ggufnorm.formats.forms import parse
+from ggufnorm.formats.location import checkpoint_folder
 
 if TYPE_CHECKING:
     from ggufnorm.core.operations import Stretch
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 
 _NO_TOKENS = np.empty(0, np.int32)
+_ORDER = ("llama.cpp", "transformers", "onnxruntime")
+"""In which models are run: a GGUF file has a tokenizer for certain, ONNX has none."""
 
 
 class Runs:
@@ -56,10 +61,10 @@ class Runs:
     def add(self, location: str) -> None:
         """Run a model."""
         self.on_progress(Progress(f"running {location}"))
-        kind = kind_of(location)
-        if kind == "hf":
+        engine = parse(location).engine
+        if engine == "transformers":
             self.found[location] = self._transformers(location)
-        elif kind == "onnx":
+        elif engine == "onnxruntime":
             self.found[location] = self._onnx(location)
         else:
             self.found[location] = self._llama(location)
@@ -94,7 +99,8 @@ class Runs:
         """How to take down what both compute; see :data:`.compared.Follow`."""
 
         def follow(pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float) -> Stretch:
-            if kind_of(source) != "hf" or kind_of(engine) is not None:
+            engines = parse(source).engine, parse(engine).engine
+            if engines != ("transformers", "llama.cpp"):
                 raise NotFollowedError("only Transformers and llama.cpp are followed between norms")
             from ggufnorm.analysis.crosscheck.stretch import take_down
 
@@ -128,3 +134,40 @@ class Runs:
             tokenizer = Tokenizer.beside(location)
         ids = None if tokenizer is None else tokenizer.ids(self.text)
         return self._ids(ids, lambda: session.n_vocab)
+
+
+def in_order(locations: Iterable[str]) -> list[str]:
+    """Each location once, in the order in which they are run."""
+    return sorted(dict.fromkeys(locations), key=lambda m: _ORDER.index(parse(m).engine))
+
+
+def open_checkpoint(
+    location: str, n_threads: int | None, trust_remote_code: bool, check_memory: bool
+) -> HFModel:
+    """The model of ``hf:FOLDER`` or ``hf:org/repo`` in Transformers, in float32.
+
+    Raises:
+        MemoryLimitError: it does not fit into the memory that is free.
+        InputError: Transformers cannot load it.
+    """
+    from ggufnorm.engines.hf.model import HFModel
+
+    folder = checkpoint_folder(location)
+    if check_memory:
+        _require_room(folder)
+    return HFModel(folder, n_threads=n_threads, trust_remote_code=trust_remote_code)
+
+
+def _require_room(folder: Path) -> None:
+    """Refuse a checkpoint that does not fit: most are stored in half of what float32 takes.
+
+    Raises:
+        MemoryLimitError: it needs more than is free.
+    """
+    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryLimitError(
+            f"{folder} needs about {needed / 1e9:,.1f} GB as float32, and {free / 1e9:,.1f} GB are"
+            " free: close other programs, or try --no-memory-check"
+        )

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ggufnorm.core.plain import to_plain
-from ggufnorm.core.trace import TraceFacts, every, kept
+from ggufnorm.core.trace import SCHEMA, VERSION, TraceFacts, every, kept
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors_header import Entry, pack_header
 
-SCHEMA, VERSION = "ggufnorm/trace", "1"
 TOKENS = "tokens"
 LOGITS = "result_output"
 """llama.cpp's label of the logits, behind which a bias's or a scale's part may stand."""

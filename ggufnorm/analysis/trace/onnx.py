@@ -20,6 +20,7 @@ from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.onnx.session import OnnxSession
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import parse
 from ggufnorm.samples import text_to_run
 
 Tokens = NDArray[np.int32]
@@ -132,7 +133,7 @@ def compare_with_onnx(
         EngineMissingError: onnx or onnxruntime is not installed.
         EngineError: ONNX Runtime fails.
     """
-    is_model = [is_onnx(location) for location in (ref, quant)]
+    is_model = [parse(location).kind == "onnx" for location in (ref, quant)]
     model, trace = (ref, quant) if is_model[0] else (quant, ref)
     with tempfile.TemporaryDirectory() as folder, Trace(trace) as t:
         own, f = Path(folder) / "run.safetensors", t.facts
@@ -149,8 +150,3 @@ def compare_with_onnx(
         with Trace(own) as run:
             a, b = (run, t) if is_model[0] else (t, run)
             return compare_traces(a, b, lambda _done, _seconds: None)
-
-
-def is_onnx(location: str) -> bool:
-    """Whether a location is an ONNX file's."""
-    return location.lower().endswith(".onnx")

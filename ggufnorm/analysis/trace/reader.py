@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.drift.observe import Rows
 from ggufnorm.analysis.trace import layout
 from ggufnorm.core.plain import from_plain
-from ggufnorm.core.trace import BatchFacts, TraceFacts, kept
+from ggufnorm.core.trace import SCHEMA, VERSION, BatchFacts, TraceFacts, kept
 from ggufnorm.engines.llama.graph import Graph, Node, NormPlan, OperationRole, Stop
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsReader
@@ -65,11 +65,11 @@ class Trace:
 
     def _read_facts(self) -> TraceFacts:
         found = self._file.metadata
-        if found.get("schema") != layout.SCHEMA:
+        if found.get("schema") != SCHEMA:
             raise InputError(f"{self.path} is safetensors, but not a trace of ggufnorm")
-        if found.get("version") != layout.VERSION:
+        if found.get("version") != VERSION:
             raise InputError(
-                f"{self.path} is a trace of version {found.get('version')!r}, and {layout.VERSION}"
+                f"{self.path} is a trace of version {found.get('version')!r}, and {VERSION}"
                 " is known: use the ggufnorm that wrote it"
             )
         try:

@@ -24,6 +24,7 @@ from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.replace import replacing
 from ggufnorm.samples import text_to_run
@@ -144,7 +145,7 @@ def compare(
     A Ctrl-C ends a model's run after the current chunk and returns what was compared so far.
     """
     paths = [local_path(ref), local_path(quant)]
-    models = [_is_gguf(path) for path in paths]
+    models = [_is_model(path) for path in paths]
     if all(models):
         raise InputError(f"{ref} and {quant} are both models: use drift")
     if not any(models):
@@ -184,21 +185,17 @@ def _compare_traces(ref: Path, quant: Path, on_progress: Callable[[Progress], No
         return compare_traces(a, b, show)
 
 
-def is_model(location: str | os.PathLike[str]) -> bool:
-    """Whether a location is a model's, and not a trace's: by its first four bytes.
+def _is_model(path: Path) -> bool:
+    """Whether a file is a model; if not, it is a trace or turns out to be none.
 
     Raises:
-        InputError: it cannot be opened or is not on this machine.
+        InputError: it cannot be opened.
     """
-    return _is_gguf(local_path(location))
-
-
-def _is_gguf(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            return file.read(4) == b"GGUF"
+        path.open("rb").close()
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
+    return parse(path).kind in ("gguf", "mmproj")
 
 
 def _engine_options(

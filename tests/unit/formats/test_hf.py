@@ -77,6 +77,16 @@ def test_bfloat16_is_read_by_its_bits(tmp_path: Path) -> None:
     assert np.signbit(values[6])
 
 
+def test_a_folder_may_be_written_as_other_commands_take_it(tmp_path: Path) -> None:
+    content = safetensors({"x": ("F32", np.ones(3))})
+    folder = checkpoint(tmp_path / "hf", model__safetensors=content)
+    with open_source(f"hf:{folder}") as source, open_source(folder) as same:
+        assert source.path == same.path
+        assert source.tensors == same.tensors
+    for location in ("s3://bucket", "https://host/folder", "ollama:tiny"):
+        refused(location, "a source is a folder or hf://org/repo")
+
+
 def test_scalars_and_empty_tensors_are_read(tmp_path: Path) -> None:
     content = safetensors(
         {"scalar": ("F32", np.array(2.5)), "empty": ("BF16", np.zeros((0, 4), np.float32))}

@@ -1,0 +1,102 @@
+"""Which kinds of locations each verb takes, and the command that was meant instead."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse
+
+Verb = Literal["inspect", "audit", "diff", "drift", "attribute", "recipe", "trace", "compare"]
+"""A command, and the function of the same name."""
+
+TAKES: Mapping[str, frozenset[Kind]] = {
+    "inspect": frozenset({"gguf", "mmproj", "onnx"}),
+    "audit": frozenset({"gguf", "mmproj"}),
+    "diff": frozenset({"gguf", "mmproj"}),
+    "drift": frozenset({"gguf"}),
+    "attribute": frozenset({"gguf"}),
+    "recipe": frozenset({"gguf"}),
+    "trace": frozenset({"gguf", "onnx", "checkpoint"}),
+    "compare": frozenset({"gguf", "mmproj", "trace", "onnx", "checkpoint"}),
+}
+"""Kinds by verb. An unknown file is taken by all: whoever opens it says what is wrong with it."""
+
+_MEANT: Mapping[Kind, tuple[str, str, str]] = {
+    # what it is; the command that was meant by a verb of one model; by a verb of several
+    "trace": ("is a saved trace", "compare {it} MODEL", "compare {all}"),
+    "onnx": ("is an ONNX model", "inspect {it}", "compare {all}"),
+    "mmproj": ("is an image or audio encoder", "compare hf:FOLDER {it}", "compare hf:FOLDER {it}"),
+    "checkpoint": ("is a checkpoint", "audit MODEL --source {name}", "compare {all}"),
+    "folder": ("is a checkpoint's folder", "audit MODEL --source {name}", "compare {all}"),
+}
+
+_MODELS: frozenset[Kind] = frozenset({"gguf", "mmproj"})
+_SOURCES: tuple[Kind, ...] = ("checkpoint", "folder", "onnx")
+"""What may be the source of a comparison across frameworks, the likeliest first."""
+
+
+def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
+    """The sentence that sends a user to another command; None if the verb takes all locations.
+
+    Args:
+        verb: one of :data:`Verb`.
+        locations: all that it was given, in order.
+    """
+    places = [parse(location) for location in locations]
+    for place in places:
+        if place.kind == "folder" and "checkpoint" in TAKES[verb]:
+            return f"{place.text} is a checkpoint's folder: use {_command(verb, places)}"
+        if place.kind != "unknown" and place.kind not in TAKES[verb]:
+            what, alone, together = _MEANT[place.kind]
+            template = alone if len(places) == 1 else together
+            return f"{place.text} {what}: use {_filled(template, place, places)}"
+    return _wrong_comparison(places) if verb == "compare" else None
+
+
+def require_kinds(verb: str, *locations: AnyLocation) -> None:
+    """Make sure that a verb takes these locations.
+
+    Raises:
+        InputError: another command was meant; the message has it.
+    """
+    sentence = wrong_turn(verb, locations)
+    if sentence is not None:
+        raise InputError(sentence)
+
+
+def _wrong_comparison(places: Sequence[Location]) -> str | None:
+    kinds = [place.kind for place in places]
+    if len(places) > 1 and _MODELS.issuperset(kinds):
+        return f"both are models: use {_command('drift', places[:2])}"
+    if "trace" in kinds and "checkpoint" in kinds:
+        checkpoint = places[kinds.index("checkpoint")]
+        command = _command("trace", [checkpoint])
+        return f"{checkpoint.text} must be run first: use {command} -o FILE, and compare FILE"
+    if kinds[0] in _MODELS and not _MODELS.union({"trace", "unknown"}).issuperset(kinds):
+        return f"the source comes first: use {_command('compare', places)}"
+    return None
+
+
+def _filled(template: str, it: Location, places: Sequence[Location]) -> str:
+    verb, _, rest = template.partition(" ")
+    if rest == "{all}":
+        return _command(verb, places)
+    return f"ggufnorm {verb} " + rest.format(it=shlex.quote(it.text), name=shlex.quote(it.name))
+
+
+def _command(verb: str, places: Sequence[Location]) -> str:
+    """A command line with these locations, the source of a comparison in front."""
+    if verb == "compare":
+        places = sorted(places, key=_position)
+    return " ".join(["ggufnorm", verb, *(shlex.quote(_corrected(place)) for place in places)])
+
+
+def _position(place: Location) -> int:
+    return _SOURCES.index(place.kind) if place.kind in _SOURCES else len(_SOURCES)
+
+
+def _corrected(place: Location) -> str:
+    return f"hf:{place.name}" if place.kind == "folder" else place.text
