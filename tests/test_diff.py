@@ -19,7 +19,7 @@ from ggufnorm.cli.main import cli, main
 from ggufnorm.core.metrics import DifferenceSum, ulp_distance
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.report.document import document
-from ggufnorm.report.terminal import render
+from ggufnorm.report.formats import render
 
 EPSILON = "llama.attention.layer_norm_rms_epsilon"
 METADATA = {

@@ -34,7 +34,7 @@ from ggufnorm.engines.images import read_picture, resizes
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError, MissingPackageError
-from ggufnorm.report.faces import render
+from ggufnorm.report.formats import render
 from tests.pages import check_html
 from tests.vision import (
     CLIP,

@@ -8,11 +8,9 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, chosen_table, emit, output_options
 from ggufnorm.core.model import Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
-
-_FORMATS = (*FORMATS, "csv")
 
 
 class _Layers(click.ParamType[range]):
@@ -42,7 +40,7 @@ class _Layers(click.ParamType[range]):
     "--role", "roles", metavar="NAME", multiple=True, help="Only these norms: attn, ffn, q …"
 )
 @click.option("--tensors", is_flag=True, help="List all tensors too.")
-@output_options(*_FORMATS)
+@output_options(*FORMATS)
 def command(
     models: tuple[str, ...],
     hf_repos: tuple[str, ...],
@@ -59,9 +57,9 @@ def command(
 
     Of several files each is listed; one that cannot be read does not keep the others back.
     """
-    fmt = choose_format(fmt, output, _FORMATS)
-    if tensors and fmt == "csv":
-        raise click.UsageError("--tensors does not go with csv, which has one table")
+    fmt = choose_format(fmt, output)
+    if tensors and fmt == "csv" and chosen_table() is None:
+        raise click.UsageError("csv has one table: give --table norms or --table tensors")
     locations = at_least_one(models, hf_repos)
     found = [_try_inspect(model, tensors) for model in locations]
     inspections = [f for f in found if isinstance(f, Inspection)]
