@@ -1,4 +1,4 @@
-"""The HTML face, without a browser (tests/browser.py has the rest)."""
+"""HTML reports, without a browser (tests/browser.py has the rest)."""
 
 from __future__ import annotations
 

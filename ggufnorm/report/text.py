@@ -1,4 +1,4 @@
-"""Reports as text for a terminal. The only room that knows rich."""
+"""Reports as text for a terminal. With ``fitting`` the only room that knows rich."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def unread_reports(failed: Sequence[Skipped]) -> tuple[Report, ...]:
 def model_facts(label: str, model: ModelFacts) -> Iterable[tuple[str, str]]:
     """Which file was run."""
     yield label, model_line(model)
-    yield "", f"{model.name or 'unnamed'}, fingerprint {model.fingerprint[:16] or '–'}"
+    yield "", f"fingerprint {model.fingerprint[:16] or '–'}, {model.name or 'unnamed'}"
 
 
 def option_facts(reference: SideFacts, quant: SideFacts) -> Iterable[tuple[str, str]]:

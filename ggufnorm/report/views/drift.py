@@ -38,12 +38,7 @@ from ggufnorm.report.view import (
     facts,
     table,
 )
-from ggufnorm.report.views.common import (
-    model_facts,
-    option_facts,
-    sentences,
-    skipped_section,
-)
+from ggufnorm.report.views.common import model_facts, option_facts, sentences, skipped_section
 from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,

@@ -126,10 +126,10 @@ def _site_status(site: SiteComparison) -> Status:
 _SITES: Columns[SiteComparison] = (
     Column("Layer", lambda s: layer(s.layer)),
     Column("Norm", lambda s: s.key, left=True, least=25),
-    Column("Kind", lambda s: _both(s.source.kind, s.engine.kind), left=True),
+    Column("Kind", lambda s: _both(s.source.kind, s.engine.kind), left=True, priority=1),
     Column("Epsilon", lambda s: _both(f"{s.source.epsilon:.4g}", f"{s.engine.epsilon:.4g}")),
     Column("Offset", lambda s: f"{s.source.offset:+g}" if s.source.offset else "", priority=3),
-    Column("Input", lambda s: numeric(s.input.rel_l2, 2)),
+    Column("Input", lambda s: numeric(s.input.rel_l2, 2), priority=2),
     Column("Output", lambda s: numeric(s.output.rel_l2, 2)),
     Column("Own", lambda s: numeric(s.local, 2)),
     Column("Status", lambda s: s.status, left=True),
