@@ -32,15 +32,20 @@ def sentences(*texts: str) -> tuple[Sentence, ...]:
 
 def skipped_section(skipped: Sequence[Skipped]) -> Section:
     """What was not looked at, and why."""
-    said = sentences(*(f"{s.what}: {s.reason}" for s in skipped))
+    said = sentences(*map(_reason, skipped))
     return Section(f"Skipped: {len(said)}", sentences=said, most=_MOST_SKIPPED, folded=True)
+
+
+def _reason(s: Skipped) -> str:
+    """What and why; an error of a file begins with its name already."""
+    return s.reason if s.reason.startswith(f"{s.what}: ") else f"{s.what}: {s.reason}"
 
 
 def unread_reports(failed: Sequence[Skipped]) -> tuple[Report, ...]:
     """The models of a set that could not be read, if any."""
     if not failed:
         return ()
-    said = tuple(Sentence(f"{s.what}: {s.reason}", "error") for s in failed)
+    said = tuple(Sentence(_reason(s), "error") for s in failed)
     return (Report(f"Skipped: {len(failed)}", status="error", verdict=said),)
 
 
