@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
-    from ggufnorm.report.faces import load, save
-    from ggufnorm.report.fragment import to_fragment as to_fragment
-    from ggufnorm.report.frames import to_dataframe
+    from ggufnorm.report.dataframe import to_dataframe
+    from ggufnorm.report.formats import load, save
+    from ggufnorm.report.notebook import to_fragment as to_fragment
 
 __all__ = [
     "AttributionReport",
@@ -108,13 +108,13 @@ _HOMES = {
     "inspect": "ggufnorm.api",
     "l2_norm": "ggufnorm.core.norms",
     "layer_norm": "ggufnorm.core.norms",
-    "load": "ggufnorm.report.faces",
+    "load": "ggufnorm.report.formats",
     "pixels": "ggufnorm.api",
     "recipe": "ggufnorm.api",
     "rms_norm": "ggufnorm.core.norms",
-    "save": "ggufnorm.report.faces",
-    "to_dataframe": "ggufnorm.report.frames",
-    "to_fragment": "ggufnorm.report.fragment",
+    "save": "ggufnorm.report.formats",
+    "to_dataframe": "ggufnorm.report.dataframe",
+    "to_fragment": "ggufnorm.report.notebook",
     "trace": "ggufnorm.api",
 }
 

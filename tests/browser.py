@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ggufnorm.report.faces import save
+from ggufnorm.report.formats import save
 from tests.chromium import Tab
 from tests.results import HOSTILE, drift_report, one_of_each
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, chosen_table, emit, output_options
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
-
-_FORMATS = (*FORMATS, "csv")
 
 
 class _Layers(click.ParamType[range]):
@@ -46,7 +44,7 @@ class _Layers(click.ParamType[range]):
     help="Show only norms with this role: attn, ffn, q …",
 )
 @click.option("--tensors", is_flag=True, help="Also list all tensors.")
-@output_options(*_FORMATS)
+@output_options(*FORMATS)
 def command(
     models: tuple[str, ...],
     hf_repos: tuple[str, ...],
@@ -64,9 +62,9 @@ def command(
 
     A model that cannot be read is reported, and the others are still listed.
     """
-    fmt = choose_format(fmt, output, _FORMATS)
-    if tensors and fmt == "csv":
-        raise click.UsageError("--tensors does not go with csv, which has one table")
+    fmt = choose_format(fmt, output)
+    if tensors and fmt == "csv" and chosen_table() is None:
+        raise click.UsageError("csv has one table: give --table norms or --table tensors")
     locations = at_least_one(models, hf_repos)
     from ggufnorm import api
 

@@ -1,4 +1,4 @@
-"""Where results go: ``--format`` and ``-o``, shared by all commands."""
+"""Where results go: ``--format``, ``-o``, ``--wide`` and ``--table``, shared by all commands."""
 
 from __future__ import annotations
 
@@ -7,24 +7,49 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ggufnorm.core.result import Result
-from ggufnorm.report.faces import SUFFIXES, render, require, write
+from ggufnorm.report.formats import SUFFIXES, render, require, write
+
+if TYPE_CHECKING:
+    from ggufnorm.core.result import Result
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "markdown", "html")
+FORMATS = ("text", "json", "markdown", "html", "csv")
 """What every command can write."""
+
+_META = "ggufnorm.output"
 
 
 def output_options(*formats: str) -> Callable[[F], F]:
-    """Add ``--format`` and ``-o/--output`` to a command that can write these formats."""
+    """Add ``--format``, ``-o``, ``--wide`` and ``--table`` to a command.
+
+    The command is given ``fmt`` and ``output``; :func:`emit` reads the other two from click's
+    context.
+
+    Args:
+        formats: that it can write.
+    """
     suffixes = [s for s, fmt in SUFFIXES.items() if fmt in formats]
 
     def add(command: F) -> F:
+        command = click.option(
+            "--table",
+            metavar="NAME",
+            expose_value=False,
+            callback=_remember,
+            help="Table to write as CSV.  [default: the main one]",
+        )(command)
+        command = click.option(
+            "--wide",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember,
+            help="Show all rows and columns of text, however wide.",
+        )(command)
         command = click.option(
             "-o",
             "--output",
@@ -41,14 +66,32 @@ def output_options(*formats: str) -> Callable[[F], F]:
     return add
 
 
+def _remember(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    ctx.meta.setdefault(_META, {})[option.name] = value
+
+
+def chosen_table() -> str | None:
+    """The table that was asked for."""
+    name: str | None = _asked_for().get("table")
+    return name
+
+
+def _asked_for() -> dict[str, Any]:
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.meta.get(_META, {})
+
+
 def choose_format(fmt: str | None, output: Path | None, formats: Sequence[str] = FORMATS) -> str:
     """The format asked for, or else the one that the file's suffix stands for.
 
     Raises:
-        click.UsageError: the suffix stands for none of ``formats``.
+        click.UsageError: the suffix stands for none of ``formats``, or the format does not go
+            with the options.
         MissingPackageError: a package that the format needs is not installed.
     """
     chosen = fmt or _by_suffix(output, formats)
+    if chosen_table() is not None and chosen != "csv":
+        raise click.UsageError("--table goes with --format csv")
     require(chosen)
     return chosen
 
@@ -68,19 +111,14 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
     """Print a result, or write it to a file that appears only when it is complete.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or the result has no such table.
     """
+    asked = _asked_for()
+    options = {"wide": asked.get("wide", False), "table": asked.get("table")}
     if output is not None:
-        write(render(result, fmt), output)
-    elif fmt == "text" and sys.stdout.isatty():
-        click.echo(_for_terminal(result), nl=False)
-    else:
-        click.echo(render(result, fmt), nl=False)
-
-
-def _for_terminal(result: Result) -> str:
-    from ggufnorm.report import terminal
-
-    color = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    columns = shutil.get_terminal_size((terminal.WIDTH, 24)).columns
-    return terminal.render(result, width=columns, color=color)
+        write(render(result, fmt, **options), output)
+        return
+    if sys.stdout.isatty():
+        options["color"] = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        options["width"] = shutil.get_terminal_size((100, 24)).columns
+    click.echo(render(result, fmt, **options), nl=False)

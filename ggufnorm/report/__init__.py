@@ -1,1 +1,1 @@
-"""One document, several faces: plain data, terminal text, JSON."""
+"""What a result says, and the formats that show it."""

@@ -1,39 +1,60 @@
-"""Inspections as comma-separated values: one row per norm, one header."""
+"""A table of a result as comma-separated values: numbers in full, no cell left out."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 
-from ggufnorm.core.model import Inspection, InspectionSet, NormSite
+from ggufnorm.core.result import Result
+from ggufnorm.errors import InputError
+from ggufnorm.report.formatting import printable
+from ggufnorm.report.kinds import kind_of
+from ggufnorm.report.view import Cell, Report, Table
 
-COLUMNS = (
-    "path", "architecture", "tensor", "layer", "role", "kind", "epsilon", "epsilon_key", "groups",
-    "dtype", "shape", "bias", "mean", "rms", "minimum", "maximum", "non_finite", "n_outliers",
-    "outlier_index", "outlier_value", "offset", "inferred", "note",
-)  # fmt: skip
-"""Names as in the JSON document; what is null there is empty here."""
+_NONE = "–"
 
 
-def to_csv(result: Inspection | InspectionSet) -> str:
-    """The norms of one or several models; numbers in full, shapes as ``16x4``."""
-    models = (result,) if isinstance(result, Inspection) else result.models
+def to_csv(result: Result, name: str | None = None) -> str:
+    """One table of a result.
+
+    Of a set of several models the rows of all follow each other, each with its file.
+
+    Args:
+        result: that has the table.
+        name: of the table; by default the main one of the kind.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    kind = kind_of(result)
+    reports = kind.view(result)
+    wanted = name or kind.main
+    found = [(report, t) for report in reports for t in report.tables if t.name == wanted]
+    if not found and name is not None:
+        names = dict.fromkeys(t.name for report in reports for t in report.tables)
+        raise InputError(f"no table {name!r} in this {type(result).__name__}: {', '.join(names)}")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for model in models:
-        for norm in model.norms:
-            writer.writerow([model.path, model.architecture, *_row(norm)])
+    several = len(reports) > 1 and any(report.subject for report, _ in found)
+    writer.writerows(_lines(found, several=several))
     return out.getvalue()
 
 
-def _row(n: NormSite) -> list[object]:
-    w = n.weight
-    outlier = w.outliers[0] if w and w.outliers else None
-    return [
-        n.tensor, n.layer, n.role, n.kind, n.epsilon, n.epsilon_key, n.groups,
-        n.dtype, "x".join(map(str, n.shape)), n.bias,
-        *((w.mean, w.rms, w.minimum, w.maximum, w.non_finite, w.n_outliers) if w else [None] * 6),
-        outlier and outlier.index, outlier and outlier.value, w and w.offset.offset,
-        str(n.inferred).lower(), n.note,
-    ]  # fmt: skip
+def _lines(found: list[tuple[Report, Table]], several: bool) -> Iterator[tuple[object, ...]]:
+    for i, (report, table) in enumerate(found):
+        if table.export is not None:
+            yield from () if i else (table.export.header,)
+            yield from table.export.rows
+            continue
+        subject = (printable(report.subject),) if several else ()
+        if not i:
+            yield (*(("File",) if several else ()), *(c.title for c in table.columns))
+        for row in table.rows:
+            yield (*subject, *map(_value, row))
+
+
+def _value(cell: Cell) -> object:
+    if cell.value is not None:
+        return cell.value
+    return "" if cell.text == _NONE else printable(cell.before + cell.text)

@@ -11,46 +11,24 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ggufnorm.core.attribution import AttributionReport
-from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
-from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
-from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.core.recipe import RecipeReport
-from ggufnorm.core.result import Result as Result
+from ggufnorm.core.result import Result
 from ggufnorm.errors import InputError
+from ggufnorm.report.kinds import BY_NAME, kind_of
 
 VERSION = 1
-KINDS: dict[str, type[Result]] = {
-    "ggufnorm/inspect": Inspection,
-    "ggufnorm/inspect-set": InspectionSet,
-    "ggufnorm/drift": DriftReport,
-    "ggufnorm/drift-set": DriftSet,
-    "ggufnorm/diff": DiffReport,
-    "ggufnorm/audit": AuditReport,
-    "ggufnorm/audit-set": AuditSet,
-    "ggufnorm/attribute": AttributionReport,
-    "ggufnorm/recipe": RecipeReport,
-    "ggufnorm/frameworks": FrameworksReport,
-    "ggufnorm/pixels": PixelReport,
-    "ggufnorm/audio": AudioReport,
-}
-"""The documents' ``schema`` to what they hold."""
 
 UNWRITTEN = frozenset({"cost"})
 """Fields that stand in no document: the same job gives the same document."""
-
-_SCHEMAS = {kind: schema for schema, kind in KINDS.items()}
 
 
 def document(result: Result) -> dict[str, Any]:
     """A result as a JSON-like dict that begins with ``schema`` and ``version``."""
     return {
-        "schema": _SCHEMAS[type(result)],
+        "schema": kind_of(result).name,
         "version": VERSION,
         **to_plain(result, leave_out=UNWRITTEN),
     }
@@ -80,14 +58,14 @@ def from_json(text: str, name: str) -> Result:
     if not isinstance(schema, str) or not schema.startswith("ggufnorm/"):
         raise InputError(f"{name}: not a ggufnorm document: write one with --format json")
     version = data.get("version")
-    if schema not in KINDS or (isinstance(version, int) and version > VERSION):
+    if schema not in BY_NAME or (isinstance(version, int) and version > VERSION):
         raise InputError(
             f"{name}: {schema!r}, version {version!r}, is not known to this ggufnorm: upgrade it"
         )
     if version != VERSION:
         raise InputError(f"{name}: damaged document: version {version!r}")
     try:
-        return from_plain(KINDS[schema], data)
+        return from_plain(BY_NAME[schema].result, data)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name}: damaged document: {error}") from None
 
@@ -122,7 +100,7 @@ def side_by_side(results: Sequence[Result]) -> Result:
             tuple(a for r in audits for a in ((r,) if isinstance(r, AuditReport) else r.models)),
             tuple(s for r in audits if isinstance(r, AuditSet) for s in r.failed),
         )
-    kinds = ", ".join(sorted({_SCHEMAS[type(r)] for r in results}))
+    kinds = ", ".join(sorted({kind_of(r).name for r in results}))
     raise InputError(f"cannot show {kinds} side by side: give documents of inspect, drift or audit")
 
 

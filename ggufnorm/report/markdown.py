@@ -1,51 +1,68 @@
-"""Results as GitHub-flavoured Markdown, for a pull request or a model card."""
+"""Reports as GitHub-flavoured Markdown, for a pull request or a model card."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from ggufnorm.core.result import Result
-from ggufnorm.report.outline import outlines
-from ggufnorm.report.outline.parts import Cell, Excerpt, Outline, Reference, Section, Table
-from ggufnorm.report.text import printable
+from ggufnorm.report.formatting import printable
+from ggufnorm.report.view import Cell, Figure, Report, Section, Sentence, Table
 
-_MOST_FOLDED_ROWS = 200
-"""GitHub takes comments of 65,536 characters."""
+_MOST_ROWS = 200
+"""Of a folded table: GitHub takes comments of 65,536 characters."""
 
 
-def to_markdown(result: Result) -> str:
-    """One part per model: its tables, and what is to be said of them."""
-    return "\n".join("\n".join(_part(o)) + "\n" for o in outlines(result))
+def to_markdown(reports: Sequence[Report]) -> str:
+    """One part per report: the answer, then its tables."""
+    return "\n".join("\n".join(_report(report)) + "\n" for report in reports)
 
 
-def _part(outline: Outline) -> Iterator[str]:
-    yield f"## {escape(outline.title)}"
-    if outline.headline:
-        yield from ("", f"**{escape(outline.headline)}**")
-    if outline.verdict:
-        yield from ("", escape(outline.verdict))
-    if outline.figures:
-        rows = tuple({"": f.label, "Value": f.value, "Note": f.note} for f in outline.figures)
-        yield from ("", *_table(Table(rows, left=("", "Value", "Note"))))
-    for section in outline.sections:
+def _report(report: Report) -> Iterator[str]:
+    yield f"## {escape(report.title)}"
+    if report.headline:
+        yield from ("", f"**{escape(report.headline)}**")
+    for s in report.verdict:
+        yield from ("", escape(s.text))
+    if report.figures:
+        yield from ("", *_figures(report.figures))
+    for section in report.shown:
         yield from _section(section)
+    if report.facts is not None:
+        yield from _section(report.facts)
+
+
+def _figures(figures: Sequence[Figure]) -> Iterator[str]:
+    yield _line(("", "Value", "Note"))
+    yield _line(("---", "---", "---"))
+    for f in figures:
+        yield _line(map(escape, (f.label, f.value, f.note)))
 
 
 def _section(section: Section) -> Iterator[str]:
     if section.folded:
-        yield from ("", f"<details><summary>{html.escape(section.title)}</summary>")
+        yield from ("", f"<details><summary>{html.escape(printable(section.title))}</summary>")
     elif section.title:
         yield from ("", f"### {escape(section.title)}")
-    if section.lines:
-        yield from ("", *(f"- {escape(line)}" for line in section.lines))
+    yield from _sentences(section.sentences)
     if section.code:
         yield from ("", *_fenced(section.code))
-    if section.table is not None:
-        yield from ("", *_table(section.table, _MOST_FOLDED_ROWS if section.folded else None))
+    if section.table is not None and section.table.rows:
+        yield from ("", *_table(section.table, _MOST_ROWS if section.folded else None))
+        yield from _sentences(section.table.notes)
+    for topic in section.topics:
+        yield from ("", f"<details><summary>{html.escape(printable(topic.title))}</summary>")
+        yield from (*_sentences(topic.sentences), "", "</details>")
     if section.folded:
         yield from ("", "</details>")
+
+
+def _sentences(sentences: Sequence[Sentence]) -> Iterator[str]:
+    if sentences:
+        yield ""
+    for s in sentences:
+        label = f"**{escape(s.label)}** " if s.label else ""
+        yield f"- {label}{escape(s.text)}"
 
 
 def _fenced(lines: tuple[str, ...]) -> Iterator[str]:
@@ -54,13 +71,13 @@ def _fenced(lines: tuple[str, ...]) -> Iterator[str]:
     yield from (fence, *map(printable, lines), fence)
 
 
-def _table(table: Table, most: int | None = None) -> Iterator[str]:
-    columns = list(table.rows[0])
-    yield _line(map(escape, columns))
-    yield _line("---" if c in table.left else "--:" for c in columns)
-    for i, row in enumerate(table.rows[:most]):
-        cells = [_cell(row[c]) for c in columns]
-        yield _line(f"**{c}**" if c and i in table.marked else c for c in cells)
+def _table(table: Table, limit: int | None) -> Iterator[str]:
+    most = limit if table.most is None else table.most
+    yield _line(escape(c.title) for c in table.columns)
+    yield _line("---" if c.left else "--:" for c in table.columns)
+    for row, status in zip(table.rows[:most], table.statuses, strict=False):
+        bold = status == "error"
+        yield _line(f"**{c}**" if c and bold else c for c in map(_cell, row))
     if most is not None and len(table.rows) > most:
         yield from ("", f"… and {len(table.rows) - most} more")
 
@@ -70,14 +87,9 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    if isinstance(cell, Excerpt):
-        before, token = (escape(_on_one_line(t)) for t in (cell.before, cell.token))
-        return f"{before}<b>{token}</b>"
-    return escape(cell.text if isinstance(cell, Reference) else cell)
-
-
-def _on_one_line(text: str) -> str:
-    return text.replace("\n", "⏎")
+    if cell.before:
+        return f"{escape(cell.before)}<b>{escape(cell.text)}</b>"
+    return escape(cell.text)
 
 
 def escape(text: str) -> str:

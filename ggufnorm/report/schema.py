@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ggufnorm.core.plain import has_default
-from ggufnorm.report.document import KINDS, UNWRITTEN, VERSION
+from ggufnorm.report.document import UNWRITTEN, VERSION
+from ggufnorm.report.kinds import BY_NAME
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _NAMES: dict[Any, str] = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -29,10 +30,10 @@ def json_schema(name: str) -> dict[str, Any]:
     Names that it does not list may come: a document may be of a later release.
 
     Args:
-        name: a key of :data:`~ggufnorm.report.document.KINDS`.
+        name: a key of :data:`~ggufnorm.report.kinds.BY_NAME`.
     """
     definitions: dict[str, Any] = {}
-    body = _object(KINDS[name], definitions)
+    body = _object(BY_NAME[name].result, definitions)
     head = {
         "schema": {"const": name},
         "version": {"const": VERSION, "description": "names of one version stay what they are"},
@@ -113,7 +114,7 @@ def attributes(kind: type) -> dict[str, str]:
 def write_schemas(folder: Path) -> None:
     """Write the schema of each kind to ``folder``, named as the kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KINDS:
+    for name in BY_NAME:
         text = json.dumps(json_schema(name), indent=2, ensure_ascii=False) + "\n"
         file = folder / f"{name.partition('/')[2]}.json"
         file.write_text(text, encoding="utf-8")

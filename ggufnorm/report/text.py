@@ -1,291 +1,243 @@
-"""Words and numbers that text and Markdown reports share."""
+"""Reports as text for a terminal. With ``fitting`` the only room that knows rich."""
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
-from ggufnorm.core.attribution import Restoration, Share
-from ggufnorm.core.diff import NormDifference, TensorDifference
-from ggufnorm.core.drift import DriftReport, ModelFacts
-from ggufnorm.core.fingerprint import OFFSETS, OffsetFingerprint
-from ggufnorm.core.model import Inspection, NormKind, NormSite, WeightStatistics
-from ggufnorm.core.recipe import RecipeReport
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
+from ggufnorm.report.fitting import Fitted, fitted
+from ggufnorm.report.formatting import BLOCKS, printable
+from ggufnorm.report.view import Cell, Figure, Report, Section, Sentence, Status, Table
 
-KIND_NAMES: dict[NormKind | None, str] = {
-    "rms": "RMSNorm",
-    "layer": "LayerNorm",
-    "group": "GroupNorm",
-    "l2": "L2 norm",
-    None: "unknown norm",
+WIDTH = 100
+"""Columns when the output is not a terminal."""
+
+_STYLES: dict[Status, str] = {
+    "ok": "green",
+    "warning": "yellow",
+    "error": "bold red",
+    "neutral": "",
 }
+_ANSWERS: dict[Status, str] = {
+    "ok": "bold green",
+    "warning": "bold yellow",
+    "error": "bold red",
+    "neutral": "bold",
+}
+_BARS = frozenset(f"{BLOCKS}·")
 
 
-def printable(text: str) -> str:
-    """Text from a file without characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number in as few characters as ``digits`` significant digits allow; – for none."""
-    if value is None:
-        return "–"
-    if value == 0:
-        return "0"
-    return f"{value:.{digits}g}" if 1e-4 <= abs(value) < 1e5 else f"{value:.{digits - 1}e}"
-
-
-def sparkline(histogram: Sequence[int]) -> str:
-    """A histogram as a row of blocks: a dot is an empty bin."""
-    most = max(histogram, default=0)
-    return "".join(_BLOCKS[-(-n * len(_BLOCKS) // most) - 1] if n else "·" for n in histogram)
-
-
-def halved(histogram: Sequence[int]) -> list[int]:
-    """A histogram of half as many bins."""
-    return [a + b for a, b in zip(histogram[::2], histogram[1::2], strict=False)]
-
-
-def bars(values: Sequence[float], most: int = 40) -> str:
-    """Values as a row of blocks, from zero to the largest.
+def to_text(
+    reports: Sequence[Report], *, width: int = WIDTH, color: bool = False, wide: bool = False
+) -> str:
+    """Reports as text, one after the other.
 
     Args:
-        values: not negative, in order.
-        most: blocks; of more values, neighbours share one, which shows the largest of them.
+        reports: what to show.
+        width: columns to keep to.
+        color: whether to colour with ANSI escapes.
+        wide: whether to show all rows and columns, however wide tables become.
     """
-    each = max(1, -(-len(values) // most))
-    values = [max(values[i : i + each]) for i in range(0, len(values), each)]
-    top = max(values, default=0.0)
-    if top <= 0:
-        return _BLOCKS[0] * len(values)
-    last = len(_BLOCKS) - 1
-    return "".join(_BLOCKS[max(0, min(last, int(len(_BLOCKS) * v / top)))] for v in values)
+    out = io.StringIO()
+    page = _Page(width, wide)
+    parts = [part for i, report in enumerate(reports) for part in (*_gap(i), *page.report(report))]
+    console = Console(
+        file=out,
+        width=max(width, page.widest),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        highlight=False,
+        emoji=False,
+        markup=False,
+    )
+    for part in parts:
+        own = isinstance(part, Grid) and part.box is not None
+        console.print(part, width=None if own else width)
+    return "".join(line.rstrip() + "\n" for line in out.getvalue().splitlines())
 
 
-def model_line(m: ModelFacts) -> str:
-    """A model file in one line."""
-    parts = [Path(m.path).name, m.architecture, m.file_type or "", f"{m.n_bytes / 1e6:,.1f} MB"]
-    return printable("  ".join(p for p in parts if p))
+def _gap(i: int) -> tuple[str, ...]:
+    return ("",) if i else ()
 
 
-def plus_minus(value: float | None, error: float | None, digits: int, unit: float = 1.0) -> str:
-    """A value with its standard error; – for none."""
-    if value is None:
-        return "–"
-    text = f"{value * unit:.{digits}f}"
-    return text if error is None else f"{text} ± {error * unit:.{digits}f}"
+class _Page:
+    """Reports in a width.
+
+    Args:
+        width: columns to keep to.
+        wide: whether tables may be wider and are shown whole.
+    """
+
+    def __init__(self, width: int, wide: bool) -> None:
+        self._width = width
+        self._wide = wide
+        self.widest = 0
+
+    def report(self, report: Report) -> Iterator[RenderableType]:
+        """Facts, sections, and the answer where the eye is: at the end."""
+        yield Text(printable(report.title), style="bold")
+        if report.facts is not None and report.facts.table is not None:
+            yield _labelled((row[0].text, row[1].text, "") for row in report.facts.table.rows)
+        for section in report.shown:
+            yield ""
+            yield from self._section(section)
+        yield from _answer(report)
+
+    def _section(self, section: Section) -> Iterator[RenderableType]:
+        if section.title:
+            yield Text(printable(section.title), style="bold")
+        said = section.sentences if self._wide else section.sentences[: section.most]
+        yield from _sentences(said, indent=2 if section.title and not section.table else 0)
+        yield from self._more(len(section.sentences) - len(said), indent=2)
+        for line in section.code:
+            yield Text(printable(line), no_wrap=True, overflow="ignore")
+        if section.table is not None and section.table.rows:
+            yield from self._table(section.table, section)
+            if section.table.notes:
+                yield ""
+                yield from _sentences(section.table.notes)
+
+    def _table(self, table: Table, section: Section) -> Iterator[RenderableType]:
+        if table.layout == "facts":
+            yield _labelled((row[0].text, row[1].text, "") for row in table.rows)
+        elif table.layout == "records" and not self._wide:
+            yield from self._records(table, section)
+        else:
+            yield from self._grid(table)
+            for topic in section.topics:
+                yield ""
+                yield Text(printable(topic.title), style="bold")
+                yield Padding(_labelled(_triples(topic.sentences)), (0, 0, 0, 2))
+
+    def _grid(self, table: Table) -> Iterator[RenderableType]:
+        most = len(table.rows) if self._wide or table.most is None else table.most
+        fit = fitted(table, most, None if self._wide else self._width)
+        self.widest = max(self.widest, fit.width)
+        yield _drawn(table, most, fit)
+        yield from self._more(len(table.rows) - most)
+        if fit.left_out:
+            names = ", ".join(c.title for c in fit.left_out)
+            yield Text(f"columns left out at this width: {names} (--wide shows all)", style="dim")
+
+    def _records(self, table: Table, section: Section) -> Iterator[RenderableType]:
+        prose = next(i for i, c in enumerate(table.columns) if c.prose)
+        topics = {topic.title: topic for topic in section.topics}
+        groups = groupby(table.rows, key=lambda row: (row[0].text, row[1].text))
+        for n, ((first, second), found) in enumerate(groups):
+            yield from _gap(n)
+            rows = list(found)
+            style = _ANSWERS[rows[0][0].status]
+            name, _, words = printable(second).partition(" ")
+            yield Text.assemble((f"{printable(first)} {name}", style), f" {words}")
+            shown = rows[: table.most]
+            lines = [("" if i else "what", _record(table, row, prose), "") for i, row in
+                     enumerate(shown)]  # fmt: skip
+            if len(rows) > len(shown):
+                lines.append(("", f"and {len(rows) - len(shown)} more (--wide shows all)", ""))
+            if second in topics:
+                lines += _triples(topics[second].sentences)
+            yield Padding(_labelled(lines, gap=1, least=4), (0, 0, 0, 2))
+
+    def _more(self, n: int, indent: int = 0) -> Iterator[RenderableType]:
+        if n > 0:
+            yield Text(f"{' ' * indent}and {n} more (--wide shows all)")
 
 
-def types(before: str | None, after: str | None) -> str:
-    """A tensor's type, or both if they differ: ``F16→Q4_K``."""
-    return (after or "–") if before in (None, after) else f"{before}→{after or '–'}"
-
-
-def side_by_side_row(report: DriftReport) -> dict[str, str]:
-    """A report in a table of several."""
-    s, layers = report.logits, report.localisation.layers
-    own = max((o.local.rel_l2 or 0.0 for o in report.operations), default=None)
-    culprit = report.culprit
-    return {
-        "Model": printable(Path(report.quant.path).name),
-        "Size": f"{report.quant.n_bytes / 1e6:,.1f} MB",
-        "KL divergence": number(s.mean_kld if s else None),
-        "Same top": "–" if s is None or s.same_top1 is None else f"{s.same_top1:.2%}",
-        "Perplexity": "–" if s is None or s.ppl_ratio is None else f"× {s.ppl_ratio:.4f}",
-        "Own": number(own),
-        "Drift": number(layers[-1].rel_l2 if layers else None),
-        "By layer": bars([layer.rel_l2 for layer in layers], 16),
-        "Culprit": "none" if culprit is None else printable(culprit.tensor or culprit.node),
-    }
-
-
-def percent(share: float | None) -> str:
-    """A share of one, in percent; – for none."""
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def share_row(s: Share) -> dict[str, str]:
-    """What a tensor, or several together, cost at the output."""
-    return {
-        "Layer": layer_cell(s.layer),
-        "Tensor": printable(s.tensor or f"{len(s.tensors)} × {s.role or 'tensors'}"),
-        "Type": s.dtype or "mixed",
-        "KL": number(s.kld),
-        "±": number(s.kld_se, 2),
-        "Share": percent(s.share),
-        "per MB": number(s.kld_per_mb),
-        "Own": number(s.local_rel_l2),
-    }
-
-
-def restoration_row(r: Restoration) -> dict[str, str]:
-    """What is left if a norm's input is made the reference's."""
-    return {
-        "Layer": layer_cell(r.layer),
-        "Norm": printable(r.role),
-        "KL": number(r.kld),
-        "±": number(r.kld_se, 2),
-        "Left": percent(r.share),
-    }
-
-
-def command_lines(report: RecipeReport) -> Iterator[str]:
-    """A recipe as a command line to paste, broken into lines."""
-    yield "llama-quantize \\"
-    if report.imatrix:
-        name = "IMATRIX" if report.imatrix == "auto" else shlex.quote(printable(report.imatrix))
-        yield f"  --imatrix {name} \\"
-    for argument in report.arguments:
-        yield f"  --tensor-type {shlex.quote(printable(argument))} \\"
-    reference = shlex.quote(printable(report.reference.path))
-    yield f"  {reference} OUT.gguf {printable(report.file_type)}"
-
-
-def norm_difference_row(n: NormDifference) -> dict[str, str]:
-    """A norm that differs between two files."""
-    return {
-        "Tensor": printable(n.tensor),
-        "Layer": layer_cell(n.layer),
-        "Types": types(n.dtype_a, n.dtype_b),
-        "Differ": f"{n.n_differing:,}/{n.n_elements:,}",
-        "Max ulp": "NaN" if n.max_ulp is None else f"{n.max_ulp:,}",
-        "Max |Δ|": number(n.max_abs),
-        "row:col": "–" if n.max_abs is None else f"{n.max_abs_row}:{n.max_abs_column}",
-        "Rel L2": number(n.rel_l2),
-    }
-
-
-def tensor_difference_row(t: TensorDifference) -> dict[str, str]:
-    """A tensor that differs between two files."""
-    return {
-        "Tensor": printable(t.tensor),
-        "Types": types(t.dtype_a, t.dtype_b),
-        "Size": f"{100 * t.share:.1f} %",
-        "Rel L2": number(t.rel_l2),
-        "NMSE": number(t.nmse),
-        "SQNR dB": decibels(t.sqnr_db),
-        "Cosine": "–" if t.cosine is None else f"{t.cosine:.6f}",
-        "Max |Δ|": number(t.max_abs),
-        "row:col": "–" if t.max_abs is None else f"{t.max_abs_row}:{t.max_abs_column}",
-    }
-
-
-def decibels(value: float | None) -> str:
-    """A ratio in dB; – for none."""
-    return "–" if value is None else f"{value:.1f}"
-
-
-def layer_cell(layer: int | None) -> str:
-    """A block number; – for outside the blocks."""
-    return "–" if layer is None else str(layer)
-
-
-_VALUE_WIDTH = 24
-
-
-def value_cell(value: Any) -> str:
-    """A value of the metadata, cut if it is long."""
-    if value is None:
-        return "–"
-    text = printable(f"{value:g}" if isinstance(value, float) else str(value))
-    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 1]}…"
-
-
-def title(inspection: Inspection) -> str:
-    """What the file is, in one line."""
-    facts = [inspection.architecture or "unknown architecture"]
-    facts += [inspection.name] if inspection.name else []
-    facts += [f"{inspection.n_layers} layers"] if inspection.n_layers is not None else []
-    facts += [inspection.file_type] if inspection.file_type else []
-    facts += [counted(len(inspection.norms), "norm")]
-    return printable(f"{Path(inspection.path).name}: {', '.join(facts)}")
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 norm``, ``2 norms``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-NORM_COLUMNS = ("Layer", "Norm", "Kind", "Epsilon", "Type", "Shape", "Mean", "RMS", "Min", "Max",
-                "Weights", "Outlier", "Tensor")  # fmt: skip
-
-
-def norm_row(norm: NormSite) -> dict[str, str]:
-    """A norm's cells by :data:`NORM_COLUMNS`."""
-    w = norm.weight
-    figures = (w.mean, w.rms, w.minimum, w.maximum) if w else (None,) * 4
-    cells = [
-        "–" if norm.layer is None else str(norm.layer),
-        printable(norm.role) + ("*" if norm.inferred else ""),
-        (norm.kind or "?") + ("+bias" if norm.bias else ""),
-        "?" if norm.epsilon is None else f"{norm.epsilon:g}",
-        norm.dtype or "–",
-        "×".join(map(str, norm.shape)) or "–",
-        *(number(f) for f in figures),
-        sparkline(w.histogram) if w else "",
-        outlier_cell(w) if w else "",
-        printable(norm.tensor or "(no weight)"),
+def _record(table: Table, row: Sequence[Cell], prose: int) -> str:
+    """The sentence of a row, with what other cells add to it."""
+    said = row[prose].text
+    more = [
+        cell.text if column.left else f"{column.title.lower()} {cell.text}"
+        for i, (column, cell) in enumerate(zip(table.columns, row, strict=True))
+        if i > 1 and i != prose and cell.text and cell.text not in said
     ]
-    return dict(zip(NORM_COLUMNS, cells, strict=True))
+    return f"{said} ({', '.join(more)})" if more else said
 
 
-def outlier_cell(weight: WeightStatistics) -> str:
-    """Channel and value of the most extreme outlier, and how many more there are."""
-    if weight.non_finite:
-        return f"{weight.non_finite} NaN/inf"
-    if not weight.outliers:
-        return ""
-    first, more = weight.outliers[0], weight.n_outliers - 1
-    return f"{first.index}:{number(first.value)}" + (f" +{more}" if more else "")
+# -- sentences ---------------------------------------------------------------------------
+
+_Triple = tuple[str, str, str]
+"""A label, a text and its style."""
 
 
-def summary(inspection: Inspection) -> Iterator[str]:
-    """Kinds, epsilons and the offset fingerprint, one line each."""
-    norms = inspection.norms
-    if not norms:
-        yield "No norms: those without weights are listed for known architectures only."
-    for (kind, epsilon), n in Counter((x.kind, _epsilon(x)) for x in norms).items():
-        yield printable(f"{counted(n, KIND_NAMES[kind])}, {epsilon}")
-    yield from _offsets([n.weight.offset for n in norms if n.weight])
+def _sentences(sentences: Sequence[Sentence], indent: int = 0) -> Iterator[RenderableType]:
+    """Those with labels in a column of their own."""
+    if any(s.label for s in sentences):
+        yield _labelled(_triples(sentences))
+        return
+    for s in sentences:
+        yield Padding(Text(printable(s.text), style=_STYLES[s.status]), (0, 0, 0, indent))
 
 
-def _epsilon(norm: NormSite) -> str:
-    if norm.epsilon is None:
-        return "epsilon unknown"
-    return f"epsilon {norm.epsilon:g} ({norm.epsilon_key})"
+def _triples(sentences: Iterable[Sentence]) -> list[_Triple]:
+    return [(s.label, s.text, _STYLES[s.status]) for s in sentences]
 
 
-def _offsets(found: Sequence[OffsetFingerprint]) -> Iterator[str]:
-    alike: dict[tuple[int | None, str], list[OffsetFingerprint]] = {}
-    for fingerprint in found:
-        alike.setdefault((fingerprint.offset, fingerprint.note), []).append(fingerprint)
-    for (offset, note), group in alike.items():
-        weights = counted(len(group), "weight")
-        if offset is not None:
-            baked = f"{offset:+d}" if offset else "no offset"
-            yield f"{weights}: BF16 values, {baked} was baked in"
-            continue
-        shares = "" if group[0].fits else f" ({_shares(group)})"
-        yield f"{weights}: {note}{shares}: they do not tell whether an offset was baked in"
+def _labelled(rows: Iterable[_Triple], *, gap: int = 2, least: int = 0) -> Grid:
+    grid = Grid.grid(padding=(0, gap, 0, 0))
+    grid.add_column(no_wrap=True, min_width=least)
+    grid.add_column(overflow="fold")
+    for label, text, style in rows:
+        grid.add_row(Text(printable(label)), Text(printable(text), style=style))
+    return grid
 
 
-def _shares(group: Sequence[OffsetFingerprint]) -> str:
-    """How many of the elements are BF16 with each offset taken off; never rounded up to all."""
-    parts = []
-    for k in OFFSETS:
-        share = sum(f.bf16[str(k)] for f in group) / len(group)
-        parts.append(f"{int(share * 100)}% of {f'w{-k:+d}' if k else 'w'}")
-    return ", ".join(parts)
+def _answer(report: Report) -> Iterator[RenderableType]:
+    if report.headline:
+        yield ""
+        yield Text(printable(report.headline), style=_ANSWERS[report.status])
+    if report.figures:
+        yield _figures(report.figures)
+    if report.verdict:
+        yield ""
+    styles = _ANSWERS if report.headline else _STYLES
+    for s in report.verdict:
+        yield Text(printable(s.text), style=styles[s.status])
 
 
-def notes(inspection: Inspection) -> Iterator[str]:
-    """What is unknown or unusual, each with the number of norms that it holds for."""
-    for note, n in Counter(x.note for x in inspection.norms if x.note).items():
-        yield f"{counted(n, 'norm')}: {printable(note)}"
-    if any(x.inferred for x in inspection.norms):
-        yield ("* gguf-py does not know this architecture or tensor: read by the shape of its name")
+def _figures(figures: Sequence[Figure]) -> Grid:
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, overflow="fold")
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for f in figures:
+        grid.add_row(*(Text(printable(part)) for part in (f.label, f.value, f.note)))
+    return grid
+
+
+# -- tables ------------------------------------------------------------------------------
+
+
+def _drawn(table: Table, most: int, fit: Fitted) -> Grid:
+    """A table without edges, in the columns that fit."""
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=(0, fit.gap - 1, 0, 0), show_edge=False)
+    for i, width in fit.columns.items():
+        column = table.columns[i]
+        grid.add_column(
+            printable(column.short or column.title),
+            justify="left" if column.left else "right",
+            no_wrap=not column.prose,
+            overflow="fold" if column.prose else "ellipsis",
+            width=width,
+        )
+    for row, status in zip(table.rows[:most], table.statuses, strict=False):
+        cells = [_cell(row[i], width) for i, width in fit.columns.items()]
+        grid.add_row(*cells, style=_STYLES[status])
+    return grid
+
+
+def _cell(cell: Cell, width: int) -> Text:
+    if cell.before:
+        before, token = printable(cell.before), printable(cell.text)
+        room = max(0, width - cell_len(token) - len("“[]”"))
+        return Text.assemble(f"“{before[-room:] if room else ''}[", (token, "bold"), "]”")
+    text = printable(cell.text)
+    return Text(text, style="cyan" if text and _BARS.issuperset(text) else _STYLES[cell.status])

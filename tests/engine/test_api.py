@@ -26,7 +26,7 @@ from ggufnorm.verbs import runs
 from ggufnorm.verbs.kinds import TAKES, wrong_turn
 from tests import models, vision
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 READING = ROOT / "docs" / "reading.md"
 
 

@@ -29,7 +29,7 @@ from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.walk import cut_chunk
 from ggufnorm.errors import EngineError, InputError, MismatchError, TextError
 from ggufnorm.report.document import document
-from ggufnorm.report.terminal import render
+from ggufnorm.report.formats import render
 from ggufnorm.samples import default_text
 from tests import in_process, models
 

@@ -43,7 +43,7 @@ from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.imatrix import Activations, read_imatrix, write_imatrix
 from ggufnorm.report.document import document
-from ggufnorm.report.terminal import render
+from ggufnorm.report.formats import render
 from tests import in_process, models
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4

@@ -33,7 +33,7 @@ from ggufnorm.errors import EngineError, InputError, MismatchError
 from ggufnorm.formats.safetensors import SafetensorsReader, SafetensorsWriter
 from ggufnorm.formats.safetensors_header import Entry
 from ggufnorm.report.document import document
-from ggufnorm.report.terminal import render
+from ggufnorm.report.formats import render
 from ggufnorm.samples import default_text
 from tests import models, plain_decode
 

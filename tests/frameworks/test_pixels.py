@@ -22,7 +22,7 @@ from ggufnorm.engines.images import read_picture, resizes
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import EngineError, GgufnormError, InputError, MissingPackageError
-from ggufnorm.report.faces import render
+from ggufnorm.report.formats import render
 from tests.pages import check_html
 from tests.unit.analysis.test_pixels import MEASURED, feed, run, shown, swap_channels
 from tests.vision import (

@@ -11,8 +11,8 @@ for (const [id, spec] of Object.entries(charts)) {
 // What a link leads to is shown.
 for (const link of document.querySelectorAll('a[href^="#"]')) {
   link.addEventListener("click", () => {
-    const folded = document.querySelector(`[id="${link.hash.slice(1)}"] details`);
-    if (folded) folded.open = true;
+    const topic = document.querySelector(`details[id="${link.hash.slice(1)}"]`);
+    if (topic) topic.open = true;
   });
 }
 // What is folded on the screen is printed.

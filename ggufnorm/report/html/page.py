@@ -14,37 +14,40 @@ from jinja2 import Environment, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from ggufnorm.report.formatting import printable
+from ggufnorm.report.html.charts.library import library
 from ggufnorm.report.html.charts.parts import Charts
-from ggufnorm.report.outline.parts import Outline
-from ggufnorm.report.text import printable
+from ggufnorm.report.view import Report
 from ggufnorm.version import __version__
 
 
-def fill(outlines: Sequence[Outline], charts: Sequence[Charts], library: str) -> str:
-    """The page of some outlines.
+def to_html(reports: Sequence[Report], charts: Sequence[Charts]) -> str:
+    """A page that needs no network.
+
+    Names in it come from files: Jinja2 escapes them, and the page's security policy lets no
+    script run but its own.
 
     Args:
-        outlines: one after the other.
-        charts: of each, by the names that its sections call them.
-        library: JavaScript that draws them.
+        reports: one after the other.
+        charts: of each, by the names that its sections call them; may be fewer.
     """
     parts: list[dict[str, Any]] = []
     data: dict[str, Any] = {"charts": {}, "datasets": {}}
     nothing = Charts({}, {})
-    for n, outline in enumerate(outlines):
+    for n, report in enumerate(reports):
         drawn = charts[n] if n < len(charts) else nothing
         ids = {name: f"{name}-{n}" for name in drawn.charts}
-        parts.append({"n": n, "outline": outline, "charts": drawn.charts, "ids": ids})
+        parts.append({"n": n, "report": report, "charts": drawn.charts, "ids": ids})
         data["charts"] |= {ids[name]: c.spec for name, c in drawn.charts.items()}
         data["datasets"][str(n)] = drawn.datasets
-    library, script = _inline(library), _inline(_text("page.js"))
+    bundle, script = _inline(library()), _inline(_text("page.js"))
     return _template().render(
         parts=parts,
         data=htmlsafe_json_dumps(data, dumps=_compact),
         style=Markup(_text("page.css")),
-        library=Markup(library),
+        library=Markup(bundle),
         script=Markup(script),
-        policy=_policy(library, script),
+        policy=_policy(bundle, script),
         version=__version__,
     )
 

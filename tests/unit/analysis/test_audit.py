@@ -31,7 +31,8 @@ from ggufnorm.core.plain import from_plain
 from ggufnorm.errors import ConfigError, InputError, TensorDataError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.location import expand
-from ggufnorm.report.audit import to_github, to_sarif
+from ggufnorm.report.github import to_github
+from ggufnorm.report.sarif import to_sarif
 from tests.conversions import Model, build, encoder, write
 from tests.paths import DOCS, ROOT
 from tests.servers import RangeServer, running

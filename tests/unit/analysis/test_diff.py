@@ -15,7 +15,7 @@ from ggufnorm.analysis.diff.metadata import affects
 from ggufnorm.cli.main import cli
 from ggufnorm.core.metrics import DifferenceSum, ulp_distance
 from ggufnorm.engines.llama.binding import quantize_rows
-from ggufnorm.report.terminal import render
+from ggufnorm.report.formats import render
 
 EPSILON = "llama.attention.layer_norm_rms_epsilon"
 METADATA = {

@@ -24,7 +24,7 @@ from ggufnorm.core.model import Inspection
 from ggufnorm.core.plain import from_plain
 from ggufnorm.errors import InputError
 from ggufnorm.report.document import to_json
-from ggufnorm.report.text import sparkline
+from ggufnorm.report.formatting import sparkline
 from tests.architectures import N_EMBD, N_LAYERS, write_model
 
 RNG = np.random.default_rng(7)
@@ -189,7 +189,7 @@ def test_text_has_a_row_per_norm_and_a_summary(model: Path) -> None:
 
 @pytest.mark.parametrize("columns", [60, 80, 100, 200])
 def test_text_keeps_to_the_width_and_cuts_nothing_off(tmp_path: Path, columns: int) -> None:
-    from ggufnorm.report.terminal import render
+    from ggufnorm.report.formats import render
 
     outlier = RNG.normal(100, 0.1, 4096).astype(np.float32)
     outlier[4000] = -123456
@@ -276,7 +276,7 @@ def test_markdown_is_a_table_that_no_tensor_name_breaks(tmp_path: Path) -> None:
     lines = run(path, "--format", "markdown").output.splitlines()
 
     header, rule, row = (line for line in lines if line.startswith("|"))
-    assert header.startswith("| Tensor | Layer | Norm |")
+    assert header.startswith("| Layer | Norm | Kind |")
     assert rule.count("|") == header.count("|") == row.replace(r"\|", "").count("|")
     assert r"a\|b\<i\>\_norm" in row
 

@@ -16,9 +16,10 @@ import ggufnorm
 from ggufnorm.core.drift import DriftSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError, MissingPackageError
-from ggufnorm.report.document import KINDS, document, from_json, side_by_side, to_json
-from ggufnorm.report.faces import render
-from ggufnorm.report.fragment import to_fragment
+from ggufnorm.report.document import document, from_json, side_by_side, to_json
+from ggufnorm.report.formats import render
+from ggufnorm.report.kinds import BY_NAME
+from ggufnorm.report.notebook import to_fragment
 from ggufnorm.report.schema import attributes, json_schema, write_schemas
 from tests.pages import check_html
 from tests.paths import DOCS
@@ -28,7 +29,7 @@ from tests.results import HOSTILE, drift_report, inspection, one_of_each
 
 PUBLISHED = DOCS / "schema"
 RESULTS = one_of_each()
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", BY_NAME)
 
 
 # -- schemas -----------------------------------------------------------------------------
@@ -173,8 +174,8 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             result.save(path)
-    with pytest.raises(InputError, match="no csv of a DriftReport"):
-        drift_report().save(tmp_path / "x.csv")
+    with pytest.raises(InputError, match="no sarif of a DriftReport"):
+        drift_report().save(tmp_path / "x.sarif")
 
 
 JSON_VALUES = st.one_of(
@@ -185,7 +186,7 @@ JSON_VALUES = st.one_of(
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
-@given(kind=st.sampled_from(sorted(KINDS)), data=st.data())
+@given(kind=st.sampled_from(sorted(BY_NAME)), data=st.data())
 def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) -> None:
     changed = document(RESULTS[kind])
     place: Any = changed
@@ -200,15 +201,15 @@ def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) 
         result = from_json(json.dumps(changed), "x.json")
     except InputError:
         return
-    for face in ("text", "markdown", "html"):
-        assert "\x1b" not in render(result, face)
+    for fmt in ("text", "markdown", "html"):
+        assert "\x1b" not in render(result, fmt)
     assert "\x1b" not in to_fragment(result)
 
 
 def test_sets_of_nothing_are_shown() -> None:
     for nothing in (DriftSet(()), InspectionSet((), ())):
-        for face in ("text", "markdown", "html", "json"):
-            render(nothing, face)
+        for fmt in ("text", "markdown", "html", "json"):
+            render(nothing, fmt)
         assert from_json(to_json(nothing), "x.json") == nothing
 
 
@@ -233,9 +234,9 @@ def test_the_command_shows_saved_results_again(tmp_path: Path) -> None:
     drift_report(faulty=True).save(faulty)
     done = run("report", sound, faulty)
     assert (done.returncode, done.stderr) == (0, "")
-    table = done.stdout.split("\n\n")[0].splitlines()[3:]
-    assert [row.split()[-1] for row in table] == ["none", "blk.1.ffn_down.weight"]
-    for suffix, begins in ((".md", "## 2 models"), (".txt", "Models"), (".json", "{\n")):
+    _, table, *_ = done.stdout.split("\n\n")
+    assert [row.split()[-1] for row in table.splitlines()[2:4]] == ["none", "blk.1.ffn_down.weight"]
+    for suffix, begins in ((".md", "## 2 models"), (".txt", "2 models"), (".json", "{\n")):
         out = tmp_path / f"both{suffix}"
         assert run("report", sound, faulty, "-o", out).returncode == 0
         assert out.read_text().startswith(begins)

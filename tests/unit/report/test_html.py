@@ -1,4 +1,4 @@
-"""The HTML face, without a browser (tests/browser.py has the rest)."""
+"""HTML reports, without a browser (tests/browser.py has the rest)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ from ggufnorm.core.drift import DriftSet
 from ggufnorm.core.model import InspectionSet, Skipped
 from ggufnorm.core.result import Result
 from ggufnorm.errors import MissingPackageError
-from ggufnorm.report.document import KINDS
-from ggufnorm.report.faces import render
-from ggufnorm.report.html.charts import charts_of
-from ggufnorm.report.html.charts.parts import Chart
-from ggufnorm.report.outline import outlines
+from ggufnorm.report.formats import render
+from ggufnorm.report.html.charts.parts import Chart, Charts
+from ggufnorm.report.kinds import BY_NAME, kind_of, reports_of
 from tests.pages import Page, check_html
 from tests.processes import ggufnorm as run
 from tests.processes import loaded_after, one_line_error
@@ -40,7 +38,13 @@ from tests.results import (
     recipe_report,
 )
 
-every_kind = pytest.mark.parametrize("kind", KINDS)
+every_kind = pytest.mark.parametrize("kind", BY_NAME)
+
+
+def charts_of(result: Result) -> tuple[Charts, ...]:
+    return kind_of(result).charts(result)
+
+
 NOTHING = difference(0.0)
 
 
@@ -135,24 +139,24 @@ def test_the_first_words_are_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kld", "mood", "more"),
+    ("kld", "status", "more"),
     [
-        (0.03, "sound", ""),
-        (0.05, "neutral", ", but predictions drift more than Llama 3 8B's in Q4_K_M"),
-        (2.0, "neutral", ", but predictions drift more than Llama 3 8B's in Q2_K"),
-        (None, "sound", ""),
+        (0.03, "ok", ""),
+        (0.05, "warning", ", but predictions drift more than Llama 3 8B's in Q4_K_M"),
+        (2.0, "warning", ", but predictions drift more than Llama 3 8B's in Q2_K"),
+        (None, "ok", ""),
     ],
 )
-def test_drift_that_nobody_is_to_blame_for_is_not_called_sound(
-    kld: float | None, mood: str, more: str
+def test_drift_that_nobody_is_to_blame_for_is_not_called_fine(
+    kld: float | None, status: str, more: str
 ) -> None:
     report = drift_report()
     assert report.logits is not None
     drifted = replace(report, logits=replace(report.logits, mean_kld=kld))
-    (outline,) = outlines(drifted)
-    assert (outline.mood, outline.headline) == (mood, f"Nothing is out of line{more}")
-    (several,) = outlines(DriftSet((drifted, drifted)))
-    assert several.mood == mood
+    (view,) = reports_of(drifted)
+    assert (view.status, view.headline) == (status, f"Nothing is out of line{more}")
+    several, *_ = reports_of(DriftSet((drifted, drifted)))
+    assert several.status == status
 
 
 # -- what charts hold --------------------------------------------------------------------
@@ -280,10 +284,9 @@ def test_nothing_is_run_when_the_page_cannot_be_made() -> None:
     one_line_error(done, 2, "jinja2", "pip install 'ggufnorm[html]'")
 
 
-def test_kinds_without_an_outline_are_an_error_and_failures_are_shown() -> None:
-    with pytest.raises(TypeError, match="no outline of Result"):
-        outlines(Result())
-    assert charts_of(Result()) == ()
+def test_kinds_without_a_view_are_an_error_and_failures_are_shown() -> None:
+    with pytest.raises(TypeError, match="no view of Result"):
+        reports_of(Result())
     _, page = page_of(InspectionSet((), (Skipped("x.gguf", "is no model"),)))
     assert "x.gguf: is no model" in page.text()
 
@@ -293,8 +296,8 @@ def test_a_finding_leads_to_what_its_rule_says() -> None:
     links = re.findall(r'<a href="#([^"]+)">', text)
     assert links
     for anchor in links:
-        assert text.count(f'<section id="{anchor}">') == 1
-    assert "What to do:" in page.text()
+        assert text.count(f'<details id="{anchor}">') == 1
+    assert "Look at the source" in page.text()
 
 
 def test_a_command_is_shown_to_be_copied() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggufnorm.core.attribution import AttributionReport, Restoration, Share
+from ggufnorm.report.formatting import layer_text, printable
 from ggufnorm.report.html.charts.parts import (
     Chart,
     Charts,
@@ -11,7 +12,6 @@ from ggufnorm.report.html.charts.parts import (
     rounded,
     vega_lite,
 )
-from ggufnorm.report.text import layer_cell, printable
 
 _MOST_SHARES = 30
 _LINE = 20
@@ -33,7 +33,7 @@ def attribution_charts(report: AttributionReport) -> Charts:
 def _shares(shares: list[Share]) -> tuple[Chart, Rows]:
     rows = [
         {
-            "tensor": printable(s.tensor or s.role or f"layer {layer_cell(s.layer)}"),
+            "tensor": printable(s.tensor or s.role or f"layer {layer_text(s.layer)}"),
             "type": printable(s.dtype or "mixed"),
             "share": rounded(s.share),
             "kld": rounded(s.kld),
@@ -73,7 +73,7 @@ def _restorations(restorations: list[Restoration]) -> tuple[Chart, Rows]:
         {
             "x": x,
             "norm": printable(r.tensor or r.node),
-            "layer": layer_cell(r.layer),
+            "layer": layer_text(r.layer),
             "left": rounded(r.share),
             "kld": rounded(r.kld),
         }

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggufnorm.core.audio_report import AudioPipeline, AudioReport
+from ggufnorm.report.formatting import printable
 from ggufnorm.report.html.charts.parts import Chart, Charts, histogram, histogram_rows
-from ggufnorm.report.text import printable
 
 
 def audio_charts(report: AudioReport) -> Charts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggufnorm.core.diff import DiffReport
+from ggufnorm.report.formatting import layer_text, printable, types
 from ggufnorm.report.html.charts.parts import (
     LOG,
     LOG_AXIS,
@@ -13,7 +14,6 @@ from ggufnorm.report.html.charts.parts import (
     told_apart,
     vega_lite,
 )
-from ggufnorm.report.text import layer_cell, printable, types
 
 
 def diff_charts(report: DiffReport) -> Charts:
@@ -32,7 +32,7 @@ def diff_charts(report: DiffReport) -> Charts:
             "tensor": printable(t.tensor),
             "types": printable(types(t.dtype_a, t.dtype_b)),
             "shape": "×".join(map(str, t.shape)),
-            "layer": layer_cell(t.layer),
+            "layer": layer_text(t.layer),
             "rel_l2": rounded(t.rel_l2),
             "sqnr": rounded(t.sqnr_db),
             "max": rounded(t.max_abs),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ggufnorm.core.drift import DriftReport, OperationDrift
+from ggufnorm.report.formatting import layer_text, printable, types
 from ggufnorm.report.html.charts.parts import (
     LOG,
     LOG_AXIS,
@@ -16,7 +17,6 @@ from ggufnorm.report.html.charts.parts import (
     told_apart,
     vega_lite,
 )
-from ggufnorm.report.text import layer_cell, printable, types
 
 _ROW_HEIGHT = 17
 
@@ -77,7 +77,7 @@ def _operation(o: OperationDrift, x: float, slot: int, fault: bool) -> dict[str,
         "node": printable(o.node),
         "tensor": printable(o.tensor or "–"),
         "type": printable(types(o.dtype_ref, o.dtype)),
-        "layer": layer_cell(o.layer),
+        "layer": layer_text(o.layer),
         "role": printable(o.role),
         "group": _what(o) if o.role == "matmul" else printable(o.role),
         "own": rounded(o.local.rel_l2),
@@ -140,7 +140,7 @@ def _over_depth(
     }
     ring = {
         "transform": [{"filter": f"datum.fault && datum.{field} > 0"}],
-        "mark": {"type": "point", "size": 260, "stroke": "var(--wrong)", "strokeWidth": 2.5},
+        "mark": {"type": "point", "size": 260, "stroke": "var(--error)", "strokeWidth": 2.5},
         "encoding": {"x": x, "y": y, "tooltip": _OPERATION_TOOLTIP},
     }
     under = {
@@ -190,7 +190,7 @@ def _heat(depth: Depth, rows: Rows, *, switch: bool) -> dict[str, Any]:
     }
     framed = {
         "transform": [{"filter": "datum.bad || datum.fault"}],
-        "mark": {"type": "rect", "fill": None, "stroke": "var(--wrong)", "strokeWidth": 2},
+        "mark": {"type": "rect", "fill": None, "stroke": "var(--error)", "strokeWidth": 2},
         "encoding": place,
     }
     return vega_lite(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ggufnorm.core.drift import DriftSet
+from ggufnorm.report.formatting import printable
 from ggufnorm.report.html.charts.parts import (
     LOG,
     LOG_AXIS,
@@ -16,7 +17,6 @@ from ggufnorm.report.html.charts.parts import (
     told_apart,
     vega_lite,
 )
-from ggufnorm.report.text import printable
 
 
 def drift_set_charts(result: DriftSet) -> Charts:

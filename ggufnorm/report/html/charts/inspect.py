@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggufnorm.core.model import Inspection
+from ggufnorm.report.formatting import layer_text, printable
 from ggufnorm.report.html.charts.parts import (
     Chart,
     Charts,
@@ -12,7 +13,6 @@ from ggufnorm.report.html.charts.parts import (
     told_apart,
     vega_lite,
 )
-from ggufnorm.report.text import layer_cell, printable
 
 
 def inspect_charts(model: Inspection) -> Charts:
@@ -24,7 +24,7 @@ def inspect_charts(model: Inspection) -> Charts:
             "x": x,
             "tensor": printable(n.tensor or "–"),
             "role": printable(n.role),
-            "layer": layer_cell(n.layer),
+            "layer": layer_text(n.layer),
             "kind": n.kind or "?",
             "epsilon": n.epsilon,
             **{f: rounded(getattr(n.weight, f)) for f in ("mean", "rms", "minimum", "maximum")},

@@ -37,7 +37,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """The charts of one outline.
+    """The charts of one report.
 
     Attributes:
         charts: by the names that sections call them.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggufnorm.core.pixel_report import Pipeline, PixelReport
+from ggufnorm.report.formatting import printable
 from ggufnorm.report.html.charts.parts import Chart, Charts, histogram, histogram_rows
-from ggufnorm.report.pixels import CHANNELS
-from ggufnorm.report.text import printable
+from ggufnorm.report.views.pixels import CHANNELS
 
 
 def pixel_charts(report: PixelReport) -> Charts:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ggufnorm.core.recipe import RecipeReport, Trial
+from ggufnorm.report.formatting import printable
 from ggufnorm.report.html.charts.parts import LOG, LOG_AXIS, Chart, Charts, rounded, vega_lite
-from ggufnorm.report.text import printable
 
 
 def recipe_charts(report: RecipeReport) -> Charts:

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ggufnorm.core.diff import DiffReport
-from ggufnorm.core.drift import DriftReport
-from ggufnorm.core.model import Inspection
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.result import Result
 from ggufnorm.errors import InputError, MissingPackageError
-
-_USUAL_PARTS: dict[type[Result], str] = {
-    DriftReport: "operations",
-    DiffReport: "tensors",
-    Inspection: "norms",
-}
 
 
 def to_dataframe(result: Result, part: str | None = None) -> Any:
@@ -25,14 +16,17 @@ def to_dataframe(result: Result, part: str | None = None) -> Any:
         result: the whole.
         part: name of a field that holds several things of a kind, for example ``norms``;
             by default operations of a drift report, tensors of a diff, norms of an
-            inspection, and of a set of results the first such field.
+            inspection: the main table of the kind, or the first such field.
 
     Raises:
         InputError: there is no such part.
         MissingPackageError: pandas is not installed.
     """
+    from ggufnorm.report.kinds import kind_of
+
     parts = [name for name, value in vars(result).items() if isinstance(value, tuple)]
-    chosen = part or _USUAL_PARTS.get(type(result)) or next(iter(parts), None)
+    main = kind_of(result).main
+    chosen = part or (main if main in parts else next(iter(parts), None))
     if chosen not in parts:
         raise InputError(f"no table {chosen!r} in this {type(result).__name__}: {', '.join(parts)}")
     try:

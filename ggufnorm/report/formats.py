@@ -1,17 +1,17 @@
-"""The faces of a result, and files of them."""
+"""The formats of a result, and files of them."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ggufnorm.core.audit import AuditReport, AuditSet
-from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.core.result import Result
 from ggufnorm.errors import InputError, MissingPackageError
 from ggufnorm.formats.replace import replacing
-from ggufnorm.report.document import from_json, to_json
+
+if TYPE_CHECKING:
+    from ggufnorm.core.result import Result
 
 SUFFIXES = {
     ".json": "json",
@@ -21,18 +21,18 @@ SUFFIXES = {
     ".csv": "csv",
     ".sarif": "sarif",
 }
-"""A file's suffix to the face that it stands for."""
+"""A file's suffix to the format that it stands for."""
 
 _HTML_PACKAGES = ("jinja2", "vl_convert")
 
 
-def require(face: str) -> None:
-    """Make sure that a face can be made, before the work that it is to show.
+def require(fmt: str) -> None:
+    """Make sure that a format can be made, before the work whose result it is to show.
 
     Raises:
         MissingPackageError: a package that it needs is not installed.
     """
-    if face != "html":
+    if fmt != "html":
         return
     missing = [name for name in _HTML_PACKAGES if not _is_installed(name)]
     if missing:
@@ -49,42 +49,65 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def render(result: Result, face: str) -> str:
-    """A result as a file or a pipe gets it.
+def render(
+    result: Result,
+    fmt: str = "text",
+    *,
+    width: int | None = None,
+    color: bool = False,
+    wide: bool = False,
+    table: str | None = None,
+) -> str:
+    """A result in a format.
 
     Args:
         result: to be shown.
-        face: a value of :data:`SUFFIXES` or ``github``; ``csv`` is for inspections only,
-            ``sarif`` and ``github`` for audits.
+        fmt: a value of :data:`SUFFIXES` or ``github``; ``sarif`` and ``github`` are for
+            audits only.
+        width: of text: columns to keep to; by default 100.
+        color: of text: whether to colour with ANSI escapes.
+        wide: of text: whether to show all rows and columns, however wide tables become.
+        table: of CSV: name of the table; by default the main one.
 
     Raises:
-        InputError: there is no such face of this result.
-        MissingPackageError: a package that the face needs is not installed.
+        InputError: there is no such format of this result, or no such table in it.
+        MissingPackageError: a package that the format needs is not installed.
     """
-    if face == "json":
+    from ggufnorm.report.kinds import kind_of
+
+    kind = kind_of(result)
+    if fmt == "json":
+        from ggufnorm.report.document import to_json
+
         return to_json(result)
-    if face == "markdown":
-        from ggufnorm.report.markdown import to_markdown
-
-        return to_markdown(result)
-    if face == "html":
-        require(face)
-        from ggufnorm.report.html import to_html
-
-        return to_html(result)
-    if face == "csv" and isinstance(result, (Inspection, InspectionSet)):
+    if fmt == "csv":
         from ggufnorm.report.csv import to_csv
 
-        return to_csv(result)
-    if face in ("sarif", "github") and isinstance(result, (AuditReport, AuditSet)):
-        from ggufnorm.report.audit import to_github, to_sarif
+        return to_csv(result, table)
+    if fmt == "markdown":
+        from ggufnorm.report.markdown import to_markdown
 
-        return to_sarif(result) if face == "sarif" else to_github(result)
-    if face != "text":
-        raise InputError(f"no {face} of a {type(result).__name__}: use .json, .md or .html")
-    from ggufnorm.report import terminal
+        return to_markdown(kind.view(result))
+    if fmt == "html":
+        require(fmt)
+        from ggufnorm.report.html.page import to_html
 
-    return terminal.render(result)
+        return to_html(kind.view(result), kind.charts(result))
+    if fmt == "text":
+        from ggufnorm.report.text import WIDTH, to_text
+
+        return to_text(kind.view(result), width=width or WIDTH, color=color, wide=wide)
+    return _of_an_audit(result, fmt)
+
+
+def _of_an_audit(result: Result, fmt: str) -> str:
+    from ggufnorm.core.audit import AuditReport, AuditSet
+    from ggufnorm.report.github import to_github
+    from ggufnorm.report.sarif import to_sarif
+
+    if not isinstance(result, (AuditReport, AuditSet)):
+        raise InputError(f"no {fmt} of a {type(result).__name__}: use .json, .md, .html or .csv")
+    return to_sarif(result) if fmt == "sarif" else to_github(result)
 
 
 def save(result: Result, path: str | os.PathLike[str]) -> None:
@@ -92,7 +115,7 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
 
     Args:
         result: to be written.
-        path: its suffix decides the format: .json, .txt, .md, .html, .csv (inspections),
+        path: its suffix decides the format: .json, .txt, .md, .html, .csv (its main table),
             .sarif (audits).
 
     Raises:
@@ -100,10 +123,10 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
             written.
         MissingPackageError: a package that the format needs is not installed.
     """
-    face = SUFFIXES.get(Path(path).suffix.lower())
-    if face is None:
+    fmt = SUFFIXES.get(Path(path).suffix.lower())
+    if fmt is None:
         raise InputError(f"cannot write {path}: its suffix is none of {', '.join(SUFFIXES)}")
-    write(render(result, face), path)
+    write(render(result, fmt), path)
 
 
 def write(text: str, path: str | os.PathLike[str]) -> None:
@@ -132,4 +155,6 @@ def load(path: str | os.PathLike[str]) -> Result:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a ggufnorm document: no UTF-8 at {error.start}") from None
+    from ggufnorm.report.document import from_json
+
     return from_json(text, str(path))

@@ -1,0 +1,1 @@
+"""What each kind of result says: one module per kind, one function from result to reports."""

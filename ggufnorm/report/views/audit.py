@@ -1,0 +1,187 @@
+"""The view of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from ggufnorm.analysis.audit.rules import BY_ID
+from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Ignored, NotRun
+from ggufnorm.report.formatting import counted
+from ggufnorm.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Report,
+    Section,
+    Sentence,
+    Status,
+    Topic,
+    table,
+)
+from ggufnorm.report.views.common import sentences, severity_status, skipped_section
+
+_MOST_FINDINGS = 8
+"""Findings of one rule that are listed before they are counted."""
+
+
+def audit_view(report: AuditReport) -> tuple[Report, ...]:
+    """Every finding and what to do about it."""
+    return (_report(report),)
+
+
+def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
+    """Each model, then what holds for all of them, and a line for each."""
+    models = result.models
+    common = [
+        n
+        for n in (models[0].not_run if len(models) > 1 else ())
+        if all(n in report.not_run for report in models)
+    ]
+    found = {_status(model) for model in models}
+    worst: Status = next((s for s in _STATUSES if s in found), "ok")
+    summary = Report(
+        "Summary",
+        status="error" if result.failed else worst,
+        verdict=tuple(Sentence(_outcome(m), _status(m)) for m in models),
+        sections=(
+            _not_run(common, "in any of the models"),
+            skipped_section(result.failed),
+        ),
+    )
+    return (*(_report(model, common) for model in models), summary)
+
+
+_STATUSES: tuple[Status, ...] = ("error", "warning", "ok")
+
+
+def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
+    """One model; ``told`` are the rules whose reason for not being run is told elsewhere."""
+    return Report(
+        _title(report),
+        subject=report.path,
+        headline=_headline(report),
+        status=_status(report),
+        verdict=(Sentence(_outcome(report), _status(report)),),
+        sections=(
+            Section(
+                "Findings",
+                table=table(
+                    "findings", _FINDINGS, report.findings, most=_MOST_FINDINGS, layout="records"
+                ),
+                topics=tuple(_topics(report.findings)),
+            ),
+            Section(
+                f"Accepted: {len(report.ignored)}",
+                table=table("accepted", _ACCEPTED, report.ignored, layout="records"),
+                folded=True,
+            ),
+            _not_run([n for n in report.not_run if n not in told]),
+        ),
+    )
+
+
+def _title(report: AuditReport) -> str:
+    facts = [report.architecture or "unknown architecture"]
+    facts += [report.name] if report.name else []
+    facts.append(counted(report.summary.n_norms, "norm"))
+    return f"{Path(report.path).name}: {', '.join(facts)}"
+
+
+def _headline(report: AuditReport) -> str:
+    s = report.summary
+    if not (s.errors or s.warnings):
+        return "Nothing is wrong"
+    return f"{counted(s.errors, 'error')}, {counted(s.warnings, 'warning')}"
+
+
+def _status(report: AuditReport) -> Status:
+    s = report.summary
+    return "error" if s.errors else "warning" if s.warnings else "ok"
+
+
+def _outcome(report: AuditReport) -> str:
+    """How the audit went, in one line."""
+    s = report.summary
+    found = [counted(s.errors, "error"), counted(s.warnings, "warning"), counted(s.infos, "info")]
+    accepted = [f"{s.ignored} accepted"] if s.ignored else []
+    rules = f"{counted(len(s.rules_run), 'rule')} run, {len(report.not_run)} not run"
+    return f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules})"
+
+
+# -- findings ----------------------------------------------------------------------------
+
+
+def rule_title(rule: str) -> str:
+    """A rule's id and name; of a later release's rule, which a document may hold, its id."""
+    return f"{rule} {BY_ID[rule].name}" if rule in BY_ID else rule
+
+
+_FINDINGS: Columns[Finding] = (
+    Column("Severity", lambda f: Cell(f.severity, status=severity_status(f.severity)), left=True),
+    Column(
+        "Rule",
+        lambda f: Cell(rule_title(f.rule), anchor=f.rule if f.rule in BY_ID else ""),
+        left=True,
+    ),
+    Column("Tensor", lambda f: f.tensor or "", left=True, priority=1),
+    Column("Layer", lambda f: "" if f.layer is None else Cell(str(f.layer), f.layer), priority=2),
+    Column("Finding", lambda f: f.message, left=True, prose=True),
+)
+
+
+def _of_finding(column: Column[Finding]) -> Column[Ignored]:
+    return Column(
+        column.title,
+        lambda ignored: column.cell(ignored.finding),
+        left=column.left,
+        priority=column.priority,
+        prose=column.prose,
+    )
+
+
+_ACCEPTED: Columns[Ignored] = (
+    *map(_of_finding, _FINDINGS),
+    Column("Accepted because", lambda i: i.reason, left=True),
+)
+
+
+def _topics(findings: Sequence[Finding]) -> Iterator[Topic]:
+    """Why the rules that found something matter, and what to do."""
+    for rule in dict.fromkeys(f.rule for f in findings if f.rule in BY_ID):
+        sections = BY_ID[rule].sections
+        said = (
+            Sentence(_plain(sections[heading]), label=label)
+            for label, heading in (("why", "Why it matters"), ("do", "What to do"))
+        )
+        yield Topic(rule_title(rule), tuple(said), rule)
+
+
+def _plain(text: str) -> str:
+    """A rule's section on one line, without the marks of literals."""
+    return " ".join(text.replace("``", "").split())
+
+
+# -- rules that were not run -------------------------------------------------------------
+
+
+def _not_run(not_run: Sequence[NotRun], where: str = "") -> Section:
+    title = f"Not run {where}".rstrip() + f": {len(not_run)}"
+    return Section(title, sentences=sentences(*_reasons(not_run)), folded=True)
+
+
+def _reasons(not_run: Iterable[NotRun]) -> Iterator[str]:
+    """Why rules were not run, each reason once, with the rules."""
+    reasons: dict[str, list[str]] = {}
+    for n in not_run:
+        reasons.setdefault(n.reason, []).append(n.rule)
+    for reason, rules in reasons.items():
+        yield f"{', '.join(_in_families(rules))}: {reason}"
+
+
+def _in_families(rules: list[str]) -> Iterator[str]:
+    """Ids, those of a family that was not run at all as ``S*``."""
+    for letter in dict.fromkeys(rule[:1] for rule in rules):
+        these = [r for r in rules if r[:1] == letter]
+        family = [r for r in BY_ID if r[:1] == letter]
+        yield from ([f"{letter}*"] if these == family else these)

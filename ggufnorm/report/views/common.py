@@ -1,0 +1,114 @@
+"""Parts that several views have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ggufnorm.core.drift import ModelFacts, SideFacts
+from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.model import Skipped
+from ggufnorm.report.formatting import model_line
+from ggufnorm.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Gallery,
+    Picture,
+    Report,
+    Section,
+    Sentence,
+    Status,
+    table,
+)
+
+_MOST_SKIPPED = 10
+
+
+def sentences(*texts: str) -> tuple[Sentence, ...]:
+    """Sentences that are neither good nor bad; empty ones are left out."""
+    return tuple(Sentence(text) for text in texts if text)
+
+
+def skipped_section(skipped: Sequence[Skipped]) -> Section:
+    """What was not looked at, and why."""
+    said = sentences(*map(_reason, skipped))
+    return Section(f"Skipped: {len(said)}", sentences=said, most=_MOST_SKIPPED, folded=True)
+
+
+def _reason(s: Skipped) -> str:
+    """What and why; an error of a file begins with its name already."""
+    return s.reason if s.reason.startswith(f"{s.what}: ") else f"{s.what}: {s.reason}"
+
+
+def unread_reports(failed: Sequence[Skipped]) -> tuple[Report, ...]:
+    """The models of a set that could not be read, if any."""
+    if not failed:
+        return ()
+    said = tuple(Sentence(_reason(s), "error") for s in failed)
+    return (Report(f"Skipped: {len(failed)}", status="error", verdict=said),)
+
+
+def model_facts(label: str, model: ModelFacts) -> Iterable[tuple[str, str]]:
+    """Which file was run."""
+    yield label, model_line(model)
+    yield "", f"fingerprint {model.fingerprint[:16] or '–'}, {model.name or 'unnamed'}"
+
+
+def option_facts(reference: SideFacts, quant: SideFacts) -> Iterable[tuple[str, str]]:
+    """How both sides were run, once if alike."""
+    if reference == quant:
+        yield "options", _options(reference)
+    else:
+        yield "options", f"reference: {_options(reference)}"
+        yield "", f"quant: {_options(quant)}"
+
+
+def _options(side: SideFacts) -> str:
+    parts = [
+        f"flash attention {side.flash_attention}",
+        f"K/V cache {side.cache_type_k}/{side.cache_type_v}",
+        *(["repacked weights"] if side.use_extra_bufts else []),
+        *(["unfused norms"] if side.unfused_norms else []),
+    ]
+    return ", ".join(parts)
+
+
+# -- pipelines of images and sounds ------------------------------------------------------
+
+_FINDINGS: Columns[FeedFinding] = (
+    Column("Severity", lambda f: Cell(f.severity, status=severity_status(f.severity)), left=True),
+    Column("Finding", lambda f: f.name, left=True),
+    Column("Message", lambda f: f.message, left=True, prose=True),
+)
+
+
+def severity_status(severity: str) -> Status:
+    """How good a finding of that severity is."""
+    return "error" if severity == "error" else "warning" if severity == "warning" else "neutral"
+
+
+def feed_status(findings: Iterable[FeedFinding]) -> Status:
+    """How good pipelines are by what was found on them."""
+    severities = {f.severity for f in findings}
+    return "error" if "error" in severities else "neutral" if severities else "ok"
+
+
+def feed_findings_section(findings: Sequence[FeedFinding]) -> Section:
+    """What was found on pipelines."""
+    return Section("Findings", table=table("findings", _FINDINGS, findings, layout="records"))
+
+
+def gallery(
+    title: str, named: Iterable[tuple[str, str | None]], note: str, *, wide: bool = False
+) -> Gallery | None:
+    """Those of ``(caption, PNG)`` that are base64, None if none is.
+
+    A document may come from anywhere, and a PNG's text goes into a page's address.
+    """
+    pictures = tuple(
+        Picture(png, caption)
+        for caption, png in named
+        if png is not None and re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", png)
+    )
+    return Gallery(title, pictures, note, wide) if pictures else None

@@ -1,0 +1,296 @@
+"""The view of a drift report."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ggufnorm.core.drift import (
+    DriftReport,
+    Localisation,
+    NormDrift,
+    OperationDrift,
+    TokenDrift,
+)
+from ggufnorm.core.floats import epsilon_text
+from ggufnorm.core.metrics import Difference
+from ggufnorm.report.formatting import (
+    bars,
+    counted,
+    drift,
+    fixed,
+    layer,
+    number,
+    numeric,
+    place_text,
+    types,
+)
+from ggufnorm.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Figure,
+    Report,
+    Section,
+    Sentence,
+    Status,
+    facts,
+    table,
+)
+from ggufnorm.report.views.common import model_facts, option_facts, sentences, skipped_section
+from ggufnorm.report.views.predictions import (
+    exceeded_type,
+    prediction_figures,
+    predictions_section,
+)
+
+_MOST_OPERATIONS = 8
+_MOST_TOKENS = 5
+
+
+def drift_view(report: DriftReport) -> tuple[Report, ...]:
+    """Whether it is fine, and if not, where; then all that leads there."""
+    answer = status(report)
+    return (
+        Report(
+            f"{Path(report.quant.path).name} against {Path(report.reference.path).name}",
+            subject=report.quant.path,
+            headline=headline(report),
+            status=answer,
+            figures=tuple(_figures(report)),
+            verdict=(Sentence(report.verdict, answer),),
+            facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
+            sections=(
+                _norms(report),
+                largest_errors(report),
+                _places(report.localisation),
+                predictions_section(report.logits, report.floor),
+                Section(
+                    "Tokens whose prediction drifts most",
+                    table=table(
+                        "worst_tokens",
+                        _TOKENS,
+                        report.localisation.worst_tokens,
+                        most=_MOST_TOKENS,
+                    ),
+                ),
+                skipped_section(report.skipped),
+            ),
+        ),
+    )
+
+
+def status(report: DriftReport) -> Status:
+    """Fine only if nothing is out of line and predictions drift as little as in Q4_K_M."""
+    if report.culprit is not None:
+        return "error"
+    return "warning" if exceeded_type(report.logits) else "ok"
+
+
+def headline(report: DriftReport) -> str:
+    """The answer in a few words."""
+    if report.culprit is None:
+        usual = exceeded_type(report.logits)
+        more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
+        return f"Nothing is out of line{more}"
+    where = report.culprit.tensor or report.culprit.node
+    at = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"
+    return f"Out of line: {where}{at}"
+
+
+def _figures(report: DriftReport) -> Iterator[Figure]:
+    yield from prediction_figures(report.logits)
+    if report.embedding is not None:
+        d = report.embedding
+        note = f"relative L2 over {counted(d.rows, 'chunk')}; cosine {number(d.cosine, 7)}"
+        yield Figure("Pooled output", number(d.rel_l2), note)
+    worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
+    if worst is not None and _have_own_errors(report.operations):
+        note = f"{worst.tensor or worst.node}, {types(worst.dtype_ref, worst.dtype)}"
+        yield Figure("Largest own error", number(worst.local.rel_l2), note)
+    layers = report.localisation.layers
+    if layers:
+        yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
+
+
+def _growth(found: Localisation) -> str:
+    growth = [at.growth for at in found.layers if at.growth is not None]
+    median = f", × {statistics.median(growth):.3f} per layer (median)" if growth else ""
+    return f"relative L2 after layer {found.layers[-1].layer}{median}"
+
+
+def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
+    run = report.run
+    yield from model_facts("reference", report.reference)
+    yield from model_facts("quant", report.quant)
+    yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
+    stopped = run.n_chunks < run.n_chunks_planned
+    of = f" of {run.n_chunks_planned} (stopped early)" if stopped else ""
+    taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
+    where = f"{run.engine}, {counted(run.n_threads, 'thread')}"
+    where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
+    yield "run", f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens{taken} ({where})"
+    yield from option_facts(run.reference, run.quant)
+
+
+# -- norms -------------------------------------------------------------------------------
+
+
+def _epsilon(n: NormDrift) -> Cell:
+    text = epsilon_text(n.epsilon_used)
+    if n.epsilon_used != n.epsilon_used_ref:
+        return Cell(f"{epsilon_text(n.epsilon_used_ref)}→{text}", n.epsilon_used, "error")
+    return Cell(f"{text}*" if _metadata_differs(n) else text, n.epsilon_used)
+
+
+def _metadata_differs(n: NormDrift) -> bool:
+    return n.epsilon_metadata not in (None, n.epsilon_used)
+
+
+_NORMS: Columns[NormDrift] = (
+    Column("Layer", lambda n: layer(n.layer)),
+    Column("Norm", lambda n: n.role, left=True),
+    Column("Kind", lambda n: n.kind, left=True),
+    Column("Epsilon", _epsilon),
+    Column("In", lambda n: drift(n.input)),
+    Column("Out", lambda n: drift(n.output)),
+    Column("Cosine", lambda n: fixed(n.output.cosine, 5), priority=1),
+    Column("Ratio", lambda n: fixed(n.output.rms_ratio, 3), priority=3),
+    Column("Max |Δ|", lambda n: numeric(n.output.max_abs), priority=4),
+    Column(
+        "token:chan",
+        lambda n: place_text(n.output.max_abs_token, n.output.max_abs_channel),
+        priority=5,
+    ),
+    Column("Weight", lambda n: drift(n.weight)),
+    Column("Own", lambda n: drift(n.local)),
+    Column("NumPy", lambda n: numeric(n.recompute_residual, 1), priority=2),
+    Column("Tensor", lambda n: n.tensor or "(no weight)", left=True, priority=6),
+)
+
+
+def _norms(report: DriftReport) -> Section:
+    return Section(
+        "Norms: relative L2 drift from the reference, in graph order",
+        table=table(
+            "norms",
+            _NORMS,
+            report.norms,
+            status=_fault_at(report),
+            notes=tuple(_norm_notes(report.norms)),
+        ),
+        folded=True,
+    )
+
+
+def _norm_notes(norms: Sequence[NormDrift]) -> Iterator[Sentence]:
+    residuals = [n.recompute_residual for n in norms if n.recompute_residual is not None]
+    if residuals:
+        yield Sentence(
+            f"NumPy recomputes {len(residuals)} of {counted(len(norms), 'norm')} to within"
+            f" {max(residuals):.1e} of llama.cpp's result."
+        )
+    if any(map(_metadata_differs, norms)):
+        yield Sentence("* the metadata states another epsilon than llama.cpp uses", "warning")
+
+
+def _fault_at(report: DriftReport) -> Callable[[NormDrift | OperationDrift], Status]:
+    """Which rows are at fault."""
+    fault = report.culprit.node if report.culprit else None
+    return lambda item: "error" if item.node == fault else "neutral"
+
+
+# -- operations --------------------------------------------------------------------------
+
+_OPERATIONS: Columns[OperationDrift] = (
+    Column("Layer", lambda o: layer(o.layer)),
+    Column("Operation", lambda o: o.role, left=True),
+    Column("Reads", lambda o: o.tensor or o.node, left=True, least=25),
+    Column("Type", lambda o: types(o.dtype_ref, o.dtype), left=True),
+    Column("Own", lambda o: drift(o.local)),
+    Column("Cumulative", lambda o: drift(o.cumulative)),
+)
+
+
+def _have_own_errors(operations: Sequence[OperationDrift]) -> bool:
+    """Whether operations were given the reference's input: not where a trace was compared."""
+    return any(o.local.rows or o.local.non_finite_rows for o in operations)
+
+
+def largest_errors(report: DriftReport, *, charts: bool = True) -> Section:
+    """The operations that add most by themselves, the largest errors first."""
+    own = _have_own_errors(report.operations)
+
+    def error(o: OperationDrift) -> Difference:
+        return o.local if own else o.cumulative
+
+    ranked = sorted(
+        (o for o in report.operations if error(o).rel_l2 or error(o).non_finite_rows),
+        key=lambda o: (not error(o).non_finite_rows, -(error(o).rel_l2 or 0.0)),
+    )
+    n = counted(len(report.operations), "operation")
+    title = f"Largest drift of {n}, all that is upstream counted in"
+    if own:
+        title = f"Largest errors of {n}, each given the reference's input"
+    names = ("own", "heat", "cumulative") if own else ("cumulative", "heat")
+    return Section(
+        title,
+        charts=names if charts else (),
+        sentences=() if ranked else sentences("Every operation gives the reference's result."),
+        table=table(
+            "operations",
+            _OPERATIONS,
+            ranked,
+            status=_fault_at(report),
+            most=_MOST_OPERATIONS,
+        ),
+    )
+
+
+# -- places ------------------------------------------------------------------------------
+
+
+def _places(found: Localisation) -> Section:
+    return Section("Where it is", sentences=tuple(_place_sentences(found)))
+
+
+def _place_sentences(found: Localisation) -> Iterator[Sentence]:
+    if (bad := found.first_non_finite) is not None:
+        at = "" if bad.token is None else f", token {bad.token}"
+        yield Sentence(f"{bad.tensor or bad.node}{at}", "error", "first NaN or infinity")
+    if found.layers:
+        first, last = found.layers[0], found.layers[-1]
+        yield Sentence(
+            f"{bars([at.rel_l2 for at in found.layers])}  {number(first.rel_l2)} after layer"
+            f" {first.layer} to {number(last.rel_l2)} after layer {last.layer}",
+            label="by layer",
+        )
+    if (jump := found.first_jump) is not None:
+        text = f"{jump.tensor or jump.node}, robust z {number(jump.value)}"
+        yield Sentence(text, label="first jump")
+    for i, c in enumerate(found.outlier_channels):
+        yield Sentence(
+            f"{c.channel} holds {c.error_share:.0%} of the error and {c.energy_share:.0%} of"
+            f" the energy at {c.node}",
+            label="" if i else "channels",
+        )
+    if (peak := found.peak) is not None and found.f16_headroom is not None:
+        yield Sentence(
+            f"{number(peak.value)} at {peak.node}, token {peak.token}, channel {peak.channel}:"
+            f" half precision holds {number(found.f16_headroom)} times that",
+            label="largest value",
+        )
+
+
+_TOKENS: Columns[TokenDrift] = (
+    Column("Token", lambda t: Cell(_line(t.text), before=_line(t.context)), left=True, least=28),
+    Column("KL divergence", lambda t: numeric(t.kld), short="KL"),
+    Column("p, reference", lambda t: numeric(t.p_ref)),
+    Column("p, quant", lambda t: numeric(t.p_quant)),
+    Column("Position", lambda t: Cell(str(t.token), t.token)),
+)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", "⏎")
