@@ -26,7 +26,7 @@ from tests import in_process
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 3
 N_TOKENS = 31
 ALL = {**made.NETWORKS, **made.SPECIAL, "mixtral": made.MIXTRAL}
-TOLERANCES = {"F32": 2e-3, "F16": 2e-3, "BF16": 8e-3}
+TOLERANCES = {"F32": 2e-3, "F16": 2e-3, "BF16": 1.6e-2}
 """As ``compare`` has them for these types, with llama.cpp's own rounding."""
 
 Change = Callable[[np.ndarray], np.ndarray]

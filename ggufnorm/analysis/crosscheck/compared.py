@@ -29,13 +29,12 @@ from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.core.operations import Stretch
+from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 
 Tokens = NDArray[np.int32]
 
-HALF = 2.0**-11
-"""Relative rounding of half precision."""
 MIN_TOKENS = 2
 """Fewest tokens that predict one."""
 
@@ -97,7 +96,8 @@ def compare_runs(
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     moved = {
-        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF for p in joined.pairs
+        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
+        for p in joined.pairs
     }
     judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
     sites = judge.sites(joined.pairs)

@@ -32,6 +32,7 @@ from ggufnorm.core.observed import (
     recompute,
     relative,
 )
+from ggufnorm.core.rounding import WEIGHT_ROUNDING
 from ggufnorm.core.transforms import Explanation, Kind, Transform, explain, orders
 
 SAME = 1e-4
@@ -47,12 +48,6 @@ LOGITS = "logits"
 """In the place of a site's key, where the norms are right and the predictions are not."""
 _EPSILON = 1e-5
 """Relative difference up to which two epsilons are one, rounded to float32 or not."""
-_NORM_ROUNDING = {
-    "F16": 2.0**-11, "FLOAT16": 2.0**-11, "BF16": 2.0**-8, "BFLOAT16": 2.0**-8,
-    "INT8": 2.0**-6, "UINT8": 2.0**-6,
-}  # fmt: skip
-"""Rounding of a norm's weight by its type: half a unit in the last place, the worst case; of
-bytes with one scale for all of them, whose largest may be four times the usual one."""
 _USUAL_OFFSETS = (1.0, -1.0, 2.0, -2.0)
 _PRECISION = frozenset({"rounding"})
 
@@ -87,7 +82,7 @@ class Judge:
     def _site(self, pair: Pair) -> SiteComparison:
         s, e = pair.source, pair.engine
         local = relative(_source_result(s, e.x), e.y)
-        allowed = max(LOCAL, _NORM_ROUNDING.get(e.dtype or "", 0.0))
+        allowed = max(LOCAL, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
         causes = sorted(self._causes(pair, allowed), key=lambda c: -_size(c))
         return SiteComparison(
             key=pair.key,
@@ -178,7 +173,7 @@ class Judge:
         found = explain(flat, raw, Transform(offset=s.formula.offset), others=others)
         if found.kind in ("equal", "half"):
             return
-        if found.kind in ("partial", "values", "affine") and e.dtype in _NORM_ROUNDING:
+        if found.kind in ("partial", "values", "affine") and e.dtype in WEIGHT_ROUNDING:
             found = _roughly(flat, theirs, others, e.dtype) or found
         share = _share(s, e.x, _bare(s.formula), ours, s.bias)
         message = f"its weight {found.message}".replace("the conversion adds", "it should be plus")
@@ -212,7 +207,9 @@ def _is_rounded(expected: Array, found: Array, dtype: str | None) -> bool:
     """Whether values are others but for the rounding of a norm's type."""
     if expected.size != found.size:
         return False
-    return relative(expected.reshape(-1), found.reshape(-1)) <= _NORM_ROUNDING.get(dtype or "", 0.0)
+    return relative(expected.reshape(-1), found.reshape(-1)) <= WEIGHT_ROUNDING.get(
+        dtype or "", 0.0
+    )
 
 
 def _roughly(
@@ -240,7 +237,7 @@ def _roughly(
     for name, values in others.items():
         attempt("elsewhere", f"holds the values of {name}", values, name)
     attempt("scale", f"is {factor:.3g} times the source's", factor * e, None)
-    good = [t for t in tried if t[0] <= _NORM_ROUNDING[dtype]]
+    good = [t for t in tried if t[0] <= WEIGHT_ROUNDING[dtype]]
     return min(good, key=lambda t: t[0])[1] if good and f.any() else None
 
 
