@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufnorm.core.model import NormKind
+from ggufnorm.core.tolerances import AMBIGUOUS, FLOAT32_ROUNDING
 
 Array = NDArray[np.float64]
 
@@ -38,8 +39,6 @@ OFFSETS = (0.0, 1.0, -1.0, 2.0)
 """Offsets that converters and implementations put on a weight."""
 MOST_GROUPS = 64
 
-ROUNDING = 1e-6
-"""Relative L2 below which two float32 computations of one formula cannot be told apart."""
 
 _DIVISORS: dict[NormKind, tuple[Divisor, ...]] = {
     "rms": ("standard", "outside", "squared", "root", "unbiased", "no-root"),
@@ -159,7 +158,7 @@ def best_formula(
     trial = _Trial.of(x, y, weight, bias)
     fits = [Fit(f, trial.residual(f)) for f in trial.candidates(expected)]
     best = min(fit.residual for fit in fits)
-    good = [fit for fit in fits if fit.residual <= max(ROUNDING, 1.1 * best)]
+    good = [fit for fit in fits if fit.residual <= max(FLOAT32_ROUNDING, AMBIGUOUS * best)]
     return min(good, key=lambda fit: _departures(fit.formula, expected))
 
 

@@ -16,19 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ggufnorm.core.log_mel import FLOOR, SPAN, Array, LogMel, resampled, scaled
+from ggufnorm.core.tolerances import AMBIGUOUS, MEL_FIT, MEL_FORMULA, SAME_SOUND
 
 AS_EXPECTED = "normalized as expected"
-EXACT = 1e-4
-"""Residual below which a computation explains all; float32 leaves 1e-7 to 1e-5."""
-LARGEST_RESIDUAL = 0.1
-"""The best residual above which the values are not of this sound, and tell nothing: other
-resamplers and rounding to 8 bits leave up to 0.08, hiss 40 dB below the sound 0.2."""
 
 _E = float(np.log(10))
-_ALMOST = 1.1
-"""Residuals within this factor do not tell two computations apart."""
-_NEAR = 0.02
-"""Residual up to which a free fit's figures are worth saying."""
 _AUDIBLE = 0.1
 """Decibels below which a sound is not called louder."""
 _MOST_FRAMES = 300
@@ -237,16 +229,16 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
     found: list[tuple[float, Spectrum, Scale]] = []
     for _n, alike in groupby(pairs, _n_mistakes):
         found += [(_residual(s.apply(p.some, p.loudest), y), p.spectrum, s) for p, s in alike]
-        if min(f[0] for f in found) <= EXACT:
+        if min(f[0] for f in found) <= MEL_FORMULA:
             return _explained(*min(found, key=lambda f: f[0]))
     best = min(residual for residual, _, _ in found)
     free = _free_fit(few[0], y)
-    if best > max(4 * EXACT, 1.5 * free[0]) and free[0] < _NEAR:
+    if best > max(4 * MEL_FORMULA, 1.5 * free[0]) and free[0] < MEL_FIT:
         return free[1]
-    if best > LARGEST_RESIDUAL:
+    if best > SAME_SOUND:
         return Explanation((), "the values are not of this sound", None, best, told=False)
     # In the order of their mistakes: the first that is good has the fewest.
-    return _explained(*next(f for f in found if f[0] <= _ALMOST * best))
+    return _explained(*next(f for f in found if f[0] <= AMBIGUOUS * best))
 
 
 class _Part(NamedTuple):
@@ -288,7 +280,7 @@ def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation]:
     gain = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     offset = float(y.mean() - gain * x.mean())
     decibels = 10 * (offset - 1) / gain if gain else np.inf
-    if abs(gain - 0.25) > 0.25 * _NEAR:
+    if abs(gain - 0.25) > 0.25 * MEL_FIT:
         name = "constants-unknown"
         text = f"{gain:.4g} times the decades of energy, and {offset:.4g}: not (x + 4) / 4"
     elif abs(decibels) > _AUDIBLE:

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula, best_formula
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.tolerances import SAME_FORMULA
 
 Array = NDArray[np.float32]
 
 _FITTED_ROWS = 8
 """Rows from which a formula is told; the smallest among them tells epsilon."""
-
-SAME_FORMULA = 1e-5
-"""Relative L2 up to which a formula explains a float32 result; see ``core/norms.py``."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.tolerances import SAME_GATHERED
+
 Array = NDArray[np.float32]
-
-
-_GATHERED = 2e-3
-"""Relative L2 up to which values are the same whose tokens stand in another order: unrelated
-ones come nearer, all of them in ascending order, than those of each token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +155,7 @@ class Results:
             return None
         found = [m for i, r in self._rows if (m := _match(rows, i, r, tolerance)) is not None]
         if not found:
-            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, _GATHERED)
+            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, SAME_GATHERED)
             found = [
                 m
                 for i, r in self._gathered

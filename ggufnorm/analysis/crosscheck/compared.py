@@ -13,7 +13,7 @@ from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fo
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.judge import LOGITS, Judge, first_wrong, verdict, with_operation
 from ggufnorm.analysis.crosscheck.locations import kind_of
-from ggufnorm.analysis.crosscheck.operations import TELLING, match_operations
+from ggufnorm.analysis.crosscheck.operations import match_operations
 from ggufnorm.analysis.crosscheck.rows import align_class_token
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
@@ -30,6 +30,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, relative
 from ggufnorm.core.operations import Stretch
 from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tolerances import SAME_OPERATION
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 
@@ -144,7 +145,7 @@ def _follow(
     """
     if follow is None:
         raise NotFollowedError("only language models are followed between norms")
-    if tolerance > TELLING:
+    if tolerance > SAME_OPERATION:
         raise NotFollowedError(
             f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
             " which one is wrong"

@@ -26,7 +26,8 @@ from ggufnorm.core.folding import (
 from ggufnorm.core.frameworks import FirstWrong, FoldedNorm, FoldStatus
 from ggufnorm.core.misfolds import Mistake, mistakes
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import SAME_FORMULA, relative
+from ggufnorm.core.observed import relative
+from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.engines.onnx.layers import PlacedLayer, read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_norms, site_name

@@ -25,7 +25,6 @@ from ggufnorm.core.frameworks import (
 )
 from ggufnorm.core.metrics import difference
 from ggufnorm.core.observed import (
-    SAME_FORMULA,
     Array,
     ObservedNorm,
     applied_formula,
@@ -33,21 +32,17 @@ from ggufnorm.core.observed import (
     relative,
 )
 from ggufnorm.core.rounding import WEIGHT_ROUNDING
+from ggufnorm.core.tolerances import (
+    JUMP,
+    NORM_RESULT,
+    SAME_DOWNSTREAM,
+    SAME_EPSILON,
+    STRETCH_OF_MATRICES,
+)
 from ggufnorm.core.transforms import Explanation, Kind, Transform, explain, orders
 
-SAME = 1e-4
-"""Relative L2 up to which values far downstream are the same: float32 rounding adds up, and
-what attention and activations make of it (docs/frameworks.md)."""
-LOCAL = 2 * SAME_FORMULA
-"""Most of a norm's own relative L2 error that two float32 kernels explain."""
-_MATRIX = 4.0
-"""Most of what a stretch of matrices adds, in multiples of one matrix's rounding."""
-JUMP = 8.0
-"""How many times as large a difference must be as all before it to have an origin of its own."""
 LOGITS = "logits"
 """In the place of a site's key, where the norms are right and the predictions are not."""
-_EPSILON = 1e-5
-"""Relative difference up to which two epsilons are one, rounded to float32 or not."""
 _USUAL_OFFSETS = (1.0, -1.0, 2.0, -2.0)
 _PRECISION = frozenset({"rounding"})
 
@@ -82,7 +77,7 @@ class Judge:
     def _site(self, pair: Pair) -> SiteComparison:
         s, e = pair.source, pair.engine
         local = relative(_source_result(s, e.x), e.y)
-        allowed = max(LOCAL, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
+        allowed = max(NORM_RESULT, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
         causes = sorted(self._causes(pair, allowed), key=lambda c: -_size(c))
         return SiteComparison(
             key=pair.key,
@@ -109,7 +104,7 @@ class Judge:
         if any(s.status in ("mistake", "before") for s in before):
             return "upstream"
         into, out = (d.rel_l2 or 0.0 for d in (site.input, site.output))
-        return "agrees" if max(into, out) <= SAME else "precision"
+        return "agrees" if max(into, out) <= SAME_DOWNSTREAM else "precision"
 
     def _jumps(self, site: SiteComparison, before: Sequence[SiteComparison]) -> bool:
         """Whether something wrong lies between a site's input and the sites before."""
@@ -124,7 +119,7 @@ class Judge:
         """
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
         rounding = max(self.rounding, self.moved.get(key or "", 0.0))
-        return max(SAME, _MATRIX * rounding, JUMP * max(seen, default=0.0))
+        return max(SAME_DOWNSTREAM, STRETCH_OF_MATRICES * rounding, JUMP * max(seen, default=0.0))
 
     # -- why -----------------------------------------------------------------------------------
 
@@ -136,7 +131,7 @@ class Judge:
         yield from self._weight_causes(pair)
         yield from self._bias_causes(s, e)
         residual = e.residual()
-        if residual > max(LOCAL, allowed) and np.isfinite(e.y).all():
+        if residual > max(NORM_RESULT, allowed) and np.isfinite(e.y).all():
             yield self._kernel(e, residual)
 
     def _formula_causes(self, s: ObservedNorm, e: ObservedNorm) -> Iterator[Cause]:
@@ -149,7 +144,7 @@ class Judge:
             kind = replace(a, kind=b.kind, groups=b.groups, divisor="standard")
             message = f"{self.engine} runs {_plain(b)}, {self.source} {_plain(a)}"
             yield Cause("kind" if a.kind != b.kind else "groups", message, share(kind))
-        if abs(a.epsilon - b.epsilon) > _EPSILON * max(a.epsilon, b.epsilon):
+        if abs(a.epsilon - b.epsilon) > SAME_EPSILON * max(a.epsilon, b.epsilon):
             message = f"its epsilon is {b.epsilon:.4g}, in {self.source} {a.epsilon:.4g}"
             yield Cause("epsilon", message, share(replace(a, epsilon=b.epsilon)))
         if a.kind == b.kind and a.divisor != b.divisor:
@@ -173,7 +168,8 @@ class Judge:
         found = explain(flat, raw, Transform(offset=s.formula.offset), others=others)
         if found.kind in ("equal", "half"):
             return
-        if found.kind in ("partial", "values", "affine") and e.dtype in WEIGHT_ROUNDING:
+        maybe_rounded = found.kind in ("partial", "values", "affine")
+        if maybe_rounded and e.dtype is not None and e.dtype in WEIGHT_ROUNDING:
             found = _roughly(flat, theirs, others, e.dtype) or found
         share = _share(s, e.x, _bare(s.formula), ours, s.bias)
         message = f"its weight {found.message}".replace("the conversion adds", "it should be plus")
@@ -306,7 +302,7 @@ def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding:
         )
     if (
         all(s.status in ("agrees", "harmless") for s in sites)
-        and (worst.output.rel_l2 or 0) <= SAME
+        and (worst.output.rel_l2 or 0) <= SAME_DOWNSTREAM
     ):
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"

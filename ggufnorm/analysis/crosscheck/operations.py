@@ -10,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ggufnorm.analysis.crosscheck.judge import JUMP
 from ggufnorm.analysis.crosscheck.reasons import Reasons
 from ggufnorm.core.frameworks import OperationMatch, WrongOperation
 from ggufnorm.core.observed import relative
 from ggufnorm.core.operations import Match, Results, Stretch, leads_back
-
-TELLING = 0.03
-"""Relative L2 up to which a result can be found among others: wide rows of unrelated values
-differ by no more, put in ascending order."""
+from ggufnorm.core.tolerances import JUMP, SAME_OPERATION
 
 
 def match_operations(
@@ -75,7 +71,7 @@ def _matches(stretch: Stretch, results: Results) -> tuple[list[Match | None], li
     tolerances: list[float] = []
     seen = 0.0
     for operation in stretch.engine:
-        tolerances.append(min(TELLING, max(stretch.tolerance, JUMP * seen)))
+        tolerances.append(min(SAME_OPERATION, max(stretch.tolerance, JUMP * seen)))
         match = None
         if operation.computes and operation.value is not None:
             match = results.find(operation.value, tolerances[-1])

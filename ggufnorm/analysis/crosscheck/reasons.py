@@ -17,9 +17,8 @@ from ggufnorm.core.changes import changes, named_factors
 from ggufnorm.core.matrices import distance, explain_matrix
 from ggufnorm.core.operations import Array, Match, Operation, Results, Stretch, l2_norm
 from ggufnorm.core.rope import Rope
+from ggufnorm.core.tolerances import SAME_FACTOR
 
-_SAME_NUMBER = 1e-3
-"""Relative difference up to which a measured factor is a known one."""
 _LARGEST = 1e30
 """Factors above come of masks, which hold the lowest number there is."""
 _MOST_USES = 3
@@ -187,7 +186,7 @@ class Reasons:
             if other.value is None or other.value.size != y.size:
                 continue
             (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
-            both = min(abs(a), abs(b)) > _SAME_NUMBER
+            both = min(abs(a), abs(b)) > SAME_FACTOR
             if both and self._find((terms @ (a, b)).astype(np.float32).reshape(y.shape)):
                 yield (
                     f"it adds its two inputs as they are; {self.source} adds {self._number(a)}"
@@ -227,7 +226,7 @@ class Reasons:
             if size > _LARGEST:
                 continue
             for factor in (size, -size):
-                usual = abs(factor - 1) <= _SAME_NUMBER
+                usual = abs(factor - 1) <= SAME_FACTOR
                 match = None if usual else self._find((y * factor).astype(np.float32))
                 if match is not None and match.index == i:
                     yield factor, theirs
@@ -241,6 +240,6 @@ class Reasons:
         names = [
             name
             for name, number in self.factors.items()
-            if number != 1 and abs(value - number) <= _SAME_NUMBER * number
+            if number != 1 and abs(value - number) <= SAME_FACTOR * number
         ]
         return min(names, key=lambda n: (not any(w in n for w in _FACTORS), "√" in n), default=None)

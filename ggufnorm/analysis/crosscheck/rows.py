@@ -9,9 +9,7 @@ import numpy as np
 from ggufnorm.analysis.crosscheck.join import Joined
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, relative
-
-_NEARER = 0.5
-"""Part of the distance that must remain at most for another order to be the right one."""
+from ggufnorm.core.tolerances import NEARER_ORDER
 
 
 def align_class_token(joined: Joined) -> Joined:
@@ -31,7 +29,7 @@ def align_class_token(joined: Joined) -> Joined:
         return joined
     source, engine = joined.pairs[0].source, joined.pairs[0].engine
     as_they_lie, moved = (relative(source.x, e.x) for e in (engine, _last_first(engine)))
-    if not moved < _NEARER * as_they_lie:
+    if not moved < NEARER_ORDER * as_they_lie:
         return joined
     n = len(engine.x)
     pairs = tuple(

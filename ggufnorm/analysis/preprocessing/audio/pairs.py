@@ -10,9 +10,7 @@ from ggufnorm.analysis.preprocessing.audio.look import Listener, Seen
 from ggufnorm.core.audio_report import AudioComparison
 from ggufnorm.core.log_mel import Array
 from ggufnorm.core.log_mel_mistakes import expected_again
-
-SAME = 1e-5
-"""Relative L2 distance of float32 computations of one formula: 1e-8 to 2e-7 was seen."""
+from ggufnorm.core.tolerances import SAME_FORMULA
 
 
 def compare(a: Seen, b: Seen, listener: Listener) -> AudioComparison:
@@ -46,7 +44,7 @@ def _differences(
     lengths = [seen.values.shape[1] for seen in (a, b)]
     if lengths[0] != lengths[1]:
         yield f"{a.pipeline.name} feeds {lengths[0]} frames, {b.pipeline.name} {lengths[1]}"
-    if rel_l2 <= SAME:
+    if rel_l2 <= SAME_FORMULA:
         yield "the same values"
         return
     for seen in (a, b):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggufnorm.analysis.preprocessing.audio.pairs import SAME
 from ggufnorm.core.audio_report import AudioComparison, AudioPipeline, ExpectedMel
 from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
+from ggufnorm.core.tolerances import SAME_FORMULA
 
 MILD = frozenset({"clamp-of-whole", "level", "mel-floor", "one-channel"})
 """Mistakes that are a warning: the sound is another, or only its faintest parts are."""
@@ -66,6 +66,6 @@ def _of_pipeline(p: AudioPipeline, expected: ExpectedMel | None) -> Iterator[Fee
 def _of_pair(c: AudioComparison, pipelines: tuple[AudioPipeline, ...]) -> Iterator[FeedFinding]:
     explained = any(p.mistakes or not p.told for p in pipelines if p.name in (c.a, c.b))
     rest = c.rel_l2 if c.residual is None else c.residual
-    if not explained and rest is not None and rest > SAME:
+    if not explained and rest is not None and rest > SAME_FORMULA:
         message = f"{c.a} and {c.b} differ by {rest:.3g} (relative L2): {c.explanation}"
         yield FeedFinding("warning", "sounds-differ", c.b, message)

@@ -8,12 +8,7 @@ import numpy as np
 
 from ggufnorm.analysis.preprocessing.image.look import Seen, Values
 from ggufnorm.core.pixel_report import PixelComparison
-
-ROUNDING = 1e-5
-"""Relative L2 distance of float32 computations of one formula, with room to spare."""
-SAME_LEVELS = 2.5
-"""Levels by which two resizes of one make differ: Pillow and llama.cpp round after each of
-two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""
+from ggufnorm.core.tolerances import SAME_FORMULA, SAME_LEVELS
 
 
 def compare(a: Seen, b: Seen) -> PixelComparison:
@@ -44,7 +39,7 @@ def _differences(a: Seen, b: Seen, rel_l2: float | None, largest: float | None) 
     if rel_l2 is None:
         yield "they cannot be compared: values are not finite, or all zero"
         return
-    if rel_l2 <= ROUNDING:
+    if rel_l2 <= SAME_FORMULA:
         yield "the same values"
         return
     for seen in (a, b):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggufnorm.analysis.preprocessing.image.pairs import SAME_LEVELS
 from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
 from ggufnorm.core.pixel_report import (
     ExpectedPixels,
@@ -14,6 +13,7 @@ from ggufnorm.core.pixel_report import (
     PixelComparison,
 )
 from ggufnorm.core.pixels import Normalization, whose_model
+from ggufnorm.core.tolerances import SAME_LEVELS
 
 
 @dataclass(frozen=True)
