@@ -549,7 +549,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/diff": diff_report(name=name),
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
-        "ggufnorm/analysis/crosscheck": frameworks_report(name),
+        "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audio": audio_report(name),
         "ggufnorm/audit": audit_report(name),

@@ -550,7 +550,7 @@ def test_the_command_tells_the_verdict_in_every_format(files: tuple[str, str, st
     markdown = run(source, wrong, "--format", "markdown").stdout
     assert "| **1** | **blk.1.ffn\\_norm.weight** | **rms** | **1e-05** |" in markdown
     document = json.loads(run(source, right, wrong, "--format", "json").stdout)
-    assert document["schema"] == "ggufnorm/analysis/crosscheck"
+    assert document["schema"] == "ggufnorm/frameworks"
     assert [c["first_wrong"] is None for c in document["comparisons"]] == [True, False]
     assert document["comparisons"][1]["first_wrong"]["causes"] == ["offset"]
 

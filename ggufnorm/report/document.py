@@ -35,7 +35,7 @@ KINDS: dict[str, type[Result]] = {
     "ggufnorm/audit-set": AuditSet,
     "ggufnorm/attribute": AttributionReport,
     "ggufnorm/recipe": RecipeReport,
-    "ggufnorm/analysis/crosscheck": FrameworksReport,
+    "ggufnorm/frameworks": FrameworksReport,
     "ggufnorm/pixels": PixelReport,
     "ggufnorm/audio": AudioReport,
 }
