@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import NormKind
 from ggufnorm.core.tolerances import AMBIGUOUS, FLOAT32_ROUNDING
 
@@ -103,7 +104,7 @@ class Formula:
         """The formula's result, float64.
 
         Args:
-            x: ``(rows, channels)``; for a GroupNorm one row is one sample.
+            x: ``(…, channels)``; for a GroupNorm one row is one sample.
             weight: broadcasts against ``x``; None for none.
             bias: broadcasts against ``x``; None for none.
         """
@@ -114,6 +115,20 @@ class Formula:
                 y = y * (np.asarray(weight, np.float64) + self.offset)
             if bias is not None and self.bias:
                 y = y + np.asarray(bias, np.float64)
+        return y
+
+    def recompute(
+        self, x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """As :meth:`apply`, rounded once to float32; what is too large becomes infinite.
+
+        Raises:
+            ValueError: weight or bias do not broadcast to the shape of ``x``.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.apply(x, weight, bias).astype(np.float32)
+        if y.shape != np.shape(x):
+            raise ValueError(f"weight or bias do not fit x of shape {np.shape(x)}")
         return y
 
 
@@ -188,9 +203,7 @@ class _Trial:
         return cls(rows[good], out[good], w, b)
 
     def residual(self, formula: Formula) -> float:
-        d = formula.apply(self.x, self.weight, self.bias) - self.y
-        error = float(np.linalg.norm(d) / np.linalg.norm(self.y))
-        return error if np.isfinite(error) else np.inf
+        return relative_l2(self.y, formula.apply(self.x, self.weight, self.bias))
 
     def candidates(self, expected: Formula) -> Iterator[Formula]:
         yield expected
@@ -249,10 +262,10 @@ def _centred(formula: Formula, x: Array) -> Array:
 
 def _normalized(formula: Formula, x: Array) -> Array:
     if formula.kind == "group":
-        run = -(-x.shape[1] // (formula.groups or 1))
+        run = -(-x.shape[-1] // (formula.groups or 1))
         layer = replace(formula, kind="layer", groups=None)
-        runs = [_normalized(layer, x[:, i : i + run]) for i in range(0, x.shape[1], run)]
-        return np.concatenate(runs, axis=1)
+        runs = [_normalized(layer, x[..., i : i + run]) for i in range(0, x.shape[-1], run)]
+        return np.concatenate(runs, axis=-1)
     rows = _centred(formula, x)
     return np.asarray(rows / _divisor(formula, rows))
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ggufnorm.core.folding import BatchNorm, Spot, Step, Values, Wide
-from ggufnorm.core.observed import relative
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.tolerances import EPSILON_OF_VARIANCE, NEAR_SCALE
 
 FoldCause = Literal[
@@ -147,5 +147,5 @@ def _exchanged(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Ite
             (other, f"is not in its layer, which holds {name}"),
             (mixed, f"is applied with the mean and the variance of {name}"),
         ):
-            if relative(norm.scale[told], scale[told]) <= NEAR_SCALE:
+            if relative_l2(norm.scale[told], scale[told]) <= NEAR_SCALE:
                 yield Mistake("elsewhere", message, spot.put(norm.step).values(), of=name)

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.tokens import tokens_first
 from ggufnorm.core.tolerances import SAME_GATHERED
 
 Array = NDArray[np.float32]
@@ -102,10 +103,8 @@ class TokenRows:
     @classmethod
     def of(cls, value: Array, n_tokens: int) -> TokenRows | None:
         """The rows of a value, None if no axis has a place for each token."""
-        if n_tokens not in value.shape:
-            return None
-        moved = np.moveaxis(value, value.shape.index(n_tokens), 0)
-        return cls(np.ascontiguousarray(moved).reshape(n_tokens, -1))
+        moved = tokens_first(value, n_tokens, channels_last=False)
+        return None if moved is None else cls(np.ascontiguousarray(moved).reshape(n_tokens, -1))
 
     @cached_property
     def _sorted(self) -> Array:

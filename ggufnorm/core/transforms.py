@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import round_to_bf16
+from ggufnorm.core.metrics import finite_relative_l2
 from ggufnorm.core.tolerances import SAME_ELEMENT
 
 Array = NDArray[np.float32]
@@ -261,8 +262,7 @@ def _unexplained(f: Array, expected: Array) -> Explanation:
     wide, e = f.astype(np.float64), expected.astype(np.float64)
     both = np.isfinite(wide) & np.isfinite(e)
     wide, e = wide[both], e[both]
-    length = float(np.linalg.norm(e))
-    relative = float(np.linalg.norm(wide - e)) / length if length else None
+    relative = finite_relative_l2(e, wide)
     correlation = _correlation(wide, e)
     evidence = {"relative_error": relative, "correlation": correlation}
     shown = "unknown" if relative is None else f"{relative:.3g}"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import round_to_bf16
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import NormSite
 from ggufnorm.core.tolerances import QUANTIZED_EMBEDDINGS, TRAINED_FURTHER
 from ggufnorm.core.transforms import Explanation, explain, same
@@ -224,7 +225,6 @@ def _embeddings(file: ModelFile, source: Source) -> tuple[bool, float] | None:
     if there.ndim != 2 or n == 0 or here.shape[1] != there.shape[1]:
         return None
     rows, stored = there[:n].astype(np.float32), file.tensors[EMBEDDING].dtype
-    length = float(np.linalg.norm(rows))
-    error = float(np.linalg.norm(here[:n] - rows)) / length if length else 0.0
+    error = relative_l2(rows, here[:n]) if rows.any() else 0.0
     rounded = _ROUNDED[stored](rows) if stored in _ROUNDED else None
     return rounded is not None and same(here[:n].ravel(), rounded.ravel()), error

@@ -25,9 +25,9 @@ from ggufnorm.core.frameworks import (
     TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
-from ggufnorm.core.metrics import Difference, difference
+from ggufnorm.core.metrics import Difference, difference, relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun, relative
+from ggufnorm.core.observed import ObservedRun
 from ggufnorm.core.operations import Stretch
 from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tolerances import SAME_OPERATION
@@ -196,7 +196,7 @@ def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> f
     if a is None or b is None or len(a) != len(b):
         return None
     n = min(a.shape[1], b.shape[1])
-    off = relative(a[:, :n], b[:, :n])
+    off = relative_l2(a[:, :n], b[:, :n])
     return off if off > explained else None
 
 

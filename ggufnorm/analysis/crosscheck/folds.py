@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ggufnorm.analysis.crosscheck.join import matched
 from ggufnorm.core.folding import (
     ALONE,
     BatchNorm,
@@ -24,13 +23,14 @@ from ggufnorm.core.folding import (
     spots,
 )
 from ggufnorm.core.frameworks import FirstWrong, FoldedNorm, FoldStatus
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.misfolds import Mistake, mistakes
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import relative
 from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.engines.onnx.layers import PlacedLayer, read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_norms, site_name
+from ggufnorm.formats.naming.join import match_names
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _pairs(
 ) -> tuple[list[Pair], tuple[Skipped, ...]]:
     """Layers of both sides, and the batch norms whose layer the engine does not have."""
     theirs, ours = ([(p.weight_name, p.layer.look) for p in side] for side in (source, engine))
-    found = {k: i for i, k in matched(theirs, ours).items()}
+    found = {k: i for i, k in match_names(theirs, ours).items()}
     pairs, skipped = [], []
     for k, placed in enumerate(source):
         partner = engine[found[k]].layer if k in found else None
@@ -249,7 +249,7 @@ class Fit:
         rounding = SAME_FORMULA + layer.weight_rounding() + engine.weight_rounding()
         added = (layer.bias_rounding() + engine.bias_rounding()) / size
         return cls(
-            weight=relative(weight, found[0]),
+            weight=relative_l2(weight, found[0]),
             bias=distance if np.isfinite(distance) else np.inf,
             weight_allowed=rounding,
             bias_allowed=rounding + added,

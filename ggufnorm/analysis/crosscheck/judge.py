@@ -23,13 +23,11 @@ from ggufnorm.core.frameworks import (
     SiteStatus,
     WrongOperation,
 )
-from ggufnorm.core.metrics import difference
+from ggufnorm.core.metrics import difference, relative_l2
 from ggufnorm.core.observed import (
     Array,
     ObservedNorm,
     applied_formula,
-    recompute,
-    relative,
 )
 from ggufnorm.core.rounding import WEIGHT_ROUNDING
 from ggufnorm.core.tolerances import (
@@ -76,7 +74,7 @@ class Judge:
 
     def _site(self, pair: Pair) -> SiteComparison:
         s, e = pair.source, pair.engine
-        local = relative(_source_result(s, e.x), e.y)
+        local = relative_l2(_source_result(s, e.x), e.y)
         allowed = max(NORM_RESULT, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
         causes = sorted(self._causes(pair, allowed), key=lambda c: -_size(c))
         return SiteComparison(
@@ -203,7 +201,7 @@ def _is_rounded(expected: Array, found: Array, dtype: str | None) -> bool:
     """Whether values are others but for the rounding of a norm's type."""
     if expected.size != found.size:
         return False
-    return relative(expected.reshape(-1), found.reshape(-1)) <= WEIGHT_ROUNDING.get(
+    return relative_l2(expected.reshape(-1), found.reshape(-1)) <= WEIGHT_ROUNDING.get(
         dtype or "", 0.0
     )
 
@@ -223,7 +221,7 @@ def _roughly(
 
     def attempt(kind: Kind, message: str, values: NDArray[np.floating], of: str | None) -> None:
         if values.size == f.size:
-            error = float(np.linalg.norm(f - values.reshape(-1)) / np.linalg.norm(f))
+            error = relative_l2(f, values.reshape(-1))
             tried.append((error, Explanation(kind, f"{message}, rounded to {dtype}", {}, of)))
 
     for k in _USUAL_OFFSETS:
@@ -330,7 +328,7 @@ def _size(cause: Cause) -> float:
 
 
 def _source_result(s: ObservedNorm, x: Array) -> Array:
-    return recompute(s.formula, x, s.weight, s.bias)
+    return s.formula.recompute(x, s.weight, s.bias)
 
 
 def _share(
@@ -338,7 +336,7 @@ def _share(
 ) -> float | None:
     """What another formula, weight or bias alone does to the source's result."""
     try:
-        found = relative(_source_result(s, x), recompute(formula, x, weight, bias))
+        found = relative_l2(_source_result(s, x), formula.recompute(x, weight, bias))
     except ValueError:
         return None
     return found if np.isfinite(found) else None

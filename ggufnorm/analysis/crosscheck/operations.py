@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.reasons import Reasons
 from ggufnorm.core.frameworks import OperationMatch, WrongOperation
-from ggufnorm.core.observed import relative
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.operations import Match, Results, Stretch, leads_back
 from ggufnorm.core.tolerances import JUMP, SAME_OPERATION
 
@@ -88,7 +88,7 @@ def _reaches(stretch: Stretch, tolerance: float) -> bool:
     theirs = stretch.source[-1].value if stretch.goal is None else stretch.goal
     if ours is None or theirs is None or ours.size != theirs.size:
         return True
-    return relative(theirs.reshape(-1), ours.reshape(-1)) <= tolerance
+    return relative_l2(theirs.reshape(-1), ours.reshape(-1)) <= tolerance
 
 
 def _listed(
