@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ggufnorm.core.feed import Explanation
 from ggufnorm.core.log_mel import FLOOR, SPAN, Array, LogMel, resampled, scaled
 from ggufnorm.core.tolerances import AMBIGUOUS, MEL_FIT, MEL_FORMULA, SAME_SOUND
 
@@ -87,26 +88,6 @@ class Scale:
         """Energies of values, those below the bound raised to it."""
         with np.errstate(over="ignore"):
             return values if self.gain is None else 10 ** ((values - self.offset) / self.gain)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How a pipeline's values came about.
-
-    Attributes:
-        mistakes: names of what is not as expected; empty if nothing is known to be wrong.
-        text: what was done, in words.
-        scale: what turns energies into the values, None if it cannot be told.
-        residual: relative L2 distance of its result from the values, around their mean; None
-            if there is nothing to compute it of.
-        told: whether the values could tell anything.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    scale: Scale | None
-    residual: float | None
-    told: bool = True
 
 
 def expected_again(scale: Scale, values: Array) -> Array:
@@ -205,7 +186,7 @@ def scales(whole: float | None) -> Iterator[Scale]:
     yield Scale(("decibels",), text, gain=10.0, offset=0.0, relative=True)
 
 
-def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Explanation:
+def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Explanation[Scale]:
     """Say what made the values of a sound.
 
     Of the computations that are as good as the best the one with the fewest mistakes is
@@ -218,7 +199,8 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
         whole: as in :func:`scales`.
     """
     if tried[0].energies.max() <= FLOOR:
-        return Explanation((), "the sound is silent: it tells nothing", None, None, told=False)
+        text = "the sound is silent: it tells nothing"
+        return Explanation((), text, None, None, identified=False)
     if not np.ptp(values):
         return Explanation(("constant",), "one value all over", None, None)
     step = -(-values.shape[1] // _MOST_FRAMES)
@@ -236,7 +218,7 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
     if best > max(4 * MEL_FORMULA, 1.5 * free[0]) and free[0] < MEL_FIT:
         return free[1]
     if best > SAME_SOUND:
-        return Explanation((), "the values are not of this sound", None, best, told=False)
+        return Explanation((), "the values are not of this sound", None, best, identified=False)
     # In the order of their mistakes: the first that is good has the fewest.
     return _explained(*next(f for f in found if f[0] <= AMBIGUOUS * best))
 
@@ -253,7 +235,7 @@ def _n_mistakes(pair: tuple[_Part, Scale]) -> int:
     return len(pair[0].spectrum.mistakes) + len(pair[1].mistakes)
 
 
-def _explained(residual: float, spectrum: Spectrum, scale: Scale) -> Explanation:
+def _explained(residual: float, spectrum: Spectrum, scale: Scale) -> Explanation[Scale]:
     text = "; ".join(t for t in (spectrum.text, scale.text) if t) or AS_EXPECTED
     return Explanation((*spectrum.mistakes, *scale.mistakes), text, scale, residual)
 
@@ -265,12 +247,12 @@ def _residual(made: Array, values: Array) -> float:
     return off if np.isfinite(off) else np.inf
 
 
-def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation]:
+def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation[Scale]]:
     """Gain and offset that come nearest to values above their least, and what they mean.
 
     The residual is infinite if they are the expected ones.
     """
-    nothing = np.inf, Explanation((), "", None, None, told=False)
+    nothing = np.inf, Explanation[Scale]((), "", None, None, identified=False)
     logs = np.log10(np.maximum(part.some, FLOOR))
     low = float(values.min())
     kept = (values > low + 1e-3 * np.ptp(values)) & (part.some > FLOOR)

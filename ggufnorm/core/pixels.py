@@ -16,6 +16,7 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ggufnorm.core.feed import Explanation
 from ggufnorm.core.tolerances import AMBIGUOUS, PIXEL_FORMULA, SAME_PICTURE
 
 Array = NDArray[np.float64]
@@ -119,32 +120,12 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """How a pipeline's values came about.
-
-    Attributes:
-        mistakes: names of what is not as expected; empty if nothing is known to be wrong.
-        text: what was done, in words.
-        affine: what turns levels into the values, None if it cannot be told.
-        residual: relative L2 distance of its result from the values, around their means;
-            None where there is no picture to compute it of.
-        told: whether the values could tell anything.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    affine: Affine | None
-    residual: float | None
-    told: bool = True
-
-
-@dataclass(frozen=True)
 class Fit:
     """The function of one level that comes nearest to some values.
 
     Attributes:
         affine: found by least squares, the tenth of the pixels that fits worst left out.
-        residual: as in :class:`Explanation`, of all pixels.
+        residual: as in :class:`~ggufnorm.core.feed.Explanation`, of all pixels.
     """
 
     affine: Affine
@@ -204,7 +185,7 @@ def residual(affine: Affine, levels: ArrayLike, values: ArrayLike) -> float:
     return error / size
 
 
-def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Explanation:
+def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Explanation[Affine]:
     """Say what made the values of a picture.
 
     Of the hypotheses that are as good as the best the one with the fewest mistakes is
@@ -218,14 +199,14 @@ def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Ex
     x, y = _rows(levels), _rows(values)
     if not np.ptp(x, axis=0).all():
         return Explanation((), "the picture has a channel of one level: it tells nothing", None,
-                           None, told=False)  # fmt: skip
+                           None, identified=False)  # fmt: skip
     if not np.ptp(y, axis=0).all():
         return Explanation(("constant",), "a channel has one value all over", None, None)
     some = slice(None, None, -(-len(x) // _MOST_PIXELS))
     free = fit(x[some], y[some])
     if free.residual > SAME_PICTURE:
         text = "the values are of no picture that could be made of this one"
-        return Explanation((), text, None, free.residual, told=False)
+        return Explanation((), text, None, free.residual, identified=False)
     tried = [(residual(h.affine, x[some], y[some]), h) for h in hypotheses(expected)]
     best = min(r for r, _h in tried)
     if best > max(1.5 * free.residual, 4 * PIXEL_FORMULA):
@@ -265,7 +246,7 @@ class _Undone:
     fills: bool
 
 
-def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
+def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation[Affine]:
     """Say what made values whose picture is not at hand.
 
     Undone by the right constants, values are levels from 0 to 255; most pipelines resize
@@ -305,7 +286,7 @@ def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
     return Explanation(("out-of-range",), text, None, None)
 
 
-def _alone(undone: _Undone, why: str) -> Explanation:
+def _alone(undone: _Undone, why: str) -> Explanation[Affine]:
     h = undone.hypothesis
     return Explanation(h.mistakes, f"{h.text} ({why})", h.affine, None)
 
