@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,16 @@ class Cause:
     message: str
     share: float | None
     of: str | None = None
+
+    @property
+    def size(self) -> float:
+        """The share, infinite where it is not known."""
+        return math.inf if self.share is None else self.share
+
+    @property
+    def is_mistake(self) -> bool:
+        """Whether it is more than the rounding of a type."""
+        return self.kind != "rounding"
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,15 @@ class ObservedNorm:
 
     def residual(self) -> float:
         """Relative L2 distance of the result from the formula's own."""
-        expected = self.formula.recompute(self.x, self.weight, self.bias)
-        return relative_l2(expected, self.y)
+        return relative_l2(self.recompute(self.x), self.y)
+
+    def recompute(self, x: Array) -> Array:
+        """What the norm makes of an input, in NumPy.
+
+        Raises:
+            ValueError: its weight or bias do not broadcast to the shape of ``x``.
+        """
+        return self.formula.recompute(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)

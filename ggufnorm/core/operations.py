@@ -64,7 +64,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """What both sides compute between two norms.
 
     Attributes:
@@ -86,6 +86,9 @@ class Stretch:
     numbers: Mapping[str, float]
     belongs: Mapping[str, str]
     goal: Array | None = None
+
+
+Stretch = Segment  # its name in crosscheck/runs.py
 
 
 class TokenRows:

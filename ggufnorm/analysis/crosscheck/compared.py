@@ -1,4 +1,4 @@
-"""One engine's run beside the source's: join the norms, judge them, and find what is wrong."""
+"""One engine's run beside the source's: join the norms, diagnose them, and find what is wrong."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.crosscheck.between import name_unmatched, wrong_pixels
+from ggufnorm.analysis.crosscheck.align_cls import align_class_token
+from ggufnorm.analysis.crosscheck.diagnose import Diagnoser
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
-from ggufnorm.analysis.crosscheck.judge import LOGITS, Judge, first_wrong, verdict, with_operation
 from ggufnorm.analysis.crosscheck.locations import kind_of
 from ggufnorm.analysis.crosscheck.operations import match_operations
-from ggufnorm.analysis.crosscheck.rows import align_class_token
+from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
+from ggufnorm.analysis.crosscheck.verdict import LOGITS, first_wrong, verdict, with_operation
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -28,7 +29,7 @@ from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
-from ggufnorm.core.operations import Stretch
+from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tolerances import SAME_OPERATION
 from ggufnorm.errors import InputError
@@ -39,8 +40,8 @@ Tokens = NDArray[np.int32]
 MIN_TOKENS = 2
 """Fewest tokens that predict one."""
 
-Follow = Callable[[Sequence[Pair], FirstWrong, float], Stretch]
-"""Takes down what both sides compute before something wrong, given their norms and the relative
+Follow = Callable[[Sequence[Pair], FirstWrong, float], Segment]
+"""Records what both sides compute before something wrong, given their norms and the relative
 L2 distance up to which two results are the same."""
 
 
@@ -100,20 +101,20 @@ def compare_runs(
         p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
         for p in joined.pairs
     }
-    judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
-    sites = judge.sites(joined.pairs)
+    diagnoser = Diagnoser(_short(source), _short(engine), engine.rounding, weights, moved)
+    sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
-    off = _logits_off(source, engine, judge.explained(sites))
+    off = _logits_off(source, engine, diagnoser.explained(sites))
     wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
     operations: tuple[OperationMatch, ...] = ()
     if wrong is not None and wrong.where == "before":
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
-            stretch = _follow(follow, joined.pairs, wrong, judge.explained(before, key))
-            operations, operation = match_operations(stretch, _short(source))
+            segment = _follow(follow, joined.pairs, wrong, diagnoser.explained(before, key))
+            operations, operation = match_operations(segment, _short(source))
             wrong = with_operation(wrong, operation, _short(engine))
         except NotFollowedError as error:
             why_not = (*why_not, Skipped("operations", str(error)))
@@ -137,7 +138,7 @@ def compare_runs(
 
 def _follow(
     follow: Follow | None, pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float
-) -> Stretch:
+) -> Segment:
     """All that both compute before something wrong.
 
     Raises:

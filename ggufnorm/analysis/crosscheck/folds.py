@@ -68,8 +68,8 @@ def find_folds(source: str, engine: str) -> Folds:
     ours = read_layers(OnnxModel(engine))
     apart = {p.layer.name for p in ours if p.layer.op == ALONE}
     pairs, skipped = _pairs([p for one in theirs for p in _apart(one, apart)], ours)
-    judge = _Judge(_moved(pairs))
-    found = sorted(judge.all(), key=lambda fold: norms[fold.norm])
+    diagnoser = _Diagnoser(_moved(pairs))
+    found = sorted(diagnoser.all(), key=lambda fold: norms[fold.norm])
     places = {site_name(n, model): n.node for n in find_norms(model)[0]}
     return Folds(tuple(found), skipped, places | norms)
 
@@ -130,8 +130,8 @@ def _moved(pairs: Sequence[Pair]) -> list[tuple[Layer, Layer]]:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Judges the batch norms of all layers that both sides have."""
+class _Diagnoser:
+    """Diagnoses the batch norms of all layers that both sides have."""
 
     pairs: Sequence[tuple[Layer, Layer]]
 
