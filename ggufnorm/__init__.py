@@ -10,8 +10,10 @@ works without llama.cpp.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ggufnorm.core import result as _result
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -120,3 +122,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+for _name in ("save", "to_dataframe", "to_fragment"):
+    _result.register(_name, partial(__getattr__, _name))
+del _name

@@ -7,6 +7,7 @@ which one explains a result best, and how well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -85,6 +86,11 @@ class Formula:
     offset: float = 0.0
     weight: bool = True
     bias: bool = True
+
+    @classmethod
+    def stated(cls, kind: NormKind, epsilon: float | None, groups: int | None = None) -> Formula:
+        """The formula that plain data state; None for an infinite epsilon, as JSON has none."""
+        return cls(kind, math.inf if epsilon is None else epsilon, groups)
 
     def __str__(self) -> str:
         """In words, for example ``RMSNorm with epsilon 1e-06, weight + 1``."""
