@@ -298,8 +298,8 @@ class EngineComparison:
         folds: the batch norms of the source in the order of its graph, where both are ONNX.
         result: how far the model's first output is off; None where an engine does not show
             it, or its shape differs.
-        pixels: what mtmd does otherwise than the checkpoint's image processor, the gravest
-            first; empty for a language model, and where there is no processor.
+        pixels: what mtmd does otherwise than the checkpoint's image processor, the most
+            severe first; empty for a language model, and where there is no processor.
     """
 
     engine: RunSide
