@@ -46,3 +46,20 @@ class Explanation(Generic[TransformT]):
     transform: TransformT | None
     residual: float | None
     identified: bool = True
+
+    # Old names, for one release.
+
+    @property
+    def told(self) -> bool:
+        """As :attr:`identified`."""
+        return self.identified
+
+    @property
+    def affine(self) -> TransformT | None:
+        """As :attr:`transform`, of pixels."""
+        return self.transform
+
+    @property
+    def scale(self) -> TransformT | None:
+        """As :attr:`transform`, of spectrograms."""
+        return self.transform
