@@ -12,8 +12,10 @@ from ggufnorm import _search_path as _search_path  # before anything else is imp
 
 # isort: split
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ggufnorm.core import result as _result
 from ggufnorm.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -125,3 +127,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+for _name in ("save", "to_dataframe", "to_fragment"):
+    _result.register(_name, partial(__getattr__, _name))
+del _name

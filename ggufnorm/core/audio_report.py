@@ -120,7 +120,7 @@ class AudioReport(Result):
         expected: what should be fed, None if no formula of it is known.
         pipelines: each one's values, in figures.
         comparisons: of the first pipeline with each other.
-        findings: the gravest first.
+        findings: the most severe first.
         verdict: all of it in one sentence.
     """
 

@@ -13,7 +13,7 @@ Severity = Literal["error", "warning", "info"]
 ``warning``: it probably does; ``info``: worth knowing, nothing is wrong."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-"""The gravest first."""
+"""The most severe first."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class AuditReport(Result):
         path: the file.
         architecture: ``general.architecture``.
         name: ``general.name``, None if the file has none.
-        findings: the gravest first, then by rule.
+        findings: the most severe first, then by rule.
         ignored: findings that an ignore file accepts.
         not_run: the rules that could not be checked.
         summary: all of it in figures.

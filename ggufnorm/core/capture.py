@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
 
 NonFinite = Literal["NaN", "infinity", "-infinity"]
@@ -82,6 +83,11 @@ class NormCapture:
     spread: Spread | None
     residual: float | None
     sample: Sample | None
+
+    @property
+    def formula(self) -> Formula:
+        """What llama.cpp states to compute."""
+        return Formula.stated(self.kind, self.epsilon, self.groups)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.activations import ACTIVATIONS
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.operations import Array, Operation
 from ggufnorm.core.rope import Pairs, Rope
+from ggufnorm.core.tolerances import SAME_FUNCTION
 
 Wide = NDArray[np.float64]
-
-_CLOSE = 1e-2
-"""Relative L2 up to which a function made a result: others are far."""
 
 
 @dataclass(frozen=True)
@@ -157,4 +156,4 @@ def _activated(parts: Sequence[Wide]) -> Iterator[tuple[str, Array]]:
 def _is(made: Array, value: Array | None) -> bool:
     if value is None or made.shape != value.shape:
         return False
-    return bool(np.linalg.norm(made - value) <= _CLOSE * np.linalg.norm(value))
+    return relative_l2(value, made) <= SAME_FUNCTION

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, TypeVar
 
-from ggufnorm.core.audit import SEVERITIES, Severity
+from ggufnorm.core.audit import Severity
+
+TransformT = TypeVar("TransformT", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -27,55 +28,38 @@ class FeedFinding:
     message: str
 
 
-class Feeder(Protocol):
-    """A pipeline whose input was looked at."""
+@dataclass(frozen=True)
+class Explanation(Generic[TransformT]):
+    """How a pipeline's values came about.
 
-    @property
-    def name(self) -> str:
-        """What it is called."""
+    Attributes:
+        mistakes: names of what is not as expected; empty if nothing is known to be wrong.
+        text: what was done, in words.
+        transform: what made the values of levels or energies, None if it is not identified.
+        residual: relative L2 distance of its result from the values, around their means; None
+            where there is nothing to compute it of.
+        identified: whether the values show what was done.
+    """
 
-    @property
-    def normalization(self) -> str:
-        """What it did, in words."""
+    mistakes: tuple[str, ...]
+    text: str
+    transform: TransformT | None
+    residual: float | None
+    identified: bool = True
 
-    @property
-    def mistakes(self) -> tuple[str, ...]:
-        """Names of what is not as expected."""
+    # Old names, for one release.
 
     @property
     def told(self) -> bool:
-        """Whether its values could tell what it did."""
+        """As :attr:`identified`."""
+        return self.identified
 
+    @property
+    def affine(self) -> TransformT | None:
+        """As :attr:`transform`, of pixels."""
+        return self.transform
 
-def gravest_first(findings: Iterable[FeedFinding]) -> tuple[FeedFinding, ...]:
-    """Findings by their severity, otherwise in their order."""
-    return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
-
-
-def in_a_sentence(pipelines: Sequence[Feeder], findings: Sequence[FeedFinding], fed: str) -> str:
-    """All of it in one sentence.
-
-    Args:
-        pipelines: at least one.
-        findings: on them.
-        fed: what they feed: ``pixels``.
-    """
-    errors = dict.fromkeys(_where(f) for f in findings if f.severity == "error")
-    if errors:
-        return f"Not as expected: {', '.join(errors)}"
-    if not findings and len(pipelines) == 1:
-        (only,) = pipelines
-        return f"{only.name}: {only.normalization}"
-    told = [p.name for p in pipelines if p.told and not p.mistakes]
-    parts = [f"{_listed(told)}: normalized as expected"] if told else []
-    if not findings:
-        parts.append(f"all feed the same {fed}")
-    return "; ".join([*parts, *dict.fromkeys(_where(f) for f in findings)])
-
-
-def _where(finding: FeedFinding) -> str:
-    return f"{finding.pipeline} ({finding.name})" if finding.pipeline else finding.name
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    @property
+    def scale(self) -> TransformT | None:
+        """As :attr:`transform`, of spectrograms."""
+        return self.transform

@@ -7,6 +7,7 @@ which one explains a result best, and how well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,7 +16,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import NormKind
+from ggufnorm.core.tolerances import AMBIGUOUS, FLOAT32_ROUNDING
 
 Array = NDArray[np.float64]
 
@@ -38,8 +41,6 @@ OFFSETS = (0.0, 1.0, -1.0, 2.0)
 """Offsets that converters and implementations put on a weight."""
 MOST_GROUPS = 64
 
-ROUNDING = 1e-6
-"""Relative L2 below which two float32 computations of one formula cannot be told apart."""
 
 _DIVISORS: dict[NormKind, tuple[Divisor, ...]] = {
     "rms": ("standard", "outside", "squared", "root", "unbiased", "no-root"),
@@ -86,6 +87,11 @@ class Formula:
     weight: bool = True
     bias: bool = True
 
+    @classmethod
+    def stated(cls, kind: NormKind, epsilon: float | None, groups: int | None = None) -> Formula:
+        """The formula that plain data state; None for an infinite epsilon, as JSON has none."""
+        return cls(kind, math.inf if epsilon is None else epsilon, groups)
+
     def __str__(self) -> str:
         """In words, for example ``RMSNorm with epsilon 1e-06, weight + 1``."""
         groups = f" of {self.groups} groups" if self.kind == "group" else ""
@@ -104,7 +110,7 @@ class Formula:
         """The formula's result, float64.
 
         Args:
-            x: ``(rows, channels)``; for a GroupNorm one row is one sample.
+            x: ``(…, channels)``; for a GroupNorm one row is one sample.
             weight: broadcasts against ``x``; None for none.
             bias: broadcasts against ``x``; None for none.
         """
@@ -115,6 +121,20 @@ class Formula:
                 y = y * (np.asarray(weight, np.float64) + self.offset)
             if bias is not None and self.bias:
                 y = y + np.asarray(bias, np.float64)
+        return y
+
+    def recompute(
+        self, x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """As :meth:`apply`, rounded once to float32; what is too large becomes infinite.
+
+        Raises:
+            ValueError: weight or bias do not broadcast to the shape of ``x``.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = self.apply(x, weight, bias).astype(np.float32)
+        if y.shape != np.shape(x):
+            raise ValueError(f"weight or bias do not fit x of shape {np.shape(x)}")
         return y
 
 
@@ -159,7 +179,7 @@ def best_formula(
     trial = _Trial.of(x, y, weight, bias)
     fits = [Fit(f, trial.residual(f)) for f in trial.candidates(expected)]
     best = min(fit.residual for fit in fits)
-    good = [fit for fit in fits if fit.residual <= max(ROUNDING, 1.1 * best)]
+    good = [fit for fit in fits if fit.residual <= max(FLOAT32_ROUNDING, AMBIGUOUS * best)]
     return min(good, key=lambda fit: _departures(fit.formula, expected))
 
 
@@ -189,9 +209,7 @@ class _Trial:
         return cls(rows[good], out[good], w, b)
 
     def residual(self, formula: Formula) -> float:
-        d = formula.apply(self.x, self.weight, self.bias) - self.y
-        error = float(np.linalg.norm(d) / np.linalg.norm(self.y))
-        return error if np.isfinite(error) else np.inf
+        return relative_l2(self.y, formula.apply(self.x, self.weight, self.bias))
 
     def candidates(self, expected: Formula) -> Iterator[Formula]:
         yield expected
@@ -250,10 +268,10 @@ def _centred(formula: Formula, x: Array) -> Array:
 
 def _normalized(formula: Formula, x: Array) -> Array:
     if formula.kind == "group":
-        run = -(-x.shape[1] // (formula.groups or 1))
+        run = -(-x.shape[-1] // (formula.groups or 1))
         layer = replace(formula, kind="layer", groups=None)
-        runs = [_normalized(layer, x[:, i : i + run]) for i in range(0, x.shape[1], run)]
-        return np.concatenate(runs, axis=1)
+        runs = [_normalized(layer, x[..., i : i + run]) for i in range(0, x.shape[-1], run)]
+        return np.concatenate(runs, axis=-1)
     rows = _centred(formula, x)
     return np.asarray(rows / _divisor(formula, rows))
 

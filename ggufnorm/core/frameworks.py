@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,16 @@ class Cause:
     message: str
     share: float | None
     of: str | None = None
+
+    @property
+    def size(self) -> float:
+        """The share, infinite where it is not known."""
+        return math.inf if self.share is None else self.share
+
+    @property
+    def is_mistake(self) -> bool:
+        """Whether it is more than the rounding of a type."""
+        return self.kind != "rounding"
 
 
 @dataclass(frozen=True)
@@ -287,8 +298,8 @@ class EngineComparison:
         folds: the batch norms of the source in the order of its graph, where both are ONNX.
         result: how far the model's first output is off; None where an engine does not show
             it, or its shape differs.
-        pixels: what mtmd does otherwise than the checkpoint's image processor, the gravest
-            first; empty for a language model, and where there is no processor.
+        pixels: what mtmd does otherwise than the checkpoint's image processor, the most
+            severe first; empty for a language model, and where there is no processor.
     """
 
     engine: RunSide

@@ -15,20 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ggufnorm.core.feed import Explanation
 from ggufnorm.core.log_mel import FLOOR, SPAN, Array, LogMel, resampled, scaled
+from ggufnorm.core.tolerances import AMBIGUOUS, MEL_FIT, MEL_FORMULA, SAME_SOUND
 
 AS_EXPECTED = "normalized as expected"
-EXACT = 1e-4
-"""Residual below which a computation explains all; float32 leaves 1e-7 to 1e-5."""
-LARGEST_RESIDUAL = 0.1
-"""The best residual above which the values are not of this sound, and tell nothing: other
-resamplers and rounding to 8 bits leave up to 0.08, hiss 40 dB below the sound 0.2."""
 
 _E = float(np.log(10))
-_ALMOST = 1.1
-"""Residuals within this factor do not tell two computations apart."""
-_NEAR = 0.02
-"""Residual up to which a free fit's figures are worth saying."""
 _AUDIBLE = 0.1
 """Decibels below which a sound is not called louder."""
 _MOST_FRAMES = 300
@@ -95,26 +88,6 @@ class Scale:
         """Energies of values, those below the bound raised to it."""
         with np.errstate(over="ignore"):
             return values if self.gain is None else 10 ** ((values - self.offset) / self.gain)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """How a pipeline's values came about.
-
-    Attributes:
-        mistakes: names of what is not as expected; empty if nothing is known to be wrong.
-        text: what was done, in words.
-        scale: what turns energies into the values, None if it cannot be told.
-        residual: relative L2 distance of its result from the values, around their mean; None
-            if there is nothing to compute it of.
-        told: whether the values could tell anything.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    scale: Scale | None
-    residual: float | None
-    told: bool = True
 
 
 def expected_again(scale: Scale, values: Array) -> Array:
@@ -213,7 +186,7 @@ def scales(whole: float | None) -> Iterator[Scale]:
     yield Scale(("decibels",), text, gain=10.0, offset=0.0, relative=True)
 
 
-def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Explanation:
+def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Explanation[Scale]:
     """Say what made the values of a sound.
 
     Of the computations that are as good as the best the one with the fewest mistakes is
@@ -226,7 +199,8 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
         whole: as in :func:`scales`.
     """
     if tried[0].energies.max() <= FLOOR:
-        return Explanation((), "the sound is silent: it tells nothing", None, None, told=False)
+        text = "the sound is silent: it tells nothing"
+        return Explanation((), text, None, None, identified=False)
     if not np.ptp(values):
         return Explanation(("constant",), "one value all over", None, None)
     step = -(-values.shape[1] // _MOST_FRAMES)
@@ -237,16 +211,16 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
     found: list[tuple[float, Spectrum, Scale]] = []
     for _n, alike in groupby(pairs, _n_mistakes):
         found += [(_residual(s.apply(p.some, p.loudest), y), p.spectrum, s) for p, s in alike]
-        if min(f[0] for f in found) <= EXACT:
+        if min(f[0] for f in found) <= MEL_FORMULA:
             return _explained(*min(found, key=lambda f: f[0]))
     best = min(residual for residual, _, _ in found)
     free = _free_fit(few[0], y)
-    if best > max(4 * EXACT, 1.5 * free[0]) and free[0] < _NEAR:
+    if best > max(4 * MEL_FORMULA, 1.5 * free[0]) and free[0] < MEL_FIT:
         return free[1]
-    if best > LARGEST_RESIDUAL:
-        return Explanation((), "the values are not of this sound", None, best, told=False)
+    if best > SAME_SOUND:
+        return Explanation((), "the values are not of this sound", None, best, identified=False)
     # In the order of their mistakes: the first that is good has the fewest.
-    return _explained(*next(f for f in found if f[0] <= _ALMOST * best))
+    return _explained(*next(f for f in found if f[0] <= AMBIGUOUS * best))
 
 
 class _Part(NamedTuple):
@@ -261,7 +235,7 @@ def _n_mistakes(pair: tuple[_Part, Scale]) -> int:
     return len(pair[0].spectrum.mistakes) + len(pair[1].mistakes)
 
 
-def _explained(residual: float, spectrum: Spectrum, scale: Scale) -> Explanation:
+def _explained(residual: float, spectrum: Spectrum, scale: Scale) -> Explanation[Scale]:
     text = "; ".join(t for t in (spectrum.text, scale.text) if t) or AS_EXPECTED
     return Explanation((*spectrum.mistakes, *scale.mistakes), text, scale, residual)
 
@@ -273,12 +247,12 @@ def _residual(made: Array, values: Array) -> float:
     return off if np.isfinite(off) else np.inf
 
 
-def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation]:
+def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation[Scale]]:
     """Gain and offset that come nearest to values above their least, and what they mean.
 
     The residual is infinite if they are the expected ones.
     """
-    nothing = np.inf, Explanation((), "", None, None, told=False)
+    nothing = np.inf, Explanation[Scale]((), "", None, None, identified=False)
     logs = np.log10(np.maximum(part.some, FLOOR))
     low = float(values.min())
     kept = (values > low + 1e-3 * np.ptp(values)) & (part.some > FLOOR)
@@ -288,7 +262,7 @@ def _free_fit(part: _Part, values: Array) -> tuple[float, Explanation]:
     gain = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     offset = float(y.mean() - gain * x.mean())
     decibels = 10 * (offset - 1) / gain if gain else np.inf
-    if abs(gain - 0.25) > 0.25 * _NEAR:
+    if abs(gain - 0.25) > 0.25 * MEL_FIT:
         name = "constants-unknown"
         text = f"{gain:.4g} times the decades of energy, and {offset:.4g}: not (x + 4) / 4"
     elif abs(decibels) > _AUDIBLE:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.operations import Array
 
 _SOME = 0.5
@@ -50,8 +51,7 @@ def distance(found: Array, expected: Array) -> float:
     """Relative L2 distance of two matrices of one size, 1 if their shapes differ."""
     if found.shape != expected.shape:
         return 1.0
-    norm = float(np.linalg.norm(expected))
-    return float(np.linalg.norm(found - expected)) / norm if norm else float(found.any())
+    return relative_l2(expected, found) if expected.any() else float(found.any())
 
 
 def _factor(found: Array, expected: Array) -> float:

@@ -305,6 +305,28 @@ def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
     return total.result()
 
 
+def relative_l2(expected: NDArray[np.floating], observed: NDArray[np.floating]) -> float:
+    """``‖observed - expected‖ / ‖expected‖`` of whole arrays, in float64.
+
+    Returns:
+        Infinity if a value is not finite, or if only ``expected`` is all zero; 0 if both are.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        wide = expected.astype(np.float64)
+        error = float(np.linalg.norm(observed - wide) / np.linalg.norm(wide))
+    if math.isnan(error):
+        return 0.0 if np.array_equal(expected, observed) else math.inf
+    return error
+
+
+def finite_relative_l2(
+    expected: NDArray[np.floating], observed: NDArray[np.floating]
+) -> float | None:
+    """As :func:`relative_l2`, None where it is undefined: not finite, or nothing expected."""
+    error = relative_l2(expected, observed)
+    return error if math.isfinite(error) and expected.any() else None
+
+
 def ulp_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.int64]:
     """How many float32 values lie between two, plus one; 0 for equal ones, so for ±0.
 

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from ggufnorm.core.folding import BatchNorm, Spot, Step, Values, Wide
-from ggufnorm.core.observed import relative
+from ggufnorm.core.metrics import relative_l2
+from ggufnorm.core.tolerances import EPSILON_OF_VARIANCE, NEAR_SCALE
 
 FoldCause = Literal[
     "epsilon", "gamma", "beta", "mean", "variance", "bias", "elsewhere", "order", "lost",
@@ -96,10 +97,6 @@ def _scale(spot: Spot, weight: Wide) -> Wide:
     return np.asarray(((weight * base).sum(axes) / (base * base).sum(axes)).reshape(-1))
 
 
-_FLOAT32 = 2.0**-20
-"""Share of a variance below which float32 weights do not tell an epsilon."""
-
-
 def _fitted_epsilon(norm: BatchNorm, scale: Wide) -> float | None:
     """The epsilon that makes this scale, as its channels of the smallest variance tell it."""
     told = (norm.gamma / scale) ** 2 - norm.variance
@@ -109,7 +106,7 @@ def _fitted_epsilon(norm: BatchNorm, scale: Wide) -> float | None:
         return None
     epsilon = float(f"{np.average(told[used], weights=trust[used]):.3g}")
     smallest = float(norm.variance.min())
-    if epsilon < _FLOAT32 * smallest:
+    if epsilon < EPSILON_OF_VARIANCE * smallest:
         epsilon = 0.0
     return epsilon if epsilon + smallest > 0 else None
 
@@ -139,10 +136,6 @@ def _half_done(spot: Spot) -> Iterator[Mistake]:
         yield Mistake("bias", message, (weight, shift + plain_bias))
 
 
-_ROUGHLY = 0.1
-"""Relative L2 of two scales from which on they are worth no closer look."""
-
-
 def _exchanged(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Iterator[Mistake]:
     n, scale = spot.norm, _scale(spot, weight)
     told = np.isfinite(scale)
@@ -154,5 +147,5 @@ def _exchanged(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Ite
             (other, f"is not in its layer, which holds {name}"),
             (mixed, f"is applied with the mean and the variance of {name}"),
         ):
-            if relative(norm.scale[told], scale[told]) <= _ROUGHLY:
+            if relative_l2(norm.scale[told], scale[told]) <= NEAR_SCALE:
                 yield Mistake("elsewhere", message, spot.put(norm.step).values(), of=name)

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula, best_formula
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.tokens import tokens_first
+from ggufnorm.core.tolerances import SAME_FORMULA
 
 Array = NDArray[np.float32]
 
 _FITTED_ROWS = 8
 """Rows from which a formula is told; the smallest among them tells epsilon."""
-
-SAME_FORMULA = 1e-5
-"""Relative L2 up to which a formula explains a float32 result; see ``core/norms.py``."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,15 @@ class ObservedNorm:
 
     def residual(self) -> float:
         """Relative L2 distance of the result from the formula's own."""
-        expected = recompute(self.formula, self.x, self.weight, self.bias)
-        return relative(expected, self.y)
+        return relative_l2(self.recompute(self.x), self.y)
+
+    def recompute(self, x: Array) -> Array:
+        """What the norm makes of an input, in NumPy.
+
+        Raises:
+            ValueError: its weight or bias do not broadcast to the shape of ``x``.
+        """
+        return self.formula.recompute(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -121,38 +128,12 @@ def by_token(value: Array, n_tokens: int, channels: int) -> Array:
     """
     if not n_tokens:
         return np.ascontiguousarray(value, np.float32).reshape(-1, 1, channels)
-    axes = value.shape[:-1] if value.shape[-1] == channels else value.shape
-    if n_tokens in axes:
-        moved = np.moveaxis(value, axes.index(n_tokens), 0)
-    elif value.shape[:-1] and int(np.prod(value.shape[:-1])) % n_tokens == 0:
+    moved = tokens_first(value, n_tokens, channels_last=value.shape[-1] == channels)
+    if moved is None:
+        if not value.shape[:-1] or int(np.prod(value.shape[:-1])) % n_tokens:
+            raise ValueError(f"{value.shape} has no axis of {n_tokens} tokens")
         moved = value  # rows of one token side by side, as after view(-1, channels)
-    else:
-        raise ValueError(f"{value.shape} has no axis of {n_tokens} tokens")
     return np.ascontiguousarray(moved, np.float32).reshape(n_tokens, -1, channels)
-
-
-def recompute(formula: Formula, x: Array, weight: Array | None, bias: Array | None) -> Array:
-    """A formula's result for ``x`` of ``(tokens, heads, channels)``, as float32.
-
-    Args:
-        formula: with its offset.
-        x: the input.
-        weight: broadcasts against ``x``, or None.
-        bias: the same.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        y = formula.apply(_rows(x), _spread(weight, x), _spread(bias, x))
-        return np.asarray(y.reshape(x.shape), np.float32)
-
-
-def relative(expected: NDArray[np.floating], observed: NDArray[np.floating]) -> float:
-    """``‖observed - expected‖ / ‖expected‖``; infinite if something is not finite."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        wide = expected.astype(np.float64)
-        error = float(np.linalg.norm(observed - wide) / np.linalg.norm(wide))
-    if np.isnan(error):
-        return 0.0 if np.array_equal(expected, observed) else np.inf
-    return error
 
 
 def applied_formula(
@@ -173,7 +154,7 @@ def applied_formula(
     Raises:
         ValueError: no row is finite and not all zero.
     """
-    residual = relative(recompute(expected, x, weight, bias), y)
+    residual = relative_l2(expected.recompute(x, weight, bias), y)
     if residual <= SAME_FORMULA:
         return expected, residual
     rows, out = _rows(x), _rows(y)

@@ -15,12 +15,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.tokens import tokens_first
+from ggufnorm.core.tolerances import SAME_GATHERED
+
 Array = NDArray[np.float32]
-
-
-_GATHERED = 2e-3
-"""Relative L2 up to which values are the same whose tokens stand in another order: unrelated
-ones come nearer, all of them in ascending order, than those of each token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +64,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """What both sides compute between two norms.
 
     Attributes:
@@ -90,6 +88,9 @@ class Stretch:
     goal: Array | None = None
 
 
+Stretch = Segment  # its name in crosscheck/runs.py
+
+
 class TokenRows:
     """A value as one row per token.
 
@@ -105,10 +106,8 @@ class TokenRows:
     @classmethod
     def of(cls, value: Array, n_tokens: int) -> TokenRows | None:
         """The rows of a value, None if no axis has a place for each token."""
-        if n_tokens not in value.shape:
-            return None
-        moved = np.moveaxis(value, value.shape.index(n_tokens), 0)
-        return cls(np.ascontiguousarray(moved).reshape(n_tokens, -1))
+        moved = tokens_first(value, n_tokens, channels_last=False)
+        return None if moved is None else cls(np.ascontiguousarray(moved).reshape(n_tokens, -1))
 
     @cached_property
     def _sorted(self) -> Array:
@@ -158,7 +157,7 @@ class Results:
             return None
         found = [m for i, r in self._rows if (m := _match(rows, i, r, tolerance)) is not None]
         if not found:
-            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, _GATHERED)
+            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, SAME_GATHERED)
             found = [
                 m
                 for i, r in self._gathered

@@ -120,7 +120,7 @@ class PixelReport(Result):
         pipelines: each one's values, in figures.
         comparisons: of the first pipeline with each other.
         model_input: what the ONNX model takes, None without one.
-        findings: the gravest first.
+        findings: the most severe first.
         verdict: all of it in one sentence.
     """
 

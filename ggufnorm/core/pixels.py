@@ -16,6 +16,9 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ggufnorm.core.feed import Explanation
+from ggufnorm.core.tolerances import AMBIGUOUS, PIXEL_FORMULA, SAME_PICTURE
+
 Array = NDArray[np.float64]
 Three = tuple[float, float, float]
 Constants = tuple[Three, Three]
@@ -34,15 +37,9 @@ KNOWN: dict[str, Constants] = {
 _CAFFE: Three = (123.68, 116.779, 103.939)
 
 TOP_LEVEL = 255.0
-EXACT = 5e-4
-"""Residual below which a formula explains all: constants are often rounded to four digits."""
-LARGEST_RESIDUAL = 0.35
-"""Free fit's residual above which the two are not one picture, and tell nothing."""
 
 _MOST_PIXELS = 1 << 16
 """Pixels that hypotheses are tried on: more tell no more."""
-_ALMOST = 1.1
-"""Residuals within this factor do not tell two formulae apart."""
 _HUGE = 1e12
 """No pipeline stretches or shifts levels so far."""
 _RGB, _BGR = (0, 1, 2), (2, 1, 0)
@@ -123,32 +120,12 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class Explanation:
-    """How a pipeline's values came about.
-
-    Attributes:
-        mistakes: names of what is not as expected; empty if nothing is known to be wrong.
-        text: what was done, in words.
-        affine: what turns levels into the values, None if it cannot be told.
-        residual: relative L2 distance of its result from the values, around their means;
-            None where there is no picture to compute it of.
-        told: whether the values could tell anything.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    affine: Affine | None
-    residual: float | None
-    told: bool = True
-
-
-@dataclass(frozen=True)
 class Fit:
     """The function of one level that comes nearest to some values.
 
     Attributes:
         affine: found by least squares, the tenth of the pixels that fits worst left out.
-        residual: as in :class:`Explanation`, of all pixels.
+        residual: as in :class:`~ggufnorm.core.feed.Explanation`, of all pixels.
     """
 
     affine: Affine
@@ -204,11 +181,11 @@ def residual(affine: Affine, levels: ArrayLike, values: ArrayLike) -> float:
     error = float(np.linalg.norm(affine.apply(x) - y))
     size = float(np.linalg.norm(y - y.mean(axis=0)))
     if size <= 1e-6 * float(np.linalg.norm(y)):
-        return 0.0 if error <= EXACT * max(1.0, float(np.linalg.norm(y))) else np.inf
+        return 0.0 if error <= PIXEL_FORMULA * max(1.0, float(np.linalg.norm(y))) else np.inf
     return error / size
 
 
-def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Explanation:
+def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Explanation[Affine]:
     """Say what made the values of a picture.
 
     Of the hypotheses that are as good as the best the one with the fewest mistakes is
@@ -222,21 +199,21 @@ def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Ex
     x, y = _rows(levels), _rows(values)
     if not np.ptp(x, axis=0).all():
         return Explanation((), "the picture has a channel of one level: it tells nothing", None,
-                           None, told=False)  # fmt: skip
+                           None, identified=False)  # fmt: skip
     if not np.ptp(y, axis=0).all():
         return Explanation(("constant",), "a channel has one value all over", None, None)
     some = slice(None, None, -(-len(x) // _MOST_PIXELS))
     free = fit(x[some], y[some])
-    if free.residual > LARGEST_RESIDUAL:
+    if free.residual > SAME_PICTURE:
         text = "the values are of no picture that could be made of this one"
-        return Explanation((), text, None, free.residual, told=False)
+        return Explanation((), text, None, free.residual, identified=False)
     tried = [(residual(h.affine, x[some], y[some]), h) for h in hypotheses(expected)]
     best = min(r for r, _h in tried)
-    if best > max(1.5 * free.residual, 4 * EXACT):
+    if best > max(1.5 * free.residual, 4 * PIXEL_FORMULA):
         return Explanation(
             ("constants-unknown",), _in_words(free.affine), free.affine, free.residual
         )
-    good = [(r, h) for r, h in tried if r <= max(EXACT, _ALMOST * best)]
+    good = [(r, h) for r, h in tried if r <= max(PIXEL_FORMULA, AMBIGUOUS * best)]
     _r, chosen = min(good, key=lambda g: len(g[1].mistakes))
     return Explanation(chosen.mistakes, chosen.text, chosen.affine, residual(chosen.affine, x, y))
 
@@ -269,7 +246,7 @@ class _Undone:
     fills: bool
 
 
-def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
+def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation[Affine]:
     """Say what made values whose picture is not at hand.
 
     Undone by the right constants, values are levels from 0 to 255; most pipelines resize
@@ -309,7 +286,7 @@ def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation:
     return Explanation(("out-of-range",), text, None, None)
 
 
-def _alone(undone: _Undone, why: str) -> Explanation:
+def _alone(undone: _Undone, why: str) -> Explanation[Affine]:
     h = undone.hypothesis
     return Explanation(h.mistakes, f"{h.text} ({why})", h.affine, None)
 
@@ -433,7 +410,7 @@ def _is_any(one: Affine, others: Sequence[Affine]) -> bool:
     at_top = np.abs(np.array([o.offset for o in others]) - one.offset
                     + TOP_LEVEL * (gains - one.gain))  # fmt: skip
     largest = TOP_LEVEL * np.maximum(np.abs(gains), np.abs(one.gain))
-    near = np.maximum(at_zero, at_top) <= EXACT / 4 * largest
+    near = np.maximum(at_zero, at_top) <= PIXEL_FORMULA / 4 * largest
     return bool(near.all(axis=1).any())
 
 
@@ -479,7 +456,7 @@ def _least_squares(x: Array, y: Array) -> Affine:
     orders = sorted(permutations(range(3)))
     costs = [float(sum(left[i, c] for c, i in enumerate(order))) for order in orders]
     least = min(costs)
-    order = orders[next(i for i, cost in enumerate(costs) if cost <= _ALMOST * least + 1e-9)]
+    order = orders[next(i for i, cost in enumerate(costs) if cost <= AMBIGUOUS * least + 1e-9)]
     gain = np.array([gains[i, c] for c, i in enumerate(order)])
     offset = y.mean(axis=0) - gain * x.mean(axis=0)[list(order)]
     return Affine(_three(gain), _three(offset), (order[0], order[1], order[2]))

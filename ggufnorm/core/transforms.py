@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import round_to_bf16
+from ggufnorm.core.metrics import finite_relative_l2
+from ggufnorm.core.tolerances import SAME_ELEMENT
 
 Array = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
-TOLERANCE = 2.0**-22
-"""Relative distance up to which two float32 results of one sum or product are the same:
-two roundings of the last bit."""
 
 MOSTLY = 0.5
 """Share of the elements from which values count as right but for some."""
@@ -197,7 +196,7 @@ def _affine(f: Array, s: Array, _expected: Array, transform: Transform) -> Expla
     factor = float(spread @ (wide - wide.mean()) / (spread @ spread))
     offset = float(wide.mean() - factor * base.mean())
     # The fit's own rounding is relative to the largest value, not to each.
-    close = np.abs(factor * base + offset - wide) <= 4 * TOLERANCE * np.max(np.abs(wide))
+    close = np.abs(factor * base + offset - wide) <= 4 * SAME_ELEMENT * np.max(np.abs(wide))
     if not close.all() or abs(factor) < 1e-3:
         return None
     want = f"{transform.scale:g}·w{transform.offset:+g}"
@@ -263,8 +262,7 @@ def _unexplained(f: Array, expected: Array) -> Explanation:
     wide, e = f.astype(np.float64), expected.astype(np.float64)
     both = np.isfinite(wide) & np.isfinite(e)
     wide, e = wide[both], e[both]
-    length = float(np.linalg.norm(e))
-    relative = float(np.linalg.norm(wide - e)) / length if length else None
+    relative = finite_relative_l2(e, wide)
     correlation = _correlation(wide, e)
     evidence = {"relative_error": relative, "correlation": correlation}
     shown = "unknown" if relative is None else f"{relative:.3g}"
@@ -305,6 +303,6 @@ _ROUNDINGS: dict[str, Callable[[Wide], Wide]] = {
 def _same_each(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.bool_]:
     x, y = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        close = np.abs(x - y) <= TOLERANCE * np.maximum(np.abs(x), np.abs(y))
+        close = np.abs(x - y) <= SAME_ELEMENT * np.maximum(np.abs(x), np.abs(y))
     close &= np.isfinite(x) & np.isfinite(y)
     return np.asarray(close | (x == y) | (np.isnan(x) & np.isnan(y)))

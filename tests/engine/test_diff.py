@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
-from ggufnorm.report.terminal import render
 
 import ggufnorm
 from ggufnorm.analysis.diff import tensors as tensors_module
 from ggufnorm.cli.main import main
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.report.document import document
+from ggufnorm.report.formats import render
 from tests.unit.analysis.test_diff import METADATA, by_name, network, run, write, writer
 
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import jsonschema
-from ggufnorm.report.faces import render
 
 import ggufnorm
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.report.document import to_json
+from ggufnorm.report.formats import render
 from ggufnorm.report.schema import json_schema
 
 

@@ -22,6 +22,7 @@ from ggufnorm.analysis.crosscheck.encoder import run_encoder
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
+from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.hf.norms import watch_norms
 from ggufnorm.engines.images import read_picture
@@ -137,23 +138,26 @@ def test_rounded_matrices_are_precision_and_no_mistake(folder: Path, dtype: str)
     assert largest(found) > largest(compared(folder, "gemma3"))
 
 
-def test_rounding_that_attention_makes_larger_is_no_mistake(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "sharpness"), [("F16", 8), ("BF16", 24)])
+def test_rounding_that_attention_makes_larger_is_no_mistake(
+    tmp_path: Path, dtype: str, sharpness: float
+) -> None:
     sharp = towers.build(tower("gemma3"))
     with torch.no_grad():
         for name, p in sharp.named_parameters():
             if "vision" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
-                p.mul_(8)
+                p.mul_(sharpness)
             if name.endswith("patch_embedding.weight"):
                 p.mul_(0.1)
     source = made.save(sharp, tmp_path / "hf")
     file = towers.write(tmp_path / "m.gguf", tower("gemma3"),
                         towers.converted(sharp, tower("gemma3")),
-                        dtype=gguf.GGMLQuantizationType.F16)  # fmt: skip
+                        dtype=gguf.GGMLQuantizationType[dtype])  # fmt: skip
     (found,) = compare(f"hf:{source}", str(file)).comparisons
     second = found.sites[1].input.rel_l2
     assert second is not None
-    # More than four times F16's rounding, and than eight times what the first norm saw.
-    assert second > max(4 * 2.0**-11, 8 * (found.sites[0].output.rel_l2 or 0))
+    # More than four times the type's rounding, and than eight times what the first norm saw.
+    assert second > max(4 * HALF_ULP[dtype], 8 * (found.sites[0].output.rel_l2 or 0))
     assert found.first_wrong is None, found.verdict
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import round_to_bf16
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import NormSite
+from ggufnorm.core.tolerances import QUANTIZED_EMBEDDINGS, TRAINED_FURTHER
 from ggufnorm.core.transforms import Explanation, explain, same
 from ggufnorm.errors import InputError
 from ggufnorm.formats.conversion import EMBEDDING, Origin, embedding_source, origins, with_rescale
@@ -23,11 +25,6 @@ Array = NDArray[np.float32]
 _SAMPLED_ROWS = 64
 """Rows of the embedding that tell one checkpoint from another."""
 
-_QUANTIZED = 0.35
-"""Relative error up to which embeddings may be one and the same, quantized (Q2_K: 0.3)."""
-
-_NEAR = 0.1
-"""Relative error below which unexplained norms look trained a little further, not broken."""
 
 _ROUNDED: dict[str, Callable[[Array], Array]] = {
     "F32": lambda rows: rows,
@@ -199,7 +196,11 @@ def _why_different(file: ModelFile, found: tuple[Match, ...], source: Source) ->
     if alike is not None and alike[0]:
         return None
     error = alike[1] if alike else None
-    if error is not None and error < _QUANTIZED and _median_error(strange) >= _NEAR:
+    if (
+        error is not None
+        and error < QUANTIZED_EMBEDDINGS
+        and _median_error(strange) >= TRAINED_FURTHER
+    ):
         return None
     also = "" if error is None else f", and the token embeddings differ too (by {error:.2g})"
     return f"{share} have other values, which no transform explains{also}"
@@ -224,7 +225,6 @@ def _embeddings(file: ModelFile, source: Source) -> tuple[bool, float] | None:
     if there.ndim != 2 or n == 0 or here.shape[1] != there.shape[1]:
         return None
     rows, stored = there[:n].astype(np.float32), file.tensors[EMBEDDING].dtype
-    length = float(np.linalg.norm(rows))
-    error = float(np.linalg.norm(here[:n] - rows)) / length if length else 0.0
+    error = relative_l2(rows, here[:n]) if rows.any() else 0.0
     rounded = _ROUNDED[stored](rows) if stored in _ROUNDED else None
     return rounded is not None and same(here[:n].ravel(), rounded.ravel()), error

@@ -8,6 +8,7 @@ from math import inf, isfinite
 from gguf.constants import Keys
 
 from ggufnorm.core.pixels import KNOWN
+from ggufnorm.core.tolerances import PIXEL_CONSTANT
 
 MEAN: str = Keys.ClipVision.IMAGE_MEAN
 STD: str = Keys.ClipVision.IMAGE_STD
@@ -15,8 +16,6 @@ STD: str = Keys.ClipVision.IMAGE_STD
 LARGEST = 2.0
 """Largest mean or deviation of pixels in the range 0 to 1, with room to spare."""
 
-_CLOSE = 1e-4
-"""Distance up to which constants are the same: some configs round them to four digits."""
 
 _SHOWN = {"SigLIP": "SigLIP's and Inception's"}
 
@@ -58,7 +57,7 @@ def _float(number: float) -> float:
         return inf
 
 
-def equal(a: Sequence[float], b: Sequence[float], within: float = _CLOSE) -> bool:
+def equal(a: Sequence[float], b: Sequence[float], within: float = PIXEL_CONSTANT) -> bool:
     """Whether constants are the same but for their rounding."""
     return all(abs(x - y) <= within for x, y in zip(a, b, strict=True))
 

@@ -1,4 +1,4 @@
-"""One engine's run beside the source's: join the norms, judge them, and find what is wrong."""
+"""One engine's run beside the source's: join the norms, diagnose them, and find what is wrong."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.crosscheck.between import name_unmatched, wrong_pixels
+from ggufnorm.analysis.crosscheck.align_cls import align_class_token
+from ggufnorm.analysis.crosscheck.diagnose import Diagnoser
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
-from ggufnorm.analysis.crosscheck.judge import LOGITS, Judge, first_wrong, verdict, with_operation
-from ggufnorm.analysis.crosscheck.operations import TELLING, match_operations
-from ggufnorm.analysis.crosscheck.rows import align_class_token
+from ggufnorm.analysis.crosscheck.operations import match_operations
+from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
+from ggufnorm.analysis.crosscheck.verdict import LOGITS, first_wrong, verdict, with_operation
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -24,23 +25,23 @@ from ggufnorm.core.frameworks import (
     TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
-from ggufnorm.core.metrics import Difference, difference
+from ggufnorm.core.metrics import Difference, difference, relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun, relative
-from ggufnorm.core.operations import Stretch
+from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.operations import Segment
+from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tolerances import SAME_OPERATION
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
 
 Tokens = NDArray[np.int32]
 
-HALF = 2.0**-11
-"""Relative rounding of half precision."""
 MIN_TOKENS = 2
 """Fewest tokens that predict one."""
 
-Follow = Callable[[Sequence[Pair], FirstWrong, float], Stretch]
-"""Takes down what both sides compute before something wrong, given their norms and the relative
+Follow = Callable[[Sequence[Pair], FirstWrong, float], Segment]
+"""Records what both sides compute before something wrong, given their norms and the relative
 L2 distance up to which two results are the same."""
 
 
@@ -99,22 +100,23 @@ def compare_runs(
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     moved = {
-        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF for p in joined.pairs
+        p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
+        for p in joined.pairs
     }
-    judge = Judge(_short(source), _short(engine), engine.rounding, weights, moved)
-    sites = judge.sites(joined.pairs)
+    diagnoser = Diagnoser(_short(source), _short(engine), engine.rounding, weights, moved)
+    sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
-    off = _logits_off(source, engine, judge.explained(sites))
+    off = _logits_off(source, engine, diagnoser.explained(sites))
     wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
     operations: tuple[OperationMatch, ...] = ()
     if wrong is not None and wrong.where == "before":
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
-            stretch = _follow(follow, joined.pairs, wrong, judge.explained(before, key))
-            operations, operation = match_operations(stretch, _short(source))
+            segment = _follow(follow, joined.pairs, wrong, diagnoser.explained(before, key))
+            operations, operation = match_operations(segment, _short(source))
             wrong = with_operation(wrong, operation, _short(engine))
         except NotFollowedError as error:
             why_not = (*why_not, Skipped("operations", str(error)))
@@ -138,7 +140,7 @@ def compare_runs(
 
 def _follow(
     follow: Follow | None, pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float
-) -> Stretch:
+) -> Segment:
     """All that both compute before something wrong.
 
     Raises:
@@ -146,7 +148,7 @@ def _follow(
     """
     if follow is None:
         raise NotFollowedError("only language models are followed between norms")
-    if tolerance > TELLING:
+    if tolerance > SAME_OPERATION:
         raise NotFollowedError(
             f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
             " which one is wrong"
@@ -197,7 +199,7 @@ def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> f
     if a is None or b is None or len(a) != len(b):
         return None
     n = min(a.shape[1], b.shape[1])
-    off = relative(a[:, :n], b[:, :n])
+    off = relative_l2(a[:, :n], b[:, :n])
     return off if off > explained else None
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ggufnorm.analysis.crosscheck.join import matched
 from ggufnorm.core.folding import (
     ALONE,
     BatchNorm,
@@ -24,12 +23,14 @@ from ggufnorm.core.folding import (
     spots,
 )
 from ggufnorm.core.frameworks import FirstWrong, FoldedNorm, FoldStatus
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.misfolds import Mistake, mistakes
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import SAME_FORMULA, relative
+from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.engines.onnx.layers import PlacedLayer, read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_norms, site_name
+from ggufnorm.formats.naming.join import match_names
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def find_folds(source: str, engine: str) -> Folds:
     ours = read_layers(OnnxModel(engine))
     apart = {p.layer.name for p in ours if p.layer.op == ALONE}
     pairs, skipped = _pairs([p for one in theirs for p in _apart(one, apart)], ours)
-    judge = _Judge(_moved(pairs))
-    found = sorted(judge.all(), key=lambda fold: norms[fold.norm])
+    diagnoser = _Diagnoser(_moved(pairs))
+    found = sorted(diagnoser.all(), key=lambda fold: norms[fold.norm])
     places = {site_name(n, model): n.node for n in find_norms(model)[0]}
     return Folds(tuple(found), skipped, places | norms)
 
@@ -82,7 +83,7 @@ def _pairs(
 ) -> tuple[list[Pair], tuple[Skipped, ...]]:
     """Layers of both sides, and the batch norms whose layer the engine does not have."""
     theirs, ours = ([(p.weight_name, p.layer.look) for p in side] for side in (source, engine))
-    found = {k: i for i, k in matched(theirs, ours).items()}
+    found = {k: i for i, k in match_names(theirs, ours).items()}
     pairs, skipped = [], []
     for k, placed in enumerate(source):
         partner = engine[found[k]].layer if k in found else None
@@ -129,8 +130,8 @@ def _moved(pairs: Sequence[Pair]) -> list[tuple[Layer, Layer]]:
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """Judges the batch norms of all layers that both sides have."""
+class _Diagnoser:
+    """Diagnoses the batch norms of all layers that both sides have."""
 
     pairs: Sequence[tuple[Layer, Layer]]
 
@@ -248,7 +249,7 @@ class Fit:
         rounding = SAME_FORMULA + layer.weight_rounding() + engine.weight_rounding()
         added = (layer.bias_rounding() + engine.bias_rounding()) / size
         return cls(
-            weight=relative(weight, found[0]),
+            weight=relative_l2(weight, found[0]),
             bias=distance if np.isfinite(distance) else np.inf,
             weight_allowed=rounding,
             bias_allowed=rounding + added,

@@ -1,28 +1,22 @@
 """Which norm of a source is which norm of an engine.
 
-Between Transformers and GGUF the names decide, through gguf-py's ``TensorNameMap``
-(:func:`ggufnorm.formats.conversion.origins`); a norm without a weight is known by its block
-and role. Between Transformers and ONNX, whose exporters keep the names of weights behind some
-prefix, one name must end with the other; what is then left on both sides is joined in order
-where it is as many norms of the same kind and width.
+The names decide (:mod:`ggufnorm.formats.naming.join`). Between Transformers and GGUF a norm
+without a weight is known by its block and role, and what is then left on both sides is joined in
+order where it is as many norms of the same kind and width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import Array, ObservedNorm
-from ggufnorm.formats.conversion import origins
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.naming.join import match_names, sources_of_tensors
 from ggufnorm.formats.naming.names import parse_norm_name
-
-_WRAPPERS = 3
-"""How many words, at most and one, an exporter's own modules put before a checkpoint's names."""
-
 
 Match = tuple[str, list[ObservedNorm], ObservedNorm]
 """A site's key, its norm (or a norm of each head) in the source, and its norm in the engine."""
@@ -72,7 +66,10 @@ def join_gguf(
     """
     # A norm without a weight still has a module's name, and names are all that is asked for.
     stored = {n.weight_name or f"{n.name}.weight": n for n in source}
-    by_tensor = max((_by_tensor(stored, file, k) for k in range(_WRAPPERS)), key=len)
+    by_tensor = {
+        tensor: [stored[name] for name in names]
+        for tensor, names in sources_of_tensors(file, stored).items()
+    }
     by_place = {
         (name.layer, name.role): norms
         for tensor, norms in by_tensor.items()
@@ -102,52 +99,12 @@ def _weightless(
     return [(e.name, [s], e) for s, e in zip(left, rest, strict=True)]
 
 
-def _by_tensor(
-    stored: Mapping[str, ObservedNorm], file: ModelFile, n_wrappers: int
-) -> dict[str, list[ObservedNorm]]:
-    """The source's norms by the file's names, some words taken off the front of theirs."""
-    plain = {name.split(".", n_wrappers)[-1]: norm for name, norm in stored.items()}
-    known = origins(file, plain) or {}
-    return {tensor: [plain[s] for s in o.sources] for tensor, o in known.items()}
-
-
 def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -> Joined:
     """Join by the ends of the weights' names, and what is left by order."""
     theirs, ours = ([(n.weight_name, _look(n)) for n in norms] for norms in (source, engine))
-    found = matched(theirs, ours)
+    found = match_names(theirs, ours)
     pairs = [(source[found[i]].name, [source[found[i]]], engine[i]) for i in sorted(found)]
     return _joined(pairs, source, engine)
-
-
-Named = tuple[str | None, object]
-"""The name of a weight, None where it has none, and what its owner looks like."""
-
-
-def matched(source: Sequence[Named], engine: Sequence[Named]) -> dict[int, int]:
-    """Which of the engine's is which of the source's, by the ends of the names.
-
-    What is left on both sides is matched in order, where it looks the same.
-    """
-    left, found = dict(enumerate(source)), dict[int, int]()
-    # The longest names first: "norm.weight" ends "layers.0.norm.weight" too.
-    hits = (
-        (_in_common(s[0], e[0]), i, k) for i, e in enumerate(engine) for k, s in enumerate(source)
-    )
-    for n, i, k in sorted(hits, key=lambda hit: -hit[0]):
-        if n and i not in found and k in left:
-            found[i] = k
-            del left[k]
-    rest = [i for i in range(len(engine)) if i not in found]
-    if [engine[i][1] for i in rest] == [look for _name, look in left.values()]:
-        found |= dict(zip(rest, left, strict=True))
-    return found
-
-
-def _in_common(a: str | None, b: str | None) -> int:
-    """Length of the shorter of two names of weights, if the other one ends with it."""
-    if a is None or b is None:
-        return 0
-    return min(len(a), len(b)) if f".{b}".endswith(f".{a}") or f".{a}".endswith(f".{b}") else 0
 
 
 def _look(norm: ObservedNorm) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING, quantized
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama.binding import engine_version, read_node
 from ggufnorm.engines.llama.graph import Graph, NormPlan
@@ -32,7 +33,7 @@ from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 
-KERNELS = 2.0**-11
+KERNELS = HALF_ULP["F16"]
 """Relative rounding of llama.cpp's own kernels on the CPU: GELU is read from a table of half
 precision (``ggml_vec_gelu_f32`` in ``ggml/src/ggml-cpu/vec.h``)."""
 
@@ -302,20 +303,19 @@ def _per_head(values: Array, channels: int) -> Array:
 def rounding(file: ModelFile) -> float:
     """Relative rounding of the coarsest type among a file's matrices; 0 for float32.
 
-    Of a floating type half a unit in the last place. Of a quantized one twice the step that
-    its bits per weight would give, ``2^(1 - bits)``: measured relative L2 errors are 0.8
-    (Q8_0) to 1.8 times that of one matrix (docs/frameworks.md).
+    See :mod:`ggufnorm.core.rounding`.
     """
     matrices = (t for t in file.tensors.values() if len(t.shape) > 1 and min(t.shape[:2]) > 1)
     return max((_type_rounding(t.dtype) for t in matrices), default=0.0)
 
 
 def _type_rounding(dtype: str) -> float:
-    known = {"F64": 0.0, "F32": 0.0, "F16": 2.0**-11, "BF16": 2.0**-9}
-    if dtype in known:
-        return known[dtype]
+    if dtype in ("F64", "F32"):
+        return 0.0
+    if dtype in MATRIX_ROUNDING:
+        return MATRIX_ROUNDING[dtype]
     try:
         block, n_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[dtype]]
     except KeyError:
         return 0.0
-    return float(2.0 ** (1 - 8 * n_bytes / block))
+    return quantized(8 * n_bytes / block)

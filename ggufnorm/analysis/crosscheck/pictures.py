@@ -16,8 +16,9 @@ from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.analysis.preprocessing.image.run import pixel_findings
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import EngineComparison, FedPicture, FrameworksReport
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun, relative
+from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import takes_pictures
@@ -167,7 +168,7 @@ class _Runs:
         rounded = model.run_picture(self.pixels.astype(np.float16).astype(np.float32))
         inputs = {norm.name: norm.x for norm in rounded.norms}
         self._halved[location] = {
-            norm.name: relative(norm.x, inputs[norm.name])
+            norm.name: relative_l2(norm.x, inputs[norm.name])
             for norm in run.norms
             if norm.name in inputs
         }

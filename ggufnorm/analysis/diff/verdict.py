@@ -3,7 +3,7 @@
 Two checkpoints of one architecture differ wholly: independent matrices have a relative
 L2 near the square root of 2, and norms differ too. That is said before any tensor is
 called damaged. Otherwise a tensor is out of line if its error is a multiple of that of
-its peers, the other tensors of the same two types (:data:`PEER_RATIO`).
+its peers, the other tensors of the same two types (:data:`TENSOR_PEER_RATIO`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,8 @@ from ggufnorm.core.diff import (
     Unmatched,
 )
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.tolerances import NOT_QUANTIZATION, TENSOR_PEER_RATIO
 
-WHOLLY = 0.5
-"""Relative L2 above which no common quantization accounts for a difference."""
-PEER_RATIO = 3.0
-"""A tensor is out of line at this multiple of its peers' median error."""
 _FEWEST_PEERS = 2
 _MOST_NAMED = 3
 
@@ -90,7 +87,7 @@ def are_different_checkpoints(findings: Findings) -> bool:
     norms = findings.norms
     return (
         len(matrices) > 0
-        and all(error(t) >= WHOLLY for t in matrices)
+        and all(error(t) >= NOT_QUANTIZATION for t in matrices)
         and (not norms or any(n.n_differing for n in norms))
     )
 
@@ -109,9 +106,9 @@ def outliers(tensors: Sequence[TensorDifference]) -> list[tuple[TensorDifference
         peers = list(groups[types(t)])
         peers.remove(error(t))
         if len(peers) < _FEWEST_PEERS:
-            if error(t) >= WHOLLY:
+            if error(t) >= NOT_QUANTIZATION:
                 found.append((t, None))
-        elif error(t) > PEER_RATIO * (typical := statistics.median(peers)):
+        elif error(t) > TENSOR_PEER_RATIO * (typical := statistics.median(peers)):
             found.append((t, typical))
     return found
 
@@ -184,7 +181,7 @@ def _about_outliers(tensors: Sequence[TensorDifference]) -> list[str]:
     for t, peers in found[:_MOST_NAMED]:
         size = "wholly" if t.rel_l2 is None else f"by {t.rel_l2:.3g}"
         beside = "" if peers is None else f" where its {types(t)} peers differ by {peers:.3g}"
-        changed_only = t.dtype_a == t.dtype_b and error(t) < WHOLLY
+        changed_only = t.dtype_a == t.dtype_b and error(t) < NOT_QUANTIZATION
         cause = "was changed by itself" if changed_only else "is damaged or another tensor"
         lines.append(f"{t.tensor} differs {size}{beside}: it {cause}.")
     if len(found) > _MOST_NAMED:

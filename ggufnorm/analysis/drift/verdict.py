@@ -31,20 +31,17 @@ from ggufnorm.analysis.drift.weights import WeightError
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.tolerances import (
+    BLOCK_RATIO,
+    FLOAT32_ROUNDING,
+    NORM_SHARE,
+    PEER_RATIO,
+    WEIGHT_RATIO,
+)
+from ggufnorm.core.tolerances import KERNEL_RESIDUAL as KERNEL_RESIDUAL
 
-NORM_SHARE = 0.1
-"""A norm is at fault above this share of the typical local error of a matrix product."""
-ROUNDING = 1e-6
-"""Relative L2 below which two float32 computations of one formula cannot be told apart."""
-KERNEL_RESIDUAL = 1e-4
-"""llama.cpp's result against NumPy's: above this it is not the same formula."""
-PEER_RATIO = 1.2
-"""An operation is suspected at this multiple of its peers' median."""
-WEIGHT_RATIO = math.sqrt(2.0)
-"""A tensor is damaged at this multiple of a fresh quantization's error: the damage then
-adds as much as quantization does. Importance matrices bring it to 1.2 at most."""
-BLOCK_RATIO = 3.0
-"""A block of a tensor is damaged at this multiple. Importance matrices bring it to 1.7."""
+ROUNDING = FLOAT32_ROUNDING
+
 _MOST_SUSPECTS = 16
 """Tensors that are quantized again at most, the worst first."""
 
@@ -91,7 +88,7 @@ def judge_cumulative(
     norms: Sequence[NormDrift],
     operations: Sequence[OperationDrift],
     logits: LogitStatistics | None,
-    rounding: float = ROUNDING,
+    rounding: float = FLOAT32_ROUNDING,
 ) -> tuple[Culprit | None, str]:
     """Say what can be said without local errors.
 
@@ -162,7 +159,7 @@ def _other_epsilon(n: NormDrift) -> str:
 def typical_local_error(operations: Sequence[OperationDrift]) -> float:
     """Median local relative L2 over the operations that quantization touched; 0 if none."""
     errors = [o.local.rel_l2 or 0.0 for o in operations if o.role == "matmul"]
-    errors = [e for e in errors if e > ROUNDING]
+    errors = [e for e in errors if e > FLOAT32_ROUNDING]
     return statistics.median(errors) if errors else 0.0
 
 
@@ -171,7 +168,7 @@ def norm_faults(norms: Sequence[NormDrift], noise: float) -> list[_Fault]:
     found = []
     for n in norms:
         error = n.local.rel_l2 or 0.0
-        if error > max(ROUNDING, NORM_SHARE * noise):
+        if error > max(FLOAT32_ROUNDING, NORM_SHARE * noise):
             found.append(_Fault(error, Culprit(n.tensor, n.node, n.layer, _norm_reason(n))))
     return found
 
@@ -243,7 +240,7 @@ def _damage(w: WeightError, dtype: str | None) -> str | None:
     """What is wrong with a weight, None if nothing is."""
     if w.actual is None:
         return "its weight holds NaN or infinity"
-    if w.actual > max(ROUNDING, WEIGHT_RATIO * w.expected):
+    if w.actual > max(FLOAT32_ROUNDING, WEIGHT_RATIO * w.expected):
         return (
             f"its weight is off by {w.actual:.3g} where {dtype} costs {w.expected:.3g}:"
             " it is damaged or another tensor"
@@ -263,7 +260,7 @@ def _suspects(
     norm_nodes = {n.node for n in norms}
     groups: dict[tuple[str | None, str], list[OperationDrift]] = defaultdict(list)
     for o in operations:
-        if o.tensor and o.node not in norm_nodes and (o.local.rel_l2 or 0.0) > ROUNDING:
+        if o.tensor and o.node not in norm_nodes and (o.local.rel_l2 or 0.0) > FLOAT32_ROUNDING:
             groups[o.dtype, role_of(o)].append(o)
     found = []
     for group in groups.values():
@@ -316,7 +313,7 @@ def _enters_at(culprit: Culprit) -> str:
 
 
 def _gradual(operations: Sequence[OperationDrift]) -> str:
-    lossy = [o for o in operations if (o.local.rel_l2 or 0) > ROUNDING]
+    lossy = [o for o in operations if (o.local.rel_l2 or 0) > FLOAT32_ROUNDING]
     if not lossy:
         return "Drift enters nowhere in particular: no operation adds more than rounding."
     worst = max(lossy, key=lambda o: o.local.rel_l2 or 0)

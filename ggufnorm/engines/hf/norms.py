@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.observed import ObservedNorm, applied_formula, by_token
+from ggufnorm.core.tolerances import MODULE_RESIDUAL
 from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
 
@@ -27,8 +28,6 @@ _PROBE_SIZES = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1.0)
 """RMS of the rows that a norm is given: whatever its epsilon is, some row feels it."""
 _HUGE_EPSILON = 0.1
 """From which on rows of a mean square of 1 show no normalization: it may be a scale."""
-KNOWN = 1e-4
-"""Relative L2 up to which a module computes a known norm: float32 and its rounding."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _norm(s: _Seen, n_tokens: int, usual: dict[type, Formula]) -> ObservedNorm:
     fitted, _ = applied_formula(*(probe or (x, y)), w, b, formula)
     applied, residual = applied_formula(x, y, w, b, fitted)
     scales = not _is_named_norm(s.module) and applied.epsilon > _HUGE_EPSILON
-    if residual > KNOWN or scales:
+    if residual > MODULE_RESIDUAL or scales:
         raise ValueError(f"{type(s.module).__name__} computes no norm that is known here")
     usual[type(s.module)] = applied
     weight_name, bias_name = _full_names(s)

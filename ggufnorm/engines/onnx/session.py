@@ -13,19 +13,13 @@ from numpy.typing import NDArray
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
+from ggufnorm.core.rounding import MATRIX_ROUNDING
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import LAYER, OnnxNorm, find_norms, plain_name, site_name
 from ggufnorm.errors import EngineError, EngineMissingError, InputError
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
-
-_ROUNDING = {
-    "FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-9, "INT8": 2.0**-6, "UINT8": 2.0**-6,
-    "INT4": 2.0**-2, "UINT4": 2.0**-2,
-}  # fmt: skip
-"""Relative rounding by element type. Integers: of normal values with one scale for a matrix and
-one for an activation, whose largest value is some five times its RMS (docs/frameworks.md)."""
 
 _SIDE = 32
 """Length of an axis that a model without tokens leaves open, a multiple of common strides."""
@@ -164,7 +158,7 @@ class OnnxSession:
 
     def _rounding(self) -> float:
         types = (dtype for _name, dtype, _shape in self.model.matrices())
-        return max((_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
+        return max((MATRIX_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
 
     def _feed(self, wanted: Any, tokens: Tokens, pixels: Array | None) -> NDArray[Any]:
         role = _role(wanted.name, wanted.type)

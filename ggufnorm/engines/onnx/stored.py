@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.engines.onnx.model import OnnxModel, along, attribute
 
 Wide = NDArray[np.float64]
-
-_HALF_STEP = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}
-"""Relative rounding by the type that is stored, half a unit in the last place at most."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def stored(model: OnnxModel, value: str) -> Stored | None:
         if scale is not None:
             return _in_steps(wide, along(scale, wide.ndim, int(attribute(node, "axis", 1))))
     dtype = model.dtype(model.source(value) or "")
-    return Stored(wide, np.abs(wide) * _HALF_STEP.get(dtype or "", 0.0))
+    return Stored(wide, np.abs(wide) * HALF_ULP.get(dtype or "", 0.0))
 
 
 def dequantized(values: NDArray[Any], zero: NDArray[Any], scale: NDArray[Any], axis: int) -> Stored:

@@ -144,13 +144,13 @@ def test_constants_of_nobody_are_given_in_figures() -> None:
 
 def test_another_picture_tells_nothing() -> None:
     found = explain(levels(32, 40), levels(32, 40, seed=9) / 255, Normalization(*CLIP))
-    assert not found.told
+    assert not found.identified
     assert not found.mistakes
 
 
 def test_a_picture_of_one_level_tells_nothing_and_constant_values_are_a_mistake() -> None:
     grey = np.full((8, 8, 3), 128)
-    assert not explain(grey, grey / 255, Normalization(*CLIP)).told
+    assert not explain(grey, grey / 255, Normalization(*CLIP)).identified
     found = explain(levels(8, 8), np.zeros((8, 8, 3)), Normalization(*CLIP))
     assert found.mistakes == ("constant",)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ggufnorm.core.formula import OFFSETS, ROUNDING, Formula, best_formula
+from ggufnorm.core.formula import OFFSETS, Formula, best_formula
 from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+from ggufnorm.core.tolerances import FLOAT32_ROUNDING
 
 N = 96
 EXPECTED = Formula("rms", 1e-5)
@@ -80,7 +81,7 @@ def test_each_formula_is_recognized_from_its_float32_result(
 ) -> None:
     y = formula.apply(rows, weight, bias).astype(np.float32)
     fit = best_formula(rows, y, weight, bias, expected=EXPECTED)
-    assert fit.residual < ROUNDING
+    assert fit.residual < FLOAT32_ROUNDING
     if formula in INDISTINCT:
         np.testing.assert_allclose(fit.formula.apply(rows, weight, bias), y, rtol=2e-5, atol=1e-6)
         assert fit.formula.kind == formula.kind
@@ -104,7 +105,7 @@ def test_an_unusual_epsilon_is_computed_from_the_result(
     true = Formula("rms" if kind == "rms" else "layer", epsilon, offset=offset)
     y = true.apply(x, w).astype(np.float32)
     fit = best_formula(x, y, w, expected=EXPECTED)
-    assert fit.residual < ROUNDING
+    assert fit.residual < FLOAT32_ROUNDING
     assert (fit.formula.kind, fit.formula.offset) == (true.kind, offset)
     assert fit.formula.epsilon == pytest.approx(epsilon, rel=1e-3)
 
@@ -136,7 +137,7 @@ def test_rows_that_are_not_finite_are_passed_over(rows: np.ndarray, weight: np.n
     x[1, 2], y[2, 5] = np.inf, np.nan
     fit = best_formula(x, y, weight, expected=EXPECTED)
     assert fit.formula == EXPECTED
-    assert fit.residual < ROUNDING
+    assert fit.residual < FLOAT32_ROUNDING
 
 
 def test_what_tells_nothing_is_refused(rows: np.ndarray) -> None:

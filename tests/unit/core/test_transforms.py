@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ggufnorm.core.transforms import TOLERANCE, Transform, explain, same
+from ggufnorm.core.tolerances import SAME_ELEMENT
+from ggufnorm.core.transforms import Transform, explain, same
 from ggufnorm.formats.conversion import Origin, transform_of, with_rescale
 from ggufnorm.formats.gguf import GGUFFile
 from tests.architectures import write_model
@@ -57,7 +58,7 @@ def test_one_other_element_is_never_equal(
     source: np.ndarray, at: int, transform: Transform
 ) -> None:
     found = transform.apply(source[0])
-    found[at] *= np.float32(1 + 8 * TOLERANCE)
+    found[at] *= np.float32(1 + 8 * SAME_ELEMENT)
 
     assert explain(found, source[0], transform).kind != "equal"
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from gguf.constants import Keys
 
-from ggufnorm.analysis.preprocessing.audio.arrays import read_spectrograms
-from ggufnorm.analysis.preprocessing.audio.look import Fed, Listener
-from ggufnorm.analysis.preprocessing.audio.pairs import compare
+from ggufnorm.analysis.preprocessing.arrays import read_spectrograms
+from ggufnorm.analysis.preprocessing.audio.compare import compare
+from ggufnorm.analysis.preprocessing.audio.explain import SoundDiagnoser
 from ggufnorm.analysis.preprocessing.audio.verdict import Evidence, judge
+from ggufnorm.analysis.preprocessing.pipelines import PipelineOutput, compare_with_first
 from ggufnorm.core.audio_report import AudioReport, ExpectedMel, SoundFacts
-from ggufnorm.core.log_mel import WHISPER_RATE, LogMel, whisper
+from ggufnorm.core.log_mel import WHISPER_RATE, Array, LogMel, whisper
 from ggufnorm.engines.extractors import Extractor
 from ggufnorm.engines.llama.sound import capture_sound
 from ggufnorm.errors import ConfigError, InputError
@@ -61,10 +63,11 @@ def audio(
     of_file = None if mmproj is None else _file_facts(local_path(mmproj))
     formula = loaded.formula if loaded else _whisper_of(of_file, mmproj)
     rate = loaded.rate if loaded else WHISPER_RATE
-    listener = Listener(original, rate, formula)
-    seen = [listener.look_at(f) for f in _run(listener, rate, formula, loaded, mmproj, array)]
-    pipelines = tuple(s.pipeline for s in seen)
-    comparisons = tuple(compare(seen[0], other, listener) for other in seen[1:])
+    diagnoser = SoundDiagnoser(original, rate, formula)
+    outputs = _outputs(diagnoser.samples, rate, formula, loaded, mmproj, array)
+    diagnoses = [diagnoser.diagnose(output) for output in outputs]
+    pipelines = tuple(d.pipeline for d in diagnoses)
+    comparisons = compare_with_first(diagnoses, partial(compare, diagnoser=diagnoser))
     source = loaded.path if loaded else os.fspath(mmproj or "")
     expected = None if formula is None else _expected(source, formula)
     n_mel = of_file[1] if of_file else None
@@ -101,29 +104,29 @@ def _whisper_of(of_file: tuple[str, int | None] | None, mmproj: Location | None)
     return whisper(n_mel)
 
 
-def _run(
-    listener: Listener,
+def _outputs(
+    samples: Array,
     rate: int,
     formula: LogMel | None,
     loaded: Extractor | None,
     mmproj: Location | None,
     array: Location | None,
-) -> Iterator[Fed]:
-    samples, n_mel = listener.samples, 0
+) -> Iterator[PipelineOutput]:
+    n_mel = 0
     if loaded is not None:
         made = loaded.feed(samples)
         n_mel = len(made)
-        yield Fed("transformers", loaded.path, [made])
+        yield PipelineOutput("transformers", loaded.path, [made])
     if formula is not None:
         n_mel = formula.shape[0]
         made = formula.apply(samples).astype(np.float32)
-        yield Fed("numpy", "(max(log10 energy, maximum - 8) + 4) / 4", [made])
+        yield PipelineOutput("numpy", "(max(log10 energy, maximum - 8) + 4) / 4", [made])
     if mmproj is not None:
         path = local_path(mmproj)
-        yield Fed("llama.cpp", os.fspath(path), capture_sound(path, samples, rate))
+        yield PipelineOutput("llama.cpp", os.fspath(path), capture_sound(path, samples, rate))
     if array is not None:
         values, exchanged = read_spectrograms(array, n_mel)
-        yield Fed("array", os.fspath(array), list(values), exchanged)
+        yield PipelineOutput("array", os.fspath(array), list(values), exchanged=exchanged)
 
 
 def _facts(sound: Sound) -> SoundFacts:

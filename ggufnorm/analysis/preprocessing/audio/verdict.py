@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggufnorm.analysis.preprocessing.audio.pairs import SAME
+from ggufnorm.analysis.preprocessing.findings import (
+    by_severity,
+    is_misconfigured,
+    pipeline_findings,
+    summarize,
+)
 from ggufnorm.core.audio_report import AudioComparison, AudioPipeline, ExpectedMel
-from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
+from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.tolerances import SAME_FORMULA
 
 MILD = frozenset({"clamp-of-whole", "level", "mel-floor", "one-channel"})
 """Mistakes that are a warning: the sound is another, or only its faintest parts are."""
@@ -31,14 +37,14 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
-    """The findings, the gravest first, and all of it in a sentence."""
+    """The findings, the most severe first, and all of it in a sentence."""
     found = [
         *_of_file(evidence),
         *(f for p in evidence.pipelines for f in _of_pipeline(p, evidence.expected)),
         *(f for c in evidence.comparisons for f in _of_pair(c, evidence.pipelines)),
     ]
-    findings = gravest_first(found)
-    return findings, in_a_sentence(evidence.pipelines, findings, "spectrogram")
+    findings = by_severity(found)
+    return findings, summarize(evidence.pipelines, findings, "spectrogram")
 
 
 def _of_file(evidence: Evidence) -> Iterator[FeedFinding]:
@@ -49,15 +55,9 @@ def _of_file(evidence: Evidence) -> Iterator[FeedFinding]:
 
 
 def _of_pipeline(p: AudioPipeline, expected: ExpectedMel | None) -> Iterator[FeedFinding]:
-    said = f"{p.name}: {p.normalization}"
-    if p.name == "transformers" and p.mistakes:
-        message = f"transformers does not do what its configuration says: {p.normalization}"
-        yield FeedFinding("warning", "extractor-differs", p.name, message)
+    yield from pipeline_findings(p, "extractor-differs", MILD)
+    if is_misconfigured(p):
         return
-    for mistake in p.mistakes:
-        yield FeedFinding("warning" if mistake in MILD else "error", mistake, p.name, said)
-    if not p.told:
-        yield FeedFinding("warning", "not-told", p.name, said)
     if expected is not None and p.shape[2] != expected.n_frames:
         message = f"{p.name} feeds {p.shape[2]:,} frames, expected are {expected.n_frames:,}"
         yield FeedFinding("warning", "length", p.name, message)
@@ -66,6 +66,6 @@ def _of_pipeline(p: AudioPipeline, expected: ExpectedMel | None) -> Iterator[Fee
 def _of_pair(c: AudioComparison, pipelines: tuple[AudioPipeline, ...]) -> Iterator[FeedFinding]:
     explained = any(p.mistakes or not p.told for p in pipelines if p.name in (c.a, c.b))
     rest = c.rel_l2 if c.residual is None else c.residual
-    if not explained and rest is not None and rest > SAME:
+    if not explained and rest is not None and rest > SAME_FORMULA:
         message = f"{c.a} and {c.b} differ by {rest:.3g} (relative L2): {c.explanation}"
         yield FeedFinding("warning", "sounds-differ", c.b, message)

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.pixels import Array, fit
+from ggufnorm.core.tolerances import PICTURE_FOUND
 from ggufnorm.engines.images import Resized
 
 _MOST_PIXELS = 1 << 16
 """Pixels that a resize is chosen by: more do not tell it better."""
-_FOUND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def best_match(candidates: Iterable[Resized], values: NDArray[np.floating]) -> M
         found = fit(levels, inside).residual if np.ptp(inside, axis=0).all() else np.inf
         if best is None or found < best.residual:
             best = Match(resized, found)
-        if best.residual < _FOUND:
+        if best.residual < PICTURE_FOUND:
             break
     if best is None:
         raise ValueError("there must be a candidate")

@@ -9,10 +9,11 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.preprocessing.image.arrays import read_array
-from ggufnorm.analysis.preprocessing.image.look import Fed, look_at_all
-from ggufnorm.analysis.preprocessing.image.pairs import compare
+from ggufnorm.analysis.preprocessing.arrays import read_pictures
+from ggufnorm.analysis.preprocessing.image.compare import compare
+from ggufnorm.analysis.preprocessing.image.explain import diagnose_all
 from ggufnorm.analysis.preprocessing.image.verdict import Evidence, judge
+from ggufnorm.analysis.preprocessing.pipelines import PipelineOutput, compare_with_first
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.pixel_report import ExpectedPixels, PixelReport
 from ggufnorm.core.pixels import Normalization, Three
@@ -62,10 +63,10 @@ def pixels(
     expected = _expected(constants, loaded, mmproj, of_file)
     model_input = None if onnx is None else picture_input(onnx)
     levels = None if picture is None else picture.levels
-    fed = list(_run(levels, loaded, mmproj, array, expected.normalization))
-    seen = look_at_all(fed, levels, expected.normalization)
-    comparisons = tuple(compare(seen[0], other) for other in seen[1:])
-    pipelines = tuple(s.pipeline for s in seen)
+    outputs = list(_outputs(levels, loaded, mmproj, array, expected.normalization))
+    diagnoses = diagnose_all(outputs, levels, expected.normalization)
+    comparisons = compare_with_first(diagnoses, compare)
+    pipelines = tuple(d.pipeline for d in diagnoses)
     evidence = Evidence(
         expected=expected,
         pipelines=pipelines,
@@ -98,18 +99,21 @@ def pixel_findings(
         pictures: that llama.cpp fed it, ``(height, width, 3)`` each.
 
     Returns:
-        The gravest first.
+        The most severe first.
 
     Raises:
         InputError: the processor fails, or the file cannot be read.
     """
     expected = _expected(None, processor, None, None)
-    fed = [_processed(processor, levels), Fed("llama.cpp", os.fspath(mmproj), pictures)]
-    seen = look_at_all(fed, levels, expected.normalization)
+    outputs = [
+        _processed(processor, levels),
+        PipelineOutput("llama.cpp", os.fspath(mmproj), pictures),
+    ]
+    diagnoses = diagnose_all(outputs, levels, expected.normalization)
     evidence = Evidence(
         expected=expected,
-        pipelines=tuple(s.pipeline for s in seen),
-        comparisons=(compare(*seen),),
+        pipelines=tuple(d.pipeline for d in diagnoses),
+        comparisons=compare_with_first(diagnoses, compare),
         model_input=None,
         of_file=_file_constants(mmproj),
         turned=False,
@@ -176,27 +180,27 @@ def _expected(
     return ExpectedPixels(source, normalization.owner, normalization)
 
 
-def _run(
+def _outputs(
     levels: Levels | None,
     processor: Processor | None,
     mmproj: Location | None,
     array: Location | None,
     expected: Normalization,
-) -> Iterator[Fed]:
+) -> Iterator[PipelineOutput]:
     if levels is not None and processor is not None:
-        fed = _processed(processor, levels)
-        yield fed
-        before = fed.levels or ()
+        processed = _processed(processor, levels)
+        yield processed
+        before = processed.levels or ()
         again = [expected.apply(b).astype(np.float32) for b in before]
-        yield Fed("numpy", "(level · scale - mean) / std", again, before)
+        yield PipelineOutput("numpy", "(level · scale - mean) / std", again, before)
     if levels is not None and mmproj is not None:
         path = local_path(mmproj)
         runs = capture_pixels(path, levels)
-        yield Fed("llama.cpp", os.fspath(path), [p for run in runs for p in run])
+        yield PipelineOutput("llama.cpp", os.fspath(path), [p for run in runs for p in run])
     if array is not None:
-        yield Fed("array", os.fspath(array), list(read_array(array)))
+        yield PipelineOutput("array", os.fspath(array), list(read_pictures(array)))
 
 
-def _processed(processor: Processor, levels: Levels) -> Fed:
+def _processed(processor: Processor, levels: Levels) -> PipelineOutput:
     before = list(processor.resized(levels))
-    return Fed("transformers", processor.path, list(processor.feed(levels)), before)
+    return PipelineOutput("transformers", processor.path, list(processor.feed(levels)), before)

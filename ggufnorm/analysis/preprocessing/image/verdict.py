@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ggufnorm.analysis.preprocessing.image.pairs import SAME_LEVELS
-from ggufnorm.core.feed import FeedFinding, gravest_first, in_a_sentence
+from ggufnorm.analysis.preprocessing.findings import by_severity, pipeline_findings, summarize
+from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.pixel_report import (
     ExpectedPixels,
     ModelInput,
@@ -14,6 +14,7 @@ from ggufnorm.core.pixel_report import (
     PixelComparison,
 )
 from ggufnorm.core.pixels import Normalization, whose_model
+from ggufnorm.core.tolerances import SAME_LEVELS
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,16 @@ class Evidence:
 
 
 def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
-    """The findings, the gravest first, and all of it in a sentence."""
+    """The findings, the most severe first, and all of it in a sentence."""
     found = [
         *_of_constants(evidence),
-        *(finding for p in evidence.pipelines for finding in _of_pipeline(p)),
+        *(f for p in evidence.pipelines for f in pipeline_findings(p, "processor-differs")),
         *(finding for c in evidence.comparisons for finding in _of_pair(c)),
         *_of_model(evidence),
         *_of_orientation(evidence),
     ]
-    findings = gravest_first(found)
-    return findings, in_a_sentence(evidence.pipelines, findings, "pixels")
+    findings = by_severity(found)
+    return findings, summarize(evidence.pipelines, findings, "pixels")
 
 
 def _of_constants(evidence: Evidence) -> Iterator[FeedFinding]:
@@ -58,17 +59,6 @@ def _of_constants(evidence: Evidence) -> Iterator[FeedFinding]:
             f" ({expected.source}): {constants_in_words(expected.normalization)}"
         )
         yield FeedFinding("error", "constants-differ", None, message)
-
-
-def _of_pipeline(p: Pipeline) -> Iterator[FeedFinding]:
-    if p.name == "transformers" and p.mistakes:
-        message = f"transformers does not do what its configuration says: {p.normalization}"
-        yield FeedFinding("warning", "processor-differs", p.name, message)
-        return
-    for mistake in p.mistakes:
-        yield FeedFinding("error", mistake, p.name, f"{p.name}: {p.normalization}")
-    if not p.told:
-        yield FeedFinding("warning", "not-told", p.name, f"{p.name}: {p.normalization}")
 
 
 def _of_pair(c: PixelComparison) -> Iterator[FeedFinding]:

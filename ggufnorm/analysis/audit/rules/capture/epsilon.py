@@ -14,11 +14,10 @@ from ggufnorm.analysis.audit.rules.capture.common import capture_of, of_norm, pa
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.capture import NormCapture, Spread
 from ggufnorm.core.formula import EPSILONS
+from ggufnorm.core.rounding import HALF_ULP
 
 _COUNTS = 0.01
 """Share of a row's mean square from which epsilon contributes to the result."""
-_F16_ROUNDING = 2.0**-11
-"""Relative error of rounding to half precision: less than this moves no F16 model."""
 
 
 @rule("C501", "epsilon-counts", "info")
@@ -93,7 +92,7 @@ def epsilon_irrelevant(subject: Subject) -> Iterator[Problem]:
             groups[place.epsilon, what].append((place.change(other), place))
     for (epsilon, what), changes in groups.items():
         change, most = max(changes, key=lambda x: x[0])
-        if change < _F16_ROUNDING:
+        if change < HALF_ULP["F16"]:
             message = (
                 f"epsilon is {epsilon:g}, {what}: no result of {len(changes)} norms changes by"
                 f" more than {change:.2g}"

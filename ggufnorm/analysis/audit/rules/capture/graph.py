@@ -18,10 +18,10 @@ from ggufnorm.analysis.audit.rules.capture.common import (
     pairs,
 )
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.analysis.drift.verdict import KERNEL_RESIDUAL
 from ggufnorm.core.capture import Capture, NormCapture
-from ggufnorm.core.formula import Fit, Formula, best_formula
+from ggufnorm.core.formula import Fit, best_formula
 from ggufnorm.core.model import NormKind, NormSite
+from ggufnorm.core.tolerances import KERNEL_RESIDUAL
 from ggufnorm.errors import EngineError
 
 # What norm_sites calls by its meaning and llama.cpp builds of another operation: a group
@@ -258,8 +258,8 @@ def _is_explained(norm: NormCapture, capture: Capture) -> bool:
 
 
 def _off(norm: NormCapture) -> Problem:
-    expected = Formula(norm.kind, inf if norm.epsilon is None else norm.epsilon, norm.groups)
-    fit = _fit(norm, expected)
+    expected = norm.formula
+    fit = _fit(norm)
     start = f"llama.cpp's result is off by {norm.residual:.3g} (relative L2)"
     evidence: dict[str, Any] = {"residual": norm.residual, "expected": str(expected)}
     if fit is None:
@@ -274,12 +274,12 @@ def _off(norm: NormCapture) -> Problem:
     return of_norm(norm, what, evidence)
 
 
-def _fit(norm: NormCapture, expected: Formula) -> Fit | None:
+def _fit(norm: NormCapture) -> Fit | None:
     s = norm.sample
     if s is None:
         return None
     try:
-        return best_formula(s.input, s.output, s.weight, s.bias, expected=expected)
+        return best_formula(s.input, s.output, s.weight, s.bias, expected=norm.formula)
     except ValueError:
         return None
 

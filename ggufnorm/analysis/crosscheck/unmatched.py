@@ -1,4 +1,4 @@
-"""What goes wrong before the first norm and between two: pixels, and norms that are not run."""
+"""Mistakes outside the norms that both run: pixels, and norms that one side alone runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.join import Joined
-from ggufnorm.analysis.crosscheck.judge import LOGITS
+from ggufnorm.analysis.crosscheck.verdict import LOGITS
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import FirstWrong, SiteComparison
 from ggufnorm.core.observed import ObservedNorm
@@ -18,7 +18,7 @@ def wrong_pixels(
     """The mistake in what mtmd feeds its encoder, which comes before every norm.
 
     Args:
-        findings: the gravest first.
+        findings: the most severe first.
         sites: at least one, in the engine's order.
     """
     errors = [f for f in findings if f.severity == "error"]
@@ -46,8 +46,8 @@ def name_unmatched(
     start = (None, None) if wrong.after is None else _at(wrong.after, joined)
     end = _at(wrong.key, joined)
     found = (
-        ("the source", _between(source, start[0], end[0], joined.unmatched_source)),
-        ("the engine", _between(engine, start[1], end[1], joined.unmatched_engine)),
+        ("the source", _names_between(source, start[0], end[0], joined.unmatched_source)),
+        ("the engine", _names_between(engine, start[1], end[1], joined.unmatched_engine)),
     )
     told = [f"{side} alone runs {', '.join(names)}" for side, names in found if names]
     if not told:
@@ -55,7 +55,7 @@ def name_unmatched(
     return replace(wrong, reason=f"{wrong.reason}, where {' and '.join(told)}")
 
 
-def _between(
+def _names_between(
     norms: Sequence[ObservedNorm], start: str | None, end: str, unmatched: Sequence[str]
 ) -> list[str]:
     names = [norm.name for norm in norms]

@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ggufnorm.analysis.preprocessing.pipelines import (
+    BINS,
+    Diagnosis,
+    PipelineOutput,
+    Values,
+    is_finite,
+    not_finite,
+    optional_thumbnail,
+)
 from ggufnorm.core.audio_report import AudioPipeline
+from ggufnorm.core.feed import Explanation
 from ggufnorm.core.log_mel import Array, LogMel, resampled
-from ggufnorm.core.log_mel_mistakes import Explanation, Scale, Spectrum, explain, spectra
-from ggufnorm.engines.images import thumbnail
-from ggufnorm.errors import MissingPackageError
+from ggufnorm.core.log_mel_mistakes import Scale, Spectrum, explain, spectra
 from ggufnorm.formats.wav import Sound
 
-Values = NDArray[np.floating]
-
-_BINS = 32
 _WIDEST = 480
 """Pixels, at a frame each."""
 # Dark to light, of which each can be told from its neighbours without colours.
 _COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 
 
-@dataclass(frozen=True)
-class Fed:
-    """What a pipeline feeds.
-
-    Attributes:
-        name: the pipeline's.
-        source: what decides what it does.
-        inputs: of ``(mel bins, frames)`` each; more than one if the sound was cut.
-        exchanged: whether it fed frames and mel bins, in that order.
-    """
-
-    name: str
-    source: str
-    inputs: Sequence[Values]
-    exchanged: bool = False
+AudioDiagnosis = Diagnosis[AudioPipeline, Scale]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A pipeline's first input, explained.
-
-    Attributes:
-        values: of it, ``(mel bins, frames)``.
-        pipeline: what is known of it.
-        scale: what made the values of energies, None if that is not known.
-    """
-
-    values: Values
-    pipeline: AudioPipeline
-    scale: Scale | None
-
-
-class Listener:
+class SoundDiagnoser:
     """Explains spectrograms of a sound.
 
     Args:
@@ -85,42 +59,36 @@ class Listener:
         least = min(n_frames)
         return least if len(set(n_frames)) == 1 else max(0, self.frames_of_sound(least) - 2)
 
-    def look_at(self, fed: Fed) -> Seen:
+    def diagnose(self, output: PipelineOutput) -> AudioDiagnosis:
         """Explain what a pipeline feeds."""
-        values = fed.inputs[0]
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(values.astype(np.float32))
-        is_finite = bool(finite.all())
-        if is_finite:
-            found = self._explain(values)
-        else:
-            n = int((~finite).sum())
-            text = f"{n:,} of {values.size:,} values are NaN or infinite"
-            found = Explanation(("non-finite",), text, None, None)
-        if fed.exchanged:
+        values = output.inputs[0]
+        finite = is_finite(values)
+        usable = bool(finite.all())
+        found = self._explain(values) if usable else not_finite(finite)
+        if output.exchanged:
             text = f"the axes are frames and mel bins, not mel bins and frames; {found.text}"
             found = replace(found, mistakes=("axes-exchanged", *found.mistakes), text=text)
-        scale = found.scale
+        scale = found.transform
         pipeline = AudioPipeline(
-            name=fed.name,
-            source=fed.source,
-            shape=(len(fed.inputs), *values.shape[:2]),
-            mean=float(values.mean(dtype=np.float64)) if is_finite else None,
-            std=float(values.std(dtype=np.float64)) if is_finite else None,
-            minimum=float(values.min()) if is_finite else None,
-            maximum=float(values.max()) if is_finite else None,
-            histogram=self._counted(values) if is_finite else (),
+            name=output.name,
+            source=output.source,
+            shape=(len(output.inputs), *values.shape[:2]),
+            mean=float(values.mean(dtype=np.float64)) if usable else None,
+            std=float(values.std(dtype=np.float64)) if usable else None,
+            minimum=float(values.min()) if usable else None,
+            maximum=float(values.max()) if usable else None,
+            histogram=self._counted(values) if usable else (),
             normalization=found.text,
             mistakes=found.mistakes,
-            told=found.told,
+            told=found.identified,
             gain=scale.gain if scale else None,
             offset=scale.offset if scale and scale.gain is not None else None,
             residual=found.residual,
-            thumbnail=self._shown(values) if is_finite else None,
+            thumbnail=self._shown(values) if usable else None,
         )
-        return Seen(values, pipeline, scale)
+        return Diagnosis(values, pipeline, scale)
 
-    def _explain(self, values: Values) -> Explanation:
+    def _explain(self, values: Values) -> Explanation[Scale]:
         if self._formula is None:
             return Explanation(
                 (), "compared as a tensor: its formula is not known here", None, None
@@ -128,7 +96,7 @@ class Listener:
         n_mel, n_frames = self._formula.shape
         n = self.comparable(values.shape[1], n_frames)
         if not n:
-            return Explanation((), "too few frames to tell", None, None, told=False)
+            return Explanation((), "too few frames to tell", None, None, identified=False)
         rows = values.shape[0]
         found = explain(values[:, :n].astype(np.float64), self._spectra(rows), self._whole)
         if rows == n_mel:
@@ -155,7 +123,7 @@ class Listener:
 
     def _counted(self, values: Values) -> tuple[int, ...]:
         limits = float(values.min()), float(values.max())
-        return tuple(np.histogram(self._of_sound(values), _BINS, limits)[0].tolist())
+        return tuple(np.histogram(self._of_sound(values), BINS, limits)[0].tolist())
 
     def _shown(self, values: Values) -> str | None:
         """A heat map of the sound, all pipelines' in the colours of the first."""
@@ -167,7 +135,4 @@ class Listener:
         heat = np.clip((shown - low) / max(high - low, 1e-30), 0, 1)
         places = np.linspace(0, 1, len(_COLORS))
         colors = np.stack([np.interp(heat, places, c) for c in _COLORS.T], axis=-1)
-        try:
-            return thumbnail(np.round(colors).astype(np.uint8), _WIDEST)
-        except MissingPackageError:
-            return None
+        return optional_thumbnail(colors, _WIDEST)

@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from ggufnorm.analysis.crosscheck.join import Joined
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedNorm, relative
-
-_NEARER = 0.5
-"""Part of the distance that must remain at most for another order to be the right one."""
+from ggufnorm.core.observed import ObservedNorm
+from ggufnorm.core.tolerances import NEARER_ORDER
 
 
 def align_class_token(joined: Joined) -> Joined:
@@ -30,8 +29,8 @@ def align_class_token(joined: Joined) -> Joined:
     if not joined.pairs:
         return joined
     source, engine = joined.pairs[0].source, joined.pairs[0].engine
-    as_they_lie, moved = (relative(source.x, e.x) for e in (engine, _last_first(engine)))
-    if not moved < _NEARER * as_they_lie:
+    as_they_lie, moved = (relative_l2(source.x, e.x) for e in (engine, _last_first(engine)))
+    if not moved < NEARER_ORDER * as_they_lie:
         return joined
     n = len(engine.x)
     pairs = tuple(

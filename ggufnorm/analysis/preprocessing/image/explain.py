@@ -3,88 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufnorm.analysis.preprocessing.image.matching import best_match
+from ggufnorm.analysis.preprocessing.pipelines import (
+    BINS,
+    Diagnosis,
+    PipelineOutput,
+    Values,
+    is_finite,
+    not_finite,
+    optional_thumbnail,
+)
+from ggufnorm.core.feed import Explanation
 from ggufnorm.core.pixel_report import Pipeline
 from ggufnorm.core.pixels import (
     TOP_LEVEL,
     Affine,
-    Explanation,
     Normalization,
     Three,
     explain,
     explain_alone,
     fit,
 )
-from ggufnorm.engines.images import Levels, resizes, thumbnail
-from ggufnorm.errors import MissingPackageError
+from ggufnorm.engines.images import Levels, resizes
 
-Values = NDArray[np.floating]
-
-_BINS = 32
 _LONGEST = 192
 """Pixels of a thumbnail's longer edge."""
 _USUAL = 12
 """Ways to resize that a whole picture is told from its parts by."""
 
 
-@dataclass(frozen=True)
-class Fed:
-    """What a pipeline feeds.
-
-    Attributes:
-        name: the pipeline's.
-        source: what decides what it does.
-        pictures: of ``(height, width, 3)`` each; more than one if the picture was cut.
-        levels: the same before they were scaled, None if they are not known.
-    """
-
-    name: str
-    source: str
-    pictures: Sequence[Values]
-    levels: Sequence[Values] | None = None
+PixelDiagnosis = Diagnosis[Pipeline, Affine]
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A pipeline's picture, explained.
-
-    Attributes:
-        fed: the pipeline.
-        values: of the picture looked at, ``(height, width, 3)``.
-        pipeline: what is known of it.
-        affine: what made the values of levels, None if that is not known.
-    """
-
-    fed: Fed
-    values: Values
-    pipeline: Pipeline
-    affine: Affine | None
-
-
-def look_at_all(fed: Sequence[Fed], levels: Levels | None, expected: Normalization) -> list[Seen]:
+def diagnose_all(
+    outputs: Sequence[PipelineOutput], levels: Levels | None, expected: Normalization
+) -> list[PixelDiagnosis]:
     """Explain what each pipeline feeds.
 
     Of several pictures of the first pipeline the one is taken that shows all of the
     original, of the others the one that shows the same.
 
     Args:
-        fed: at least one pipeline.
+        outputs: of at least one pipeline.
         levels: the original picture, None if there is none.
         expected: how pixels should be normalized.
     """
-    first = fed[0].pictures[_whole(fed[0].pictures, levels)]
-    return [_look_at(f, _like(first, f.pictures), levels, expected) for f in fed]
+    first = outputs[0].inputs[_whole(outputs[0].inputs, levels)]
+    return [_diagnose(o, _like(first, o.inputs), levels, expected) for o in outputs]
 
 
 def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
     """Which of several shows all of the original, 0 if that cannot be told."""
-    finite = [i for i, p in enumerate(pictures) if _is_finite(p).all()]
+    finite = [i for i, p in enumerate(pictures) if is_finite(p).all()]
     if levels is None or len(pictures) == 1:
         return 0
 
@@ -99,29 +73,29 @@ def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
 def _like(picture: Values, others: Sequence[Values]) -> int:
     """Which of several shows the same part of the original, 0 if that cannot be told."""
     same = [i for i, o in enumerate(others) if o.shape == picture.shape]
-    finite = [i for i in same if _is_finite(others[i]).all() and _is_finite(picture).all()]
+    finite = [i for i in same if is_finite(others[i]).all() and is_finite(picture).all()]
     # A tile of one value is fitted by anything.
     varied = [i for i in finite if np.ptp(others[i], axis=(0, 1)).all()]
     return min(varied, key=lambda i: fit(picture, others[i]).residual, default=0)
 
 
-def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalization) -> Seen:
-    values = fed.pictures[index]
-    finite = _is_finite(values)
+def _diagnose(
+    output: PipelineOutput, index: int, levels: Levels | None, expected: Normalization
+) -> PixelDiagnosis:
+    values = output.inputs[index]
+    finite = is_finite(values)
     if not finite.all():
-        n = int((~finite).sum())
-        text = f"{n:,} of {values.size:,} values are NaN or infinite"
-        explanation, how, how_far = Explanation(("non-finite",), text, None, None), None, None
+        explanation, how, how_far = not_finite(finite), None, None
     elif levels is None:
         explanation, how, how_far = explain_alone(values, expected), None, None
     else:
-        explanation, how, how_far = _with_picture(fed, index, levels, expected)
-    mean, std = _used(explanation.affine)
+        explanation, how, how_far = _with_picture(output, index, levels, expected)
+    mean, std = _used(explanation.transform)
     height, width, channels = values.shape
     pipeline = Pipeline(
-        name=fed.name,
-        source=fed.source,
-        shape=(len(fed.pictures), height, width, channels),
+        name=output.name,
+        source=output.source,
+        shape=(len(output.inputs), height, width, channels),
         mean=_numbers(values.mean((0, 1), np.float64)) if finite.all() else None,
         std=_numbers(values.std((0, 1), np.float64)) if finite.all() else None,
         minimum=_numbers(values.min((0, 1))) if finite.all() else None,
@@ -131,47 +105,42 @@ def _look_at(fed: Fed, index: int, levels: Levels | None, expected: Normalizatio
         picture_residual=how_far,
         normalization=explanation.text,
         mistakes=explanation.mistakes,
-        told=explanation.told,
+        told=explanation.identified,
         mean_used=mean,
         std_used=std,
         residual=explanation.residual,
         thumbnail=_shown(values, expected) if finite.all() else None,
     )
-    return Seen(fed, values, pipeline, explanation.affine)
+    return Diagnosis(values, pipeline, explanation.transform)
 
 
 def _with_picture(
-    fed: Fed, index: int, levels: Levels, expected: Normalization
-) -> tuple[Explanation, str | None, float | None]:
+    output: PipelineOutput, index: int, levels: Levels, expected: Normalization
+) -> tuple[Explanation[Affine], str | None, float | None]:
     """What was done to levels, how they were resized, and how sure that is."""
-    values = fed.pictures[index]
+    values = output.inputs[index]
     height, width, _channels = values.shape
-    if fed.levels is None:
+    if output.levels is None:
         match = best_match(resizes(levels, height, width), values)
         explanation = explain(*match.pair(values), expected)
     else:
-        before = fed.levels[index]
+        before = output.levels[index]
         match = best_match(resizes(levels, height, width), before)
         explanation = explain(before, values, expected)
-    if explanation.told:
+    if explanation.identified:
         return explanation, str(match.resized), match.residual
     alone = explain_alone(values, expected)
     text = f"{alone.text}; {explanation.text}"
-    return (
-        Explanation(alone.mistakes, text, alone.affine, explanation.residual, bool(alone.mistakes)),
-        None,
-        match.residual,
-    )
+    mistakes, residual = alone.mistakes, explanation.residual
+    both = Explanation(mistakes, text, alone.transform, residual, identified=bool(mistakes))
+    return both, None, match.residual
 
 
 def _shown(values: Values, expected: Normalization) -> str | None:
     """A thumbnail of the levels that the values stand for if they are as expected."""
     with np.errstate(over="ignore"):
         levels = np.clip(expected.affine.undo(values), 0, TOP_LEVEL)
-    try:
-        return thumbnail(np.round(levels).astype(np.uint8), _LONGEST)
-    except MissingPackageError:
-        return None
+    return optional_thumbnail(levels, _LONGEST)
 
 
 def _used(affine: Affine | None) -> tuple[Three | None, Three | None]:
@@ -183,12 +152,6 @@ def _used(affine: Affine | None) -> tuple[Three | None, Three | None]:
     return (a, b, c), (std[0], std[1], std[2])
 
 
-def _is_finite(values: Values) -> NDArray[np.bool_]:
-    """Of each value, as the float32 that a model gets."""
-    with np.errstate(over="ignore"):
-        return np.isfinite(values.astype(np.float32))
-
-
 def _numbers(of_channels: Values) -> Three:
     red, green, blue = map(float, of_channels)
     return red, green, blue
@@ -196,4 +159,4 @@ def _numbers(of_channels: Values) -> Three:
 
 def _histogram(values: Values) -> tuple[tuple[int, ...], ...]:
     channels = (values[..., c] for c in range(3))
-    return tuple(tuple(np.histogram(c, bins=_BINS)[0].tolist()) for c in channels)
+    return tuple(tuple(np.histogram(c, bins=BINS)[0].tolist()) for c in channels)

@@ -1,4 +1,4 @@
-"""Why an operation gives what the source computes nowhere: the change that would mend it.
+"""Hypotheses on an operation whose result the source has nowhere: the change that mends it.
 
 An operation is computed again, from what really went in, as it would be with another setting
 (:mod:`ggufnorm.core.changes`) or another matrix. A result that the source has too tells what
@@ -15,11 +15,10 @@ import numpy as np
 
 from ggufnorm.core.changes import changes, named_factors
 from ggufnorm.core.matrices import distance, explain_matrix
-from ggufnorm.core.operations import Array, Match, Operation, Results, Stretch, l2_norm
+from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, l2_norm
 from ggufnorm.core.rope import Rope
+from ggufnorm.core.tolerances import SAME_FACTOR
 
-_SAME_NUMBER = 1e-3
-"""Relative difference up to which a measured factor is a known one."""
 _LARGEST = 1e30
 """Factors above come of masks, which hold the lowest number there is."""
 _MOST_USES = 3
@@ -27,11 +26,11 @@ _FACTORS = ("scal", "multiplier", "factor", "cap")
 """What the names of factors in a configuration hold."""
 
 
-class Reasons:
-    """Finds reasons in one stretch.
+class Hypotheses:
+    """Tries what would mend an operation in one segment.
 
     Args:
-        stretch: what was computed.
+        segment: what was computed.
         matches: of each of the engine's operations, in the source.
         results: of the source.
         tolerance: relative L2 distance up to which results and matrices are the same.
@@ -40,16 +39,16 @@ class Reasons:
 
     def __init__(
         self,
-        stretch: Stretch,
+        segment: Segment,
         matches: Sequence[Match | None],
         results: Results,
         tolerance: float,
         source: str,
     ) -> None:
-        self.operations, self.matches, self.results = stretch.engine, matches, results
-        self.weights, self.numbers = stretch.weights, stretch.numbers
+        self.operations, self.matches, self.results = segment.engine, matches, results
+        self.weights, self.numbers = segment.weights, segment.numbers
         self.tolerance, self.source = tolerance, source
-        self.factors = named_factors(stretch.numbers)
+        self.factors = named_factors(segment.numbers)
 
     def of(self, index: int) -> tuple[int, str]:
         """The wrong operation and why, given the first that has no counterpart.
@@ -61,9 +60,9 @@ class Reasons:
         if elsewhere is not None:
             return elsewhere
         operation = self.operations[index]
-        return index, next(self._reasons(operation), None) or self._nowhere(operation)
+        return index, next(self._tested(operation), None) or self._nowhere(operation)
 
-    def _reasons(self, operation: Operation) -> Iterator[str]:
+    def _tested(self, operation: Operation) -> Iterator[str]:
         for change in changes(operation, self._inputs(operation), self.numbers):
             if self._find(change.value) is not None:
                 yield f"it {change.used}; what {self.source} has comes of {change.other}"
@@ -187,7 +186,7 @@ class Reasons:
             if other.value is None or other.value.size != y.size:
                 continue
             (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
-            both = min(abs(a), abs(b)) > _SAME_NUMBER
+            both = min(abs(a), abs(b)) > SAME_FACTOR
             if both and self._find((terms @ (a, b)).astype(np.float32).reshape(y.shape)):
                 yield (
                     f"it adds its two inputs as they are; {self.source} adds {self._number(a)}"
@@ -227,7 +226,7 @@ class Reasons:
             if size > _LARGEST:
                 continue
             for factor in (size, -size):
-                usual = abs(factor - 1) <= _SAME_NUMBER
+                usual = abs(factor - 1) <= SAME_FACTOR
                 match = None if usual else self._find((y * factor).astype(np.float32))
                 if match is not None and match.index == i:
                     yield factor, theirs
@@ -241,6 +240,6 @@ class Reasons:
         names = [
             name
             for name, number in self.factors.items()
-            if number != 1 and abs(value - number) <= _SAME_NUMBER * number
+            if number != 1 and abs(value - number) <= SAME_FACTOR * number
         ]
         return min(names, key=lambda n: (not any(w in n for w in _FACTORS), "√" in n), default=None)

@@ -1,0 +1,109 @@
+"""Is a norm of an engine the source's, and if not, where does it start?
+
+Each norm is diagnosed by itself first: what the source's norm makes of the *engine's* input is
+what the engine should have given, whatever happened upstream. Where that agrees and the input
+does not, the mistake lies between the norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ggufnorm.analysis.crosscheck.causes import CauseFinder
+from ggufnorm.analysis.crosscheck.join import Pair
+from ggufnorm.core.frameworks import AppliedNorm, SiteComparison, SiteStatus
+from ggufnorm.core.metrics import difference, relative_l2
+from ggufnorm.core.observed import Array, ObservedNorm
+from ggufnorm.core.rounding import WEIGHT_ROUNDING
+from ggufnorm.core.tolerances import JUMP, NORM_RESULT, SAME_DOWNSTREAM, STRETCH_OF_MATRICES
+
+
+@dataclass(frozen=True)
+class Diagnoser:
+    """Diagnoses the sites of one engine.
+
+    Attributes:
+        source: what the source is called in messages.
+        engine: what the engine is called.
+        rounding: of the engine's matrices.
+        weights: of the source's norms by the site's key, as they are applied.
+        moved: how far that rounding moves a norm's input in the source itself, relative L2 by
+            the site's key; empty where it was not measured.
+    """
+
+    source: str
+    engine: str
+    rounding: float
+    weights: Mapping[str, Array]
+    moved: Mapping[str, float] = field(default_factory=dict)
+
+    def sites(self, pairs: Sequence[Pair]) -> tuple[SiteComparison, ...]:
+        """All sites, in the engine's order."""
+        found: list[SiteComparison] = []
+        for pair in pairs:
+            site = self._site(pair)
+            found.append(replace(site, status=self._status(site, found)))
+        return tuple(found)
+
+    def _site(self, pair: Pair) -> SiteComparison:
+        s, e = pair.source, pair.engine
+        local = relative_l2(s.recompute(e.x), e.y)
+        allowed = max(NORM_RESULT, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
+        finder = CauseFinder(self.source, self.engine, self.weights)
+        causes = sorted(finder.causes(pair, allowed), key=lambda c: -c.size)
+        return SiteComparison(
+            key=pair.key,
+            layer=e.layer,
+            role=e.role,
+            source=_applied(s),
+            engine=_applied(e),
+            input=difference(s.x, e.x),
+            output=difference(s.y, e.y),
+            local=local if np.isfinite(local) else None,
+            allowed=allowed,
+            status="agrees",
+            causes=tuple(causes),
+        )
+
+    def _status(self, site: SiteComparison, before: Sequence[SiteComparison]) -> SiteStatus:
+        if site.local is None or site.local > site.allowed:
+            return "mistake"
+        if self._jumps(site, before):
+            return "before"
+        if any(c.is_mistake for c in site.causes):
+            return "harmless"
+        if any(s.status in ("mistake", "before") for s in before):
+            return "upstream"
+        into, out = (d.rel_l2 or 0.0 for d in (site.input, site.output))
+        return "agrees" if max(into, out) <= SAME_DOWNSTREAM else "precision"
+
+    def _jumps(self, site: SiteComparison, before: Sequence[SiteComparison]) -> bool:
+        """Whether something wrong lies between a site's input and the sites before."""
+        return site.input.rel_l2 is None or site.input.rel_l2 > self.explained(before, site.key)
+
+    def explained(self, before: Sequence[SiteComparison], key: str | None = None) -> float:
+        """The largest relative L2 distance that rounding explains behind some sites.
+
+        Args:
+            before: the sites.
+            key: of the site whose input is looked at; None for another value.
+        """
+        seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
+        rounding = max(self.rounding, self.moved.get(key or "", 0.0))
+        return max(SAME_DOWNSTREAM, STRETCH_OF_MATRICES * rounding, JUMP * max(seen, default=0.0))
+
+
+def _applied(norm: ObservedNorm) -> AppliedNorm:
+    residual = norm.residual()
+    return AppliedNorm(
+        name=norm.name,
+        kind=norm.formula.kind,
+        formula=str(norm.formula),
+        epsilon=norm.formula.epsilon,
+        epsilon_stated=norm.epsilon_stated,
+        offset=norm.formula.offset,
+        residual=residual if np.isfinite(residual) else None,
+    )

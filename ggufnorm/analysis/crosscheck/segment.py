@@ -1,0 +1,94 @@
+"""Run source and engine once more, and record all that both compute between two norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ggufnorm.analysis.crosscheck.join import Pair
+from ggufnorm.analysis.crosscheck.nodes import watch_nodes
+from ggufnorm.core.frameworks import FirstWrong
+from ggufnorm.core.observed import Array
+from ggufnorm.core.operations import Operation, Segment
+from ggufnorm.engines.hf.model import HFModel, Tokens
+from ggufnorm.formats.conversion import tensor_of
+from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.location import local_path, open_model
+
+
+def record_segment(
+    model: HFModel,
+    location: str,
+    pairs: Sequence[Pair],
+    wrong: FirstWrong,
+    tokens: Tokens,
+    tolerance: float,
+    n_threads: int | None,
+) -> Segment:
+    """All that is computed in the blocks between the last right norm and what is wrong.
+
+    Args:
+        model: the source.
+        location: of the engine's GGUF file.
+        pairs: the norms of both, in the engine's order.
+        wrong: what lies behind the wrong operation.
+        tokens: ids.
+        tolerance: relative L2 distance up to which two results are the same.
+        n_threads: CPU threads; None for all.
+
+    Raises:
+        EngineError: llama.cpp fails or crashes.
+    """
+    from ggufnorm.engines.hf.values import watch_values
+
+    start, end = _first_of_block(pairs, wrong.after), _pair(pairs, wrong.key)
+    first, last = (None if p is None else p.engine.name for p in (start, end))
+    engine = watch_nodes(location, tokens, first, last, n_threads=n_threads)
+    # Within a block the two may compute in another order: the source is followed to its end.
+    begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
+    source = watch_values(model, tokens, begin, stop)
+    return Segment(
+        engine=engine,
+        source=source,
+        goal=None if end is None else end.source.x,
+        n_tokens=len(tokens),
+        tolerance=tolerance,
+        weights=_weights(location, engine),
+        numbers=model.numbers(),
+        belongs=_belongs(location, source),
+    )
+
+
+def _pair(pairs: Sequence[Pair], key: str | None) -> Pair | None:
+    return next((p for p in pairs if p.key == key), None)
+
+
+def _first_of_block(pairs: Sequence[Pair], key: str | None) -> Pair | None:
+    """The first norm of a norm's block: what runs beside the norm may have begun before it."""
+    last = _pair(pairs, key)
+    if last is None or last.engine.layer is None:
+        return last
+    return next(p for p in pairs if p.engine.layer == last.engine.layer)
+
+
+def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
+    """The first norm behind the block of a norm; None if there is none."""
+    if end is None:
+        return None
+    later = pairs[[p.key for p in pairs].index(end.key) + 1 :]
+    return next((p for p in later if p.engine.layer != end.engine.layer), None)
+
+
+def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:
+    """What the operations read of a file, but for its embeddings."""
+    names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "ADD")}
+    with open_model(local_path(location)) as file:
+        return {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
+
+
+def _belongs(location: str, operations: Iterable[Operation]) -> dict[str, str]:
+    """Where a file should have the matrices that the source's operations read."""
+    names = {o.tensor for o in operations if o.tensor and o.weight is not None}
+    with open_model(local_path(location)) as file:
+        return {name: ours for name in names if (ours := tensor_of(file, name)) is not None}

@@ -1,0 +1,100 @@
+"""Where an engine first goes wrong, and what there is to say of it in a sentence or two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ggufnorm.core.frameworks import Cause, FirstWrong, SiteComparison, WrongOperation
+from ggufnorm.core.tolerances import SAME_DOWNSTREAM
+
+LOGITS = "logits"
+"""In the place of a site's key, where the norms are right and the predictions are not."""
+
+
+def first_wrong(
+    sites: Sequence[SiteComparison], engine: str, logits_off: float | None = None
+) -> FirstWrong | None:
+    """The first site that is wrong by itself, or that something wrong arrives at.
+
+    Args:
+        sites: in the engine's order.
+        engine: what the engine is called.
+        logits_off: relative L2 distance of the logits where rounding does not explain it.
+    """
+    for i, site in enumerate(sites):
+        if site.status not in ("mistake", "before"):
+            continue
+        good = [s for s in sites[:i] if s.status in ("agrees", "precision", "harmless")]
+        after = good[-1].key if good else None
+        real = tuple(c for c in site.causes if c.is_mistake)
+        if site.status == "mistake":
+            reason = (
+                _why(real)
+                or f"its result is off by {_number(site.local)}, and nothing tried explains it"
+            )
+            return FirstWrong(
+                site.key, site.layer, "norm", after, reason, tuple(c.kind for c in real)
+            )
+        where = f"after {after}" if after else "before the first norm"
+        reason = (
+            f"what reaches it is off by {_number(site.input.rel_l2)}, and the norm itself is right:"
+            f" {engine} does something else {where}"
+        )
+        return FirstWrong(site.key, site.layer, "before", after, reason, ())
+    if logits_off is None:
+        return None
+    reason = f"they are off by {_number(logits_off)}, and the last norm is right"
+    after = sites[-1].key if sites else None
+    return FirstWrong(LOGITS, None, "before", after, reason, ())
+
+
+def _why(causes: Sequence[Cause]) -> str:
+    """The causes that show, or else all."""
+    most = max((c.size for c in causes), default=0.0)
+    return "; ".join(c.message for c in causes if c.size >= 0.01 * most)
+
+
+def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float) -> str:
+    """All of it in a sentence or two; empty without sites, if nothing is wrong."""
+    n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
+    if wrong is not None:
+        where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
+        others = sum(s.status == "mistake" for s in sites) - (wrong.where == "norm")
+        more = f" {others} more of {n} are wrong by themselves." if others else ""
+        return f"First wrong at {wrong.key}{where}: {wrong.reason}.{more}"
+    if not sites:
+        return ""
+    worst = max(sites, key=lambda s: s.output.rel_l2 or 0.0)
+    size = f"{_number(worst.output.rel_l2)} at {worst.key}"
+    harmless = [s for s in sites if s.status == "harmless"]
+    beside = ""
+    if harmless:
+        causes = [c for c in harmless[0].causes if c.is_mistake]
+        beside = (
+            f" Not as in the source, though it does not show here: {_why(causes)}"
+            f" ({harmless[0].key}{f' and {len(harmless) - 1} more' if len(harmless) > 1 else ''})."
+        )
+    if (
+        all(s.status in ("agrees", "harmless") for s in sites)
+        and (worst.output.rel_l2 or 0) <= SAME_DOWNSTREAM
+    ):
+        return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
+    start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
+    return f"No mistake: differences grow gradually from {start}; the largest is {size}.{beside}"
+
+
+def with_operation(wrong: FirstWrong, operation: WrongOperation | None, engine: str) -> FirstWrong:
+    """The finding with the operation that it comes from."""
+    if operation is None:
+        return wrong
+    of = f" of {operation.tensor}" if operation.tensor else ""
+    reason = (
+        f"{engine} goes wrong on the way to it, in {operation.name} ({operation.op}{of}):"
+        f" {operation.reason}"
+    )
+    return replace(wrong, reason=reason, operation=operation)
+
+
+def _number(value: float | None) -> str:
+    return "NaN or infinity" if value is None else f"{value:.3g}"
