@@ -49,7 +49,7 @@ def test_what_is_broken_is_told_and_the_rest_is_still_examined(
     def crash(*_: object) -> dict[str, object]:
         raise EngineError("llama.cpp crashed (SIGILL)")
 
-    monkeypatch.setattr(doctor, "run_in_child", crash)
+    monkeypatch.setattr(doctor.worker, "call", crash)
     monkeypatch.setattr(doctor, "HUB_PATIENCE", 0.1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     done = CliRunner().invoke(cli, ["doctor"], standalone_mode=False)
@@ -63,7 +63,7 @@ def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.Monkey
     def missing(*_: object) -> dict[str, object]:
         raise EngineMissingError("this needs llama.cpp: pip install …")
 
-    monkeypatch.setattr(doctor, "run_in_child", missing)
+    monkeypatch.setattr(doctor.worker, "call", missing)
     examined = found(monkeypatch, "http://127.0.0.1:9")
     assert examined["llama.cpp"].state == "absent"
     assert "pip install" in examined["llama.cpp"].found

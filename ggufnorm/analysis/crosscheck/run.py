@@ -10,8 +10,8 @@ import numpy as np
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.locations import in_order, kind_of
 from ggufnorm.analysis.crosscheck.runs import Runs
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FrameworksReport, TokenizerFinding
+from ggufnorm.core.progress import Progress
 from ggufnorm.errors import ConfigError, TextError
 from ggufnorm.samples import default_text
 

@@ -11,9 +11,9 @@ import numpy as np
 from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
 from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.analysis.crosscheck.locations import kind_of, open_checkpoint
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.progress import Progress
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import EngineMissingError
 

@@ -31,13 +31,12 @@ from ggufnorm.analysis.drift.weights import WeightError
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.runs.recompute import KERNEL_RESIDUAL
 
 NORM_SHARE = 0.1
 """A norm is at fault above this share of the typical local error of a matrix product."""
 ROUNDING = 1e-6
 """Relative L2 below which two float32 computations of one formula cannot be told apart."""
-KERNEL_RESIDUAL = 1e-4
-"""llama.cpp's result against NumPy's: above this it is not the same formula."""
 PEER_RATIO = 1.2
 """An operation is suspected at this multiple of its peers' median."""
 WEIGHT_RATIO = math.sqrt(2.0)

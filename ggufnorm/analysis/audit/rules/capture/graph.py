@@ -18,11 +18,11 @@ from ggufnorm.analysis.audit.rules.capture.common import (
     pairs,
 )
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.analysis.drift.verdict import KERNEL_RESIDUAL
 from ggufnorm.core.capture import Capture, NormCapture
 from ggufnorm.core.formula import Fit, Formula, best_formula
 from ggufnorm.core.model import NormKind, NormSite
 from ggufnorm.errors import EngineError
+from ggufnorm.runs.recompute import KERNEL_RESIDUAL
 
 # What norm_sites calls by its meaning and llama.cpp builds of another operation: a group
 # norm as a LayerNorm over each head (rwkv), an L2 norm as a scaled RMSNorm (delta nets).
