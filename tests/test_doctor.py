@@ -46,7 +46,7 @@ def test_a_hub_out_of_reach_is_no_illness(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_broken_is_told_and_the_rest_is_still_examined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def crash(*_: object) -> dict[str, object]:
+    def crash(*_: object, **_how: object) -> dict[str, object]:
         raise EngineError("llama.cpp crashed (SIGILL)")
 
     monkeypatch.setattr(doctor.worker, "call", crash)
@@ -60,7 +60,7 @@ def test_what_is_broken_is_told_and_the_rest_is_still_examined(
 
 
 def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> dict[str, object]:
+    def missing(*_: object, **_how: object) -> dict[str, object]:
         raise EngineMissingError("this needs llama.cpp: pip install …")
 
     monkeypatch.setattr(doctor.worker, "call", missing)
