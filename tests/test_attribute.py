@@ -384,8 +384,7 @@ def test_a_stop_keeps_what_was_measured(
 
         return in_process.call_here(task, job, emit, cancel=cancel)
 
-    with in_process.engine():
-        monkeypatch.setattr(worker, "call", run_until)
+    with in_process.engine(), mock.patch.object(worker, "call", run_until):
         options = {"text": TEXT, "n_ctx": 32, "rest": 0.0, "n_threads": 1}
         report = ggufnorm.attribute(tiny["llama"], tiny_q4, **options)
     assert report.interrupted
