@@ -27,13 +27,13 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-
 from ggufnorm.analysis.drift.observe import FREE, PINNED, REFERENCE, Comparison
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
+from ggufnorm.engines.llama.walk import Lane, Lockstep, Match, cut_chunk
+
 from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
-from ggufnorm.engines.llama.walk import Lane, Lockstep, Match, cut_chunk
 from ggufnorm.formats.gguf import GGUFFile
 
 N_CTX, N_VOCAB = 512, 16384

@@ -15,11 +15,12 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-import ggufnorm
 from ggufnorm.engines.child import Emit, peak_memory, run_in_child
+from ggufnorm.engines.llama.walk import cut_chunk
+
+import ggufnorm
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
-from ggufnorm.engines.llama.walk import cut_chunk
 from ggufnorm.samples import default_text, sample_model
 
 N_CTX = 512

@@ -2,7 +2,7 @@
 
 ``-m`` puts that folder in front of ``sys.path``, so a ``numpy.py`` in a downloaded repository
 would run. The package imports this module before any other; what runpy itself imports was
-imported before. Child processes are started with ``-m ggufnorm.engines.child``, and so are
+imported before. Child processes are started with ``-c``, and so are
 covered too.
 """
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm.engines import worker
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineMissingError, GgufnormError
 from ggufnorm.version import __version__
 
@@ -101,19 +101,24 @@ def _inspect_sample() -> str:
 
 
 def _engine() -> str:
-    found = run_in_child(describe_engine, {}, lambda _message: None)
-    return f"{found['version']}, {found['ggml']} on {', '.join(found['devices'])}; ABI check passed"
+    found = worker.call(describe_engine, None)
+    return f"{found.version}, {found.ggml} on {', '.join(found.devices)}; ABI check passed"
 
 
-def describe_engine(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Engine:
+    """A llama.cpp that loads."""
+
+    version: str
+    ggml: str
+    devices: tuple[str, ...]
+
+
+def describe_engine(_job: None, _channel: Channel) -> _Engine:
     """In a child, because a library that is broken may take its process with it."""
     from ggufnorm.engines.llama import binding
 
-    return {
-        "version": binding.engine_version(),
-        "ggml": binding.ggml_version(),
-        "devices": binding.devices(),
-    }
+    return _Engine(binding.engine_version(), binding.ggml_version(), tuple(binding.devices()))
 
 
 def _drift_sample() -> str:

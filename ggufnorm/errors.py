@@ -51,10 +51,14 @@ class GGUFError(InputError):
     """
 
     def __init__(self, path: str, offset: int, field: str, problem: str) -> None:
-        super().__init__(f"{path}: byte {offset}: {field}: {problem}")
+        super().__init__(path, offset, field, problem)  # whole: errors cross processes
         self.path = path
         self.offset = offset
         self.field = field
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: byte {self.offset}: {self.field}: {self.problem}"
 
 
 class TensorDataError(GGUFError):
@@ -66,6 +70,7 @@ class TensorDataError(GGUFError):
 
     def __init__(self, path: str, offset: int, field: str, problem: str, tensor: str) -> None:
         super().__init__(path, offset, field, problem)
+        self.args = (path, offset, field, problem, tensor)
         self.tensor = tensor
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
+import io
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,44 +15,49 @@ import gguf
 import numpy as np
 from llama_cpp import mtmd_cpp
 
-from ggufnorm.analysis.attribution import recipe
-from ggufnorm.analysis.attribution import run as attribution
-from ggufnorm.analysis.crosscheck import encoder, nodes
-from ggufnorm.analysis.crosscheck import llama as frameworks
-from ggufnorm.analysis.drift import capture, run
-from ggufnorm.engines.child import Task
-from ggufnorm.engines.llama import mtmd, quantize, tokens
+from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.binding import llama
-
-_ROOMS = (
-    run, attribution, recipe, capture, quantize, tokens, frameworks, encoder, nodes, mtmd,
-)  # fmt: skip
-"""Modules that start child processes."""
+from ggufnorm.engines.worker import Channel, Job, Result, Task
 
 
 @contextlib.contextmanager
 def engine() -> Iterator[None]:
-    """Run what follows in this process; what crosses the pipe is still turned to JSON and back.
+    """Run what follows in this process; what crosses the pipe is still packed and rebuilt.
 
-    Give ``n_threads=1``: idle teams of several lanes would spin (see ``engines/child.py``).
+    Give ``n_threads=1``: idle teams of several replicas would spin (see ``engines/worker.py``).
     """
     llama().llama_log_set(_silence, None)
     mtmd_cpp.mtmd_log_set(_silence, None)
-    with contextlib.ExitStack() as stack:
-        for module in _ROOMS:
-            stack.enter_context(mock.patch.object(module, "run_in_child", _run_here))
+    with mock.patch.object(worker, "call", call_here):
         yield
 
 
-def _run_here(
-    task: Task,
-    job: Mapping[str, Any],
-    on_message: Callable[[dict[str, Any]], None],
-    **_how: bool,
-) -> dict[str, Any]:
-    result = task(json.loads(json.dumps(dict(job))), on_message, threading.Event())
-    plain: dict[str, Any] = json.loads(json.dumps(result, allow_nan=False))
-    return plain
+def call_here(
+    task: Task[Job, Result],
+    job: Job,
+    on_progress: OnProgress = no_progress,
+    *,
+    cancellable: bool = False,
+    cancel: threading.Event | None = None,
+) -> Result:
+    """:func:`ggufnorm.engines.worker.call` without a child.
+
+    Args:
+        cancel: set, it asks the task to end early.
+    """
+    result = task(_across(task, "job", job), Channel(on_progress, cancel or threading.Event()))
+    crossed: Result = _across(task, "return", result)
+    return crossed
+
+
+def _across(task: Task[Any, Any], which: str, value: Any) -> Any:
+    pipe = io.BytesIO()
+    worker.write_frame(pipe, value)
+    pipe.seek(0)
+    frame = worker.read_frame(pipe)
+    assert frame is not None
+    return worker.rebuild(task, which, *frame)
 
 
 def quantize_by_importance(

@@ -18,7 +18,7 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.errors import TextError
 
 if TYPE_CHECKING:
-    from ggufnorm.analysis.drift.run import SideOptions
+    from ggufnorm.runs.options import SideOptions
 
 
 class Share(click.ParamType[float]):
@@ -164,7 +164,7 @@ def _options_of_side(prefix: str, whose: str) -> tuple[Callable[[F], F], ...]:
 
 def side_of(values: Mapping[str, Any], prefix: str = "") -> SideOptions:
     """The values of one side's options."""
-    from ggufnorm.analysis.drift.run import SideOptions
+    from ggufnorm.runs.options import SideOptions
 
     return SideOptions(
         flash_attention=values[f"{prefix}flash_attn"],

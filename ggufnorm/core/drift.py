@@ -284,6 +284,8 @@ class RunFacts:
         n_gpu_layers: as asked for.
         reference: options of the reference.
         quant: options of the model under test.
+        cut: why fewer chunks were run than planned: interrupted, or the time budget; None if
+            all were.
     """
 
     engine: str
@@ -296,6 +298,7 @@ class RunFacts:
     n_gpu_layers: int
     reference: SideFacts
     quant: SideFacts
+    cut: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+F16_MAX = 65504.0
+"""Largest finite half-precision number."""
+
 
 def is_bf16(values: NDArray[np.floating]) -> NDArray[np.bool_]:
     """Where a value is exactly a bfloat16: a float32 whose low 16 bits are zero."""

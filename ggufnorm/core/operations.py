@@ -88,9 +88,6 @@ class Segment:
     goal: Array | None = None
 
 
-Stretch = Segment  # its name in crosscheck/runs.py
-
-
 class TokenRows:
     """A value as one row per token.
 

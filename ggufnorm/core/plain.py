@@ -46,7 +46,7 @@ def from_plain(kind: type[T], data: Any) -> T:
 
 def _decode(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind is Any:
+    if kind is Any or (isinstance(origin, type) and origin.__name__ == "ndarray"):
         return data
     if origin in (Union, types.UnionType):
         if data is None and type(None) in arguments:

@@ -12,6 +12,8 @@ import math
 
 # -- one norm, float32 on both sides -----------------------------------------------------------
 
+HALF_ROUNDING = 5e-4
+"""Relative L2 below which two half-precision values cannot be told apart: 2⁻¹¹."""
 FLOAT32_ROUNDING = 1e-6
 """Two float32 computations of one formula cannot be told apart below: a few 1e-7 between ggml's
 CPU kernels and NumPy (``tests/test_norms.py``)."""

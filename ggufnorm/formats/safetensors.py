@@ -104,6 +104,7 @@ class SafetensorsWriter:
 
     Args:
         path: the file; what it held is lost.
+        again: keep what the file holds: this writer goes on for one of the same arrays.
         entries: all arrays, in the order in which they are to lie.
         metadata: text to go with them.
 
@@ -112,7 +113,12 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        entries: Mapping[str, Entry],
+        metadata: Mapping[str, str],
+        *,
+        again: bool = False,
     ) -> None:
         header = pack_header(entries, metadata)
         self._entries = dict(entries)
@@ -121,7 +127,7 @@ class SafetensorsWriter:
         for name, entry in entries.items():
             self._begin[name] = at
             at += entry.n_bytes
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if again else "wb")
         self._file.write(header)
         self._file.truncate(at)
 

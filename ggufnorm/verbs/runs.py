@@ -11,11 +11,12 @@ from ggufnorm.formats.forms import AnyLocation, Engine, parse
 from ggufnorm.verbs.kinds import require_kinds
 
 if TYPE_CHECKING:
-    from ggufnorm.analysis.drift.run import Progress, SideOptions
     from ggufnorm.analysis.trace.ids import Tokens
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.frameworks import FrameworksReport
+    from ggufnorm.core.progress import Progress
     from ggufnorm.core.trace import TraceFacts, TraceType
+    from ggufnorm.runs.options import SideOptions
 
 
 def trace(
@@ -135,7 +136,7 @@ def _refuse(given: Mapping[str, object], known: frozenset[str], what: str) -> No
 
 
 def _side_options() -> SideOptions:
-    from ggufnorm.analysis.drift.run import SideOptions
+    from ggufnorm.runs.options import SideOptions
 
     return SideOptions()
 

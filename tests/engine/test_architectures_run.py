@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.analysis.drift.run import SideOptions
 from ggufnorm.core.drift import DriftReport, OperationDrift
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.runs.options import SideOptions
 from tests import in_process, models, plain_decode
 
 BUILD = {

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.analysis.attribution import measure, patch, run
+from ggufnorm.analysis.attribution import patch, run, task
 from ggufnorm.analysis.attribution.patch import Patcher, most_side_by_side, side_by_side
 from ggufnorm.analysis.attribution.tensors import block_of, role_of
 from ggufnorm.core.attribution import AttributionReport, KldSum, Share, costly, mean_kld
 from ggufnorm.core.logits import LogitSum, kl_divergences
-from ggufnorm.engines.child import Emit, Task
+from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama import binding, session
 from ggufnorm.engines.llama.quantize import quantize
-from ggufnorm.engines.llama.walk import cut_chunk
+from ggufnorm.engines.llama.runner import cut_chunk
 from ggufnorm.errors import EngineError, InputError, MismatchError, TextError
 from ggufnorm.report.document import document
 from ggufnorm.report.formats import render
@@ -262,7 +263,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             super().__init__(*arguments)
             seen.append(self.n_seq)
 
-    monkeypatch.setattr(measure, "Patcher", Spy)
+    monkeypatch.setattr(task, "Patcher", Spy)
     return seen
 
 
@@ -314,7 +315,7 @@ def test_patches_that_do_not_fit_into_memory_take_turns(
     tiny_report: AttributionReport,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measure, "_MOST_VALUES", 30_000)
+    monkeypatch.setattr(task, "_MOST_VALUES", 30_000)
     report = attribute(tiny["llama"], tiny_q4)
     assert report.shares == tiny_report.shares
     assert report.restorations == tiny_report.restorations
@@ -373,18 +374,17 @@ def test_a_spent_budget_is_told(tiny: dict[str, Path], tiny_q4: Path) -> None:
 def test_a_stop_keeps_what_was_measured(
     after: int, tiny: dict[str, Path], tiny_q4: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_until(task: Task, job: Any, on_message: Emit, **_how: Any) -> dict[str, Any]:
-        stop, seen = threading.Event(), []
+    def run_until(task: Any, job: Any, on_progress: OnProgress, **_how: Any) -> Any:
+        cancel, seen = threading.Event(), []
 
-        def emit(message: dict[str, Any]) -> None:
-            seen.append(message)
-            if sum(m["type"] == "progress" for m in seen) >= after:
-                stop.set()
+        def emit(progress: Progress) -> None:
+            seen.append(progress)
+            if sum(p.total > 0 for p in seen) >= after:
+                cancel.set()
 
-        return task(json.loads(json.dumps(job)), emit, stop)
+        return in_process.call_here(task, job, emit, cancel=cancel)
 
-    with in_process.engine():
-        monkeypatch.setattr(run, "run_in_child", run_until)
+    with in_process.engine(), mock.patch.object(worker, "call", run_until):
         options = {"text": TEXT, "n_ctx": 32, "rest": 0.0, "n_threads": 1}
         report = ggufnorm.attribute(tiny["llama"], tiny_q4, **options)
     assert report.interrupted

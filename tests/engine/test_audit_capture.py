@@ -25,22 +25,23 @@ import numpy as np
 import pytest
 
 import ggufnorm
+from ggufnorm.analysis.audit.capture import N_TOKENS, CaptureJob, capture, run_capture
 from ggufnorm.analysis.audit.registry import SECTIONS, NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES as ALL_RULES
 from ggufnorm.analysis.audit.rules.capture import RULES
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.analysis.drift import capture as capturing
-from ggufnorm.analysis.drift.capture import N_TOKENS, capture, run_capture
 from ggufnorm.core.audit import Finding
 from ggufnorm.core.capture import Capture, NormCapture, Sample
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.plain import to_plain
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import EngineMissingError, GgufnormError, InputError, MemoryLimitError
 from ggufnorm.formats.hf import open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.naming import norm_sites
+from ggufnorm.runs.probes import norms as capturing
 from ggufnorm.samples import default_text
 from tests import in_process, models
 from tests.engine.test_architectures_run import BUILD, N_NORMS
@@ -134,13 +135,14 @@ def changed(change: Change, *names: str) -> Callable[..., dict[str, np.ndarray]]
 def watch(case: Case, n_tokens: int = 32) -> Capture:
     """What :func:`capture` sees when llama.cpp runs ``model`` for ``file``."""
     options = EngineOptions(n_tokens, 1)
-    seen = run_capture(
-        {
-            "file": str(case.file),
-            "model": str(case.model),
-            "text": default_text()[: 64 * n_tokens],
-            "options": to_plain(options),
-        }
+    seen = worker.call(
+        run_capture,
+        CaptureJob(
+            file=str(case.file),
+            model=str(case.model),
+            text=default_text()[: 64 * n_tokens],
+            options=options,
+        ),
     )
     return replace(seen, norms=tuple(case.tamper(norm) for norm in seen.norms))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import metadata
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from ggufnorm import doctor
 from ggufnorm.cli.main import cli
+from ggufnorm.engines import worker
 from ggufnorm.errors import EngineError
 from ggufnorm.version import __version__
 from tests.servers import HubServer, running
@@ -28,10 +30,14 @@ def test_all_is_well_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_broken_is_told_and_the_rest_is_still_examined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def crash(*_: object) -> dict[str, object]:
-        raise EngineError("llama.cpp crashed (SIGILL)")
+    call = worker.call
 
-    monkeypatch.setattr(doctor, "run_in_child", crash)
+    def crash(task: Any, *arguments: Any, **how: Any) -> Any:
+        if task is doctor.describe_engine:
+            raise EngineError("llama.cpp crashed (SIGILL)")
+        return call(task, *arguments, **how)
+
+    monkeypatch.setattr(worker, "call", crash)
     monkeypatch.setattr(doctor, "HUB_PATIENCE", 0.1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     done = CliRunner().invoke(cli, ["doctor"], standalone_mode=False)

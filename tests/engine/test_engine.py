@@ -3,126 +3,182 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 import ggufnorm
-from ggufnorm.analysis.drift import run
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm import errors
+from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.engines import worker
+from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.quantize import quantize
-from ggufnorm.engines.llama.session import Batch
-from ggufnorm.engines.llama.walk import Lane
-from ggufnorm.errors import EngineError, EngineMissingError, InputError
+from ggufnorm.engines.llama.runner import LlamaRunner
+from ggufnorm.engines.worker import Channel, call
+from ggufnorm.errors import EngineError, EngineMissingError, GGUFError
 from tests import in_process, models
 
 
-def echo(job: dict[str, Any], emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    emit({"type": "progress", "done": 1})
+@dataclass(frozen=True)
+class Value:
+    """Crosses to the child and back."""
+
+    text: str
+    array: NDArray[np.float32] | None = None
+    seconds: float = 0.0
+
+
+def echo(job: Value, channel: Channel) -> Value:
+    channel.emit(Progress("echoing", 1, 2))
     print("a library prints to standard output")
     os.write(1, b"so does C code\n")
-    return {"got": job["value"]}
+    return job
 
 
-def abort(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def abort(_job: Value, _channel: Channel) -> None:
     os.write(2, b"GGML_ASSERT(false) failed\n")
     os.abort()
 
 
-def be_killed(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def be_killed(_job: Value, _channel: Channel) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-    return {}
 
 
-def crash(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def crash(_job: Value, _channel: Channel) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
-    return {}
 
 
-def raise_ours(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    raise InputError("the file is no good")
+def raise_ours(_job: Value, _channel: Channel) -> None:
+    raise GGUFError("model.gguf", 24, "metadata key 3", "it has no name")
 
 
-def raise_other(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def raise_other(_job: Value, _channel: Channel) -> None:
     raise ZeroDivisionError("oops")
 
 
-def wait(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:
-    emit({"type": "phase", "text": "waiting"})
-    return {"asked": stop.wait(job["seconds"])}
+def wait(job: Value, channel: Channel) -> bool:
+    channel.emit(Progress("waiting"))
+    return channel.cancel.wait(job.seconds)
 
 
-def leave(_job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def leave(_job: Value, _channel: Channel) -> None:
     os._exit(7)
 
 
-def ignore(_message: dict[str, Any]) -> None:
-    pass
+NOTHING = Value("")
 
 
-def test_child_returns_its_result_and_its_messages() -> None:
-    messages: list[dict[str, Any]] = []
-    assert run_in_child(echo, {"value": "ä\n"}, messages.append) == {"got": "ä\n"}
-    assert messages == [{"type": "progress", "done": 1}]
+def test_child_returns_its_result_and_its_progress() -> None:
+    messages: list[Progress] = []
+    array = np.array([[1, np.nan], [-np.inf, 2]], np.float32)
+    found = call(echo, Value("ä\n", array), messages.append)
+    assert found.text == "ä\n"
+    np.testing.assert_array_equal(found.array, array)
+    assert messages == [Progress("echoing", 1, 2)]
 
 
 def test_an_abort_is_an_error_that_quotes_the_log() -> None:
     with pytest.raises(EngineError, match="SIGABRT") as caught:
-        run_in_child(abort, {}, ignore)
+        call(abort, NOTHING)
     assert "GGML_ASSERT(false) failed" in caught.value.log
 
 
 def test_a_kill_is_told_as_lack_of_memory() -> None:
     with pytest.raises(EngineError, match="ran out of memory"):
-        run_in_child(be_killed, {}, ignore)
+        call(be_killed, NOTHING)
 
 
 def test_a_crash_is_told_by_its_signal() -> None:
     with pytest.raises(EngineError, match="SIGSEGV"):
-        run_in_child(crash, {}, ignore)
+        call(crash, NOTHING)
 
 
 def test_an_exit_without_a_result_is_an_error() -> None:
     with pytest.raises(EngineError, match="exit code 7"):
-        run_in_child(leave, {}, ignore)
+        call(leave, NOTHING)
 
 
-def test_our_errors_keep_their_kind() -> None:
-    with pytest.raises(InputError, match="the file is no good"):
-        run_in_child(raise_ours, {}, ignore)
+def test_half_a_frame_is_the_end() -> None:
+    whole = io.BytesIO()
+    worker.write_frame(whole, {"result": Value("x", np.ones(100, np.float32))})
+    for n in range(len(whole.getvalue())):
+        assert worker.read_frame(io.BytesIO(whole.getvalue()[:n])) is None
+
+
+def test_our_errors_cross_whole() -> None:
+    with pytest.raises(GGUFError) as caught:
+        call(raise_ours, NOTHING)
+    assert str(caught.value) == "model.gguf: byte 24: metadata key 3: it has no name"
+    assert (caught.value.offset, caught.value.field) == (24, "metadata key 3")
+
+
+@pytest.mark.parametrize("kind", [k for k in vars(errors).values() if isinstance(k, type)])
+def test_every_error_can_be_made_again_from_its_arguments(kind: type[Exception]) -> None:
+    words = ["model.gguf", 24, "a field", "a problem", "a tensor"]
+    n = {GGUFError: 4, errors.TensorDataError: 5}.get(kind, 1)
+    error = kind(*words[:n])
+    again = kind(*error.args)
+    assert (str(again), vars(again)) == (str(error), vars(error))
 
 
 def test_other_errors_become_engine_errors() -> None:
     with pytest.raises(EngineError, match="ZeroDivisionError in the engine: oops"):
-        run_in_child(raise_other, {}, ignore)
+        call(raise_other, NOTHING)
+
+
+def test_a_callback_that_raises_is_not_taken_for_the_child_s_death() -> None:
+    def broken(_progress: Progress) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        call(echo, NOTHING, broken)
+
+
+MODULES = ("numpy", "json", "queue", "struct", "gguf", "ggufnorm", "sitecustomize", "typing")
+
+
+def test_nothing_in_the_current_folder_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in MODULES:
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", ".", *sys.path])
+    assert call(echo, Value("unharmed")).text == "unharmed"
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture
-def interrupting() -> Iterator[Emit]:
+def interrupting() -> Iterator[OnProgress]:
     """Sends this process a Ctrl-C soon after the child's message."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda _message: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    yield lambda _progress: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interrupt_asks_a_task_that_heeds_it_to_finish(interrupting: Emit) -> None:
-    found = run_in_child(wait, {"seconds": 60.0}, interrupting, heeds_stop=True)
-    assert found == {"asked": True}
+def test_an_interrupt_asks_a_cancellable_task_to_finish(interrupting: OnProgress) -> None:
+    assert call(wait, Value("", seconds=60.0), interrupting, cancellable=True)
 
 
-def test_an_interrupt_ends_a_task_that_does_not(interrupting: Emit) -> None:
+def test_an_interrupt_ends_another_task(interrupting: OnProgress) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(KeyboardInterrupt):
-        run_in_child(wait, {"seconds": 60.0}, interrupting)
+        call(wait, Value("", seconds=60.0), interrupting)
     assert set(psutil.Process().children()) == before
 
 
@@ -172,7 +228,7 @@ def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(
 ) -> None:
     free = SimpleNamespace(available=1_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    monkeypatch.setattr(run, "run_in_child", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(worker, "call", lambda *_: pytest.fail("it was loaded"))
     with pytest.raises(EngineError, match=r"takes about .* GB of memory, and 0\.0 GB are free"):
         ggufnorm.drift(tiny["llama"], tiny["llama"], text=text, n_ctx=32)
 
@@ -180,13 +236,13 @@ def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(
 def test_a_graph_that_changes_between_runs_is_refused(
     tiny: dict[str, Path], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Lane.plan
+    plan = LlamaRunner.plan
 
-    def plan_another(lane: Lane, chunk: list[Batch]) -> None:
-        plan(lane, chunk)
-        lane.graphs = [replace(g, nodes=(*g.nodes, g.nodes[-1])) for g in lane.graphs]
+    def plan_another(runner: LlamaRunner, chunk: list[Batch]) -> None:
+        plan(runner, chunk)
+        runner.graphs = [replace(g, nodes=(*g.nodes, g.nodes[-1])) for g in runner.graphs]
 
-    monkeypatch.setattr(Lane, "plan", plan_another)
+    monkeypatch.setattr(LlamaRunner, "plan", plan_another)
     with (
         in_process.engine(),
         pytest.raises(EngineError, match="graph changed between two runs: it had"),

@@ -14,9 +14,9 @@ import torch
 
 import ggufnorm
 from ggufnorm.analysis.drift.localise import robust_z
-from ggufnorm.analysis.drift.run import SideOptions
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.runs.options import SideOptions
 from ggufnorm.samples import default_text
 from tests import framework_models as made
 from tests import in_process, models, plain_decode

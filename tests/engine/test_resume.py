@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import threading
@@ -14,8 +15,8 @@ import psutil
 import pytest
 
 import ggufnorm
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.progress import Progress
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.report.document import to_json
@@ -65,7 +66,7 @@ def engines() -> set[psutil.Process]:
     found = set()
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):  # others' children may end meanwhile
-            if "ggufnorm.engines.child" in child.cmdline():
+            if "ggufnorm.engines" in " ".join(child.cmdline()):
                 found.add(child)
     return found
 
@@ -145,18 +146,46 @@ def test_garbage_is_refused_and_left_as_it_is(
     assert (tmp_path / "run").read_bytes() == garbage
 
 
-@pytest.mark.parametrize("part", ["comparison", "logits", "done"])
+@pytest.mark.parametrize("part", ["drift", "logits", "phases"])
 def test_a_checkpoint_that_lacks_a_part_is_refused(
     run: Callable[..., DriftReport], part: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
     with in_process.engine():
         run(resume=path)
-        data = json.loads(path.read_text())
-        for broken in (None, {}, "x"):
-            path.write_text(json.dumps({**data, part: broken}))
+        head, body = (json.loads(line) for line in path.read_text().split("\n"))
+        for broken in (None, {"x": None}, "x"):
+            state = {**body, part: broken}
+            if part in body["keeps"]:
+                state = {**body, "keeps": {**body["keeps"], part: broken}}
+            text = json.dumps(state)
+            signed = {**head, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+            path.write_text(f"{json.dumps(signed)}\n{text}")
             with pytest.raises(InputError, match="is damaged: remove it"):
                 run(resume=path)
+
+
+def test_a_checkpoint_with_another_number_in_it_is_refused(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with in_process.engine():
+        run(resume=path)
+        head, body = path.read_text().split("\n")
+        at = body.rindex("1")
+        path.write_text(f"{head}\n{body[:at]}2{body[at + 1 :]}")
+        with pytest.raises(InputError, match="is damaged: remove it"):
+            run(resume=path)
+
+
+def test_a_budget_ends_the_run_and_the_same_command_goes_on(
+    run: Callable[..., DriftReport], tmp_path: Path
+) -> None:
+    with in_process.engine():
+        first = run(resume=tmp_path / "run", budget=1e-6)
+        assert (first.run.n_chunks, first.run.cut) == (1, "the budget of 0 s was spent")
+        assert run(resume=tmp_path / "run").run.cut is None
+        assert to_json(run(resume=tmp_path / "run")) == to_json(run())
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import cut, text_of_job, tokens_of_job
 from ggufnorm.errors import EngineError, InputError
+from ggufnorm.runs.corpus import Corpus, TokenizeJob, make_corpus, tokenize
 from ggufnorm.samples import default_text
 from tests import in_process
 
@@ -41,15 +41,15 @@ def other(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_long_text_is_cut_as_one_that_is_not(sample: Path, long_text: str) -> None:
-    job = text_of_job(long_text, [str(sample)])
-    assert list(job) == ["tokens"]
+    corpus = make_corpus(long_text, "long", [str(sample)])
+    assert corpus.text is None
     with in_process.engine(), LlamaModel(str(sample), OPTIONS) as model:
         expected = model.tokenize(long_text)
         assert len(expected) > 20_000
-        assert np.array_equal(tokens_of_job(job, model), expected)
-        job = text_of_job("the people", [str(sample)])
-        assert job == {"text": "the people"}
-        assert np.array_equal(tokens_of_job(job, model, model), model.tokenize("the people"))
+        assert np.array_equal(corpus.encode(model), expected)
+        corpus = make_corpus("the people", "short", [str(sample)])
+        assert corpus == Corpus("short", "the people")
+        assert np.array_equal(corpus.encode(model, model), model.tokenize("the people"))
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -71,4 +71,4 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, long_text: str) -> 
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(EngineError, match=r"none\.gguf|llama\.cpp"):
-        run_in_child(cut, {"paths": [str(path)], "text": long_text}, lambda _message: None)
+        worker.call(tokenize, TokenizeJob(Corpus("long", long_text), (str(path),)))

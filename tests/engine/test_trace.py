@@ -24,18 +24,19 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import ggufnorm
-from ggufnorm.analysis.trace import record, run
-from ggufnorm.analysis.trace.reader import Trace
+from ggufnorm.analysis.trace import record
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.trace import TraceFacts
+from ggufnorm.engines import worker
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import EngineError, InputError, MismatchError
 from ggufnorm.formats.safetensors import SafetensorsReader, SafetensorsWriter
 from ggufnorm.formats.safetensors_header import Entry
 from ggufnorm.report.document import document
 from ggufnorm.report.formats import render
 from ggufnorm.samples import default_text
-from tests import models, plain_decode
+from tests import in_process, models, plain_decode
 
 N_CTX, CHUNKS = 64, 3
 ARCHITECTURES = ["llama", "gpt2", "qwen3moe"]
@@ -553,9 +554,7 @@ def test_a_damaged_header_is_read_or_refused_and_nothing_else(
 def here(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Runs the engine in this process, where it can be watched; set, the event stops it."""
     stop = threading.Event()
-    monkeypatch.setattr(
-        run, "run_in_child", lambda task, job, on_message, **_how: task(job, on_message, stop)
-    )
+    monkeypatch.setattr(worker, "call", partial(in_process.call_here, cancel=stop))
     return stop
 
 

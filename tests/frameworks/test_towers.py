@@ -17,19 +17,20 @@ import transformers
 from click.testing import CliRunner
 
 import ggufnorm
-from ggufnorm.analysis.crosscheck import encoder
 from ggufnorm.analysis.crosscheck.encoder import run_encoder
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.core.rounding import HALF_ULP
-from ggufnorm.engines.child import run_in_child
+from ggufnorm.engines import worker
 from ggufnorm.engines.hf.norms import watch_norms
 from ggufnorm.engines.images import read_picture
 from ggufnorm.errors import ConfigError, EngineError, GgufnormError, InputError
 from ggufnorm.samples import default_picture
 from tests import framework_models as made
 from tests import in_process, towers, vision
+
+IN_A_CHILD = worker.call
 
 NAMES = ("siglip", "gemma3")
 """Encoders that llama.cpp computes as their source does; CLIP below is none."""
@@ -468,7 +469,7 @@ def _larger() -> made.Tensors:
 def test_a_damaged_encoder_is_an_error_of_the_engine(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tensor: str, words: str
 ) -> None:
-    monkeypatch.setattr(encoder, "run_in_child", run_in_child)
+    monkeypatch.setattr(worker, "call", IN_A_CHILD)
     changed = tensors("siglip")
     del changed[tensor]
     with pytest.raises(EngineError, match=words):

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 import ggufnorm
 from ggufnorm.analysis.trace.hf import trace_checkpoint
-from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.cli.main import cli
 from ggufnorm.engines.hf.model import HFModel
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import InputError, MismatchError, TextError
 from tests import framework_models as made
 

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 import ggufnorm
 from ggufnorm.analysis.trace.onnx import compare_with_onnx, trace_onnx
-from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.cli.main import cli
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import EngineMissingError, InputError, MismatchError, TextError
 from tests import framework_models as made
 from tests import onnx_convs, onnx_graphs

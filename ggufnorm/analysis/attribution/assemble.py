@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from ggufnorm.analysis.attribution.job import AttributionJob
 from ggufnorm.analysis.attribution.tensors import role_of
-from ggufnorm.analysis.drift.assemble import StatedNorm
-from ggufnorm.analysis.drift.measure import side_facts
 from ggufnorm.core.attribution import (
     AttributionReport,
     KldSum,
@@ -19,13 +18,10 @@ from ggufnorm.core.attribution import (
     mean_kld,
     total_of,
 )
-from ggufnorm.core.drift import ModelFacts, RunCost, RunFacts
+from ggufnorm.core.drift import RunCost, RunFacts
 from ggufnorm.core.metrics import DifferenceSum
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.plain import from_plain
-from ggufnorm.engines.llama.binding import engine_version
-from ggufnorm.engines.llama.graph import NormPlan
-from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.engines.base import EngineInfo, NormPlan, StatedNorm
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 
@@ -46,16 +42,16 @@ class Measured:
     """All that an attribution found out.
 
     Attributes:
-        job: as :func:`ggufnorm.analysis.attribution.run.attribute` put it.
-        options: of both contexts.
+        job: what was asked for.
+        info: of the engine that ran both.
         files: the reference and the model under test.
-        sites: for each tensor the keys of the stops that read it and can be replaced.
+        sites: for each tensor the keys of the hook points that read it and can be replaced.
         differing: tensors that compute something else in each file.
         groups: what was patched together first.
         norms: whose inputs were to be restored.
         klds: divergences by the name of the patch.
         free: those of the model under test left alone.
-        local: local errors by the key of the stop.
+        local: local errors by the key of the hook point.
         n_text_tokens: of the whole text.
         n_chunks_planned: that the text has, or that were asked for.
         cut: why not everything was measured; None if it was.
@@ -64,8 +60,8 @@ class Measured:
         cost: of all runs.
     """
 
-    job: Mapping[str, Any]
-    options: EngineOptions
+    job: AttributionJob
+    info: EngineInfo
     files: Sequence[ModelFile]
     sites: Mapping[str, Sequence[str]]
     differing: Sequence[str]
@@ -87,7 +83,7 @@ class Measured:
                     if name in self.klds}  # fmt: skip
         layers: tuple[Share, ...] = ()
         shares = tuple(measured.values())
-        if self.job["by"] == "tensor":
+        if self.job.by == "tensor":
             layers = shares
             tensors = [t for t in self.differing if t in self.klds]
             alone = {
@@ -105,9 +101,9 @@ class Measured:
             self._restoration(n) for n in self.norms if restored(n.input_key) in self.klds
         )
         return AttributionReport(
-            reference=from_plain(ModelFacts, self.job["reference"]),
-            quant=from_plain(ModelFacts, self.job["quant"]),
-            by=self.job["by"],
+            reference=self.job.reference,
+            quant=self.job.quant,
+            by=self.job.by,
             total_kld=free.kld,
             total_kld_se=free.se,
             n_tokens=free.n_tokens,
@@ -122,16 +118,16 @@ class Measured:
             verdict=attribution_verdict(free.kld, shares, sum_of_shares, left, restorations),
             skipped=self.skipped,
             run=RunFacts(
-                engine=engine_version(),
-                text=self.job["text_name"],
+                engine=self.info.engine,
+                text=self.job.corpus.name,
                 n_text_tokens=self.n_text_tokens,
-                n_ctx=self.options.n_ctx,
+                n_ctx=self.job.options.n_ctx,
                 n_chunks=len(self.free.chunks),
                 n_chunks_planned=self.n_chunks_planned,
-                n_threads=self.options.n_threads,
-                n_gpu_layers=self.options.n_gpu_layers,
-                reference=side_facts(self.options),
-                quant=side_facts(self.options),
+                n_threads=self.info.n_threads,
+                n_gpu_layers=self.info.n_gpu_layers,
+                reference=self.info.options,
+                quant=self.info.options,
             ),
             cost=self.cost,
         )
@@ -166,10 +162,10 @@ class Measured:
 
     def _unmeasured(self, shares: Sequence[Share]) -> tuple[Unmeasured, ...]:
         measured = {t for s in shares for t in s.tensors}
-        if not self.job["shares"]:
+        if not self.job.shares:
             reason = "it was not asked for"
         else:
-            reason = self.cut or f"its layer is in the {100 * self.job['rest']:g} % that cost least"
+            reason = self.cut or f"its layer is in the {100 * self.job.rest:g} % that cost least"
         found = []
         for name in self.differing:
             if name in measured:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ggufnorm.analysis.attribution.arguments import compressed
+from ggufnorm.analysis.attribution.job import Wanted
 from ggufnorm.analysis.attribution.options import Tried, options_of
 from ggufnorm.analysis.attribution.tensors import role_of
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.drift import RunCost
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.core.recipe import (
     Assignment,
     Choice,
@@ -60,7 +61,7 @@ class Work:
     budget: float
     importance: Importance | None
     n_threads: int | None
-    on_progress: Callable[[Progress], None]
+    on_progress: OnProgress
     phase: str = ""
     """What is being done, for a person."""
     overhead: int = 0
@@ -191,10 +192,11 @@ class Work:
         Raises:
             KeyboardInterrupt: after a Ctrl-C.
         """
-        wanted = {"by": "tensor", "rest": 0.0, "norms": False, "shares": shares}
-        wanted["budget"] = self.budget
+        wanted = Wanted(rest=0.0, norms=False, shares=shares)
         show = partial(self._show, notes=shares)
-        report = self.run(self.reference.path, path, wanted, on_progress=show, **options)
+        report = self.run(
+            self.reference.path, path, wanted, self.budget, on_progress=show, **options
+        )
         if report.interrupted:
             raise KeyboardInterrupt
         return report

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ggufnorm.engines.base import Activation, Array, Batch, Graph
 from ggufnorm.engines.llama.binding import is_contiguous
-from ggufnorm.engines.llama.graph import Graph
-from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.walk import Lane
+from ggufnorm.engines.llama.runner import LlamaRunner, operand
 from ggufnorm.errors import EngineError
 
-Array = NDArray[np.float32]
 Values = Sequence[Mapping[str, Array]]
-"""For each batch of a chunk, values by the keys of the stops that they are for."""
+"""For each batch of a chunk, values by the keys of the hook points that they are for."""
 
 MOST_TOKENS = 2048
 """Tokens of all copies together: more gain nothing, and the activations take memory."""
@@ -51,10 +48,7 @@ class Patcher:
     """A context for patched runs of a model.
 
     Args:
-        model: whose runs.
-        options: how it runs.
-        tensors: names of those in its file.
-        single: a lane of the same model that has decoded ``chunk`` last, to be checked
+        single: a runner of the same model that has decoded ``chunk`` last, to be checked
             against.
         chunk: whose graphs are learnt.
         n_seq: how many runs to make at once.
@@ -66,46 +60,37 @@ class Patcher:
 
     def __init__(
         self,
-        model: LlamaModel,
-        options: EngineOptions,
-        tensors: frozenset[str],
-        single: Lane,
-        chunk: list[Batch],
+        single: LlamaRunner,
+        chunk: Sequence[Batch],
         n_seq: int,
         stack: ExitStack,
         put: Callable[[int, Array, int, int], None],
     ) -> None:
         self._put = put
-        n_seq = n_seq if model.attends_only else 1
-        self.lane = self._lane(model, options, tensors, chunk, n_seq, stack)
+        n_seq = n_seq if single.capabilities.add else 1
+        self.runner = self._copies(single, chunk, n_seq, stack)
         if n_seq > 1 and not self._agrees(single, chunk[-1]):
-            self.lane = self._lane(model, options, tensors, chunk, 1, stack)
-        self.n_seq = self.lane.context.n_seq
-        self._at = [{s.key: s.index for s in graph.stops} for graph in self.lane.graphs]
+            self.runner = self._copies(single, chunk, 1, stack)
+        self.n_seq = self.runner.context.n_seq
+        self._at = [{h.key: h.index for h in graph.hooks} for graph in self.runner.graphs]
 
     @staticmethod
-    def _lane(
-        model: LlamaModel,
-        options: EngineOptions,
-        tensors: frozenset[str],
-        chunk: list[Batch],
-        n_seq: int,
-        stack: ExitStack,
-    ) -> Lane:
-        lane = Lane(model, options, tensors, pin=False, n_seq=n_seq)
-        stack.enter_context(lane.context)
-        lane.plan(chunk)
-        return lane
+    def _copies(
+        single: LlamaRunner, chunk: Sequence[Batch], n_seq: int, stack: ExitStack
+    ) -> LlamaRunner:
+        runner = LlamaRunner(single.model, single.options, single.file, n_seq)
+        stack.enter_context(runner)
+        runner.plan(chunk)
+        return runner
 
-    def _agrees(self, single: Lane, last: Batch) -> bool:
-        """Whether every copy gave what the run alone gave, and every stop has its place."""
-        n_seq = self.lane.context.n_seq
-        for graph, copies in zip(single.graphs, self.lane.graphs, strict=True):
+    def _agrees(self, single: LlamaRunner, last: Batch) -> bool:
+        """Whether every copy gave what the run alone gave, and every hook point has its place."""
+        n_seq = self.runner.context.n_seq
+        for graph, copies in zip(single.graphs, self.runner.graphs, strict=True):
             sizes, found = _sizes(graph), _sizes(copies)
             if any(found.get(key) != n_seq * size for key, size in sizes.items()):
                 return False
-        alone = single.context.logits(last.n_outputs)
-        together = self.lane.context.logits(last.n_outputs).reshape(n_seq, *alone.shape)
+        (alone,), together = single.all_logits(last), self.runner.all_logits(last)
         with np.errstate(invalid="ignore"):
             off = np.abs(together - alone).max()
         return bool(off <= _NOISE * np.abs(alone).max())
@@ -123,7 +108,7 @@ class Patcher:
         Raises:
             EngineError: the decode failed, or a value cannot be put in.
         """
-        self.lane.context.clear()
+        self.runner.begin_chunk()
         found: list[list[Array]] = [[] for _ in patches]
         for k, batch in enumerate(batches):
             self._decode(k, batch, [values[k] for values in patches])
@@ -132,17 +117,16 @@ class Patcher:
                 for of_patch in found:
                     of_patch.append(np.empty((0, 0), np.float32))
                 continue
-            logits = self.lane.context.logits(batch.n_outputs)
-            for i, of_patch in enumerate(found):
-                first = i * batch.n_outputs
-                of_patch.append(logits[first : first + n].copy())
+            for of_patch, logits in zip(found, self.runner.all_logits(batch), strict=False):
+                of_patch.append(logits[:n].copy())
         return found
 
     def _decode(self, k: int, batch: Batch, patches: Sequence[Mapping[str, Array]]) -> None:
         at = self._at[k]
         keys = sorted({key for patch in patches for key in patch}, key=at.__getitem__)
 
-        def on_stop(i: int, address: int) -> bool:
+        def on_activation(i: int, value: Activation) -> bool:
+            address = operand(value).address
             if not is_contiguous(address):
                 raise EngineError(f"{keys[i]} has gaps between its values: it cannot be changed")
             for sequence, patch in enumerate(patches):
@@ -150,9 +134,9 @@ class Patcher:
                     self._put(address, patch[keys[i]], sequence, self.n_seq)
             return True
 
-        self.lane.walk(self.lane.graphs[k], [at[key] for key in keys], batch, on_stop)
+        self.runner.forward(k, batch, [at[key] for key in keys], on_activation)
 
 
 def _sizes(graph: Graph) -> dict[str, int]:
-    """Number of values at each stop that can be replaced."""
-    return {s.key: int(np.prod(graph.nodes[s.index].shape)) for s in graph.stops if s.pin}
+    """Number of values at each hook point that can be replaced."""
+    return {h.key: int(np.prod(graph.nodes[h.index].shape)) for h in graph.hooks if h.pin}

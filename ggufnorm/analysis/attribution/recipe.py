@@ -5,25 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
-from ggufnorm.analysis.drift.run import Progress, SideOptions, check_same_network, progress_of
-from ggufnorm.core.plain import to_plain
+from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
-from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.checks import check_same_network
+from ggufnorm.runs.corpus import make_corpus
+from ggufnorm.runs.execute import execute
+from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.samples import text_to_run
 
 TYPES = ("Q2_K", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0")
@@ -31,8 +32,6 @@ TYPES = ("Q2_K", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0")
 
 AUTO = "auto"
 """Instead of an importance matrix's path: compute one."""
-
-_PLAIN = SideOptions()
 
 
 def recipe(
@@ -53,9 +52,9 @@ def recipe(
     chunks: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
-    options: SideOptions = _PLAIN,
+    options: SideOptions = PLAIN,
     check_memory: bool = True,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> RecipeReport:
     """Choose a type for each tensor, so that a file of some size computes what it can.
 
@@ -125,9 +124,7 @@ def recipe(
             refuse_input(out, inputs)
         folder = Path(stack.enter_context(_workplace(reference, apply)))
         if imatrix == AUTO:
-            engine = EngineOptions(
-                n_ctx, n_threads or os.cpu_count() or 1, n_gpu_layers, **to_plain(options)
-            )
+            engine = options.engine(n_ctx, n_threads, n_gpu_layers)
             computed = save_imatrix or folder / "imatrix.gguf"
             _collect(reference, computed, text, text_name, chunks, engine, on_progress)
         matrix = computed if imatrix == AUTO else imatrix
@@ -207,21 +204,13 @@ def _collect(
     text_name: str,
     chunks: int | None,
     engine: EngineOptions,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> None:
     """Compute an importance matrix in a child process."""
-    from ggufnorm.analysis.attribution.importance import collect_here
+    from ggufnorm.analysis.attribution.importance import ImportanceJob, collect_importance
 
-    job = {
-        "model": reference.path,
-        "out": os.fspath(out),
-        **text_of_job(text, [reference.path]),
-        "text_name": text_name,
-        "chunks": chunks,
-        "options": to_plain(engine),
-    }
-    result = run_in_child(
-        collect_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
-    )
-    if not result["n_chunks"]:
+    path = reference.path
+    corpus = make_corpus(text, text_name, [path])
+    job = ImportanceJob(os.fspath(out), path, corpus, chunks, engine)
+    if not execute(collect_importance, job, on_progress):
         raise KeyboardInterrupt

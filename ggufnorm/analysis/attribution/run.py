@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
+from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
 from ggufnorm.analysis.attribution.patch import most_side_by_side
-from ggufnorm.analysis.drift.run import (
-    Progress,
-    SideOptions,
-    check_same_network,
-    network_facts,
-    progress_of,
-    require_extent,
-    require_memory,
-)
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport, By
-from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.engines.child import run_in_child
-from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.engines.llama.tokens import text_of_job
+from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.checks import check_same_network, network_facts, require_extent, require_memory
+from ggufnorm.runs.corpus import make_corpus
+from ggufnorm.runs.execute import execute
+from ggufnorm.runs.loop import ONCE, Policy
+from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.samples import text_to_run
-
-_PLAIN = SideOptions()
 
 
 def attribute(
@@ -44,9 +35,11 @@ def attribute(
     chunks: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
-    options: SideOptions = _PLAIN,
+    options: SideOptions = PLAIN,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: float = 5.0,
     check_memory: bool = True,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> AttributionReport:
     """Tell which tensors a quantized model's KL divergence comes from.
 
@@ -72,6 +65,8 @@ def attribute(
         n_threads: CPU threads; None for all.
         n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
         options: how both models are run.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
+        save_every: seconds between two saves of that file.
         check_memory: refuse models that do not fit into the memory that is free.
         on_progress: called as the run goes on; before it, with a note of what it takes.
 
@@ -89,7 +84,8 @@ def attribute(
     return run_job(
         ref,
         quant,
-        {"by": by, "rest": rest, "budget": budget, "norms": norms, "shares": True},
+        Wanted(by, rest, norms),
+        budget,
         text=text,
         text_name=text_name,
         n_ctx=n_ctx,
@@ -98,6 +94,7 @@ def attribute(
         n_gpu_layers=n_gpu_layers,
         options=options,
         check_memory=check_memory,
+        policy=Policy(None if resume is None else os.fspath(resume), save_every),
         on_progress=on_progress,
     )
 
@@ -105,7 +102,8 @@ def attribute(
 def run_job(
     ref: str | os.PathLike[str],
     quant: str | os.PathLike[str],
-    wanted: dict[str, Any],
+    wanted: Wanted,
+    budget: float,
     *,
     text: str | None,
     text_name: str,
@@ -115,39 +113,34 @@ def run_job(
     n_gpu_layers: int,
     options: SideOptions,
     check_memory: bool,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
+    policy: Policy = ONCE,
 ) -> AttributionReport:
-    """:func:`attribute`, with what is ``wanted`` as the child takes it.
-
-    ``shares`` False asks for the total and for local errors only.
-    """
-    check_arguments(n_ctx, chunks, wanted["rest"], wanted["budget"])
+    """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget."""
+    check_arguments(n_ctx, chunks, wanted.rest, budget)
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
-        facts = [to_plain(model_facts(file)) for file in (a, b)]
+        facts = [model_facts(file) for file in (a, b)]
         n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
         if check_memory:
             n_seq = _that_fit([a] if a.path == b.path else [a, b], n_ctx, n_seq)
-    engine = EngineOptions(
-        n_ctx, n_threads or os.cpu_count() or 1, n_gpu_layers, **to_plain(options)
-    )
-    job = {
-        **wanted,
-        "reference": facts[0],
-        "quant": facts[1],
-        **text_of_job(text, [fact["path"] for fact in facts]),
-        "text_name": text_name,
-        "chunks": chunks,
-        "options": to_plain(engine),
-        "side_by_side": n_seq,
-    }
-    from ggufnorm.analysis.attribution.measure import attribute_here
+    from ggufnorm.analysis.attribution.task import run_attribution
 
-    result = run_in_child(
-        attribute_here, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    job = AttributionJob(
+        reference=facts[0],
+        quant=facts[1],
+        by=wanted.by,
+        rest=wanted.rest,
+        norms=wanted.norms,
+        shares=wanted.shares,
+        corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
+        chunks=chunks,
+        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        side_by_side=n_seq,
+        policy=replace(policy, budget=budget),
     )
-    return from_plain(AttributionReport, result)
+    return execute(run_attribution, job, on_progress, policy.resume)
 
 
 def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) -> None:
@@ -156,11 +149,9 @@ def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) 
     Raises:
         ValueError: an argument is.
     """
-    require_extent(n_ctx, chunks)
+    require_extent(n_ctx, chunks, budget)
     if not 0 <= rest <= 1:
         raise ValueError(f"rest must be from 0 to 1, not {rest}")
-    if not 0 < budget < float("inf"):
-        raise ValueError(f"budget must be a number of seconds above 0, not {budget}")
 
 
 def _that_fit(files: list[ModelFile], n_ctx: int, n_seq: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ggufnorm.engines.llama.graph import Graph
+from ggufnorm.engines.base import Graph
 from ggufnorm.formats.model_file import ModelFile
 
 _PART = 1 << 24

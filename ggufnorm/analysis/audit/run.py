@@ -231,7 +231,7 @@ def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = 
 
 
 def _run(location: Location) -> Capture:
-    from ggufnorm.analysis.drift.capture import capture
+    from ggufnorm.analysis.audit.capture import capture
 
     return capture(location)
 

@@ -34,7 +34,7 @@ class Subject:
         unreadable: why that is, by tensor name.
         source: what the file was converted from; None if it was not given.
         full: whether all tensors may be read.
-        run: runs the model once (:func:`ggufnorm.analysis.drift.capture.capture`); None if that
+        run: runs the model once (:func:`ggufnorm.analysis.audit.capture.capture`); None if that
             was not asked for.
     """
 

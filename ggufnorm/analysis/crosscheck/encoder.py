@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import threading
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.crosscheck.llama import norm_ends, norm_facts, observed_run
-from ggufnorm.analysis.drift.run import require_memory
-from ggufnorm.core.model import Skipped
+from ggufnorm.analysis.crosscheck.llama import observed_run
 from ggufnorm.core.observed import ObservedRun
-from ggufnorm.core.plain import to_plain
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm.engines import worker
 from ggufnorm.engines.images import Levels
-from ggufnorm.engines.llama.binding import engine_version
-from ggufnorm.engines.llama.mtmd import Encoder, input_leaf
-from ggufnorm.engines.llama.vision import picture_bitmap, read_pixels, write_pixels
-from ggufnorm.engines.llama.watch import GraphWatch
-from ggufnorm.errors import EngineError, InputError
+from ggufnorm.engines.llama.encoder import EncoderRunner
+from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.runs.checks import require_memory
+from ggufnorm.runs.values import KeptRun, keep_norms
 
 Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """A picture to encode; see :func:`run_encoder`."""
+
+    mmproj: str
+    picture: NDArray[np.uint8]
+    pixels: Pixels | None
+    n_threads: int | None
+
+
+@dataclass(frozen=True)
+class EncoderRun:
+    """What a run showed, and what mtmd made of the picture."""
+
+    kept: KeptRun
+    pixels: Pixels
 
 
 def run_encoder(
@@ -57,73 +68,20 @@ def run_encoder(
         EngineError: llama.cpp does not load the file, or fails or crashes with it.
     """
     path = local_path(location)
-    with open_model(path) as file, tempfile.TemporaryDirectory(prefix="ggufnorm-") as folder:
+    with open_model(path) as file:
         if check_memory:
             require_memory([file], 0, 1)
-        np.save(Path(folder) / "picture.npy", np.ascontiguousarray(picture, np.uint8))
-        if pixels is not None:
-            np.save(Path(folder) / "pixels.npy", pixels)
-        job = {"mmproj": os.fspath(path), "folder": folder, "n_threads": n_threads}
-        facts = run_in_child(observe, job, lambda _message: None)
-        with np.load(Path(folder) / "rows.npz", allow_pickle=False) as rows:
-            return observed_run(file, os.fspath(location), facts, rows, 0), rows["made"]
+        levels = np.ascontiguousarray(picture, np.uint8)
+        found = worker.call(encode, EncodeJob(os.fspath(path), levels, pixels, n_threads))
+        return observed_run(file, os.fspath(location), found.kept, 0), found.pixels
 
 
-def observe(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`run_encoder`.
-
-    Args:
-        job: ``picture.npy`` of ``folder`` is given to the encoder of ``mmproj``, and fed
-            ``pixels.npy`` if that is there. ``rows.npz`` gets the values.
-    """
-    path, folder = job["mmproj"], Path(job["folder"])
-    given = folder / "pixels.npy"
-    feed = _Feed(path, np.load(given) if given.exists() else None)
-    with open_model(path) as file:
-        watch = GraphWatch(path, frozenset(file.tensors), on_node=feed.on_node)
-        with Encoder(path, watch.on_eval, job["n_threads"]) as encoder:
-            chunks = encoder.cut(picture_bitmap(path, np.load(folder / "picture.npy")))
-            encoded = []
-
-            def encode() -> None:
-                encoded.append(encoder.encode(chunks[0]))
-
-            graph = watch.plan(encode)
-            values = norm_ends(graph, lambda at, on_stop: watch.walk(graph, at, encode, on_stop))
-        if not all(encoded) or feed.made is None:
-            raise EngineError(f"{path}: mtmd_encode_chunk failed")
-        np.savez(folder / "rows.npz", allow_pickle=False, made=feed.made, **values)
-        more = Skipped("tiles", f"mtmd cuts the picture into {len(chunks)} parts: the first is run")
-        return {
-            "engine": engine_version(),
-            "norms": [norm_facts(file, graph, norm) for norm in graph.norms],
-            "skipped": to_plain((*graph.skipped, *([more] if len(chunks) > 1 else []))),
-        }
-
-
-class _Feed:
-    """Keeps mtmd's pixels, and puts others in their place.
-
-    Attributes:
-        made: mtmd's own; None before the first run.
-    """
-
-    def __init__(self, path: str, given: Pixels | None) -> None:
-        self._path, self._given = path, given
-        self.made: Pixels | None = None
-
-    def on_node(self, address: int) -> None:
-        leaf = input_leaf(address)
-        if leaf is None:
-            return
-        if self.made is None:
-            self.made = read_pixels(leaf)
-        if self._given is None:
-            return
-        if self._given.shape != self.made.shape:
-            sizes = ("×".join(map(str, v.shape)) for v in (self.made, self._given))
-            raise InputError(
-                f"{self._path}: its pixels are {next(sizes)}, another encoder's {next(sizes)}"
-                " (pictures, height, width, channels)"
-            )
-        write_pixels(leaf, self._given)
+def encode(job: EncodeJob, _channel: Channel) -> EncoderRun:
+    """The child's part of :func:`run_encoder`."""
+    with (
+        open_model(job.mmproj) as file,
+        EncoderRunner(file, job.picture, job.pixels, job.n_threads) as runner,
+    ):
+        (batch,) = runner.batches(np.empty(0, np.int32), 0)
+        runner.plan([batch])
+        return EncoderRun(keep_norms(runner, batch), runner.pixels)

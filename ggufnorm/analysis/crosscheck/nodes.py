@@ -2,21 +2,56 @@
 
 from __future__ import annotations
 
-import tempfile
-import threading
-from pathlib import Path
-from typing import Any
+import os
+from dataclasses import dataclass
 
-import numpy as np
-
-from ggufnorm.analysis.crosscheck.llama import Tokens, plain_job, planned
+from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
 from ggufnorm.core.operations import Operation
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm.engines import worker
+from ggufnorm.engines.base import Array, Graph, Node
 from ggufnorm.engines.llama.binding import is_readable
-from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS, Graph, Node
+from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
+from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
+from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.values import node_values
 
 _COPIES = VIEW_OPS | COPY_OPS | {"SET_ROWS"}
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """A model to run, and between which norms its nodes are kept."""
+
+    run: RunJob
+    start: str | None
+    end: str | None
+
+
+@dataclass(frozen=True)
+class SegmentNode:
+    """A node between two norms.
+
+    Attributes:
+        inputs: numbers of other nodes of the segment.
+        tensor: of the file, that it reads.
+        params: the raw bytes of ``op_params``.
+        value: None where its type is not read.
+    """
+
+    key: str
+    op: str
+    inputs: tuple[int, ...]
+    tensor: str | None
+    params: bytes
+    value: Array | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """All nodes between two norms, in graph order."""
+
+    nodes: tuple[SegmentNode, ...]
 
 
 def watch_nodes(
@@ -42,46 +77,47 @@ def watch_nodes(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    with tempfile.TemporaryDirectory(prefix="ggufnorm-") as folder:
-        rows = Path(folder) / "rows.npz"
-        job = plain_job(local_path(location), len(tokens), n_threads, tokens, rows)
-        job |= {"start": start, "end": end}
-        nodes = run_in_child(observe_nodes, job, lambda _message: None)["nodes"]
-        with np.load(rows, allow_pickle=False) as values:
-            return [
-                Operation(
-                    name=node["key"],
-                    op=node["op"],
-                    inputs=tuple(node["inputs"]),
-                    value=values.get(f"node{node['index']}"),
-                    tensor=node["tensor"],
-                    params=bytes.fromhex(node["params"]),
-                    computes=node["op"] not in _COPIES,
-                )
-                for node in nodes
-            ]
+    options = EXACT.engine(len(tokens), n_threads)
+    job = RunJob(os.fspath(local_path(location)), options, None, tokens)
+    segment = worker.call(observe_nodes, SegmentJob(job, start, end))
+    return [
+        Operation(
+            name=node.key,
+            op=node.op,
+            inputs=node.inputs,
+            value=node.value,
+            tensor=node.tensor,
+            params=node.params,
+            computes=node.op not in _COPIES,
+        )
+        for node in segment.nodes
+    ]
 
 
-def observe_nodes(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
     """The child's part of :func:`watch_nodes`."""
-    with planned(job) as run:
-        nodes = _between(run.graph, job["start"], job["end"])
-        values = run.values(n.index for n in nodes if is_readable(n.dtype))
-        np.savez(job["rows"], allow_pickle=False, **values)
+    with planned(job.run) as run:
+        nodes = _between(run.graph, job.start, job.end)
+        readable = [n.index for n in nodes if is_readable(n.dtype)]
+        values = node_values(run.runner, run.batch, readable)
+
+        def tensors(node: Node) -> list[str]:
+            return [s for s in node.sources if isinstance(s, str)]
+
         place = {n.index: i for i, n in enumerate(nodes)}
-        return {
-            "nodes": [
-                {
-                    "index": n.index,
-                    "key": n.key,
-                    "op": n.op,
-                    "inputs": [place[s] for s in n.sources if s in place],
-                    "tensor": next((s for s in n.sources if s in run.file.tensors), None),
-                    "params": n.params.hex(),
-                }
+        return Segment(
+            tuple(
+                SegmentNode(
+                    key=n.key,
+                    op=n.op,
+                    inputs=tuple(place[s] for s in n.sources if s in place),
+                    tensor=next((s for s in tensors(n) if s in run.file.tensors), None),
+                    params=n.params,
+                    value=values.get(n.index),
+                )
                 for n in nodes
-            ]
-        }
+            )
+        )
 
 
 def _between(graph: Graph, start: str | None, end: str | None) -> tuple[Node, ...]:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.runs import in_order, open_checkpoint
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.analysis.preprocessing.image.run import pixel_findings
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import EngineComparison, FedPicture, FrameworksReport
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.progress import Progress
 from ggufnorm.engines.images import Levels, read_picture
 from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import takes_pictures

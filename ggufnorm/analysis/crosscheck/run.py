@@ -9,8 +9,8 @@ import numpy as np
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.runs import Runs, in_order
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FrameworksReport, TokenizerFinding
+from ggufnorm.core.progress import Progress
 from ggufnorm.errors import ConfigError, TextError
 from ggufnorm.formats.forms import parse
 from ggufnorm.samples import default_text

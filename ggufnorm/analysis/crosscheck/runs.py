@@ -12,16 +12,16 @@ import psutil
 
 from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
 from ggufnorm.analysis.crosscheck.join import Pair
-from ggufnorm.analysis.drift.run import Progress
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.progress import Progress
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import EngineMissingError, MemoryLimitError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import checkpoint_folder
 
 if TYPE_CHECKING:
-    from ggufnorm.core.operations import Stretch
+    from ggufnorm.core.operations import Segment
     from ggufnorm.engines.hf.model import HFModel
     from ggufnorm.engines.onnx.session import OnnxSession
 
@@ -98,16 +98,18 @@ class Runs:
     def follow(self, source: str, engine: str) -> Follow:
         """How to take down what both compute; see :data:`.compared.Follow`."""
 
-        def follow(pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float) -> Stretch:
+        def follow(pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float) -> Segment:
             engines = parse(source).engine, parse(engine).engine
             if engines != ("transformers", "llama.cpp"):
                 raise NotFollowedError("only Transformers and llama.cpp are followed between norms")
-            from ggufnorm.analysis.crosscheck.stretch import take_down
+            from ggufnorm.analysis.crosscheck.segment import record_segment
 
             assert self.tokens is not None
             self.on_progress(Progress(f"following what leads to {wrong.key} in {engine}"))
             model = self._checkpoint(source)
-            return take_down(model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads)
+            return record_segment(
+                model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads
+            )
 
         return follow
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ggufnorm.analysis.drift.observe import StopSum
 from ggufnorm.core.drift import (
     ChannelDrift,
     LayerDrift,
@@ -18,10 +17,10 @@ from ggufnorm.core.drift import (
     Place,
     TokenDrift,
 )
+from ggufnorm.core.floats import F16_MAX
 from ggufnorm.core.logits import LogitSum
+from ggufnorm.runs.probes.drift import HookSum
 
-F16_MAX = 65504.0
-"""Largest finite half-precision number."""
 JUMP_Z = 6.0
 """Robust z-score from which a local error is called a jump."""
 _WORST = 10
@@ -32,7 +31,7 @@ _CONTEXT = 8
 
 def localise(
     operations: Sequence[OperationDrift],
-    stops: Mapping[str, StopSum],
+    hooks: Mapping[str, HookSum],
     logits: LogitSum,
     token_text: Callable[[int], str],
 ) -> Localisation:
@@ -40,7 +39,7 @@ def localise(
 
     Args:
         operations: in graph order.
-        stops: the sums behind them.
+        hooks: the sums behind them.
         logits: per scored position.
         token_text: text of a token by its number in the run.
     """
@@ -50,7 +49,7 @@ def localise(
         first_jump=first_jump(operations),
         layers=tuple(layer_drift(operations)),
         worst_tokens=tuple(_worst_tokens(logits, token_text)),
-        outlier_channels=tuple(_outlier_channels(operations, stops)),
+        outlier_channels=tuple(_outlier_channels(operations, hooks)),
         peak=peak,
         f16_headroom=F16_MAX / abs(peak.value) if peak and peak.value else None,
     )
@@ -148,12 +147,12 @@ def _worst_tokens(logits: LogitSum, token_text: Callable[[int], str]) -> list[To
 
 
 def _outlier_channels(
-    operations: Sequence[OperationDrift], stops: Mapping[str, StopSum]
+    operations: Sequence[OperationDrift], hooks: Mapping[str, HookSum]
 ) -> list[ChannelDrift]:
     """Channels that hold many times their fair share, each where its error share is largest."""
     best: dict[int, ChannelDrift] = {}
     for o in operations:
-        channels = stops[o.node].channels
+        channels = hooks[o.node].channels
         if channels is None:
             continue
         error = channels.error / (channels.error.sum() or 1.0)

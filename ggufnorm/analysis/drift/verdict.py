@@ -34,13 +34,11 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.tolerances import (
     BLOCK_RATIO,
     FLOAT32_ROUNDING,
+    KERNEL_RESIDUAL,
     NORM_SHARE,
     PEER_RATIO,
     WEIGHT_RATIO,
 )
-from ggufnorm.core.tolerances import KERNEL_RESIDUAL as KERNEL_RESIDUAL
-
-ROUNDING = FLOAT32_ROUNDING
 
 _MOST_SUSPECTS = 16
 """Tensors that are quantized again at most, the worst first."""

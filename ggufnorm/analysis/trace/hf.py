@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ggufnorm.analysis.drift.run import Progress, require_extent
-from ggufnorm.analysis.trace.observed import Observed, Plan, files_facts, write_trace
+from ggufnorm.analysis.trace.record import Recording, Source, plan_chunks, record
+from ggufnorm.analysis.trace.run import unfinished_trace
+from ggufnorm.core.drift import ModelFacts
+from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
+from ggufnorm.engines.base import Tokens
 from ggufnorm.engines.hf.model import HFModel
+from ggufnorm.engines.observed import ObservedRunner, require_vocabulary
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.runs.checks import require_extent
 from ggufnorm.samples import text_to_run
-
-Tokens = NDArray[np.int32]
 
 
 def trace_checkpoint(
@@ -33,7 +36,7 @@ def trace_checkpoint(
     dtype: TraceType = "f32",
     budget: int | None = None,
     trust_remote_code: bool = False,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
     """Run a checkpoint in Transformers and write down its norms, residual stream and logits.
 
@@ -64,7 +67,6 @@ def trace_checkpoint(
         ValueError: ``n_ctx`` or ``chunks`` is out of range.
     """
     require_extent(n_ctx, chunks)
-    plan = Plan(n_ctx, chunks, logits, dtype, budget)
     path = checkpoint_folder(folder)
     model = HFModel(path, n_threads=n_threads, trust_remote_code=trust_remote_code)
     if ids is None:
@@ -72,14 +74,55 @@ def trace_checkpoint(
         if model.tokenizer is None:
             raise InputError(f"{path}: no tokenizer that loads: a trace needs one, or --ids")
         ids = model.tokenizer.ids(text)
-    files = [*sorted(path.glob("*.safetensors")), path / "config.json"]
-    observed = Observed(
-        path=path,
-        model=files_facts(path, files, model.kind),
+    runner = ObservedRunner(
+        os.fspath(path),
+        model.run,
         architecture=f"transformers {model.kind}",
-        n_vocab=lambda: model.n_vocab,
         n_threads=model.n_threads,
         tokenizer=model.tokenizer,
-        run=model.run,
+        n_vocab=lambda: model.n_vocab,
     )
-    return write_trace(observed, ids, text_name, out, plan, on_progress)
+    files = [*sorted(path.glob("*.safetensors")), path / "config.json"]
+    source = Source(files_facts(path, files, model.kind), ids, text_name)
+    return write_trace(runner, source, out, n_ctx, chunks, logits, dtype, budget, on_progress)
+
+
+def write_trace(
+    runner: ObservedRunner,
+    source: Source,
+    out: str | os.PathLike[str],
+    n_ctx: int,
+    chunks: int | None,
+    logits: bool,
+    dtype: TraceType,
+    budget: int | None,
+    on_progress: OnProgress,
+) -> TraceFacts:
+    """Run a model in this process and write its trace; see :func:`trace_checkpoint`."""
+    with unfinished_trace(out, None) as unfinished:
+        what = Recording(
+            os.fspath(out), os.fspath(unfinished), n_ctx, chunks, logits, dtype, budget
+        )
+        n_chunks = plan_chunks(runner, source, what)
+        require_vocabulary(runner, source.tokens[: n_chunks * n_ctx])
+        network = runner.network()
+        facts = record(runner, network, source, what, n_chunks, Channel(on_progress))
+        assert facts is not None  # a Ctrl-C raises here
+        return facts
+
+
+_SAMPLE = 1 << 16
+
+
+def files_facts(path: Path, files: Iterable[Path], architecture: str) -> ModelFacts:
+    """A model of several files by their sizes and a sample of their bytes."""
+    digest, size = hashlib.sha256(), 0
+    for file in files:
+        n = file.stat().st_size
+        size += n
+        digest.update(f"{file.name} {n}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLE))
+            stream.seek(max(0, n - _SAMPLE))
+            digest.update(stream.read(_SAMPLE))
+    return ModelFacts(os.fspath(path), architecture, path.name, None, size, digest.hexdigest())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.trace.reader import Trace
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import InputError
 
 Tokens = NDArray[np.int32]

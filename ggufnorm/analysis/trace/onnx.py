@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ggufnorm.analysis.drift.run import Progress, require_extent
+from ggufnorm.analysis.trace.compare import compare_runs
+from ggufnorm.analysis.trace.hf import files_facts, write_trace
 from ggufnorm.analysis.trace.ids import ids_run
-from ggufnorm.analysis.trace.observed import Observed, Plan, files_facts, write_trace
-from ggufnorm.analysis.trace.reader import Trace
-from ggufnorm.analysis.trace.replay import compare_traces
+from ggufnorm.analysis.trace.record import Source
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.progress import OnProgress, Progress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
+from ggufnorm.engines.base import Tokens
+from ggufnorm.engines.observed import ObservedRunner
 from ggufnorm.engines.onnx.session import OnnxSession
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import InputError
+from ggufnorm.engines.trace.reader import Trace
+from ggufnorm.engines.trace.runner import TraceRunner
+from ggufnorm.engines.worker import Channel
+from ggufnorm.errors import InputError, MismatchError
 from ggufnorm.formats.forms import parse
+from ggufnorm.runs.checks import require_extent, require_same_network
+from ggufnorm.runs.loop import ONCE
+from ggufnorm.runs.session import chunk_batches
 from ggufnorm.samples import text_to_run
-
-Tokens = NDArray[np.int32]
 
 _ANY_CHUNKS = 4
 """Chunks of random ids, where the plan does not say how many."""
@@ -42,7 +45,7 @@ def trace_onnx(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
     """Run an ONNX file in ONNX Runtime and write down its norms and logits.
 
@@ -74,7 +77,18 @@ def trace_onnx(
         ValueError: ``n_ctx`` or ``chunks`` is out of range.
     """
     require_extent(n_ctx, chunks)
-    plan = Plan(n_ctx, chunks, logits, dtype, budget)
+    session = _open(location, n_threads)
+    path = Path(location)
+    tokenizer = Tokenizer.beside(path)
+    if ids is None:
+        n_random = n_ctx * (chunks or _ANY_CHUNKS)
+        ids, text_name = _ids(session, tokenizer, text, text_name, n_random)
+    source = Source(files_facts(path, session.model.files(), "onnx"), ids, text_name)
+    runner = _runner(session, tokenizer, path, n_threads)
+    return write_trace(runner, source, out, n_ctx, chunks, logits, dtype, budget, on_progress)
+
+
+def _open(location: str, n_threads: int | None) -> OnnxSession:
     session = OnnxSession(location, n_threads=n_threads)
     if not session.norms:
         raise InputError(f"{location}: the graph has no norm")
@@ -82,24 +96,28 @@ def trace_onnx(
         raise InputError(
             f"{location}: it takes no token ids, and a trace is of tokens: use compare"
         )
-    path = Path(location)
-    tokenizer = Tokenizer.beside(path)
-    if ids is None:
-        ids, text_name = _ids(session, tokenizer, text, text_name, plan)
-    observed = Observed(
-        path=path,
-        model=files_facts(path, session.model.files(), "onnx"),
+    return session
+
+
+def _runner(
+    session: OnnxSession, tokenizer: Tokenizer | None, path: Path, n_threads: int | None
+) -> ObservedRunner:
+    return ObservedRunner(
+        os.fspath(path),
+        session.run,
         architecture="onnx",
-        n_vocab=lambda: session.n_vocab,
         n_threads=n_threads or os.cpu_count() or 1,
         tokenizer=tokenizer,
-        run=session.run,
+        n_vocab=lambda: session.n_vocab,
     )
-    return write_trace(observed, ids, text_name, out, plan, on_progress)
 
 
 def _ids(
-    session: OnnxSession, tokenizer: Tokenizer | None, text: str | None, text_name: str, plan: Plan
+    session: OnnxSession,
+    tokenizer: Tokenizer | None,
+    text: str | None,
+    text_name: str,
+    n_random: int,
 ) -> tuple[Tokens, str]:
     """Ids, and where they came from."""
     if tokenizer is not None:
@@ -107,8 +125,7 @@ def _ids(
         return tokenizer.ids(text), text_name
     if text is not None:
         raise InputError(f"{session.model.path}: no tokenizer beside it to run a text: give --ids")
-    n = plan.n_ctx * (plan.chunks or _ANY_CHUNKS)
-    ids = np.random.default_rng(0).integers(0, session.n_vocab, n)
+    ids = np.random.default_rng(0).integers(0, session.n_vocab, n_random)
     return ids.astype(np.int32), "random token ids"
 
 
@@ -117,7 +134,7 @@ def compare_with_onnx(
     quant: str,
     *,
     n_threads: int | None = None,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> DriftReport:
     """Compare a trace with an ONNX file, which is run on the trace's own tokens.
 
@@ -135,18 +152,18 @@ def compare_with_onnx(
     """
     is_model = [parse(location).kind == "onnx" for location in (ref, quant)]
     model, trace = (ref, quant) if is_model[0] else (quant, ref)
-    with tempfile.TemporaryDirectory() as folder, Trace(trace) as t:
-        own, f = Path(folder) / "run.safetensors", t.facts
-        trace_onnx(
-            model,
-            own,
-            text_name=f.text,
-            ids=ids_run(t),
-            n_ctx=f.n_ctx,
-            n_threads=n_threads,
-            logits=f.logits,
-            on_progress=on_progress,
-        )
-        with Trace(own) as run:
-            a, b = (run, t) if is_model[0] else (t, run)
-            return compare_traces(a, b, lambda _done, _seconds: None)
+    with Trace(trace) as t:
+        f, path = t.facts, Path(model)
+        on_progress(Progress(f"running {path}", 0, f.n_chunks))
+        session = _open(model, n_threads)
+        runner = _runner(session, Tokenizer.beside(path), path, n_threads)
+        runner.plan(chunk_batches(runner, ids_run(t), 0, f.n_ctx))
+        sides = [(runner.network(), os.fspath(path)), (f.network, t.path)]
+        (a, a_is), (b, b_is) = sides if is_model[0] else reversed(sides)
+        require_same_network(a, b, a_is, b_is)
+        if len(f.batches) != 1 or f.n_vocab != runner.n_vocab:
+            raise MismatchError(f"{model} cannot be compared with {trace}: it is another model")
+        facts = files_facts(path, session.model.files(), "onnx")
+        mine, theirs = (runner, facts), (TraceRunner(t), f.model)
+        both = (mine, theirs) if is_model[0] else (theirs, mine)
+        return compare_runs(both, {}, t, runner, Channel(on_progress), ONCE)

@@ -1,259 +1,224 @@
-"""The child's part of ``trace``: run a model once and write down what its stops show."""
+"""Records a run of any engine: what the file says of itself, and the chunks."""
 
 from __future__ import annotations
 
-import math
 import shutil
-import threading
-import time
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ggufnorm.analysis.drift.assemble import stated_norm, tensor_types
-from ggufnorm.analysis.drift.measure import (
-    chunk_batches,
-    count_chunks,
-    first_scored,
-    predicts,
-    side_facts,
-)
-from ggufnorm.analysis.drift.observe import Rows, token_rows, tokens_of
-from ggufnorm.analysis.drift.run import network_facts
-from ggufnorm.analysis.trace import layout
-from ggufnorm.analysis.trace.thin import thin_logits, thin_rows
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.core.trace import BatchFacts, NormFacts, StopFacts, TraceFacts
-from ggufnorm.engines.child import Emit
-from ggufnorm.engines.llama.binding import engine_version, read_node
-from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop, layer_of_node
-from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.tokens import tokens_of_job
-from ggufnorm.engines.llama.walk import Lane
+from ggufnorm.core.plain import to_plain
+from ggufnorm.core.progress import Progress
+from ggufnorm.core.tokens import token_rows
+from ggufnorm.core.trace import BatchFacts, NetworkFacts, StopFacts, TraceFacts, TraceType
+from ggufnorm.engines.base import Batch, Graph, HookPoint, Runner, Tokens, tokens_of
+from ggufnorm.engines.trace import layout
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
-from ggufnorm.formats.location import open_model
-from ggufnorm.formats.naming import layer_of
-from ggufnorm.formats.safetensors import SafetensorsWriter
+from ggufnorm.runs.lockstep import Replica
+from ggufnorm.runs.loop import ONCE, Loop, Policy, digest
+from ggufnorm.runs.probes.trace import TraceWriter
+from ggufnorm.runs.session import Session, chunk_batches, count_chunks
+from ggufnorm.runs.values import norm_facts
 
 
-def record(job: dict[str, Any], emit: Emit, stop: threading.Event) -> dict[str, Any]:
-    """Run the job of :func:`ggufnorm.analysis.trace.run.trace`.
+@dataclass(frozen=True)
+class Recording:
+    """What a trace is to hold, and where.
 
-    Returns:
-        ``facts``: a plain TraceFacts; None if the run was stopped before its end.
+    Attributes:
+        out: what messages call the file.
+        unfinished: the file to fill.
+        n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
+        chunks: run at most so many; None for the whole text.
+        logits: whether to store the logits of the scored positions.
+        dtype: how to store all other values.
+        budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        policy: how long the run lasts.
     """
-    with ExitStack() as stack:
-        run = _Recording(job, stack, emit)
-        done = run.execute(stop)
-        return {"facts": to_plain(run.facts) if done else None}
+
+    out: str
+    unfinished: str
+    n_ctx: int
+    chunks: int | None
+    logits: bool
+    dtype: TraceType
+    budget: int | None
+    policy: Policy = ONCE
 
 
-class _Recording:
-    """One run of one model, written down."""
+@dataclass(frozen=True)
+class Source:
+    """What is traced.
 
-    def __init__(self, job: dict[str, Any], stack: ExitStack, emit: Emit) -> None:
-        self.job, self.emit = job, emit
-        self.options = from_plain(EngineOptions, job["options"])
-        self.file = stack.enter_context(open_model(job["model"]["path"]))
-        emit({"type": "phase", "text": "loading the model"})
-        self.model = stack.enter_context(LlamaModel(self.file.path, self.options))
-        tokens = tokens_of_job(job, self.model)
-        self.n_ctx = self.options.n_ctx
-        self.n_chunks = count_chunks(len(tokens), self.n_ctx, job["chunks"])
-        self.n_text_tokens = len(tokens)
-        self.tokens = tokens[: self.n_chunks * self.n_ctx]
-        self.lane = Lane(self.model, self.options, frozenset(self.file.tensors), pin=False)
-        stack.enter_context(self.lane.context)
-        emit({"type": "phase", "text": "learning the graph"})
-        self.lane.plan(self.batches(0))
-        self.stops = [self._stops(graph) for graph in self.lane.graphs]
-        facts = self._describe()
-        self.facts = facts if job["budget"] is None else layout.thinned(facts, job["budget"])
+    Attributes:
+        model: its files.
+        tokens: of the text.
+        text: where they came from.
+    """
 
-    def _stops(self, graph: Graph) -> list[Stop]:
-        """The stops to be written: without logits, not what is as wide as they are either."""
-        wide = () if self.job["logits"] else (layout.LOGITS,)
-        return [s for s in graph.stops if not s.key.startswith(wide)]
-
-    def batches(self, i: int) -> list[Batch]:
-        """The i-th chunk, as the model wants it."""
-        return chunk_batches(self.lane, self.tokens, i, self.n_ctx)
-
-    def execute(self, stop: threading.Event) -> bool:
-        """Write all chunks; False if it was stopped before."""
-        self._announce()
-        path = Path(self.job["unfinished"])
-        started = time.monotonic()
-        try:
-            with SafetensorsWriter(
-                path, layout.entries(self.facts), layout.metadata(self.facts)
-            ) as writer:
-                for i in range(self.n_chunks):
-                    if stop.is_set():
-                        return False
-                    self._chunk(i, writer)
-                    self._progress(i + 1, started)
-                writer.finish()
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self.job['out']}: {error.strerror}: give another folder, or a"
-                " --budget"
-            ) from None
-        return True
-
-    def _progress(self, done: int, started: float) -> None:
-        self.emit({"type": "progress", "done": done, "total": self.n_chunks, "run": done,
-                   "tokens": self.n_ctx, "seconds": time.monotonic() - started})  # fmt: skip
-
-    def _announce(self) -> None:
-        """Say what the file will take, or that there is no room for it.
-
-        Raises:
-            InputError: there is none.
-        """
-        f, n, out = self.facts, layout.file_size(self.facts), self.job["out"]
-        free = shutil.disk_usage(Path(self.job["unfinished"]).parent).free
-        if n > free:
-            raise InputError(
-                f"{out} takes {n / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: give"
-                " another folder, a --budget, or fewer --chunks"
-            )
-        which = "every token" if f.stride == 1 else f"1 of {f.stride} tokens"
-        stops = sum(len(b.stops) for b in f.batches)
-        what = f"{stops} operations{' and the logits' if f.logits else ''}"
-        text = f"{out} takes {n / 1e6:,.1f} MB: {which} of {f.n_chunks} chunks at {what}"
-        self.emit({"type": "note", "text": text})
-
-    def _chunk(self, i: int, writer: SafetensorsWriter) -> None:
-        writer.write(layout.TOKENS, i, self.tokens[i * self.n_ctx : (i + 1) * self.n_ctx])
-        self.lane.context.clear()
-        for k, batch in enumerate(self.batches(i)):
-            self._batch(i, k, batch, writer)
-
-    def _batch(self, i: int, k: int, batch: Batch, writer: SafetensorsWriter) -> None:
-        stops, start = self.stops[k], i * self.n_ctx
-
-        def on_stop(n: int, address: int) -> bool:
-            rows = thin_rows(Rows.of(read_node(address), batch), start, self.facts.stride)
-            key = stops[n].key
-            self._check_range(key, rows.values)
-            writer.write(layout.stop_name(k, key), i, rows.values)
-            return True
-
-        self.lane.walk(self.lane.graphs[k], [s.index for s in stops], batch, on_stop)
-        if self.facts.batches[k].n_scored and layout.logits_stop(self.facts, k) is None:
-            logits = self.lane.context.logits(batch.n_outputs)
-            writer.write(layout.logits_name(k), i, thin_logits(logits, self.facts, k))
-
-    def _check_range(self, key: str, values: NDArray[np.float32]) -> None:
-        if self.facts.dtype == "f16" and values.size and not key.startswith(layout.LOGITS):
-            finite = np.abs(values, where=np.isfinite(values), out=np.zeros_like(values))
-            if finite.max() > np.finfo(np.float16).max:
-                raise InputError(
-                    f"{key} reaches {finite.max():.3g}, more than half precision holds: use"
-                    " --dtype f32"
-                )
-
-    # -- what the file says of itself ------------------------------------------------------
-
-    def _describe(self) -> TraceFacts:
-        """All facts, with every token kept."""
-        graphs, model = self.lane.graphs, self.model
-        predicting = predicts(graphs[-1])
-        logits = predicting and self.job["logits"]
-        skipped: dict[Skipped, None] = dict.fromkeys(s for g in graphs for s in g.skipped)
-        ids = np.unique(self.tokens).tolist()
-        return TraceFacts(
-            model=from_plain(ModelFacts, self.job["model"]),
-            network=network_facts(self.file),
-            engine=engine_version(),
-            options=side_facts(self.options),
-            n_threads=self.options.n_threads,
-            n_gpu_layers=self.options.n_gpu_layers,
-            text=self.job["text_name"],
-            n_text_tokens=self.n_text_tokens,
-            n_ctx=self.n_ctx,
-            n_chunks=self.n_chunks,
-            start=start_token(model),
-            stride=1,
-            dtype=self.job["dtype"],
-            n_vocab=model.n_vocab,
-            predicts=predicting,
-            logits=logits,
-            batches=tuple(
-                self._describe_batch(i, batch, logits) for i, batch in enumerate(self.batches(0))
-            ),
-            skipped=tuple(skipped),
-            pieces={str(i): model.piece(i) for i in ids},
-        )
-
-    def _describe_batch(self, i: int, batch: Batch, logits: bool) -> BatchFacts:
-        graph, stops, types = self.lane.graphs[i], self.stops[i], tensor_types(self.file)
-        keys = {s.index: s.key for s in stops}
-        n_scored = len(batch.following) if logits else 0
-        return BatchFacts(
-            first_scored=first_scored(self.model, batch) if n_scored else 0,
-            n_scored=n_scored,
-            stops=tuple(describe_stop(graph, s, batch, types) for s in stops),
-            norms=tuple(
-                self._describe_norm(n, keys[n.input], keys[n.output])
-                for n in graph.norms
-                if n.input in keys and n.output in keys
-            ),
-        )
-
-    def _describe_norm(self, norm: NormPlan, input_key: str, output_key: str) -> NormFacts:
-        stated = stated_norm(self.file, norm, output_key)
-        return NormFacts(
-            key=norm.key,
-            kind=norm.kind,
-            epsilon=norm.epsilon if math.isfinite(norm.epsilon) else None,
-            epsilon_metadata=stated.epsilon,
-            layer=stated.layer,
-            role=stated.role,
-            groups=norm.groups,
-            weight=norm.weight,
-            bias=norm.bias,
-            input=input_key,
-            output=output_key,
-        )
+    model: ModelFacts
+    tokens: Tokens
+    text: str
 
 
-def describe_stop(graph: Graph, stop: Stop, batch: Batch, types: dict[str, str]) -> StopFacts:
-    """What a trace says of a stop, all tokens kept.
+def plan_chunks(runner: Runner, source: Source, what: Recording) -> int:
+    """Learn the runner's graphs on the first chunk; how many chunks there are.
+
+    Raises:
+        TextError: there are fewer tokens than one chunk takes.
+    """
+    n_chunks = count_chunks(len(source.tokens), what.n_ctx, what.chunks)
+    runner.plan(chunk_batches(runner, source.tokens, 0, what.n_ctx))
+    return n_chunks
+
+
+def record(
+    runner: Runner,
+    network: NetworkFacts,
+    source: Source,
+    what: Recording,
+    n_chunks: int,
+    channel: Channel,
+) -> TraceFacts | None:
+    """Run a planned model chunk by chunk and write down what its hook points show.
 
     Args:
-        graph: that the stop belongs to.
-        stop: to be described.
-        batch: of the first chunk.
-        types: of the file's tensors by name.
+        runner: after :func:`plan_chunks`.
+        network: what another trace must share to be compared.
+        source: what is traced.
+        what: what the trace is to hold.
+        n_chunks: of :func:`plan_chunks`.
+        channel: for progress and cancellation.
+
+    Returns:
+        What the trace says of itself; None if the run ended before the trace was complete.
+
+    Raises:
+        InputError: the trace cannot be written, does not fit on the disk, or not even a few
+            tokens of it fit into the budget.
+        EngineError: the engine fails.
     """
-    ne = graph.nodes[stop.index].shape
+    facts = _describe(runner, network, source, what, n_chunks)
+    facts = facts if what.budget is None else layout.thinned(facts, what.budget)
+    _announce(facts, what, channel)
+    try:
+        with TraceWriter(Path(what.unfinished), facts) as writer:
+            session = Session([Replica(runner)], [writer], source.tokens, what.n_ctx)
+            job = digest(facts=to_plain(facts), tokens=source.tokens)
+            loop = Loop(channel, what.policy, job, {"trace": writer}, what.n_ctx)
+            for i in loop.units(n_chunks):
+                writer.write_tokens(i, source.tokens[i * what.n_ctx : (i + 1) * what.n_ctx])
+                session.chunk(i)
+            if loop.cut:
+                return None
+            writer.finish()
+    except OSError as error:
+        raise InputError(
+            f"cannot write {what.out}: {error.strerror}: give another folder, or a --budget"
+        ) from None
+    return facts
+
+
+def _announce(facts: TraceFacts, what: Recording, channel: Channel) -> None:
+    """Say how large the file will be, or that there is no room for it.
+
+    Raises:
+        InputError: there is none.
+    """
+    f, n = facts, layout.file_size(facts)
+    free = shutil.disk_usage(Path(what.unfinished).parent).free
+    if n > free:
+        raise InputError(
+            f"{what.out} takes {n / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: give"
+            " another folder, a --budget, or fewer --chunks"
+        )
+    which = "every token" if f.stride == 1 else f"1 of {f.stride} tokens"
+    hooks = sum(len(b.stops) for b in f.batches)
+    kept = f"{hooks} operations{' and the logits' if f.logits else ''}"
+    text = f"{what.out} takes {n / 1e6:,.1f} MB: {which} of {f.n_chunks} chunks at {kept}"
+    channel.emit(Progress(text, note=True))
+
+
+# -- what the file says of itself ----------------------------------------------------------------
+
+
+def _describe(
+    runner: Runner, network: NetworkFacts, source: Source, what: Recording, n_chunks: int
+) -> TraceFacts:
+    """All facts, with every token kept."""
+    tokens, info, can = source.tokens[: n_chunks * what.n_ctx], runner.info, runner.capabilities
+    logits = can.logits and what.logits
+    skipped: dict[Skipped, None] = dict.fromkeys(s for g in runner.graphs for s in g.skipped)
+    batches = chunk_batches(runner, tokens, 0, what.n_ctx)
+    return TraceFacts(
+        model=source.model,
+        network=network,
+        engine=info.engine,
+        options=info.options,
+        n_threads=info.n_threads,
+        n_gpu_layers=info.n_gpu_layers,
+        text=source.text,
+        n_text_tokens=len(source.tokens),
+        n_ctx=what.n_ctx,
+        n_chunks=n_chunks,
+        start=runner.start,
+        stride=1,
+        dtype=what.dtype,
+        n_vocab=runner.n_vocab,
+        predicts=can.predicts,
+        logits=logits,
+        batches=tuple(
+            _batch(runner, graph, batch, logits)
+            for graph, batch in zip(runner.graphs, batches, strict=True)
+        ),
+        skipped=tuple(skipped),
+        pieces=_pieces(runner, tokens),
+    )
+
+
+def _pieces(runner: Runner, tokens: Tokens) -> dict[str, str]:
+    pieces = {str(i): runner.piece(i) for i in np.unique(tokens).tolist()}
+    return pieces if any(pieces.values()) else {}
+
+
+def _batch(runner: Runner, graph: Graph, batch: Batch, logits: bool) -> BatchFacts:
+    # Without logits, what is as wide as they are is left out either.
+    wide = () if logits or not runner.capabilities.logits else (layout.LOGITS,)
+    hooks = [h for h in graph.hooks if not h.key.startswith(wide)]
+    keys = {h.index: h.key for h in hooks}
+    n_scored = len(batch.following) if logits else 0
+    return BatchFacts(
+        first_scored=batch.scored_from - batch.chunk_start if n_scored else 0,
+        n_scored=n_scored,
+        stops=tuple(_hook(runner, graph, h, batch) for h in hooks),
+        norms=tuple(
+            norm_facts(runner, n, keys[n.input], keys[n.output])
+            for n in graph.norms
+            if n.input in keys and n.output in keys
+        ),
+    )
+
+
+def _hook(runner: Runner, graph: Graph, hook: HookPoint, batch: Batch) -> StopFacts:
+    """A hook point, all tokens kept."""
+    ne = graph.nodes[hook.index].shape
     shape = (*(1,) * (4 - len(ne)), *ne[::-1])
     n_tokens, first = tokens_of(shape, batch)
     n_rows, channels = token_rows(np.broadcast_to(np.float32(0), shape), n_tokens).shape
     return StopFacts(
-        key=stop.key,
-        op=stop.op,
-        role=stop.role,
-        tensor=stop.tensor,
-        dtype=types.get(stop.tensor) if stop.tensor else None,
-        layer=layer_of(stop.tensor) if stop.tensor else layer_of_node(stop.key),
+        key=hook.key,
+        op=hook.op,
+        role=hook.role,
+        tensor=hook.tensor,
+        dtype=runner.dtypes.get(hook.tensor) if hook.tensor else None,
+        layer=hook.layer,
         shape=ne,
-        first=batch.first + first,
+        first=batch.first - batch.chunk_start + first,
         n_tokens=n_tokens,
         rows=n_rows // n_tokens,
         channels=channels,
     )
-
-
-def start_token(model: LlamaModel) -> int | None:
-    """The token that a chunk starts with whatever the text says, None for none."""
-    if model.is_embedding:
-        return None
-    return model.decoder_start if model.has_encoder else model.bos

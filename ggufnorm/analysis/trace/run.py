@@ -1,35 +1,34 @@
-"""``trace`` and ``compare``: check the files, run a child process, return what was found."""
+"""``trace`` and ``compare``: check the files, run a child process, return the result."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ggufnorm.analysis.drift.run import (
-    Progress,
-    SideOptions,
-    network_facts,
-    progress_of,
-    require_extent,
-    require_memory,
-    require_same_network,
-)
 from ggufnorm.analysis.inspection import model_facts
-from ggufnorm.analysis.trace.reader import Trace
 from ggufnorm.core.drift import DriftReport
-from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
-from ggufnorm.engines.child import run_in_child
-from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.engines.llama.tokens import text_of_job
+from ggufnorm.engines.trace.reader import Trace
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.replace import replacing
+from ggufnorm.runs.checks import (
+    MIN_CTX,
+    network_facts,
+    require_extent,
+    require_memory,
+    require_same_network,
+)
+from ggufnorm.runs.corpus import make_corpus
+from ggufnorm.runs.execute import execute
+from ggufnorm.runs.loop import Policy
+from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.samples import text_to_run
-
-_PLAIN = SideOptions()
 
 
 def trace(
@@ -42,12 +41,14 @@ def trace(
     chunks: int | None = None,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
-    options: SideOptions = _PLAIN,
+    options: SideOptions = PLAIN,
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: float = 5.0,
     check_memory: bool = True,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
     """Run a model on a text and write down what every watched operation gives.
 
@@ -65,6 +66,9 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        resume: a file in which progress is kept; if it holds some, the run goes on there. The
+            values so far lie beside it, in a file of the trace's size.
+        save_every: seconds between two saves of that file.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called as the run goes on; before it, with a note of what the file takes.
 
@@ -77,7 +81,7 @@ def trace(
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the model does not fit into memory.
-        KeyboardInterrupt: after a Ctrl-C; no trace is left.
+        KeyboardInterrupt: after a Ctrl-C; no trace is left, but for what ``resume`` keeps.
         ValueError: ``n_ctx`` or ``chunks`` is out of range.
     """
     require_extent(n_ctx, chunks)
@@ -89,27 +93,55 @@ def trace(
             require_memory([file], n_ctx, 1)
     if Path(out).exists() and Path(out).samefile(path):
         raise InputError(f"{out} is the model itself: give another file for the trace (-o)")
-    from ggufnorm.analysis.trace.record import record
+    from ggufnorm.analysis.trace.record import Recording
+    from ggufnorm.analysis.trace.task import TraceJob, run_trace
 
-    with replacing(out) as unfinished:
-        job = {
-            "model": to_plain(facts),
-            **text_of_job(text, [facts.path]),
-            "text_name": text_name,
-            "chunks": chunks,
-            "options": _engine_options(n_ctx, n_threads, n_gpu_layers, options),
-            "logits": logits,
-            "dtype": dtype,
-            "budget": budget,
-            "out": os.fspath(out),
-            "unfinished": os.fspath(unfinished),
-        }
-        result = run_in_child(
-            record, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    policy = Policy(None if resume is None else os.fspath(resume), save_every)
+    with unfinished_trace(out, policy.resume) as unfinished:
+        job = TraceJob(
+            model=facts,
+            corpus=make_corpus(text, text_name, [facts.path]),
+            options=options.engine(n_ctx, n_threads, n_gpu_layers),
+            what=Recording(
+                out=os.fspath(out),
+                unfinished=os.fspath(unfinished),
+                n_ctx=n_ctx,
+                chunks=chunks,
+                logits=logits,
+                dtype=dtype,
+                budget=budget,
+                policy=policy,
+            ),
         )
-        if result["facts"] is None:
+        found = execute(run_trace, job, on_progress, policy.resume).facts
+        if found is None:
             raise KeyboardInterrupt
-    return from_plain(TraceFacts, result["facts"])
+    return found
+
+
+@contextmanager
+def unfinished_trace(out: str | os.PathLike[str], resume: str | None) -> Iterator[Path]:
+    """The file to fill: it takes the place of ``out`` when it is complete.
+
+    Args:
+        out: the trace to write.
+        resume: the file in which progress is kept; the values lie beside it, and stay after an
+            error. None: nothing stays.
+
+    Raises:
+        InputError: a folder cannot be written.
+    """
+    if resume is None:
+        with replacing(out) as unfinished:
+            yield unfinished
+        return
+    values = Path(f"{resume}.values")
+    yield values
+    try:
+        values.replace(out)
+        Path(resume).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
 
 
 def compare(
@@ -118,13 +150,16 @@ def compare(
     *,
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
-    options: SideOptions = _PLAIN,
+    options: SideOptions = PLAIN,
+    resume: str | os.PathLike[str] | None = None,
+    save_every: float = 5.0,
+    budget: float | None = None,
     check_memory: bool = True,
-    on_progress: Callable[[Progress], None] = lambda _progress: None,
+    on_progress: OnProgress = no_progress,
 ) -> DriftReport:
     """Compare two traces, or a trace with a model that is run on the trace's own tokens.
 
-    The report is :func:`~ggufnorm.analysis.drift.run.drift`'s, without local errors: a trace
+    The report is :func:`ggufnorm.drift`'s, without local errors: a trace
     tells what came out of an operation, not what it does to another's input.
 
     Args:
@@ -133,6 +168,9 @@ def compare(
         n_threads: CPU threads for the model; None for all.
         n_gpu_layers: layers of the model to put on a GPU that llama.cpp was built for.
         options: how the model is run.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
+        save_every: seconds between two saves of that file.
+        budget: seconds after which no further chunk begins; None for no limit.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called as the run goes on.
 
@@ -144,45 +182,35 @@ def compare(
 
     A Ctrl-C ends a model's run after the current chunk and returns what was compared so far.
     """
+    require_extent(MIN_CTX, None, budget)
     paths = [local_path(ref), local_path(quant)]
     models = [_is_model(path) for path in paths]
     if all(models):
         raise InputError(f"{ref} and {quant} are both models: use drift")
+    policy = Policy(None if resume is None else os.fspath(resume), save_every, budget)
     if not any(models):
-        return _compare_traces(paths[0], paths[1], on_progress)
+        from ggufnorm.analysis.trace.compare import compare_traces
+
+        with Trace(paths[0]) as a, Trace(paths[1]) as b:
+            return compare_traces(a, b, Channel(on_progress), policy)
     model, trace_path = paths if models[0] else reversed(paths)
     with Trace(trace_path) as t, open_model(model) as file:
         sides = [(network_facts(file), file.path), (t.facts.network, t.path)]
-        (a, a_is), (b, b_is) = sides if models[0] else reversed(sides)
-        require_same_network(a, b, a_is, b_is)
+        (a_facts, a_is), (b_facts, b_is) = sides if models[0] else reversed(sides)
+        require_same_network(a_facts, b_facts, a_is, b_is)
         facts, n_ctx = model_facts(file), t.facts.n_ctx
         if check_memory:
             require_memory([file], n_ctx, 1)
-    job = {
-        "trace": os.fspath(trace_path),
-        "model": to_plain(facts),
-        "model_is_reference": models[0],
-        "options": _engine_options(n_ctx, n_threads, n_gpu_layers, options),
-    }
-    from ggufnorm.analysis.trace.replay import compare_with_model
+    from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
-    result = run_in_child(
-        compare_with_model, job, lambda message: on_progress(progress_of(message)), heeds_stop=True
+    job = BesideJob(
+        trace=os.fspath(trace_path),
+        model=facts,
+        model_is_reference=models[0],
+        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        policy=policy,
     )
-    return from_plain(DriftReport, result)
-
-
-def _compare_traces(ref: Path, quant: Path, on_progress: Callable[[Progress], None]) -> DriftReport:
-    from ggufnorm.analysis.trace.replay import compare_traces
-
-    with Trace(ref) as a, Trace(quant) as b:
-        total, n_ctx = a.facts.n_chunks, a.facts.n_ctx
-
-        def show(done: int, seconds: float) -> None:
-            speed = done * n_ctx / max(seconds, 1e-9)
-            on_progress(Progress("comparing", done, total, speed, seconds / done * (total - done)))
-
-        return compare_traces(a, b, show)
+    return execute(run_beside, job, on_progress, policy.resume)
 
 
 def _is_model(path: Path) -> bool:
@@ -196,13 +224,3 @@ def _is_model(path: Path) -> bool:
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
     return parse(path).kind in ("gguf", "mmproj")
-
-
-def _engine_options(
-    n_ctx: int, n_threads: int | None, n_gpu_layers: int, side: SideOptions
-) -> dict[str, object]:
-    threads = n_threads or os.cpu_count() or 1
-    plain: dict[str, object] = to_plain(
-        EngineOptions(n_ctx, threads, n_gpu_layers, **to_plain(side))
-    )
-    return plain

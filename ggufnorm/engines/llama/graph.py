@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Container
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.engines.base import Graph, HookPoint, Node, NormPlan, OperationRole
 from ggufnorm.engines.llama.binding import NodeView, is_readable
+from ggufnorm.formats.naming import layer_of
 
 NORM_OPS: dict[str, NormKind] = {
     "RMS_NORM": "rms",
@@ -27,104 +28,6 @@ NORM_OPS: dict[str, NormKind] = {
 VIEW_OPS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
 """Operations that compute nothing: ``ggml_op_is_empty`` without NONE."""
 COPY_OPS = frozenset({"CPY", "CONT", "CAST", "DUP"})
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of a graph.
-
-    Attributes:
-        key: its label, with ``@k`` behind it for the k-th repetition of that label: the
-            same in every run of one architecture, whatever the options.
-        sources: for each source the index of a node, or the name of a leaf (a weight,
-            an input, a cache).
-        source_shapes: ggml's ``ne`` of each source.
-    """
-
-    index: int
-    key: str
-    name: str
-    op: str
-    dtype: str
-    shape: tuple[int, ...]
-    params: bytes
-    sources: tuple[int | str, ...]
-    source_shapes: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class NormPlan:
-    """A norm in a graph: which nodes hold its input and its output.
-
-    Attributes:
-        key: name of the weight's tensor, or the output node's key for a norm without one.
-        epsilon: that the operation really uses (from ``op_params``), float32.
-        groups: of a GroupNorm.
-        input: index of the node whose value is the hidden state.
-        norm: index of the norm operation itself.
-        output: index of the last node of norm, weight and bias.
-        weight: tensor name, None for none.
-        weight_shape: ggml's ``ne`` of the weight as the graph multiplies it.
-        bias: tensor name, None for none.
-        bias_shape: ggml's ``ne`` of the bias as the graph adds it.
-    """
-
-    key: str
-    kind: NormKind
-    epsilon: float
-    groups: int | None
-    input: int
-    norm: int
-    output: int
-    weight: str | None
-    weight_shape: tuple[int, ...]
-    bias: str | None
-    bias_shape: tuple[int, ...]
-
-
-OperationRole = Literal[
-    "embedding",
-    "matmul",
-    "bias",
-    "attention",
-    "recurrent",
-    "activation",
-    "norm",
-    "residual",
-    "norm_input",
-    "output",
-    "other",
-]
-"""What a watched node does; ``norm_input`` only where none of the others fits."""
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A node at which a run is watched.
-
-    Attributes:
-        index: of the node in its graph.
-        key: of the node.
-        tensor: the file's tensor that the node reads, None for none.
-        pin: whether the value can be replaced (a view has no value of its own).
-    """
-
-    index: int
-    key: str
-    op: str
-    role: OperationRole
-    tensor: str | None
-    pin: bool
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The nodes of one decode, and what they mean."""
-
-    nodes: tuple[Node, ...]
-    norms: tuple[NormPlan, ...]
-    stops: tuple[Stop, ...]
-    skipped: tuple[Skipped, ...]
 
 
 _ATTENTION = re.compile(r"(?:^|\.)kqv_out(?:-\d+)?(?:@\d+)?$")
@@ -153,13 +56,13 @@ def build_graph(
         views: in the order of the scheduler's questions.
         tensors: names of the tensors in the model's file.
         prefix: put before each key: an encoder and a decoder use the same labels.
-        unfused_norms: make each norm operation a stop of its own.
+        unfused_norms: make each norm operation a hook point of its own.
     """
     nodes = _nodes(views, tensors, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
-    stops = _StopFinder(nodes, norms, finder, unfused_norms).find()
-    return Graph(nodes, norms, stops, skipped)
+    hooks = _HookFinder(nodes, norms, finder, unfused_norms).find()
+    return Graph(nodes, norms, hooks, skipped)
 
 
 _NUMBERED = re.compile(r"node_\d+$")
@@ -321,11 +224,11 @@ class _NormFinder:
         return source if source in self.tensors else None
 
 
-class _StopFinder:
-    """Chooses the nodes to watch.
+class _HookFinder:
+    """Chooses the hook points.
 
-    All that read a tensor of the file are among them, so everything between two stops is
-    computed without any of the file's numbers: with the values at the stops replaced by
+    All that read a tensor of the file are among them, so everything between two hook points is
+    computed without any of the file's numbers: with the values at the hook points replaced by
     the reference's, what is between cannot differ. The rest (attention, activations,
     residual sums, recurrent states) shows where drift passes.
     """
@@ -340,13 +243,13 @@ class _StopFinder:
         self.nodes, self.tensor = nodes, finder.tensor
         self.outputs = {n.output for n in norms}
         self.inputs = {n.input for n in norms}
-        # What lies inside a norm is not watched: the engine may fuse it (RMS_NORM + MUL).
+        # What lies inside a norm is no hook point: the engine may fuse it (RMS_NORM + MUL).
         self.inside = {i for n in norms for i in range(n.norm, n.output)} - self.inputs
         self.cores = {n.norm for n in norms} if unfused_norms else set()
         self.labelled_attention = any(_ATTENTION.search(n.key) for n in nodes)
 
-    def find(self) -> tuple[Stop, ...]:
-        stops = []
+    def find(self) -> tuple[HookPoint, ...]:
+        hooks = []
         for node in self.nodes:
             if not is_readable(node.dtype):
                 continue
@@ -358,8 +261,9 @@ class _StopFinder:
             own = node.op not in VIEW_OPS or node.op == "RESHAPE"
             tensor = tensors[0] if tensors else None
             pin = own and node.dtype == "F32"
-            stops.append(Stop(node.index, node.key, node.op, role, tensor, pin))
-        return tuple(stops)
+            layer = layer_of(tensor) if tensor else layer_of_node(node.key)
+            hooks.append(HookPoint(node.index, node.key, node.op, role, tensor, layer, pin))
+        return tuple(hooks)
 
     def role(self, node: Node, reads_file: bool) -> OperationRole | None:
         if node.index in self.outputs or node.index in self.cores:

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,6 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Task, run_in_child
 from ggufnorm.engines.llama.binding import NodeView, llama, read_node
 from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
 from ggufnorm.errors import EngineError, EngineMissingError
@@ -32,44 +32,49 @@ MakeBitmap = Callable[[Any, Any], int]
 _LEAF = "inp_raw"
 
 
-def inputs_in_child(
-    task: Task, mmproj: str | os.PathLike[str], given: NDArray[Any], **more: Any
-) -> list[Input]:
-    """Run a task that calls :func:`save_inputs`, and give the arrays that it saved.
+@dataclass(frozen=True)
+class InputJob:
+    """A picture or a sound, and the encoder whose input is wanted.
 
-    Args:
-        task: its job is the file ``mmproj`` and a ``folder`` that holds ``given.npy``.
+    Attributes:
         mmproj: the encoder's file, on this machine.
-        given: a picture or a sound.
-        more: is in the task's job, too.
-
-    Raises:
-        GgufnormError: whatever the task raised.
+        given: levels ``(height, width, 3)``, or samples.
+        rate: of a sound's samples, in Hz.
     """
-    with tempfile.TemporaryDirectory(prefix="ggufnorm-") as name:
-        folder = Path(name)
-        np.save(folder / "given.npy", given)
-        job = {"mmproj": os.fspath(mmproj), "folder": name, **more}
-        found = run_in_child(task, job, lambda _message: None)["runs"]
-        return [np.load(folder / file) for file in found]
+
+    mmproj: str
+    given: NDArray[Any]
+    rate: int = 0
 
 
-def save_inputs(job: dict[str, Any], make_bitmap: MakeBitmap) -> dict[str, Any]:
-    """The child's part of :func:`inputs_in_child`; the result names the arrays it saved.
+@dataclass(frozen=True)
+class Inputs:
+    """What the encoder is fed.
 
-    Each is of one run of the encoder, ``(batch, channels, height, width)``; of a sound the
-    height is mel bins and the width frames.
+    Attributes:
+        runs: one array per run of the encoder, ``(batch, channels, height, width)``; of a
+            sound the height is mel bins and the width frames.
+    """
+
+    runs: tuple[Input, ...]
+
+
+def capture_inputs(mmproj: str, make_bitmap: MakeBitmap) -> Inputs:
+    """What mtmd makes of a picture or a sound.
 
     Raises:
         EngineMissingError: llama-cpp-python lacks mtmd.
         EngineError: llama.cpp does not load the file, or fails with it.
     """
-    folder = Path(job["folder"])
-    names = []
-    for i, values in enumerate(_run(job["mmproj"], make_bitmap)):
-        names.append(f"run-{i}.npy")
-        np.save(folder / names[-1], values)
-    return {"runs": names}
+    capture = _Capture()
+    with Encoder(mmproj, capture.on_eval) as encoder:
+        for chunk in encoder.cut(make_bitmap):
+            encoder.encode(chunk)  # fails: its graph was left
+            if capture.error is not None:
+                raise capture.error
+    if not capture.runs:
+        raise EngineError(f"{mmproj}: no graph of llama.cpp's reads {_LEAF}")
+    return Inputs(tuple(capture.runs))
 
 
 class _Capture:
@@ -91,18 +96,6 @@ class _Capture:
         except BaseException as error:  # ctypes would swallow it
             self.error = error
             return True
-
-
-def _run(mmproj: str, make_bitmap: MakeBitmap) -> list[Input]:
-    capture = _Capture()
-    with Encoder(mmproj, capture.on_eval) as encoder:
-        for chunk in encoder.cut(make_bitmap):
-            encoder.encode(chunk)  # fails: its graph was left
-            if capture.error is not None:
-                raise capture.error
-    if not capture.runs:
-        raise EngineError(f"{mmproj}: no graph of llama.cpp's reads {_LEAF}")
-    return capture.runs
 
 
 def input_leaf(node: int) -> int | None:

@@ -6,17 +6,18 @@ import ctypes
 import os
 import re
 import tempfile
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineError
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -51,15 +52,15 @@ def quantize(
     target = Path(target)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantizing-") as folder:
         unfinished = Path(folder) / target.name
-        job = {
-            "source": os.fspath(source),
-            "target": str(unfinished),
-            "file_type": number,
-            "tensor_types": dict(tensor_types or {}),
-            "importance": _keep(importance, Path(folder)),
-            "n_threads": n_threads or os.cpu_count() or 1,
-        }
-        run_in_child(_quantize, job, lambda _message: None)
+        job = QuantizeJob(
+            source=os.fspath(source),
+            target=str(unfinished),
+            file_type=number,
+            tensor_types=dict(tensor_types or {}),
+            importance=dict(importance or {}),
+            n_threads=n_threads or os.cpu_count() or 1,
+        )
+        worker.call(quantize_file, job)
         unfinished.replace(target)
 
 
@@ -81,13 +82,29 @@ def quantized_sizes(
         ValueError: there is no such file type.
         EngineError: llama.cpp does not load the model.
     """
-    job = {
-        "source": os.fspath(source),
-        "file_types": {name: _file_type(name) for name in file_types},
-        "with_importance": with_importance,
-    }
-    sizes: dict[str, float] = run_in_child(_dry_run, job, lambda _message: None)
-    return sizes
+    numbers = {name: _file_type(name) for name in file_types}
+    return worker.call(dry_run, DryRunJob(os.fspath(source), numbers, with_importance))
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """What :func:`quantize` asks of its child."""
+
+    source: str
+    target: str
+    file_type: int
+    tensor_types: dict[str, str]
+    importance: dict[str, NDArray[np.float32]]
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class DryRunJob:
+    """What :func:`quantized_sizes` asks of its child."""
+
+    source: str
+    file_types: dict[str, int]
+    with_importance: bool
 
 
 def _file_type(name: str) -> int:
@@ -99,59 +116,45 @@ def _file_type(name: str) -> int:
         raise ValueError(f"there is no quantization named {name}") from None
 
 
-def _keep(importance: Importance | None, folder: Path) -> str | None:
-    """Write an importance matrix where the child finds it: it is too large for the job."""
-    if not importance:
-        return None
-    path = folder / "importance.npz"
-    columns: dict[str, Any] = {f"{i}": v for i, v in enumerate(importance.values())}
-    np.savez(path, names=np.array(list(importance)), **columns)
-    return str(path)
-
-
-def _quantize(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
+def quantize_file(job: QuantizeJob, _channel: Channel) -> None:
+    """The child's part of :func:`quantize`."""
     params, _kept = _parameters(job)
-    status, log = _run(job, job["target"], params)
+    status, log = _run(job.source, job.target, params)
     if status != 0:
-        raise EngineError(f"llama.cpp cannot quantize {job['source']}{_reason(log)}")
-    return {}
+        raise EngineError(f"llama.cpp cannot quantize {job.source}{_reason(log)}")
 
 
-def _dry_run(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, number in job["file_types"].items():
-        one = {"file_type": number, "n_threads": 1, "tensor_types": {}, "importance": None}
-        params, _kept = _parameters(one)
-        if job["with_importance"]:
+def dry_run(job: DryRunJob, _channel: Channel) -> dict[str, float]:
+    """The child's part of :func:`quantized_sizes`."""
+    found: dict[str, float] = {}
+    for name, number in job.file_types.items():
+        params, _kept = _parameters(QuantizeJob(job.source, "", number, {}, {}, 1))
+        if job.with_importance:
             params.imatrix = (llama().llama_model_imatrix_data * 1)()
         params.dry_run = True
-        status, log = _run(job, "", params)
+        status, log = _run(job.source, "", params)
         size = re.search(r"quant size\s*=\s*([\d.]+) MiB", log)
         if status == 0 and size and "will require an imatrix" not in log:
             found[name] = float(size[1]) * (1 << 20)
     return found
 
 
-def _parameters(job: dict[str, Any]) -> tuple[Any, list[Any]]:
+def _parameters(job: QuantizeJob) -> tuple[Any, list[Any]]:
     """``llama_model_quantize_params``, and what must live as long as they do."""
     from gguf import GGMLQuantizationType
 
     lib = llama()
     params = lib.llama_model_quantize_default_params()
-    params.ftype, params.nthread = job["file_type"], job["n_threads"]
+    params.ftype, params.nthread = job.file_type, job.n_threads
     kept: list[Any] = []
-    if job["tensor_types"]:  # both arrays end with a null name
-        overrides = (lib.llama_model_tensor_override * (len(job["tensor_types"]) + 1))()
-        for entry, (pattern, name) in zip(overrides, job["tensor_types"].items(), strict=False):
+    if job.tensor_types:  # both arrays end with a null name
+        overrides = (lib.llama_model_tensor_override * (len(job.tensor_types) + 1))()
+        for entry, (pattern, name) in zip(overrides, job.tensor_types.items(), strict=False):
             entry.pattern, entry.type = pattern.encode(), GGMLQuantizationType[name.upper()]
         params.tt_overrides = overrides
         kept.append(overrides)
-    if job["importance"]:
-        with np.load(job["importance"]) as file:
-            importance = {
-                str(name): np.ascontiguousarray(file[f"{i}"], np.float32)
-                for i, name in enumerate(file["names"])
-            }
+    if job.importance:
+        importance = {n: np.ascontiguousarray(v, np.float32) for n, v in job.importance.items()}
         matrix = (lib.llama_model_imatrix_data * (len(importance) + 1))()
         for entry, (name, values) in zip(matrix, importance.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size
@@ -161,7 +164,7 @@ def _parameters(job: dict[str, Any]) -> tuple[Any, list[Any]]:
     return params, kept
 
 
-def _run(job: dict[str, Any], target: str, params: Any) -> tuple[int, str]:
+def _run(source: str, target: str, params: Any) -> tuple[int, str]:
     """``llama_model_quantize``: its status and the last of what it logs."""
     lib, log = llama(), deque[str](maxlen=_LOG_LINES)
 
@@ -172,9 +175,8 @@ def _run(job: dict[str, Any], target: str, params: Any) -> tuple[int, str]:
     callback = lib.llama_log_callback(keep)
     lib.llama_log_set(callback, None)
     _CALLBACKS.append(callback)
-    source = job["source"].encode()
-    status = int(lib.llama_model_quantize(source, target.encode(), ctypes.byref(params)))
-    return status, "".join(log)
+    status = lib.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))
+    return int(status), "".join(log)
 
 
 _LOG_LINES = 64

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.errors import EngineError
 
@@ -49,27 +50,6 @@ class EngineOptions:
     cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
     unfused_norms: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one call of llama.cpp runs.
-
-    Attributes:
-        tokens: ids.
-        position: of the first of them in its sequence.
-        n_outputs: how many tokens at the end give an output (logits).
-        following: the token that really follows each output; the last may have none.
-        first: number of the first token in the whole text.
-        encode: run the encoder instead of the decoder.
-    """
-
-    tokens: NDArray[np.int32]
-    position: int
-    n_outputs: int
-    following: NDArray[np.int32]
-    first: int
-    encode: bool = False
 
 
 class LlamaModel:

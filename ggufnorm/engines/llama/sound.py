@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Emit
-from ggufnorm.engines.llama.mtmd import inputs_in_child, save_inputs
+from ggufnorm.engines import worker
+from ggufnorm.engines.llama.mtmd import InputJob, Inputs, capture_inputs
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 
 Spectrogram = NDArray[np.float32]
@@ -39,24 +38,24 @@ def capture_sound(
         EngineError: llama.cpp does not load the file, or fails or crashes with it.
         InputError: the file holds no audio encoder, or one for sounds of another rate.
     """
-    runs = inputs_in_child(watch, mmproj, np.ascontiguousarray(samples, np.float32), rate=rate)
-    return [run[0, 0] for run in runs]
+    job = InputJob(os.fspath(mmproj), np.ascontiguousarray(samples, np.float32), rate)
+    return [run[0, 0] for run in worker.call(watch_sound, job).runs]
 
 
-def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`capture_sound`: see :func:`.mtmd.save_inputs`."""
-    samples, rate = np.load(Path(job["folder"]) / "given.npy"), job["rate"]
+def watch_sound(job: InputJob, _channel: Channel) -> Inputs:
+    """The child's part of :func:`capture_sound`."""
+    samples, rate = job.given, job.rate
 
     def bitmap(mtmd: Any, context: Any) -> int:
         takes = mtmd.mtmd_get_audio_sample_rate(context)
         if takes < 0:
             raise InputError(
-                f"{job['mmproj']}: no audio encoder: give the mmproj file of an audio model"
+                f"{job.mmproj}: no audio encoder: give the mmproj file of an audio model"
             )
         if takes != rate:
-            raise InputError(f"{job['mmproj']}: takes sounds of {takes:,} Hz, not {rate:,} Hz")
+            raise InputError(f"{job.mmproj}: takes sounds of {takes:,} Hz, not {rate:,} Hz")
         data = samples.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         made: int = mtmd.mtmd_bitmap_init_from_audio(len(samples), data)
         return made
 
-    return save_inputs(job, bitmap)
+    return capture_inputs(job.mmproj, bitmap)

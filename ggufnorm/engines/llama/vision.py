@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Emit
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.binding import read_node, write_node
-from ggufnorm.engines.llama.mtmd import MakeBitmap, inputs_in_child, save_inputs
+from ggufnorm.engines.llama.mtmd import InputJob, Inputs, MakeBitmap, capture_inputs
+from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 
 Pictures = NDArray[np.float32]
@@ -37,15 +36,13 @@ def capture_pixels(mmproj: str | os.PathLike[str], picture: NDArray[np.uint8]) -
         EngineError: llama.cpp does not load the file, or fails or crashes with it.
         InputError: the file holds no image encoder.
     """
-    runs = inputs_in_child(watch, mmproj, np.ascontiguousarray(picture, np.uint8))
-    return [np.moveaxis(run, 1, -1) for run in runs]
+    job = InputJob(os.fspath(mmproj), np.ascontiguousarray(picture, np.uint8))
+    return [np.moveaxis(run, 1, -1) for run in worker.call(watch_picture, job).runs]
 
 
-def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`capture_pixels`: see :func:`.mtmd.save_inputs`."""
-    picture = np.load(Path(job["folder"]) / "given.npy")
-
-    return save_inputs(job, picture_bitmap(job["mmproj"], picture))
+def watch_picture(job: InputJob, _channel: Channel) -> Inputs:
+    """The child's part of :func:`capture_pixels`."""
+    return capture_inputs(job.mmproj, picture_bitmap(job.mmproj, job.given))
 
 
 def picture_bitmap(mmproj: str, picture: NDArray[np.uint8]) -> MakeBitmap:

@@ -1,11 +1,12 @@
-"""Learn the graph of a run, and stop at chosen nodes of the next one."""
+"""Learn the graph of a run, and call back at chosen nodes of the next one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ggufnorm.engines.base import Graph
 from ggufnorm.engines.llama.binding import NodeView
-from ggufnorm.engines.llama.graph import Graph, build_graph
+from ggufnorm.engines.llama.graph import build_graph
 from ggufnorm.errors import EngineError
 
 Run = Callable[[], None]
@@ -18,7 +19,7 @@ class GraphWatch:
     Args:
         path: of the model, for messages.
         tensors: names of the tensors in its file.
-        unfused_norms: make each norm operation a stop of its own.
+        unfused_norms: make each norm operation a hook point of its own.
         on_node: called with each node's address before it is computed.
     """
 
@@ -37,9 +38,9 @@ class GraphWatch:
         self._error: BaseException | None = None
         self._views: list[NodeView] | None = None
         self._next = 0
-        self._stops: dict[int, int] = {}
+        self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
-        self._on_stop: Callable[[int, int], bool] = lambda _stop, _address: True
+        self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
         """Run once and learn the graph.
@@ -56,17 +57,17 @@ class GraphWatch:
         self._views = None
         return graph
 
-    def walk(
-        self, graph: Graph, stops: Sequence[int], run: Run, on_stop: Callable[[int, int], bool]
+    def forward(
+        self, graph: Graph, at: Sequence[int], run: Run, on_done: Callable[[int, int], bool]
     ) -> None:
-        """Run and call ``on_stop(k, address)`` at the k-th of the given nodes.
+        """Run and call ``on_done(k, address)`` at the k-th of the given nodes.
 
         Raises:
             EngineError: the run failed, or the graph is not the one that was planned.
         """
         self._graph, self._next = graph, 0
-        self._stops = {index: k for k, index in enumerate(stops)}
-        self._on_stop = on_stop
+        self._wanted = {index: k for k, index in enumerate(at)}
+        self._on_node_done = on_done
         run()
         self._raise()
         if self._next != len(graph.nodes):
@@ -83,11 +84,16 @@ class GraphWatch:
                 return False
             if ask:
                 self._next += 1
-                return self._next - 1 in self._stops
+                return self._next - 1 in self._wanted
             return self._arrive(address)
         except BaseException as error:
             self._error = self._error or error
             return False
+
+    @property
+    def failed(self) -> bool:
+        """Whether a callback raised something, which the run then raises."""
+        return self._error is not None
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -102,4 +108,4 @@ class GraphWatch:
         node, now = self._graph.nodes[index], NodeView.at(address)
         if (node.name, node.op, node.shape) != (now.name, now.op, now.shape):
             raise self._changed(f"node {index} was {node.name} and now is {now.name}")
-        return self._on_stop(self._stops[index], address)
+        return self._on_node_done(self._wanted[index], address)

@@ -32,10 +32,10 @@ def test_a_hub_out_of_reach_is_no_illness(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(*_: object) -> dict[str, object]:
+    def missing(*_: object, **_how: object) -> dict[str, object]:
         raise EngineMissingError("this needs llama.cpp: pip install …")
 
-    monkeypatch.setattr(doctor, "run_in_child", missing)
+    monkeypatch.setattr(doctor.worker, "call", missing)
     examined = found(monkeypatch, "http://127.0.0.1:9")
     assert examined["llama.cpp"].state == "absent"
     assert "pip install" in examined["llama.cpp"].found

@@ -9,9 +9,9 @@ from typing import Any
 from ggufnorm.analysis.audit.registry import Problem, Rule, rule
 from ggufnorm.analysis.audit.rules.capture.common import capture_of, of_norms
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.analysis.drift.localise import F16_MAX
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.capture import NormCapture, Sighting
+from ggufnorm.core.floats import F16_MAX
 
 
 @rule("C401", "non-finite", "error")

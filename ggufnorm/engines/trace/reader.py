@@ -1,4 +1,4 @@
-"""Reads a trace back, one stop of one chunk at a time."""
+"""Reads a trace back, one hook point of one chunk at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.drift.observe import Rows
-from ggufnorm.analysis.trace import layout
 from ggufnorm.core.plain import from_plain
+from ggufnorm.core.rows import Rows
 from ggufnorm.core.trace import SCHEMA, VERSION, BatchFacts, TraceFacts, kept
-from ggufnorm.engines.llama.graph import Graph, Node, NormPlan, OperationRole, Stop
+from ggufnorm.engines.base import Graph, HookPoint, Node, NormPlan, OperationRole
+from ggufnorm.engines.trace import layout
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsReader
 
@@ -30,7 +30,7 @@ class Trace:
         path: as given.
         facts: what it says of itself.
         tokens: ``(chunks × tokens of a chunk,)``: the text's ids, as far as it was run.
-        graphs: of each batch of a chunk; they hold the stops and norms, and no other nodes.
+        graphs: of each batch of a chunk; they hold the hook points and norms, and no other nodes.
 
     Raises:
         InputError: the file cannot be opened, is no trace, or does not hold what it says.
@@ -109,19 +109,19 @@ class Trace:
         except (KeyError, ValueError) as error:
             raise self._wrong(str(error)) from None
 
-    def rows(self, batch: int, stop: int, chunk: int, stride: int) -> Rows:
-        """The values that one chunk gave at a stop.
+    def rows(self, batch: int, hook: int, chunk: int, stride: int) -> Rows:
+        """The values that one chunk gave at a hook point.
 
         Args:
             batch: which decode of the chunk.
-            stop: its number among that batch's stops.
+            hook: its number among that batch's hook points.
             chunk: which chunk.
             stride: of the tokens wanted; a multiple of the trace's own.
         """
         f = self.facts
-        s = f.batches[batch].stops[stop]
+        s = f.batches[batch].stops[hook]
         have, want = (kept(s.first, s.n_tokens, n) for n in (f.stride, stride))
-        values = self._file.read(layout.stop_name(batch, s.key), chunk)
+        values = self._file.read(layout.hook_name(batch, s.key), chunk)
         values = _thin(values, have, want).astype(np.float32)
         first = chunk * f.n_ctx + want.start
         return Rows(values.reshape(-1, s.channels), first, len(want), stride)
@@ -130,9 +130,9 @@ class Trace:
         """Logits of one chunk's scored positions, ``(positions, vocabulary)``."""
         f = self.facts
         have, want = layout.scored(f, batch), layout.scored(f, batch, stride)
-        at_stop = layout.logits_stop(f, batch)
-        if at_stop is not None:  # which may show one token more, that nothing follows
-            return self.rows(batch, at_stop, chunk, stride).values[: len(want)]
+        at_hook = layout.logits_hook(f, batch)
+        if at_hook is not None:  # which may show one token more, that nothing follows
+            return self.rows(batch, at_hook, chunk, stride).values[: len(want)]
         values = self._file.read(layout.logits_name(batch), chunk)
         return np.asarray(_thin(values, have, want), np.float32)
 
@@ -150,7 +150,7 @@ def _graph(batch: BatchFacts) -> Graph:
     """What the comparison asks of a graph."""
     index = {s.key: i for i, s in enumerate(batch.stops)}
     if len(index) < len(batch.stops):
-        raise ValueError("two stops have one name")
+        raise ValueError("two hook points have one name")
     return Graph(
         nodes=tuple(
             Node(i, s.key, s.key, s.op, "F32", s.shape, b"", (), ())
@@ -172,8 +172,8 @@ def _graph(batch: BatchFacts) -> Graph:
             )
             for n in batch.norms
         ),
-        stops=tuple(
-            Stop(i, s.key, s.op, cast(OperationRole, s.role), s.tensor, pin=False)
+        hooks=tuple(
+            HookPoint(i, s.key, s.op, cast(OperationRole, s.role), s.tensor, s.layer, pin=False)
             for i, s in enumerate(batch.stops)
         ),
         skipped=(),

@@ -16,7 +16,7 @@ LOGITS = "result_output"
 """llama.cpp's label of the logits, behind which a bias's or a scale's part may stand."""
 
 
-def stop_name(batch: int, key: str) -> str:
+def hook_name(batch: int, key: str) -> str:
     """Name of the array that holds a stop's values."""
     return f"{batch}/{key}"
 
@@ -42,17 +42,17 @@ def entries(facts: TraceFacts) -> dict[str, Entry]:
     n, dtype = facts.n_chunks, facts.dtype.upper()
     found = {TOKENS: Entry("I32", (n, facts.n_ctx))}
     for i, batch in enumerate(facts.batches):
-        at_stop = logits_stop(facts, i)
+        at_hook = logits_hook(facts, i)
         for k, s in enumerate(batch.stops):
             tokens = len(kept(s.first, s.n_tokens, facts.stride))
             shape = (n, tokens, s.rows, s.channels)
-            found[stop_name(i, s.key)] = Entry("F32" if k == at_stop else dtype, shape)
-        if batch.n_scored and at_stop is None:
+            found[hook_name(i, s.key)] = Entry("F32" if k == at_hook else dtype, shape)
+        if batch.n_scored and at_hook is None:
             found[logits_name(i)] = Entry("F32", (n, len(scored(facts, i)), facts.n_vocab))
     return found
 
 
-def logits_stop(facts: TraceFacts, batch: int) -> int | None:
+def logits_hook(facts: TraceFacts, batch: int) -> int | None:
     """Number of the stop whose values are the logits, None if none is."""
     for i, s in enumerate(facts.batches[batch].stops):
         if (s.key, s.rows, s.channels) == (LOGITS, 1, facts.n_vocab):

@@ -1,117 +1,34 @@
-"""``capture``: run one model on one short text and see what every norm does."""
+"""What every norm of one model does on a text: kinds, epsilons, spreads, residuals, peaks."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.drift.assemble import stated_norm
-from ggufnorm.analysis.drift.localise import F16_MAX
-from ggufnorm.analysis.drift.observe import WeightCache, recompute, repeat, token_rows, tokens_of
-from ggufnorm.analysis.drift.run import require_memory
-from ggufnorm.analysis.drift.verdict import KERNEL_RESIDUAL
 from ggufnorm.core.capture import Capture, NonFinite, NormCapture, Rows, Sample, Sighting, Spread
-from ggufnorm.core.floats import shortest_float32
+from ggufnorm.core.floats import F16_MAX, shortest_float32
 from ggufnorm.core.metrics import DifferenceSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.engines.child import Emit, run_in_child
-from ggufnorm.engines.llama.binding import engine_version
-from ggufnorm.engines.llama.graph import Graph, NormPlan, Stop, layer_of_node
-from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
-from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
-from ggufnorm.errors import EngineError, InputError
-from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.core.tokens import token_rows
+from ggufnorm.core.tolerances import KERNEL_RESIDUAL
+from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan, rows_of
+from ggufnorm.engines.llama.stated import stated_norm
+from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.samples import default_text
+from ggufnorm.runs.recompute import WeightCache, recompute, repeat
+from ggufnorm.runs.session import Probe
 
 Array = NDArray[np.float32]
 
-N_TOKENS = 128
-"""Length of the text, where the model's context is not shorter."""
-_LETTERS = 64
-"""Letters of the text to a token, more than enough."""
 _SAMPLED_ROWS = 4
 _MOST_SAMPLES = 16
 """Norms of which rows are kept, the first that are out of line."""
 NARROW = F16_MAX / 4
 """Values above this are noted."""
-
-
-def capture(
-    location: str | os.PathLike[str],
-    *,
-    text: str | None = None,
-    n_tokens: int = N_TOKENS,
-    n_threads: int | None = None,
-) -> Capture:
-    """Run a model once and note what its norms do.
-
-    Args:
-        location: of the model; it must be on this machine
-            (:mod:`ggufnorm.formats.location`).
-        text: what to run; None for the bundled text.
-        n_tokens: of the text, fewer where the model's context is shorter.
-        n_threads: CPU threads; None for all.
-
-    Raises:
-        InputError: the model cannot be opened, or is not on this machine.
-        EngineMissingError: llama-cpp-python is not installed.
-        MemoryLimitError: the model does not fit into the memory.
-        EngineError: llama.cpp does not load the model, or fails or crashes with it.
-    """
-    path = local_path(location)
-    with open_model(path) as file:
-        n_ctx = min(
-            n_tokens, file.metadata.integer(f"{file.architecture}.context_length") or n_tokens
-        )
-        require_memory([file], n_ctx, 1)
-    job = {
-        "file": os.fspath(path),
-        "model": os.fspath(path),
-        "text": (text or default_text())[: _LETTERS * n_ctx],
-        "options": to_plain(EngineOptions(n_ctx, n_threads or os.cpu_count() or 1)),
-    }
-    return run_capture(job)
-
-
-def run_capture(job: dict[str, Any]) -> Capture:
-    """Do the job of :func:`watch` in a child process."""
-    return from_plain(Capture, run_in_child(watch, job, lambda _message: None))
-
-
-def watch(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[str, Any]:
-    """The child's part of :func:`capture`; the result is a plain Capture.
-
-    Args:
-        job: ``model`` is run with ``options`` on ``text``, ``file`` says what its norms are.
-    """
-    options = from_plain(EngineOptions, job["options"])
-    with ExitStack() as stack:
-        file = stack.enter_context(open_model(job["file"]))
-        model = stack.enter_context(LlamaModel(job["model"], options))
-        lane = Lane(model, options, frozenset(file.tensors), pin=False)
-        stack.enter_context(lane.context)
-        tokens = model.tokenize(job["text"])[: options.n_ctx]
-        if len(tokens) == 0:
-            raise EngineError(f"{file.path}: llama.cpp cuts the text into no tokens")
-        batches = cut_chunk(model, tokens, 0, lane.context.max_batch)
-        lane.plan(batches)
-        watcher = Watcher(lane.graphs, file)
-        lockstep = Lockstep([lane])
-        lane.context.clear()
-        for i, batch in enumerate(batches):
-            lockstep.run(i, batch, watcher.meet)
-        plain: dict[str, Any] = to_plain(watcher.result(len(tokens)))
-        return plain
 
 
 @dataclass
@@ -130,8 +47,13 @@ class _NormSum:
     sample: Sample | None = None
 
 
-class Watcher:
-    """Observes a walk of one lane; see :data:`ggufnorm.engines.llama.walk.Observer`."""
+class NormCaptures(Probe):
+    """Watches the one replica of a run.
+
+    Args:
+        graphs: of each batch of a chunk.
+        file: that says what the norms are.
+    """
 
     def __init__(self, graphs: Sequence[Graph], file: ModelFile) -> None:
         self._file, self._weights = file, WeightCache(file)
@@ -146,15 +68,15 @@ class Watcher:
         self._inputs: dict[str, Array] = {}
         self._skipped = {s.what: s for graph in graphs for s in graph.skipped}
         self._non_finite: Sighting | None = None
-        self._peaks: dict[str, tuple[Stop, Peak]] = {}
+        self._peaks: dict[str, tuple[HookPoint, Peak]] = {}
 
-    def meet(self, stop: Stop, batch: Batch, values: Sequence[Array]) -> None:
-        """The one lane at a stop."""
-        (value,) = values
-        self._look(stop, batch, value)
-        if stop.key in self._last_use:
-            self._inputs[stop.key] = value.copy()
-        norm = self._norms.get(stop.key)
+    def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+        """The one replica at a hook point."""
+        value = values[0].value
+        self._note_peak(hook, batch, value)
+        if hook.key in self._last_use:
+            self._inputs[hook.key] = value.copy()
+        norm = self._norms.get(hook.key)
         if norm is None:
             return
         x = self._inputs.get(norm.input_key)
@@ -162,72 +84,74 @@ class Watcher:
             self._skip(norm, "its input was not seen")
         else:
             self._add(norm, batch, x, value)
-        if self._last_use[norm.input_key] == stop.key:
+        if self._last_use[norm.input_key] == hook.key:
             self._inputs.pop(norm.input_key, None)
 
     def _skip(self, norm: _NormSum, reason: str) -> None:
         self._skipped.setdefault(norm.plan.key, Skipped(norm.plan.key, reason))
 
-    def _look(self, stop: Stop, batch: Batch, value: Array) -> None:
-        n_tokens, first = tokens_of(value.shape, batch)
-        rows, first = token_rows(value, n_tokens), batch.first + first
+    def _note_peak(self, hook: HookPoint, batch: Batch, value: Array) -> None:
+        found = rows_of(value, batch)
+        rows, first, n_tokens = found.values, found.first_token, found.n_tokens
         if self._non_finite is None and not np.isfinite(rows).all():
             row, channel = divmod(int(np.argmin(np.isfinite(rows))), rows.shape[1])
             token = first + row // max(1, len(rows) // max(1, n_tokens))
-            found = float(rows[row, channel])
-            self._non_finite = self._sighting(stop, Peak(found, token, channel))
-        seen = PeakSum(self._peaks[stop.key][1] if stop.key in self._peaks else None)
+            self._non_finite = self._sighting(hook, Peak(float(rows[row, channel]), token, channel))
+        seen = PeakSum(self._peaks[hook.key][1] if hook.key in self._peaks else None)
         seen.add(rows, first, n_tokens)
         if seen.peak is not None and abs(seen.peak.value) > NARROW:
-            self._peaks[stop.key] = stop, seen.peak
+            self._peaks[hook.key] = hook, seen.peak
 
-    def _sighting(self, stop: Stop, peak: Peak) -> Sighting:
-        tensor = self._tensor(stop)
+    def _sighting(self, hook: HookPoint, peak: Peak) -> Sighting:
+        tensor = self._tensor(hook)
         return Sighting(
-            node=stop.key,
-            op=stop.op,
+            node=hook.key,
+            op=hook.op,
             tensor=tensor,
-            layer=layer_of(tensor) if tensor else layer_of_node(stop.key),
+            layer=layer_of(tensor) if tensor else hook.layer,
             token=peak.token,
             channel=peak.channel,
             value=peak.value if np.isfinite(peak.value) else None,
             non_finite=_name(peak.value),
-            in_f16=stop.key in self._half,
+            in_f16=hook.key in self._half,
         )
 
-    def _tensor(self, stop: Stop) -> str | None:
-        """What a stop reads; of a norm the weight, unless only the bias is not finite."""
-        norm = self._norms.get(stop.key)
+    def _tensor(self, hook: HookPoint) -> str | None:
+        """What a hook point reads; of a norm the weight, unless only the bias is not finite."""
+        norm = self._norms.get(hook.key)
         if norm is None or norm.plan.weight is None or norm.plan.bias is None:
-            return stop.tensor
+            return hook.tensor
         weight, bias = norm.plan.weight, norm.plan.bias
         finite = [bool(np.isfinite(self._weights.get(name)).all()) for name in (weight, bias)]
         return bias if finite == [True, False] else weight
 
     def _add(self, norm: _NormSum, batch: Batch, x: Array, y: Array) -> None:
-        n_tokens, first = tokens_of(x.shape, batch)
-        rows = token_rows(x, n_tokens)
+        into, out = rows_of(x, batch), rows_of(y, batch)
+        rows = into.values
         norm.n_rows += len(rows)
         norm.zero_inputs += int((~rows.any(axis=1)).sum())
-        norm.zero_outputs += int((~token_rows(y, n_tokens).any(axis=1)).sum())
+        norm.zero_outputs += int((~token_rows(y, into.n_tokens).any(axis=1)).sum())
         spread = _spread(norm.plan, rows)
-        of_token = np.arange(len(spread)) * n_tokens // max(1, len(spread)) + batch.first + first
+        tokens = np.arange(len(spread)) * into.n_tokens // max(1, len(spread)) + into.first_token
         seen = np.isfinite(spread) & (spread > 0)
         norm.spreads.append(spread[seen])
-        norm.tokens.append(of_token[seen])
+        norm.tokens.append(tokens[seen])
         try:
             expected = recompute(norm.plan, x, y.shape, self._weights)
         except (InputError, KeyError, ValueError) as error:
             self._skip(norm, str(error))
             return
-        n_out, first_out = tokens_of(y.shape, batch)
-        out, again = token_rows(y, n_out), token_rows(expected, n_out)
-        norm.residual.add(again, out, batch.first + first_out, n_out)
+        rows_of(expected, batch).compare((norm.residual, out))
         if norm.sample is None:
             norm.sample = _sample(norm.plan, x, y, self._weights)
 
-    def result(self, n_tokens: int) -> Capture:
-        """All that was seen."""
+    def result(self, n_tokens: int, engine: str) -> Capture:
+        """All that was seen.
+
+        Args:
+            n_tokens: of the text.
+            engine: that ran it.
+        """
         n_samples = 0
         norms = []
         for norm in self._norms.values():
@@ -239,10 +163,10 @@ class Watcher:
             norms=tuple(norms),
             tensors=tuple(sorted(_read_tensors(self._graphs, self._file))),
             first_non_finite=self._non_finite,
-            peaks=tuple(self._sighting(stop, peak) for stop, peak in self._peaks.values()),
+            peaks=tuple(self._sighting(hook, peak) for hook, peak in self._peaks.values()),
             skipped=tuple(self._skipped.values()),
             n_tokens=n_tokens,
-            engine=engine_version(),
+            engine=engine,
         )
 
     def _norm(self, norm: _NormSum, residual: float | None, sample: Sample | None) -> NormCapture:

@@ -1,0 +1,51 @@
+"""What is asked of an attribution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggufnorm.core.attribution import By
+from ggufnorm.core.drift import ModelFacts
+from ggufnorm.core.plain import to_plain
+from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.loop import Policy, digest
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which figures; see :func:`ggufnorm.attribute`.
+
+    Attributes:
+        shares: whether to measure shares, or the total and local errors alone.
+    """
+
+    by: By = "tensor"
+    rest: float = 0.05
+    norms: bool = True
+    shares: bool = True
+
+
+@dataclass(frozen=True)
+class AttributionJob:
+    """What the child runs.
+
+    Attributes:
+        side_by_side: most copies of a chunk to run at once.
+    """
+
+    reference: ModelFacts
+    quant: ModelFacts
+    by: By
+    rest: float
+    norms: bool
+    shares: bool
+    corpus: Corpus
+    chunks: int | None
+    options: EngineOptions
+    side_by_side: int
+    policy: Policy
+
+    def digest(self) -> str:
+        """Of all but the policy."""
+        return digest(**to_plain(self, leave_out=("policy",)))

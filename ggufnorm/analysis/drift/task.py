@@ -1,0 +1,126 @@
+"""The child's part of ``drift``: run both models in lockstep, and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ggufnorm.analysis.drift.report import Text, drift_report
+from ggufnorm.analysis.drift.verdict import judge
+from ggufnorm.analysis.drift.weights import weight_error
+from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.plain import to_plain
+from ggufnorm.core.progress import Progress
+from ggufnorm.engines.llama.runner import LlamaRunner
+from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.worker import Channel
+from ggufnorm.formats.location import open_model
+from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.lockstep import Replica
+from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
+from ggufnorm.runs.probes.logits import LogitSums
+from ggufnorm.runs.session import Session, chunk_batches, count_chunks
+
+
+@dataclass(frozen=True)
+class DriftJob:
+    """What :func:`ggufnorm.drift` asks of its child; see its arguments."""
+
+    version: str
+    reference: ModelFacts
+    quant: ModelFacts
+    corpus: Corpus
+    chunks: int | None
+    options_ref: EngineOptions
+    options: EngineOptions
+    floor: bool
+    policy: Policy
+
+    def digest(self) -> str:
+        """Of all but the policy."""
+        return digest(**to_plain(self, leave_out=("policy",)))
+
+
+def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
+    """Run all chunks, or as many as there is time for, and report."""
+    with ExitStack() as stack:
+        return _Drift(job, stack, channel).execute()
+
+
+class _Drift:
+    """One drift run: loaded, walked, reported."""
+
+    def __init__(self, job: DriftJob, stack: ExitStack, channel: Channel) -> None:
+        self.job, self.channel = job, channel
+        self.options = {REFERENCE: job.options_ref, FREE: job.options}
+        self.files = {
+            REFERENCE: stack.enter_context(open_model(job.reference.path)),
+            FREE: stack.enter_context(open_model(job.quant.path)),
+        }
+        self.models = self._load(stack)
+        self.n_ctx = job.options.n_ctx
+        self.tokens = job.corpus.encode(*self.models.values())
+        self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
+        sides = [REFERENCE, FREE, FREE, *([REFERENCE] if job.floor else [])]
+        self.runners = [
+            stack.enter_context(LlamaRunner(self.models[i], self.options[i], self.files[i]))
+            for i in sides
+        ]
+        self._plan()
+        self.session = self._session()
+
+    def _load(self, stack: ExitStack) -> dict[int, LlamaModel]:
+        self.channel.emit(Progress("loading the reference"))
+        options, path = self.options, self.files[REFERENCE].path
+        reference = stack.enter_context(LlamaModel(path, options[REFERENCE]))
+        same = options[FREE].use_extra_bufts == options[REFERENCE].use_extra_bufts
+        if same and self.job.reference.path == self.job.quant.path:
+            return {REFERENCE: reference, FREE: reference}
+        self.channel.emit(Progress("loading the model under test"))
+        quant = stack.enter_context(LlamaModel(self.files[FREE].path, options[FREE]))
+        return {REFERENCE: reference, FREE: quant}
+
+    def _plan(self) -> None:
+        self.channel.emit(Progress("learning the graphs"))
+        first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
+        for runner in self.runners[:PINNED]:
+            runner.plan(first)
+        self.runners[PINNED].graphs = self.runners[FREE].graphs
+        for runner in self.runners[FLOOR:]:
+            runner.graphs = self.runners[REFERENCE].graphs
+
+    def _session(self) -> Session:
+        graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
+        self.sums = DriftSums(list(zip(*graphs, strict=True)), self.files)
+        self.logits = LogitSums([FREE, *range(FLOOR, len(self.runners))])
+        replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
+        return Session(replicas, [self.sums, self.logits], self.tokens, self.n_ctx)
+
+    def execute(self) -> DriftReport:
+        """Run the chunks and report."""
+        keeps = {"drift": self.sums, "logits": self.logits}
+        loop = Loop(self.channel, self.job.policy, self.job.digest(), keeps, self.n_ctx)
+        for i in loop.units(self.n_chunks):
+            self.session.chunk(i)
+        return drift_report(
+            (self.job.reference, self.job.quant),
+            self.session,
+            self.sums,
+            self.logits,
+            self.files,
+            Text(self.job.corpus.name, self.tokens, len(self.tokens), self.n_ctx, self.n_chunks),
+            loop,
+            self._judge,
+        )
+
+    def _judge(
+        self,
+        norms: Sequence[NormDrift],
+        operations: Sequence[OperationDrift],
+        logits: LogitStatistics | None,
+    ) -> tuple[Culprit | None, str]:
+        reference, quant = self.files[REFERENCE], self.files[FREE]
+        return judge(norms, operations, logits, lambda name: weight_error(reference, quant, name))

@@ -1,0 +1,245 @@
+"""A model in llama.cpp as a runner: its batches, its graph, its values at hook points."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.drift import SideFacts
+from ggufnorm.core.rows import Rows
+from ggufnorm.engines.base import (
+    Activation,
+    Array,
+    Batch,
+    Capabilities,
+    EngineInfo,
+    Graph,
+    NormPlan,
+    OnActivation,
+    StatedNorm,
+    Tokens,
+    predicts,
+    rows_of,
+)
+from ggufnorm.engines.llama.binding import (
+    NodeView,
+    engine_version,
+    is_contiguous,
+    read_integers,
+    read_node,
+    view_node,
+    write_node,
+)
+from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.llama.stated import stated_norm
+from ggufnorm.engines.llama.watch import GraphWatch
+from ggufnorm.formats.model_file import ModelFile
+
+
+class LlamaActivation:
+    """A just-computed node of llama.cpp's graph; see :class:`~ggufnorm.engines.base.Activation`.
+
+    Attributes:
+        address: of ggml's tensor.
+    """
+
+    def __init__(self, address: int, batch: Batch) -> None:
+        self.address, self._batch = address, batch
+
+    @functools.cached_property
+    def value(self) -> Array:
+        """Where it lies, read-only."""
+        return view_node(self.address)
+
+    def rows(self, stride: int = 1) -> Rows:
+        """Its rows, of every ``stride``-th token."""
+        return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
+
+    def replace(self, values: Array) -> None:
+        """Go on with other values."""
+        if is_contiguous(self.address):
+            write_node(self.address, values)
+
+    def product(self) -> tuple[tuple[int, ...], Array, NDArray[np.int32] | None]:
+        """Of a matrix product: the weight's shape, the input, and the experts' numbers.
+
+        Returns:
+            ggml's ``ne`` of the weight; ``(ne[3], ne[2], ne[1], ne[0])`` of the input; the same
+            of the chosen experts' numbers, None where there are none.
+        """
+        weight, x, *ids = NodeView.at(self.address).sources
+        chosen = read_integers(ids[0]) if ids else None
+        return NodeView.at(weight).shape, read_node(x), chosen
+
+
+class LlamaRunner:
+    """A model in llama.cpp. A context manager; see :class:`~ggufnorm.engines.base.Runner`.
+
+    Args:
+        model: the loaded weights.
+        options: how to run them.
+        file: that they were loaded from.
+        n_seq: how many copies of each batch run side by side, each a sequence of its own.
+
+    Raises:
+        EngineError: llama.cpp cannot make the context.
+    """
+
+    def __init__(
+        self, model: LlamaModel, options: EngineOptions, file: ModelFile, n_seq: int = 1
+    ) -> None:
+        self.model, self.options, self.file, self.path = model, options, file, model.path
+        self.graphs: list[Graph] = []
+        self.dtypes = {name: tensor.dtype for name, tensor in file.tensors.items()}
+        self.n_vocab, self.start = model.n_vocab, start_token(model)
+        tensors = frozenset(file.tensors)
+        self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
+        self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
+
+    def __enter__(self) -> LlamaRunner:
+        self.context.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.context.__exit__(kind, error, trace)
+
+    @property
+    def info(self) -> EngineInfo:
+        """Which llama.cpp, and how it runs the model."""
+        o = self.options
+        return EngineInfo(engine_version(), side_facts(o), o.n_threads, o.n_gpu_layers)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can do here."""
+        logits = bool(self.graphs) and predicts(self.graphs[-1])
+        add = self.model.attends_only
+        return Capabilities(pin=True, add=add, predicts=logits, logits=logits, weights=True)
+
+    def stated(self, plan: NormPlan, output_key: str) -> StatedNorm:
+        """What the file says of a norm."""
+        return stated_norm(self.file, plan, output_key)
+
+    def piece(self, token: int) -> str:
+        """The text of a token id."""
+        return self.model.piece(token)
+
+    def batches(self, tokens: Tokens, first: int) -> list[Batch]:
+        """Cut a chunk into batches; see :func:`cut_chunk`."""
+        return cut_chunk(self.model, tokens, first, self.context.max_batch)
+
+    def plan(self, chunk: Sequence[Batch]) -> None:
+        """Decode a chunk once and learn the graph of each of its batches."""
+        self.begin_chunk()
+        self.graphs.clear()
+        for batch in chunk:
+            decode = functools.partial(self.context.decode, batch)
+            self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
+
+    def begin_chunk(self) -> None:
+        """Forget all tokens."""
+        self.context.clear()
+
+    def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
+        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+
+        def on_node(n: int, address: int) -> bool:
+            return on_activation(n, LlamaActivation(address, batch))
+
+        decode = functools.partial(self.context.decode, batch)
+        self._watch.forward(self.graphs[k], at, decode, on_node)
+
+    def logits(self, k: int, batch: Batch, positions: range) -> Array:
+        """Logits of the last batch, ``(positions, vocabulary)``: a view."""
+        found: Array = self.all_logits(batch)[0][_within(batch, positions)]
+        return found
+
+    def all_logits(self, batch: Batch) -> Array:
+        """Of every copy, ``(n_seq, outputs, vocabulary)``: a view."""
+        n_seq = self.context.n_seq
+        shape = (n_seq, batch.n_outputs, self.model.n_vocab)
+        logits: Array = self.context.logits(batch.n_outputs).reshape(shape)
+        return logits
+
+
+def _within(batch: Batch, positions: range) -> slice:
+    start = positions.start - batch.scored_from
+    return slice(start, start + positions.stop - positions.start, positions.step)
+
+
+def operand(value: Activation) -> LlamaActivation:
+    """A value of llama.cpp's, of which more can be told.
+
+    Raises:
+        TypeError: it comes from another engine.
+    """
+    if not isinstance(value, LlamaActivation):
+        raise TypeError(f"{type(value).__name__} is not a node of llama.cpp's")
+    return value
+
+
+def side_facts(options: EngineOptions) -> SideFacts:
+    """What a report says of one side's options."""
+    return SideFacts(
+        flash_attention=options.flash_attention,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+        use_extra_bufts=options.use_extra_bufts,
+        unfused_norms=options.unfused_norms,
+    )
+
+
+def start_token(model: LlamaModel) -> int | None:
+    """The token that a chunk starts with whatever the text says, None for none."""
+    if model.is_embedding:
+        return None
+    return model.decoder_start if model.has_encoder else model.bos
+
+
+def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> list[Batch]:
+    """Cut a chunk into the batches that its model wants.
+
+    - A decoder gets the chunk in batches, its first token replaced by BOS if the model
+      wants one, and gives logits for the second half, as llama-perplexity does.
+    - An encoder-decoder reads the first half and predicts the second.
+    - An embedding model gets all at once and gives no logits.
+
+    Args:
+        model: that is going to run it.
+        tokens: of the chunk.
+        first: number of the chunk's first token in the whole text.
+        max_batch: most tokens in one batch.
+    """
+    half = len(tokens) // 2
+    nothing = tokens[:0]
+    if model.is_embedding:
+        return [Batch(tokens, 0, len(tokens), nothing, first, first, first)]
+    if model.has_encoder:
+        start = np.array([model.decoder_start], np.int32)
+        inner = np.concatenate([start, tokens[half:-1]])
+        middle = first + half
+        return [
+            Batch(tokens[:half], 0, half, nothing, first, first, first, encode=True),
+            # The extra token that the decoder starts with predicts the half's first.
+            Batch(inner, 0, len(inner), tokens[half:], middle, first, middle - 1),
+        ]
+    if model.bos is not None:
+        tokens = np.concatenate([np.array([model.bos], np.int32), tokens[1:]])
+    cut = []
+    for at in range(0, len(tokens), max_batch):
+        part = tokens[at : at + max_batch]
+        end = at + len(part)
+        n_outputs = max(0, min(len(part), end - half))
+        following = tokens[end - n_outputs + 1 : end + 1]
+        scored_from = first + end - n_outputs
+        cut.append(Batch(part, at, n_outputs, following, first + at, first, scored_from))
+    return cut

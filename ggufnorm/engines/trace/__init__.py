@@ -1,0 +1,1 @@
+"""A saved run as an engine: values are read from a file."""

@@ -1,0 +1,380 @@
+"""Run a function in a child process, so that a crash in llama.cpp is only an error here.
+
+A malformed file can abort the process inside llama.cpp (``GGML_ASSERT``), and a wrong
+kernel can kill it with a signal. :func:`call` starts a fresh Python that imports the
+function by name. A job goes in and a result comes out as frames: JSON with the arrays
+behind it as they lie in memory (no pickle: a child that ran a hostile file must not be able
+to run code here). What llama.cpp logs goes to the child's standard error, whose last lines
+are kept for the error message.
+
+The child ends when its standard input ends (the parent died). It is asked to finish early by
+a byte there.
+
+Tests replace :func:`call` to run everything in one process; nothing else starts a child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import re
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import typing
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from ggufnorm import errors
+from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.progress import OnProgress, Progress, no_progress
+from ggufnorm.errors import EngineError, GgufnormError, MemoryLimitError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """What a task is given beside its job.
+
+    Attributes:
+        emit: sends progress to the parent.
+        cancel: set when the parent wants the task to end early with what it has.
+    """
+
+    emit: OnProgress = no_progress
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+Task = Callable[[Job, Channel], Result]
+"""A function at the top of a module whose job and result are dataclasses: their annotations
+say how both are rebuilt on the other side. Fields may be arrays."""
+
+_LOG_LINES = 12
+_PATIENCE = 5.0
+"""Seconds for a child that has failed to end."""
+
+_ENVIRONMENT = {
+    # The replicas' thread teams take turns: a team that spins while it waits for its turn
+    # takes the processors from the one whose turn it is.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc must keep what is freed, for all replicas: the next value needs it, and to have
+    # pages of the system costs more than the arithmetic on them.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
+    "GGML_NO_BACKTRACE": "1",
+}
+
+
+def call(
+    task: Task[Job, Result],
+    job: Job,
+    on_progress: OnProgress = no_progress,
+    *,
+    cancellable: bool = False,
+) -> Result:
+    """Run ``task(job, channel)`` in a child process and return its result.
+
+    Args:
+        task: a function at the top of a module.
+        job: its argument, a dataclass.
+        on_progress: gets what the task emits.
+        cancellable: whether the task ends early with what it has when it is asked to. The
+            first Ctrl-C asks, and the second ends it; another task is ended by the first.
+
+    Raises:
+        GgufnormError: whatever the task raised of that tree, whole.
+        EngineError: the child died, or raised anything else.
+        KeyboardInterrupt: the task was ended.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", _boot(), f"{task.__module__}:{task.__qualname__}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
+        env={**_ENVIRONMENT, **os.environ},
+    )
+    child = _Child(process)
+    try:
+        return child.run(task, job, on_progress, cancellable)
+    finally:
+        child.end()
+
+
+def _boot() -> str:
+    """The child's first line: it imports from where this process does, and nowhere else.
+
+    Python puts the current folder on a child's path (``-P`` forbids it from 3.11 on only):
+    a ``numpy.py`` in a downloaded repository would run.
+    """
+    path = [entry for entry in sys.path if Path(entry).is_absolute()]
+    return f"import sys; sys.path[:] = {path!r}; from ggufnorm.engines import worker; worker.main()"
+
+
+class _Child:
+    """A running child: its pipes, and the last lines that it logged."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        self.process, self.stdin = process, process.stdin
+        self.log: deque[str] = deque(maxlen=_LOG_LINES)
+        self.logger = threading.Thread(
+            target=_keep_last, args=(process.stderr, self.log), daemon=True
+        )
+        self.logger.start()
+
+    def run(
+        self, task: Task[Job, Result], job: Job, on_progress: OnProgress, cancellable: bool
+    ) -> Result:
+        """Send the job and listen until there is a result.
+
+        Raises:
+            GgufnormError: the task raised it, or the child died.
+        """
+        try:
+            write_frame(self.stdin, job)
+        except OSError:
+            raise self._death() from None
+        for message, buffers in self._messages(cancellable):
+            if "result" in message:
+                result: Result = rebuild(task, "return", message["result"], buffers)
+                return result
+            if "error" in message:
+                self.logger.join(_PATIENCE)  # what was logged may still be on its way
+                raise self._error(message["error"])
+            on_progress(from_plain(Progress, message["progress"]))
+        raise self._death()
+
+    def _messages(self, cancellable: bool) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+        stdout = self.process.stdout
+        assert stdout
+        # A thread reads: an interrupted read would lose what it had of its frame.
+        frames: queue.SimpleQueue[tuple[Any, list[bytes]] | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            with contextlib.suppress(OSError, ValueError):
+                while (frame := read_frame(stdout)) is not None:
+                    frames.put(frame)
+            frames.put(None)
+
+        threading.Thread(target=read, daemon=True).start()
+        asked = not cancellable
+        while True:
+            try:
+                frame = frames.get()
+            except KeyboardInterrupt:
+                if asked:
+                    raise
+                asked = True
+                with contextlib.suppress(OSError):
+                    self.stdin.write(b"c")
+                    self.stdin.flush()
+                continue
+            if frame is None:
+                return
+            yield frame
+
+    def _error(self, error: dict[str, Any]) -> GgufnormError:
+        kind = getattr(errors, error["kind"], None)
+        if not (isinstance(kind, type) and issubclass(kind, GgufnormError)):
+            return EngineError(f"{error['kind']} in the engine: {error['text']}", tuple(self.log))
+        found = kind(*error["args"])
+        if isinstance(found, EngineError):
+            found.log = tuple(self.log)
+        return found
+
+    def _death(self) -> EngineError:
+        code = self.process.wait()
+        self.logger.join()
+        if code == -signal.SIGKILL:
+            how = "the engine was killed (SIGKILL): most likely the system ran out of memory"
+            return MemoryLimitError(how, tuple(self.log))
+        if code < 0:
+            how = f"llama.cpp crashed ({signal.Signals(-code).name})"
+        else:
+            how = f"the engine ended without a result (exit code {code})"
+        return EngineError(how, tuple(self.log))
+
+    def end(self) -> None:
+        """Kill the child if it still runs, and close its pipes."""
+        self.process.kill()
+        self.process.wait()
+        self.logger.join()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(OSError):
+                assert stream
+                stream.close()
+
+
+# What llama.cpp logs on every load, and says nothing about a failure.
+_NOISE = re.compile(r"^(llama_|load|print_info|init_|\.+$|create_|sched_|graph_|resolve_|set_|~)")
+
+
+def _keep_last(stream: IO[bytes], log: deque[str]) -> None:
+    for raw in stream:
+        line = raw.decode(errors="replace").rstrip()
+        important = re.search(
+            r"error|fail|assert|abort|invalid|support|does not|cannot", line, re.I
+        )
+        if line and (important or not _NOISE.match(line)):
+            log.append(line)
+
+
+# -- frames --------------------------------------------------------------------------------------
+
+_SIZES = struct.Struct("<II")
+
+
+def write_frame(stream: IO[bytes], value: Any) -> None:
+    """Write a value: its plain form as JSON, and the bytes of its arrays behind it.
+
+    Args:
+        stream: of bytes.
+        value: a dataclass, or a dict that holds some. As in a saved report, NaN and infinity
+            become None; in arrays they stay.
+
+    The frame is the length of the JSON and the number of buffers (``<II``), the length of
+    each buffer (``<Q``), the JSON, and the buffers.
+    """
+    buffers: list[Any] = []
+
+    def out_of_line(value: Any) -> dict[str, Any]:
+        import numpy as np
+
+        if isinstance(value, bytes):
+            buffers.append(value)
+            return {"$bytes": len(buffers) - 1}
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{type(value).__name__} does not cross to another process")
+        # Not ascontiguousarray: it makes a row of a number.
+        values = np.asarray(value, order="C")
+        buffers.append(values.reshape(-1).view(np.uint8).data if values.size else b"")
+        return {"$array": len(buffers) - 1, "dtype": values.dtype.str, "shape": values.shape}
+
+    text = json.dumps(to_plain(value), default=out_of_line, allow_nan=False).encode()
+    sizes = [len(b) for b in buffers]
+    stream.write(_SIZES.pack(len(text), len(buffers)))
+    stream.write(struct.pack(f"<{len(sizes)}Q", *sizes))
+    stream.write(text)
+    for buffer in buffers:
+        stream.write(buffer)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> tuple[Any, list[bytes]] | None:
+    """The plain form of what :func:`write_frame` wrote, and its buffers; None at the end.
+
+    Half a frame, as a killed child leaves it, is the end too.
+    """
+    start = stream.read(_SIZES.size)
+    if len(start) < _SIZES.size:
+        return None
+    n_text, n_buffers = _SIZES.unpack(start)
+    raw = stream.read(8 * n_buffers)
+    if len(raw) < 8 * n_buffers:
+        return None
+    sizes = (n_text, *struct.unpack(f"<{n_buffers}Q", raw))
+    text, *buffers = parts = [stream.read(n) for n in sizes]
+    if any(len(part) < n for part, n in zip(parts, sizes, strict=True)):
+        return None
+    return json.loads(text), buffers
+
+
+def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) -> Any:
+    """A task's job or result from the plain form that crossed.
+
+    Args:
+        task: whose annotations say what it is.
+        which: the argument's name, or ``return``.
+        plain: of :func:`read_frame`.
+        buffers: the same.
+    """
+    hints = typing.get_type_hints(task)
+    kind = hints["return"] if which == "return" else next(iter(hints.values()))
+    return from_plain(kind, _with_arrays(plain, buffers))
+
+
+def _with_arrays(plain: Any, buffers: list[bytes]) -> Any:
+    if isinstance(plain, list):
+        return [_with_arrays(v, buffers) for v in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if "$bytes" in plain:
+        return buffers[plain["$bytes"]]
+    if "$array" in plain:
+        import numpy as np
+
+        raw = bytearray(buffers[plain["$array"]])  # what crossed may be written to
+        return np.frombuffer(raw, np.dtype(plain["dtype"])).reshape(plain["shape"])
+    return {k: _with_arrays(v, buffers) for k, v in plain.items()}
+
+
+# -- the child's side ----------------------------------------------------------------------------
+
+
+def peak_memory() -> int | None:
+    """Most resident memory that this process ever had, in bytes; None if not to be told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def main() -> None:
+    """Run the task that the command line names on the job that standard input brings."""
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else prints must not disturb the frames
+    stdin = os.fdopen(os.dup(0), "rb")
+    read = read_frame(stdin)
+    channel = Channel(_sender(frames))
+    if read is None:
+        os._exit(1)
+
+    def obey() -> None:
+        while stdin.read(1):
+            channel.cancel.set()
+        os._exit(1)  # the parent is gone
+
+    threading.Thread(target=obey, daemon=True).start()
+    module, _, name = sys.argv[1].partition(":")
+    try:
+        task = getattr(importlib.import_module(module), name)
+        result = task(rebuild(task, "job", *read), channel)
+        write_frame(frames, {"result": result})
+    except Exception as error:
+        if not isinstance(error, GgufnormError):
+            import traceback
+
+            traceback.print_exc()
+        ours = isinstance(error, GgufnormError)
+        args = list(error.args) if ours else []
+        plain = {"kind": type(error).__name__, "args": args, "text": str(error)}
+        write_frame(frames, {"error": plain})
+    frames.close()
+    os._exit(0)  # without the interpreter's teardown, which backends do not always survive
+
+
+def _sender(frames: IO[bytes]) -> OnProgress:
+    lock = threading.Lock()
+
+    def send(progress: Progress) -> None:
+        with lock:
+            write_frame(frames, {"progress": progress})
+
+    return send

@@ -1,0 +1,1 @@
+"""Runs models under watch: runners side by side, chunk after chunk, with probes on their hooks."""

@@ -1,0 +1,270 @@
+"""Sums of drift per hook point and per norm: how far the replicas are from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum
+from ggufnorm.core.model import Skipped
+from ggufnorm.core.rows import Rows
+from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan, rows_of
+from ggufnorm.errors import InputError
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.recompute import WeightCache, recompute
+from ggufnorm.runs.session import Probe
+
+REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
+"""The replicas of a drift run; the last is the reference again, if its own noise is asked for.
+The first two are its sides."""
+
+
+@dataclass
+class NormSum:
+    """The sums of one norm.
+
+    Attributes:
+        plan: in the model under test.
+        ref_plan: in the reference.
+        input_key: of the hook point that holds the input.
+        output_key: of the hook point that holds the result.
+        kernel: llama.cpp's result against NumPy's, under test.
+        kernel_ref: the same in the reference.
+        weight: the reference's recompute with the other weight and bias against itself.
+        epsilon: with the other epsilon.
+        input: with the other input.
+    """
+
+    plan: NormPlan
+    ref_plan: NormPlan
+    input_key: str
+    output_key: str
+    kernel: DifferenceSum = field(default_factory=DifferenceSum)
+    kernel_ref: DifferenceSum = field(default_factory=DifferenceSum)
+    weight: DifferenceSum = field(default_factory=DifferenceSum)
+    epsilon: DifferenceSum = field(default_factory=DifferenceSum)
+    input: DifferenceSum = field(default_factory=DifferenceSum)
+
+    PARTS = ("kernel", "kernel_ref", "weight", "epsilon", "input")
+
+
+@dataclass
+class HookSum:
+    """The sums of one hook point.
+
+    Attributes:
+        free: drift in the free run.
+        pinned: drift with the reference's values upstream.
+        peak: largest value in the free run.
+        peak_ref: largest value in the reference.
+        channels: energies per channel, of residual sums only.
+    """
+
+    free: DifferenceSum = field(default_factory=DifferenceSum)
+    pinned: DifferenceSum = field(default_factory=DifferenceSum)
+    peak: PeakSum = field(default_factory=PeakSum)
+    peak_ref: PeakSum = field(default_factory=PeakSum)
+    channels: ChannelSum | None = None
+
+
+class DriftSums(Probe):
+    """Compares the replicas at every hook point, and splits the drift of norms.
+
+    Of a side without a file (a trace) norms are not recomputed; with one such side nothing
+    is split.
+
+    Args:
+        graphs: the reference's and the other side's, for each batch of a chunk.
+        files: by side, REFERENCE and FREE; a side without one is left out.
+        stride: compare one of so many tokens.
+        half: compare in half precision, because a side holds no more.
+
+    Attributes:
+        hooks: per hook point's key.
+        norms: per norm's key, in graph order.
+        skipped: norms that could not be recomputed or have no partner, and why.
+    """
+
+    def __init__(
+        self,
+        graphs: Sequence[tuple[Graph, Graph]],
+        files: Mapping[int, ModelFile],
+        *,
+        stride: int = 1,
+        half: bool = False,
+    ) -> None:
+        self.hooks: dict[str, HookSum] = {}
+        self.norms: dict[str, NormSum] = {}
+        self.skipped: dict[str, Skipped] = {}
+        self._stride, self._half = stride, half
+        self._weights = {side: WeightCache(file) for side, file in files.items()}
+        self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        for reference, quant in graphs:
+            self._pair_norms(reference, quant)
+
+    def _pair_norms(self, reference: Graph, quant: Graph) -> None:
+        theirs = {n.key: n for n in quant.norms}
+        for ref_plan in reference.norms:
+            plan = theirs.pop(ref_plan.key, None)
+            if plan is None:
+                self._skip(ref_plan.key, "the other model's graph has no such norm")
+                continue
+            into, out = (reference.nodes[i].key for i in (ref_plan.input, ref_plan.output))
+            self.norms.setdefault(ref_plan.key, NormSum(plan, ref_plan, into, out))
+        for key in theirs:
+            self._skip(key, "the reference's graph has no such norm")
+
+    def _skip(self, what: str, reason: str) -> None:
+        self.skipped.setdefault(what, Skipped(what, reason))
+
+    @cached_property
+    def _by_output(self) -> dict[str, list[NormSum]]:
+        found: dict[str, list[NormSum]] = {}
+        for norm in self.norms.values():
+            found.setdefault(norm.output_key, []).append(norm)
+        return found
+
+    @cached_property
+    def _last_use(self) -> dict[str, str]:
+        """For each norm input's key, the output's key of the last norm that takes it."""
+        return {norm.input_key: norm.output_key for norm in self.norms.values()}
+
+    def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+        """All replicas at a hook point; a replica beyond PINNED is not looked at."""
+        rows = [value.rows(self._stride) for value in values[:FLOOR]]
+        self._add(hook, *(map(_in_half, rows) if self._half else rows))
+        for side in self._weights:
+            if hook.key in self._last_use:
+                self._inputs[side][hook.key] = values[side].value.copy()
+        for norm in self._by_output.get(hook.key, ()):
+            if self._weights:
+                self._split(norm, batch, values)
+            if self._last_use[norm.input_key] == hook.key:
+                for held in self._inputs.values():
+                    held.pop(norm.input_key, None)
+
+    def _add(self, hook: HookPoint, reference: Rows, free: Rows, *pinned: Rows) -> None:
+        """The values at a hook point beside the reference's."""
+        total = self.hooks.setdefault(hook.key, HookSum())
+        observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
+        reference.compare(*observed, peaks=(total.peak_ref, total.peak))
+        if hook.role == "residual":
+            if total.channels is None:
+                total.channels = ChannelSum(free.values.shape[1])
+            total.channels.add(reference.values, free.values)
+
+    def _expect(
+        self,
+        norm: NormSum,
+        batch: Batch,
+        shape: tuple[int, ...],
+        *,
+        x: int,
+        plan: int,
+        weights: int,
+    ) -> Rows | None:
+        """What NumPy makes of a norm, given the sides of its input, epsilon and weights."""
+        held = self._inputs[x].get(norm.input_key)
+        if held is None or weights not in self._weights:
+            return None
+        chosen = norm.ref_plan if plan == REFERENCE else norm.plan
+        try:
+            return rows_of(recompute(chosen, held, shape, self._weights[weights]), batch)
+        except (InputError, KeyError, ValueError) as error:
+            self._skip(f"recompute of {chosen.key}", str(error))
+            return None
+
+    def _split(self, norm: NormSum, batch: Batch, values: Sequence[Activation]) -> None:
+        """Add to a norm's kernel residuals and to the parts of its drift."""
+        shape = values[next(iter(self._weights))].value.shape
+        expect = partial(self._expect, norm, batch, shape)
+        base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
+        free = expect(x=FREE, plan=FREE, weights=FREE)
+        if free is not None:
+            free.compare((norm.kernel, values[FREE].rows()))
+        if base is None:
+            return
+        observed = [(norm.kernel_ref, values[REFERENCE].rows())]
+        if free is not None:
+            same_weight = self._same_weight(norm)
+            same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
+            parts = {
+                "input": free
+                if same_weight and same_epsilon
+                else expect(x=FREE, plan=REFERENCE, weights=REFERENCE),
+                "weight": base
+                if same_weight
+                else expect(x=REFERENCE, plan=REFERENCE, weights=FREE),
+                "epsilon": base
+                if same_epsilon
+                else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
+            }
+            observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
+        base.compare(*observed)
+
+    def _same_weight(self, norm: NormSum) -> bool:
+        names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
+        ref, quant = self._weights[REFERENCE], self._weights[FREE]
+        return all(np.array_equal(ref.get(n), quant.get(n)) for n in names)
+
+    def state(self) -> dict[str, Any]:
+        """All that was gathered, as plain data that JSON keeps exactly."""
+        return {
+            "hooks": {key: _hook_state(total) for key, total in self.hooks.items()},
+            "norms": {
+                key: {part: getattr(norm, part).state() for part in NormSum.PARTS}
+                for key, norm in self.norms.items()
+            },
+            "skipped": [[s.what, s.reason] for s in self.skipped.values()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state` of the same job."""
+        self.hooks = {key: _hook_from_state(data) for key, data in state["hooks"].items()}
+        for key, parts in state["norms"].items():
+            for part, data in parts.items():
+                setattr(self.norms[key], part, DifferenceSum.from_state(data))
+        for what, reason in state["skipped"]:
+            self._skip(what, reason)
+
+
+def _hook_state(total: HookSum) -> dict[str, Any]:
+    peaks = {
+        name: None if peak is None else [peak.value, peak.token, peak.channel]
+        for name, peak in (("peak", total.peak.peak), ("peak_ref", total.peak_ref.peak))
+    }
+    channels = total.channels and [
+        total.channels.reference.tolist(),
+        total.channels.error.tolist(),
+    ]
+    return {
+        "free": total.free.state(),
+        "pinned": total.pinned.state(),
+        "channels": channels,
+        **peaks,
+    }
+
+
+def _hook_from_state(data: dict[str, Any]) -> HookSum:
+    channels = None
+    if data["channels"]:
+        channels = ChannelSum(len(data["channels"][0]))
+        channels.reference, channels.error = (np.array(v) for v in data["channels"])
+    return HookSum(
+        free=DifferenceSum.from_state(data["free"]),
+        pinned=DifferenceSum.from_state(data["pinned"]),
+        peak=PeakSum(data["peak"] and Peak(*data["peak"])),
+        peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
+        channels=channels,
+    )
+
+
+def _in_half(rows: Rows) -> Rows:
+    """Rounded as a half-precision trace rounds; what is too large becomes the largest."""
+    v, most = rows.values, np.finfo(np.float16).max
+    fitting = np.where(np.isfinite(v), np.clip(v, -most, most), v)
+    return replace(rows, values=fitting.astype(np.float16).astype(np.float32))
