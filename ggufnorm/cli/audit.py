@@ -9,7 +9,13 @@ import click
 
 from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import at_least_one, model_arguments
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, Severity
 from ggufnorm.core.model import Skipped
@@ -73,13 +79,16 @@ def command(
     cannot be read.
     """
     fmt = choose_format(fmt, output, _FORMATS)
-    from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
+    from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
     from ggufnorm.analysis.audit.run import AuditOptions, audit_all
     from ggufnorm.formats.location import expand
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
     options = AuditOptions(source, run, full, select, ignore, accepted)
     locations = expand(at_least_one(models, hf_repos))
+    require_outputs(
+        output, reading=[*locations, source, ignore_file, IGNORE_FILE, "pyproject.toml"]
+    )
     found: list[AuditReport | InputError] = []
     interrupted = False
     with progress_bar("audit") as show:

@@ -22,7 +22,13 @@ from ggufnorm.cli.options import (
     tell_crossed,
     threshold_options,
 )
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 
 _ACROSS_ONLY = ("text_file", "n_tokens", "image", "max_rel", "trust_remote_code")
@@ -81,6 +87,7 @@ def command(
     from ggufnorm.analysis.crosscheck.locations import kind_of
 
     locations = at_least_one(models, hf_repos)
+    require_outputs(output, reading=[*locations, options["text_file"], options["image"]])
     if any(kind_of(location) for location in locations):
         _refuse(context, _TRACES_ONLY, "hf: and .onnx")
         if options["image"] is not None:

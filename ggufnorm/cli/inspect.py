@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.core.model import Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
 
@@ -63,6 +69,7 @@ def command(
     if tensors and fmt == "csv":
         raise click.UsageError("--tensors does not go with csv, which has one table")
     locations = at_least_one(models, hf_repos)
+    require_outputs(output, reading=locations)
     found = [_try_inspect(model, tensors) for model in locations]
     inspections = [f for f in found if isinstance(f, Inspection)]
     failed = [f for f in found if isinstance(f, InputError)]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from ggufnorm.core.result import Result
-from ggufnorm.report.faces import SUFFIXES, render, require, write
+from ggufnorm.formats.output import require_writable, write_text
+from ggufnorm.report.faces import SUFFIXES, render, require
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,18 +65,55 @@ def _by_suffix(output: Path | None, formats: Sequence[str]) -> str:
     return known
 
 
+def require_outputs(
+    *outputs: str | os.PathLike[str] | None,
+    reading: Iterable[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Make sure that files can be written, before the work that they are for.
+
+    Args:
+        outputs: files to be written, None for those that were not asked for; no two the same.
+        reading: locations of all that the command reads, which no output may be.
+
+    Raises:
+        OutputError: one cannot be written, or is read.
+    """
+    wanted = [output for output in outputs if output is not None]
+    if not wanted:
+        return
+    from ggufnorm.cli.inputs import files_of
+
+    taken = list(files_of(reading))
+    for output in wanted:
+        require_writable(output, taken)
+        taken.append(Path(output))
+
+
 def emit(result: Result, fmt: str, output: Path | None) -> None:
     """Print a result, or write it to a file that appears only when it is complete.
 
+    What cannot be written is printed, as JSON in the place of HTML.
+
     Raises:
-        InputError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
-    if output is not None:
-        write(render(result, fmt), output)
-    elif fmt == "text" and sys.stdout.isatty():
+    if output is None:
+        _print(result, fmt)
+        return
+    try:
+        write_text(render(result, fmt), output)
+    except Exception:
+        _print(result, "json" if fmt == "html" else fmt)
+        raise
+
+
+def _print(result: Result, fmt: str) -> None:
+    if fmt == "text" and sys.stdout.isatty():
         click.echo(_for_terminal(result), nl=False)
-    else:
+    elif fmt == "text":
         click.echo(render(result, fmt), nl=False)
+    else:  # JSON is UTF-8 whatever a terminal's encoding is, and HTML says that it is
+        click.echo(render(result, fmt).encode("utf-8", "backslashreplace"), nl=False)
 
 
 def _for_terminal(result: Result) -> str:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 
 
 @click.command("report")
@@ -19,6 +25,7 @@ def command(files: tuple[str, ...], fmt: str | None, output: Path | None) -> Non
     Q8_0, Q4_K_M …) or of inspect become one report.
     """
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=files)
     from ggufnorm.report.document import side_by_side
     from ggufnorm.report.faces import load
 

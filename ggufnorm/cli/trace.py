@@ -16,6 +16,7 @@ from ggufnorm.cli.options import (
     side_options,
     text_options,
 )
+from ggufnorm.cli.output import require_outputs
 from ggufnorm.cli.progress import progress_bar
 
 
@@ -79,6 +80,7 @@ def command(
         raise click.UsageError("--trust-remote-code goes with hf:FOLDER only")
     if ids_file is not None and (kind is None or text_file is not None):
         raise click.UsageError(f"--ids does not go with {'-f' if kind else 'a GGUF model'}")
+    require_outputs(output, reading=[model, text_file, ids_file])
     common: dict[str, Any] = {
         "text": None if text_file is None else read_text(text_file),
         "text_name": str(ids_file or text_file),

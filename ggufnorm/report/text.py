@@ -13,6 +13,7 @@ from ggufnorm.core.diff import NormDifference, TensorDifference
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.fingerprint import OFFSETS, OffsetFingerprint
 from ggufnorm.core.model import Inspection, NormKind, NormSite, WeightStatistics
+from ggufnorm.core.printable import printable as printable
 from ggufnorm.core.recipe import RecipeReport
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -24,11 +25,6 @@ KIND_NAMES: dict[NormKind | None, str] = {
     "l2": "L2 norm",
     None: "unknown norm",
 }
-
-
-def printable(text: str) -> str:
-    """Text from a file without characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ggufnorm.analysis.drift.observe import Comparison
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.errors import InputError
+from ggufnorm.formats.output import write_text
 
 _SCHEMA = "ggufnorm/checkpoint"
 
@@ -66,7 +66,7 @@ class Checkpoint:
         """Write the sums after ``done`` chunks; the old file stays until the new is whole.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OutputError: the disk is full or the folder cannot be written.
         """
         data = {
             "schema": _SCHEMA,
@@ -75,13 +75,4 @@ class Checkpoint:
             "comparison": comparison.state(),
             "logits": [total.state() for total in logits],
         }
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                json.dump(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_text(json.dumps(data), self.path)

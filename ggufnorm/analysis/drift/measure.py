@@ -28,7 +28,7 @@ from ggufnorm.engines.llama.graph import Graph
 from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaModel
 from ggufnorm.engines.llama.tokens import tokens_of_job
 from ggufnorm.engines.llama.walk import Lane, Lockstep, cut_chunk
-from ggufnorm.errors import TextError
+from ggufnorm.errors import OutputError, TextError
 from ggufnorm.formats.location import open_model
 
 POOLED = "result_embd_pooled"
@@ -129,9 +129,8 @@ class _Run:
             if checkpoint and (last or time.monotonic() - saved > self.job["save_every"]):
                 try:
                     checkpoint.save(i + 1, comparison, self.logits)
-                except OSError as error:
-                    where = f"cannot write the checkpoint {checkpoint.path}"
-                    text = f"{where}: {error.strerror}; going on without it"
+                except OutputError as error:
+                    text = f"no checkpoint is kept: {error}; going on without it"
                     self.emit({"type": "warning", "text": text})
                     checkpoint = None
                 saved = time.monotonic()

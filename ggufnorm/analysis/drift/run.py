@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +22,7 @@ from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import EngineError, MemoryLimitError, MismatchError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.output import refuse_inputs, sweep
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -122,6 +124,8 @@ def drift(
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
+        if resume is not None:
+            refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
         if check_memory:
             require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
     n_threads = n_threads or os.cpu_count() or 1
@@ -155,6 +159,9 @@ def drift(
         result = run_in_child(measure, job, show, heeds_stop=True)
     except EngineError as error:
         raise _with_remains(error, latest, resume) from None
+    finally:
+        if resume is not None:  # a child that was ended may have been writing it
+            sweep(Path(resume).resolve().parent)
     return from_plain(DriftReport, result)
 
 

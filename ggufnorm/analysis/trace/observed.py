@@ -36,7 +36,7 @@ from ggufnorm.core.trace import (
 )
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import replacing, reported, require_writable
 from ggufnorm.formats.safetensors import SafetensorsWriter
 
 Array = NDArray[np.float32]
@@ -112,6 +112,7 @@ def write_trace(
         TextError: there are fewer tokens than one chunk takes.
     """
     n_ctx, path = plan.n_ctx, observed.path
+    require_writable(out, [path])
     n_chunks = count_chunks(len(tokens), n_ctx, plan.chunks)
     on_progress(Progress(f"running {path}", 0, n_chunks))
 
@@ -121,17 +122,14 @@ def write_trace(
     first = run(0)
     facts = _describe(observed, first, tokens, n_chunks, text_name, plan)
     facts = facts if plan.budget is None else layout.thinned(facts, plan.budget)
-    with replacing(out) as unfinished:
-        try:
-            entries, metadata = layout.entries(facts), layout.metadata(facts)
-            with SafetensorsWriter(unfinished, entries, metadata) as writer:
-                for i in range(n_chunks):
-                    part = tokens[i * n_ctx : (i + 1) * n_ctx]
-                    _write(writer, facts, i, part, run(i) if i else first)
-                    on_progress(Progress(f"running {path}", i + 1, n_chunks))
-                writer.finish()
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror}") from None
+    with replacing(out) as unfinished, reported(out):
+        entries, metadata = layout.entries(facts), layout.metadata(facts)
+        with SafetensorsWriter(unfinished, entries, metadata) as writer:
+            for i in range(n_chunks):
+                part = tokens[i * n_ctx : (i + 1) * n_ctx]
+                _write(writer, facts, i, part, run(i) if i else first)
+                on_progress(Progress(f"running {path}", i + 1, n_chunks))
+            writer.finish()
     return facts
 
 

@@ -25,7 +25,7 @@ from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import replacing, require_writable
 from ggufnorm.samples import text_to_run
 
 _PLAIN = SideOptions()
@@ -86,8 +86,8 @@ def trace(
         facts = model_facts(file)
         if check_memory:
             require_memory([file], n_ctx, 1)
-    if Path(out).exists() and Path(out).samefile(path):
-        raise InputError(f"{out} is the model itself: give another file for the trace (-o)")
+        inputs = [shard.path for shard in file.shards]
+    require_writable(out, inputs)
     from ggufnorm.analysis.trace.record import record
 
     with replacing(out) as unfinished:

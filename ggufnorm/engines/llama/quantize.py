@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from ggufnorm.engines.child import Emit, run_in_child
 from ggufnorm.engines.llama.binding import llama
-from ggufnorm.errors import EngineError
+from ggufnorm.errors import EngineError, RefusedError
+from ggufnorm.formats.output import replacing, temporary_folder
 
 Importance = Mapping[str, NDArray[np.float32]]
 """For each tensor, one weight for each column (of each expert in turn)."""
@@ -45,22 +45,21 @@ def quantize(
 
     Raises:
         ValueError: there is no such file type.
-        EngineError: llama.cpp refuses.
+        OutputError: the file cannot be written.
+        RefusedError: llama.cpp says that it is not possible.
+        EngineError: llama.cpp fails, crashes or is killed.
     """
     number = _file_type(file_type)
-    target = Path(target)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantizing-") as folder:
-        unfinished = Path(folder) / target.name
+    with replacing(target) as unfinished, temporary_folder(unfinished.parent) as folder:
         job = {
             "source": os.fspath(source),
             "target": str(unfinished),
             "file_type": number,
             "tensor_types": dict(tensor_types or {}),
-            "importance": _keep(importance, Path(folder)),
+            "importance": _keep(importance, folder),
             "n_threads": n_threads or os.cpu_count() or 1,
         }
         run_in_child(_quantize, job, lambda _message: None)
-        unfinished.replace(target)
 
 
 def quantized_sizes(
@@ -79,7 +78,7 @@ def quantized_sizes(
 
     Raises:
         ValueError: there is no such file type.
-        EngineError: llama.cpp does not load the model.
+        EngineError: llama.cpp does not load the model, crashes or is killed.
     """
     job = {
         "source": os.fspath(source),
@@ -113,7 +112,7 @@ def _quantize(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[
     params, _kept = _parameters(job)
     status, log = _run(job, job["target"], params)
     if status != 0:
-        raise EngineError(f"llama.cpp cannot quantize {job['source']}{_reason(log)}")
+        raise _failure(job["source"], log)
     return {}
 
 
@@ -127,6 +126,8 @@ def _dry_run(job: dict[str, Any], _emit: Emit, _stop: threading.Event) -> dict[s
         params.dry_run = True
         status, log = _run(job, "", params)
         size = re.search(r"quant size\s*=\s*([\d.]+) MiB", log)
+        if status != 0 and not isinstance(failure := _failure(job["source"], log), RefusedError):
+            raise failure
         if status == 0 and size and "will require an imatrix" not in log:
             found[name] = float(size[1]) * (1 << 20)
     return found
@@ -182,7 +183,25 @@ _CALLBACKS: list[Any] = []
 """Kept: llama.cpp holds on to the last one, ctypes does not."""
 
 
-def _reason(log: str) -> str:
-    """What llama.cpp says went wrong."""
+_REFUSALS = re.compile(
+    r"this quantization requires an imatrix!"
+    r"|Missing importance matrix for tensor .* in a very low-bit quantization"
+    r"|imatrix size \d+ is different from tensor size \d+ for .*"
+    r"|imatrix contains non-finite value .*"
+    r"|requantizing from type \S+ is disabled"
+    r"|type \S+ unsupported for integer quantization: no dequantization available"
+    r"|cannot dequantize/convert tensor type \S+"
+    r"|no tensor type fallback is defined for type \S+"
+    r"|quantized data validation failed"
+    r"|invalid output file type \d+"
+)
+"""What ``llama_model_quantize_impl`` and its helpers throw (``src/llama-quant.cpp``) where the
+types asked for cannot be had. It throws as well if the disk is full or memory is short."""
+
+
+def _failure(source: str, log: str) -> EngineError:
+    """A failed quantization as an error: whether llama.cpp refused, and what it says."""
     found = re.search(r"failed to quantize: (.*)", log)
-    return f": {found[1]}" if found else ""
+    reason = found[1].strip() if found else ""
+    message = f"llama.cpp cannot quantize {source}" + (f": {reason}" if reason else "")
+    return RefusedError(message) if _REFUSALS.fullmatch(reason) else EngineError(message)

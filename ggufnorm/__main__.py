@@ -1,0 +1,25 @@
+"""The ``ggufnorm`` command, and ``python -m ggufnorm``.
+
+Next to nothing is imported before a Ctrl-C is provided for.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from ggufnorm.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    try:
+        run()
+    finally:  # nothing is left to clear up: a Ctrl-C now just ends the process
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    main()
