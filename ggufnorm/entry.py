@@ -1,6 +1,6 @@
-"""The ``ggufnorm`` command, and ``python -m ggufnorm``.
+"""The ``ggufnorm`` command: next to nothing is imported before a Ctrl-C is provided for.
 
-Next to nothing is imported before a Ctrl-C is provided for.
+It is no ``__main__``: ``python -m`` would run code of the current folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,3 @@ def main() -> None:
         run()
     finally:  # nothing is left to clear up: a Ctrl-C now just ends the process
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-if __name__ == "__main__":
-    main()
