@@ -16,9 +16,11 @@ from ggufnorm.cli.output import (
     output_options,
     require_outputs,
 )
+from ggufnorm.cli.process import complain
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, Severity
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
 
 _FORMATS = (*FORMATS, "sarif", "github")
@@ -103,7 +105,7 @@ def command(
     if failed and len(locations) == 1:
         raise failed[0]
     for error in failed:
-        click.secho(f"error: {error}", fg="red", err=True)
+        complain(f"error: {printable(str(error))}", fg="red")
     reports = tuple(f for f in found if isinstance(f, AuditReport))
     if len(locations) == 1:
         emit(reports[0], fmt, output)

@@ -15,7 +15,9 @@ from ggufnorm.cli.output import (
     output_options,
     require_outputs,
 )
+from ggufnorm.cli.process import complain
 from ggufnorm.core.model import Inspection, InspectionSet, Skipped
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
 
 _FORMATS = (*FORMATS, "csv")
@@ -76,7 +78,7 @@ def command(
     if failed and len(locations) == 1:
         raise failed[0]
     for error in failed:
-        click.secho(f"error: {error}", fg="red", err=True)
+        complain(f"error: {printable(str(error))}", fg="red")
     if inspections:
         chosen = _select(inspections, layers, roles)
         skipped = tuple(

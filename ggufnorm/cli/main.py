@@ -6,6 +6,7 @@ import importlib
 import io
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -34,6 +35,14 @@ _COMMANDS = {
 }
 
 
+class _UnforeseenError(Exception):
+    """An error that click would take for its own: for an abort, or for a closed output."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class _LazyGroup(click.Group):
     """Lists its commands without importing them, so that --help starts fast."""
 
@@ -46,6 +55,12 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenPipeError) as error:
+            raise _UnforeseenError(error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -99,16 +114,16 @@ def _run() -> int:
         error.show(said)
         process.complain(said.getvalue().rstrip("\n"))
         code = error.exit_code
-    except click.Abort as error:
-        if isinstance(error.__cause__, EOFError):  # click takes it for the end of a dialogue
-            return _fault(error.__cause__)
+    except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = INTERRUPTED
     except process.Terminated as signal_:
         click.echo("ended by a signal", err=True)
         code = signal_.exit_code
+    except _UnforeseenError as error:
+        code = _fault(error.error)
     except Exception as error:
-        return _fault(error)
+        code = _fault(error)
     return code if isinstance(code, int) else 0
 
 
