@@ -10,11 +10,12 @@ works without llama.cpp.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ggufnorm.version import __version__ as __version__
 
+TYPE_CHECKING = False  # a Ctrl-C while typing is imported would be a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from ggufnorm.analysis.attribution.recipe import recipe
     from ggufnorm.analysis.attribution.run import attribute
     from ggufnorm.analysis.audit.run import audit

@@ -5,13 +5,14 @@ It is no ``__main__``: ``python -m`` would run code of the current folder.
 
 from __future__ import annotations
 
-import signal
 import sys
 
 
 def main() -> None:
     """Run the command line and exit."""
     try:
+        import signal
+
         from ggufnorm.cli.main import main as run
     except KeyboardInterrupt:
         sys.exit(130)

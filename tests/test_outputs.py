@@ -435,5 +435,5 @@ def test_a_full_disk_is_no_refusal(tiny: dict[str, Path], place: Path) -> None:
     )
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))}
     done = run(tiny["llama"], place / "x", script=script, **limit)
-    assert done.stdout.startswith("EngineError llama.cpp")
+    assert done.stdout.startswith(f"EngineError quantizing {tiny['llama']}: llama.cpp failed: ")
     assert list(place.iterdir()) == []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.child import Emit, run_in_child
+from ggufnorm.engines.child import Emit, Task, run_in_child
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.errors import EngineError, RefusedError
 from ggufnorm.formats.output import replacing, temporary_folder
@@ -59,7 +59,7 @@ def quantize(
             "importance": _keep(importance, folder),
             "n_threads": n_threads or os.cpu_count() or 1,
         }
-        run_in_child(_quantize, job, lambda _message: None)
+        _in_child(_quantize, job)
 
 
 def quantized_sizes(
@@ -85,8 +85,17 @@ def quantized_sizes(
         "file_types": {name: _file_type(name) for name in file_types},
         "with_importance": with_importance,
     }
-    sizes: dict[str, float] = run_in_child(_dry_run, job, lambda _message: None)
-    return sizes
+    return _in_child(_dry_run, job)
+
+
+def _in_child(task: Task, job: dict[str, Any]) -> dict[str, Any]:
+    """Run a task of the quantizer's; an error that is no refusal says whose it is."""
+    try:
+        return run_in_child(task, job, lambda _message: None)
+    except RefusedError:
+        raise
+    except EngineError as error:
+        raise type(error)(f"quantizing {job['source']}: {error}", error.log) from None
 
 
 def _file_type(name: str) -> int:
@@ -203,5 +212,6 @@ def _failure(source: str, log: str) -> EngineError:
     """A failed quantization as an error: whether llama.cpp refused, and what it says."""
     found = re.search(r"failed to quantize: (.*)", log)
     reason = found[1].strip() if found else ""
-    message = f"llama.cpp cannot quantize {source}" + (f": {reason}" if reason else "")
-    return RefusedError(message) if _REFUSALS.fullmatch(reason) else EngineError(message)
+    if _REFUSALS.fullmatch(reason):
+        return RefusedError(f"llama.cpp cannot quantize {source}: {reason}")
+    return EngineError(f"llama.cpp failed: {reason or 'it does not say why'}")
