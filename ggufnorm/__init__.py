@@ -12,13 +12,13 @@ from ggufnorm import _search_path as _search_path  # before anything else is imp
 
 # isort: split
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
-
 from ggufnorm.core import result as _result
 from ggufnorm.version import __version__ as __version__
 
+TYPE_CHECKING = False  # a Ctrl-C while typing is imported would be a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from ggufnorm.api import (
         attribute,
         audio,
@@ -121,7 +121,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
@@ -129,6 +129,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-for _name in ("save", "to_dataframe", "to_fragment"):
-    _result.register(_name, partial(__getattr__, _name))
-del _name
+_result.register(__getattr__)

@@ -1,6 +1,6 @@
 """``python -m ggufnorm``: the command ``ggufnorm``."""
 
-from ggufnorm.cli.main import main
+from ggufnorm.entry import main
 
 if __name__ == "__main__":
     main()

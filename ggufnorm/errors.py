@@ -9,14 +9,18 @@
     │   │   └── TensorDataError 3   … because a tensor's data is not where it should be
     │   ├── TensorTypeError     3   … because a tensor's type is not known
     │   ├── TextError           3   … because the text cannot be used
+    │   ├── OutputError         3   … or an output cannot be written
     │   └── MismatchError       3   … because two models are not the same network
     ├── ConfigError             2   an option or a configuration file is wrong
     └── EngineError             4   llama.cpp could not do what was asked of it
+        ├── RefusedError        4   … because it is asked for something impossible
         ├── EngineMissingError  4   … because it is not installed
         └── MemoryLimitError    4   … because the memory does not suffice
 
 Exit code 0 means that all is well, 1 that a threshold was crossed, 2 that the
-command line was wrong (click's own errors), 130 that the user interrupted.
+command line was wrong (click's own errors), 70 that ggufnorm itself is at fault
+(any other exception), 130 that the user interrupted, 143 and 129 that the
+process was told to end (SIGTERM, SIGHUP).
 A message is one line: what failed, where, and what to try.
 """
 
@@ -24,9 +28,15 @@ from __future__ import annotations
 
 
 class GgufnormError(Exception):
-    """Base of all errors raised on purpose; ``exit_code`` is the CLI's exit code."""
+    """Base of all errors raised on purpose; ``exit_code`` is the CLI's exit code.
 
-    exit_code = 1
+    Attributes:
+        result: what had been found before, None for nothing: long work that fails at its
+            end is not lost.
+    """
+
+    exit_code = 70
+    result: object | None = None
 
 
 class MissingPackageError(GgufnormError):
@@ -82,6 +92,10 @@ class TextError(InputError):
     """The text to run cannot be read or is too short."""
 
 
+class OutputError(InputError):
+    """A file or the standard output cannot be written, or is an input of the command."""
+
+
 class MismatchError(InputError):
     """The two models are not two versions of one network."""
 
@@ -104,6 +118,13 @@ class EngineError(GgufnormError):
     def __init__(self, message: str, log: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.log = log
+
+
+class RefusedError(EngineError):
+    """llama.cpp says that what it was asked for is not possible.
+
+    Only this error means so: a crash, a full disk or a lack of memory is another.
+    """
 
 
 class EngineMissingError(EngineError):

@@ -18,7 +18,13 @@ from ggufnorm.cli.options import (
     side_options,
     text_options,
 )
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.attribution import By
 
@@ -68,6 +74,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=[ref, quant, text_file])
     from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 
 
 @click.command("audio")
@@ -41,6 +47,7 @@ def command(
     cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=[sound, processor, mmproj, array])
     from ggufnorm import api
 
     report = api.audio(sound, processor=processor, mmproj=mmproj, array=array)

@@ -9,7 +9,7 @@ import click
 
 from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, Severity
 from ggufnorm.errors import InputError
@@ -76,7 +76,11 @@ def command(
     fmt = choose_format(fmt, output, _FORMATS)
     locations = at_least_one(models, hf_repos)
     from ggufnorm import api
-    from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
+    from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
+    from ggufnorm.formats.location import expand
+
+    read = [*expand(locations), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
+    require_outputs(output, reading=read)
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
     with progress_bar("audit") as show:

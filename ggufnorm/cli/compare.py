@@ -23,7 +23,13 @@ from ggufnorm.cli.options import (
     tell_crossed,
     threshold_options,
 )
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.frameworks import FrameworksReport
 
@@ -80,6 +86,7 @@ def command(
     from ggufnorm import api
 
     locations = at_least_one(models, hf_repos)
+    require_outputs(output, reading=[*locations, options["text_file"], options["image"]])
     how = api.compared_by(*locations)
     if how == "traces":
         refuse(context, _ACROSS_ONLY, "does not go with traces")

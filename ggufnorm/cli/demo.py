@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import click
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.errors import InputError
+from ggufnorm.formats.output import replacing, reported, temporary_folder
 
 FAULTY = "blk.2.ffn_down.weight"
 
@@ -65,14 +65,14 @@ def command(chunks: int, keep: Path | None) -> int:
 def _folder(keep: Path | None, model: Path) -> Iterator[Path]:
     """A folder for the models: one that is kept, with the sample in it, or a temporary one."""
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="ggufnorm-demo-") as name:
-            yield Path(name)
+        with temporary_folder() as folder:
+            yield folder
         return
     try:
         keep.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model, keep / model.name)
     except OSError as error:
         raise InputError(f"cannot write to {keep}: {error.strerror or error}") from None
+    _copy(model, keep / model.name)
     yield keep
 
 
@@ -83,8 +83,14 @@ def damage(source: Path, target: Path, tensor: str) -> None:
     with GGUFFile(source) as file:
         t = file.tensors[tensor]
     row = t.n_bytes // t.shape[1]
-    shutil.copyfile(source, target)
-    with target.open("r+b") as out:
-        for i in range(0, t.shape[1], 16):
-            out.seek(t.offset + i * row)
-            out.write(bytes(row))
+    with replacing(target) as unfinished, reported(target):
+        shutil.copyfile(source, unfinished)
+        with unfinished.open("r+b") as out:
+            for i in range(0, t.shape[1], 16):
+                out.seek(t.offset + i * row)
+                out.write(bytes(row))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replacing(target) as unfinished, reported(target):
+        shutil.copyfile(source, unfinished)

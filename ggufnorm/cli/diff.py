@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import all_models, model_arguments
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 
 
@@ -31,6 +37,7 @@ def command(
     """
     a, b = all_models(models, hf_repos, "A", "B")
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=[a, b])
     from ggufnorm import api
 
     with progress_bar("diff", show_position=False) as show:

@@ -19,7 +19,13 @@ from ggufnorm.cli.options import (
     text_options,
     threshold_options,
 )
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
 
 
@@ -69,6 +75,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
+    require_outputs(output, resume, reading=[ref, quant, text_file])
     from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)

@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
-from ggufnorm.cli.output import FORMATS, choose_format, chosen_table, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    chosen_table,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.errors import InputError
 
@@ -66,6 +73,7 @@ def command(
     if tensors and fmt == "csv" and chosen_table() is None:
         raise click.UsageError("csv has one table: give --table norms or --table tensors")
     locations = at_least_one(models, hf_repos)
+    require_outputs(output, reading=locations)
     from ggufnorm import api
 
     found = api.inspect(locations, tensors=tensors)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 
-from ggufnorm.cli import INTERRUPTED
+from ggufnorm.cli import AT_FAULT, INTERRUPTED, process
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import EngineError, GgufnormError
 from ggufnorm.version import __version__
 
@@ -32,6 +35,14 @@ _COMMANDS = {
 }
 
 
+class _UnforeseenError(Exception):
+    """An error that click would take for its own: for an abort, or for a closed output."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class _LazyGroup(click.Group):
     """Lists its commands without importing them, so that --help starts fast."""
 
@@ -44,6 +55,12 @@ class _LazyGroup(click.Group):
         module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenPipeError) as error:
+            raise _UnforeseenError(error) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -70,29 +87,55 @@ def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) ->
 def cli() -> None:
     """Tell whether a GGUF model still computes what its source computed.
 
-    Exit codes: 0 fine, 1 a threshold was crossed or audit found an error, 2 usage, 3 an
-    input cannot be read, 4 llama.cpp failed, 130 interrupted.
+    Exit codes: 0 fine, 1 a threshold was crossed or audit found an error, 2 usage, 3 a
+    file cannot be read or written, 4 llama.cpp failed, 70 ggufnorm failed, 130 interrupted.
     """
 
 
 def main() -> None:
-    """Run the command line; every error becomes a line on stderr and an exit code."""
+    """Run the command line; every error becomes lines on stderr and an exit code."""
+    process.mend_streams()
+    with process.terminable():
+        try:
+            code = _run()
+        except KeyboardInterrupt:  # a second one, while the first was answered
+            code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = cli.main(prog_name="ggufnorm", standalone_mode=False)
+        process.check_output()
     except GgufnormError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        if isinstance(error, EngineError) and error.log:
-            click.echo("llama.cpp's last lines:", err=True)
-            for line in error.log:
-                click.echo(f"  {line}", err=True)
-        code = error.exit_code
+        code = _tell(error)
     except click.ClickException as error:
-        error.show()
+        said = io.StringIO()
+        error.show(said)
+        process.complain(said.getvalue().rstrip("\n"))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    except process.Terminated as signal_:
+        click.echo("ended by a signal", err=True)
+        code = signal_.exit_code
+    except _UnforeseenError as error:
+        code = _fault(error.error)
+    except Exception as error:
+        code = _fault(error)
+    return code if isinstance(code, int) else 0
+
+
+def _fault(error: Exception) -> int:
+    process.complain(process.fault(error), fg="red")
+    return AT_FAULT
+
+
+def _tell(error: GgufnormError) -> int:
+    process.complain(f"error: {printable(str(error))}", fg="red")
+    if isinstance(error, EngineError) and error.log:
+        process.complain("llama.cpp's last lines:")
+        for line in error.log:
+            process.complain(f"  {printable(line)}")
+    return error.exit_code

@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from ggufnorm.cli.process import complain
 from ggufnorm.core.audit import NOT_CHECKED, AuditSet
 from ggufnorm.core.model import InspectionSet
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,7 +92,7 @@ def report_failed(found: InspectionSet | AuditSet) -> bool:
     if is_one and failed:
         raise InputError(failed[0].reason)
     for skipped in failed:
-        click.secho(f"error: {skipped.reason}", fg="red", err=True)
+        complain(f"error: {printable(skipped.reason)}", fg="red")
     return is_one
 
 

@@ -12,9 +12,11 @@ import click
 from click.core import ParameterSource
 
 from ggufnorm.cli.output import F
+from ggufnorm.cli.process import complain
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import TextError
 
 if TYPE_CHECKING:
@@ -241,7 +243,7 @@ def read_text(path: Path) -> str:
 def tell_crossed(lines: list[str]) -> int:
     """Print the crossed thresholds on stderr, and return the exit code."""
     for line in lines:
-        click.secho(line, fg="red", err=True)
+        complain(printable(line), fg="red")
     return 1 if lines else 0
 
 

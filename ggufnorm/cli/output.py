@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ggufnorm.report.formats import SUFFIXES, render, require, write
+from ggufnorm.formats.output import require_writable, write_text
+from ggufnorm.report.formats import SUFFIXES, render, require
 
 if TYPE_CHECKING:
     from ggufnorm.core.result import Result
@@ -107,16 +108,55 @@ def _by_suffix(output: Path | None, formats: Sequence[str]) -> str:
     return known
 
 
+def require_outputs(
+    *outputs: str | os.PathLike[str] | None,
+    reading: Iterable[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Make sure that files can be written, before the work that they are for.
+
+    Args:
+        outputs: files to be written, None for those that were not asked for; no two the same.
+        reading: locations of all that the command reads, which no output may be.
+
+    Raises:
+        OutputError: one cannot be written, or is read.
+    """
+    wanted = [output for output in outputs if output is not None]
+    if not wanted:
+        return
+    from ggufnorm.cli.inputs import files_of
+
+    taken = list(files_of(reading))
+    for output in wanted:
+        require_writable(output, taken)
+        taken.append(Path(output))
+
+
 def emit(result: Result, fmt: str, output: Path | None) -> None:
     """Print a result, or write it to a file that appears only when it is complete.
 
+    What cannot be written is printed, as JSON in the place of HTML.
+
     Raises:
-        InputError: the file cannot be written, or the result has no such table.
+        OutputError: the file cannot be written.
+        InputError: the result has no such table.
     """
     asked = _asked_for()
     options = {"wide": asked.get("wide", False), "table": asked.get("table")}
-    if output is not None:
-        write(render(result, fmt, **options), output)
+    if output is None:
+        _print(result, fmt, options)
+        return
+    try:
+        write_text(render(result, fmt, **options), output)
+    except Exception:
+        _print(result, "json" if fmt == "html" else fmt, options)
+        raise
+
+
+def _print(result: Result, fmt: str, options: dict[str, Any]) -> None:
+    if fmt != "text":  # JSON is UTF-8 whatever a terminal's encoding is, and HTML says that it is
+        text = render(result, fmt, **options)
+        click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
         return
     if sys.stdout.isatty():
         options["color"] = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"

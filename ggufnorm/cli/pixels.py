@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 
 if TYPE_CHECKING:
     from ggufnorm.core.pixels import Normalization, Three
@@ -92,6 +98,7 @@ def command(
     cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=[image, processor, mmproj, array, onnx])
     from ggufnorm import api
 
     report = api.pixels(

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import click
 
+from ggufnorm.core.printable import printable
+
 _MOST_UPDATES = 400
 """A bar is drawn so often at most: drawing takes the interpreter from who works."""
 
@@ -53,22 +55,24 @@ def progress_bar(label: str, *, show_position: bool = True) -> Iterator[Callable
     """
     with ExitStack() as stack:
         bar = None
-        if not sys.stderr.isatty():
+        live = sys.stderr is not None and sys.stderr.isatty()
+        if not live:
             click.echo(f"{label} …", err=True)
 
         def show(progress: Progress) -> None:
             nonlocal bar
+            phase = printable(progress.phase)
             if progress.warning:
-                click.secho(f"warning: {progress.phase}", fg="yellow", err=True)
+                click.secho(f"warning: {phase}", fg="yellow", err=True)
                 return
             if progress.note:
-                clear = "\r\x1b[K" if sys.stderr.isatty() else ""
-                click.echo(f"{clear}{label}: {progress.phase}", err=True)
+                clear = "\r\x1b[K" if live else ""
+                click.echo(f"{clear}{label}: {phase}", err=True)
                 return
-            if not sys.stderr.isatty():
+            if not live:
                 return
             if progress.total == 0:
-                click.echo(f"\r\x1b[K{label}: {progress.phase} …", err=True, nl=False)
+                click.echo(f"\r\x1b[K{label}: {phase} …", err=True, nl=False)
                 return
             if bar is None:
                 click.echo("\r\x1b[K", err=True, nl=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,17 @@ from ggufnorm.cli.options import (
     side_options,
     text_options,
 )
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import (
+    FORMATS,
+    choose_format,
+    emit,
+    output_options,
+    require_outputs,
+)
 from ggufnorm.cli.progress import progress_bar
-from ggufnorm.formats.replace import replacing
+from ggufnorm.core.recipe import RecipeReport
+from ggufnorm.errors import GgufnormError
+from ggufnorm.formats.output import write_text
 
 
 class _Limit(click.ParamType[dict[str, Any]]):
@@ -113,40 +122,45 @@ def command(
         raise click.UsageError("--save-imatrix goes with --imatrix auto")
     fmt = choose_format(fmt, output)
     from ggufnorm import api
-    from ggufnorm.analysis.attribution.recipe import TYPES, known_types, refuse_input
-    from ggufnorm.formats.location import local_path
+    from ggufnorm.analysis.attribution.recipe import AUTO, TYPES, known_types
 
-    inputs = [str(local_path(location)) for location in (ref, quant)]
-    inputs += [imatrix] if imatrix and imatrix != "auto" else []
-    refuse_input(tensor_type_file, inputs)
-    refuse_input(output, inputs)
+    inputs = [ref, quant, text_file, None if imatrix == AUTO else imatrix]
+    require_outputs(output, tensor_type_file, save_imatrix, apply, reading=inputs)
     wanted = {"target_kld": target_kld} if target_kld else max_size or {"max_growth": 0.03}
     text = None if text_file is None else read_text(text_file)
     try:
         names = known_types(types.split(",") if types else TYPES)
     except ValueError as error:
         raise click.UsageError(f"--types: {error}") from None
+    failure: GgufnormError | None = None
     with progress_bar("recipe") as show:
-        report = api.recipe(
-            ref,
-            quant,
-            imatrix=imatrix,
-            save_imatrix=save_imatrix,
-            types=names,
-            apply=apply,
-            budget=budget,
-            text=text,
-            text_name=str(text_file),
-            n_ctx=ctx_size,
-            chunks=chunks,
-            n_threads=threads,
-            n_gpu_layers=gpu_layers,
-            options=side_of(side),
-            check_memory=not no_memory_check,
-            on_progress=show,
-            **wanted,
-        )
-    if tensor_type_file:
-        with replacing(tensor_type_file) as unfinished:
-            unfinished.write_text("".join(f"{a}\n" for a in report.arguments), encoding="utf-8")
-    emit(report, fmt, output)
+        try:
+            report = api.recipe(
+                ref,
+                quant,
+                imatrix=imatrix,
+                save_imatrix=save_imatrix,
+                types=names,
+                apply=apply,
+                budget=budget,
+                text=text,
+                text_name=str(text_file),
+                n_ctx=ctx_size,
+                chunks=chunks,
+                n_threads=threads,
+                n_gpu_layers=gpu_layers,
+                options=side_of(side),
+                check_memory=not no_memory_check,
+                on_progress=show,
+                **wanted,
+            )
+        except GgufnormError as error:
+            if not isinstance(error.result, RecipeReport):
+                raise
+            report, failure = error.result, error
+    with ExitStack() as stack:
+        stack.callback(emit, report, fmt, output)
+        if tensor_type_file:
+            write_text("".join(f"{a}\n" for a in report.arguments), tensor_type_file)
+    if failure is not None:
+        raise failure

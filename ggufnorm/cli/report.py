@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options
+from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
+from ggufnorm.cli.process import complain
 from ggufnorm.core.audit import AuditSet
 from ggufnorm.core.model import InspectionSet
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
 
 
@@ -25,12 +27,13 @@ def command(files: tuple[str, ...], fmt: str | None, output: Path | None) -> int
     not when it was written.
     """
     fmt = choose_format(fmt, output)
+    require_outputs(output, reading=files)
     from ggufnorm.report.document import side_by_side
     from ggufnorm.report.formats import load
 
     result = side_by_side([load(file) for file in files])
     failed = result.failed if isinstance(result, (InspectionSet, AuditSet)) else ()
     for skipped in failed:
-        click.secho(f"error: {skipped.reason}", fg="red", err=True)
+        complain(f"error: {printable(skipped.reason)}", fg="red")
     emit(result, fmt, output)
     return InputError.exit_code if failed else 0

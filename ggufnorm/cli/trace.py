@@ -19,6 +19,7 @@ from ggufnorm.cli.options import (
     side_options,
     text_options,
 )
+from ggufnorm.cli.output import require_outputs
 from ggufnorm.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def command(
 
     (model,) = all_models(models, hf_repos, "MODEL")
     _refuse_options(context, parse(model).engine)
+    require_outputs(output, reading=[model, text_file, ids_file])
     with progress_bar("trace") as show:
         api.trace(
             model,

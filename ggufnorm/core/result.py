@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # a Ctrl-C while typing is imported would be a traceback
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
+    from typing import Any
 
-_functions: dict[str, Callable[[], Callable[..., Any]]] = {}
+_load: Callable[[str], Any]
 
 
-def register(name: str, load: Callable[[], Callable[..., Any]]) -> None:
-    """Say how a function that shows results is loaded, without loading it.
+def register(load: Callable[[str], Any]) -> None:
+    """Say how ``save``, ``to_dataframe`` and ``to_fragment`` are loaded, without loading them.
 
-    The package registers ``save``, ``to_dataframe`` and ``to_fragment`` when it is imported, so
-    that this layer imports none above it.
+    The package registers itself when it is imported, so that this layer imports none above it.
 
     Args:
-        name: of the function.
-        load: imports it.
+        load: imports a function of that name.
     """
-    _functions[name] = load
+    global _load  # noqa: PLW0603 (one package, registered once)
+    _load = load
 
 
 class Result:
@@ -29,12 +28,12 @@ class Result:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As :func:`ggufnorm.save`."""
-        _functions["save"]()(self, path)
+        _load("save")(self, path)
 
     def to_dataframe(self, part: str | None = None) -> Any:
         """As :func:`ggufnorm.to_dataframe`."""
-        return _functions["to_dataframe"]()(self, part)
+        return _load("to_dataframe")(self, part)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the report without its charts, a few kilobytes."""
-        return str(_functions["to_fragment"]()(self))
+        return str(_load("to_fragment")(self))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import replacing, reported
 
 Array = NDArray[np.float32]
 
@@ -94,11 +94,11 @@ def write_imatrix(
         n_ctx: tokens of a chunk.
 
     Raises:
-        InputError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     from gguf import GGUFWriter
 
-    with replacing(path) as unfinished:
+    with replacing(path) as unfinished, reported(path):
         writer = GGUFWriter(unfinished, "")
         writer.kv_data[0].clear()  # an importance matrix has no architecture
         writer.add_type("imatrix")

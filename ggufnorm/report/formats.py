@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufnorm.errors import InputError, MissingPackageError
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import write_text
 
 if TYPE_CHECKING:
     from ggufnorm.core.result import Result
@@ -119,27 +119,14 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
             .sarif (audits).
 
     Raises:
-        InputError: the suffix stands for no format of this result, or the file cannot be
-            written.
+        InputError: the suffix stands for no format of this result.
+        OutputError: the file cannot be written.
         MissingPackageError: a package that the format needs is not installed.
     """
     fmt = SUFFIXES.get(Path(path).suffix.lower())
     if fmt is None:
         raise InputError(f"cannot write {path}: its suffix is none of {', '.join(SUFFIXES)}")
-    write(render(result, fmt), path)
-
-
-def write(text: str, path: str | os.PathLike[str]) -> None:
-    """Write a text to a file that appears only when it is complete.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    with replacing(path) as unfinished:
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from None
+    write_text(render(result, fmt), path)
 
 
 def load(path: str | os.PathLike[str]) -> Result:

@@ -8,14 +8,10 @@ from typing import Any
 
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.printable import printable as printable
 from ggufnorm.report.view import Cell
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def printable(text: str) -> str:
-    """Text from a file without characters that could steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def number(value: float | None, digits: int = 3) -> str:

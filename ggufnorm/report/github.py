@@ -27,7 +27,7 @@ def _annotation(report: AuditReport, finding: Finding) -> str:
 
 def _data(text: str) -> str:
     """As actions/toolkit's escapeData (packages/core/src/command.ts)."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

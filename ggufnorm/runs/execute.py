@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines import worker
 from ggufnorm.engines.worker import Job, Result, Task
 from ggufnorm.errors import EngineError
+from ggufnorm.formats.output import sweep
 
 
 def execute(
@@ -40,3 +43,6 @@ def execute(
         else:
             remains += f": the same command goes on from {resume}"
         raise type(error)(remains, error.log) from None
+    finally:
+        if resume is not None:  # a child that was ended may have been writing it
+            sweep(Path(resume).resolve().parent)

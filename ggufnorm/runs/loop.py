@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Any, Protocol
 
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import InputError, OutputError
+from ggufnorm.formats.output import write_text
 
 _SCHEMA = "ggufnorm/checkpoint"
 
@@ -147,9 +147,8 @@ class Loop:
             return
         try:
             self._file.save(self._phases, self.keeps)
-        except OSError as error:
-            where = f"cannot write the checkpoint {self._file.path}"
-            text = f"{where}: {error.strerror}; going on without it"
+        except OutputError as error:
+            text = f"no checkpoint is kept: {error}; going on without it"
             self.channel.emit(Progress(text, warning=True))
             self._file = None
         self._saved = time.monotonic()
@@ -208,21 +207,12 @@ class _File:
         """Write what was gathered; the old file stays until the new is whole.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OutputError: the disk is full or the folder cannot be written.
         """
         state = {"phases": phases, "keeps": {name: kept.state() for name, kept in keeps.items()}}
         body = json.dumps(state)
         head = {"schema": _SCHEMA, "job": self._job, "sha256": _checksum(body)}
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        try:
-            with unfinished.open("w", encoding="utf-8") as file:
-                file.write(f"{json.dumps(head)}\n{body}")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        write_text(f"{json.dumps(head)}\n{body}", self.path)
 
 
 def _checksum(body: str) -> str:

@@ -33,11 +33,11 @@ from ggufnorm.core.recipe import (
     total_kld,
 )
 from ggufnorm.engines.llama.quantize import Importance, quantize, quantized_sizes
-from ggufnorm.errors import EngineError, InputError
+from ggufnorm.errors import EngineError, InputError, OutputError, RefusedError
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import move_to
 
 _BASE = "Q4_K_M"
 """A mix under which llama-quantize looks at tensor types at all; every tensor gets its own."""
@@ -90,11 +90,15 @@ class Work:
         quant, n_tokens = self._trial(under_test.path, Path(under_test.path).name, under_test.size)
         measured: Trial | None = None
         uniform: tuple[Trial, ...] = ()
+        failure: EngineError | OutputError | None = None
         if apply is not None:
-            measured, uniform = self._apply(apply, base, arguments)
+            try:
+                measured, uniform = self._apply(apply, base, arguments)
+            except (EngineError, OutputError) as error:
+                failure = error
         n_bytes = rest + total_bytes(chosen)
         predicted = total_kld(chosen)
-        return RecipeReport(
+        report = RecipeReport(
             reference=model_facts(self.reference),
             quant=model_facts(self.under_test),
             max_bytes=max_bytes,
@@ -115,6 +119,10 @@ class Work:
             skipped=skipped,
             cost=RunCost(time.monotonic() - started, 0.0, None),
         )
+        if failure is not None:
+            failure.result = report
+            raise failure
+        return report
 
     def tell(self, phase: str) -> None:
         """Say what is being done."""
@@ -137,15 +145,16 @@ class Work:
         """Each tensor in each type that llama.cpp gives it, with its local error.
 
         Raises:
-            EngineError: llama.cpp refuses all types.
+            RefusedError: llama.cpp refuses all types.
+            EngineError: llama.cpp fails, crashes or is killed.
         """
         tried: dict[str, dict[str, Tried]] = defaultdict(dict)
         skipped: list[Skipped] = []
-        refusal: EngineError | None = None
+        refusal: RefusedError | None = None
         for name in types:
             try:
                 path = self._quantized(name)
-            except EngineError as error:
+            except RefusedError as error:
                 refusal = error
                 skipped.append(Skipped(name, str(error)))
                 continue
@@ -335,10 +344,12 @@ class Work:
     ) -> tuple[Trial, tuple[Trial, ...]]:
         """Write the recipe's file, measure it, and measure its uniform rivals."""
         self.tell("quantizing by the recipe")
-        with replacing(out) as unfinished:
-            self._write(unfinished, base, dict(a.rsplit("=", 1) for a in arguments))
-            measured, _n = self._trial(unfinished, "recipe")
-            return measured, tuple(self._uniform(unfinished))
+        written = self.folder / "recipe.gguf"
+        self._write(written, base, dict(a.rsplit("=", 1) for a in arguments))
+        measured, _n = self._trial(written, "recipe")
+        uniform = tuple(self._uniform(written))
+        move_to(written, out)
+        return measured, uniform
 
     def _uniform(self, written: Path) -> Iterator[Trial]:
         """The standard mixes that take as many bytes or the next more."""
@@ -357,7 +368,7 @@ class Work:
             self.tell(f"quantizing to {name}")
             try:
                 self._write(path, name, None)
-            except EngineError:  # an importance matrix without this mix's tensors
+            except RefusedError:  # an importance matrix without this mix's tensors
                 continue
             if path.stat().st_size >= written.stat().st_size:
                 yield self._trial(path, name)[0]

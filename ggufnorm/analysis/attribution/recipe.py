@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ from ggufnorm.errors import InputError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.output import replacing, require_writable, temporary_folder, work_folder
 from ggufnorm.runs.checks import check_same_network
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
@@ -86,12 +86,13 @@ def recipe(
         on_progress: called as the work goes on.
 
     Raises:
-        InputError: a file cannot be opened or written or is an input itself, or what is
-            wanted cannot be reached.
+        InputError: a file cannot be opened, or what is wanted cannot be reached.
+        OutputError: a file cannot be written or is an input itself.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
-        EngineError: llama.cpp fails, or refuses every type.
+        EngineError: llama.cpp fails, or refuses every type. If that happens in the making of
+            ``apply``, the error's ``result`` is the report without it.
         KeyboardInterrupt: after a Ctrl-C; nothing is left.
         ValueError: an argument is out of range.
     """
@@ -121,12 +122,16 @@ def recipe(
         inputs = [s.path for file in (reference, under_test) for s in file.shards]
         inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
         for out in (apply, save_imatrix):
-            refuse_input(out, inputs)
-        folder = Path(stack.enter_context(_workplace(reference, apply)))
+            if out is not None:
+                require_writable(out, inputs)
+        folder = stack.enter_context(_workplace(reference, apply))
         if imatrix == AUTO:
             engine = options.engine(n_ctx, n_threads, n_gpu_layers)
             computed = save_imatrix or folder / "imatrix.gguf"
             _collect(reference, computed, text, text_name, chunks, engine, on_progress)
+            if save_imatrix is not None:
+                with replacing(save_imatrix) as unfinished:
+                    shutil.copyfile(computed, unfinished)
         matrix = computed if imatrix == AUTO else imatrix
         work = Work(
             reference=reference,
@@ -144,19 +149,6 @@ def recipe(
         named = save_imatrix or imatrix
         imatrix_name = None if named is None else os.fspath(named)
         return work.execute(tensor_types, max_bytes, target_kld, apply, imatrix_name)
-
-
-def refuse_input(out: str | os.PathLike[str] | None, inputs: Sequence[str]) -> None:
-    """Refuse to write over what is read.
-
-    Raises:
-        InputError: ``out`` is one of the inputs.
-    """
-    if out is None or not Path(out).exists():
-        return
-    for path in inputs:
-        if Path(path).exists() and Path(out).samefile(path):
-            raise InputError(f"{out} is an input: give another file to write to")
 
 
 def known_types(types: Sequence[str]) -> tuple[str, ...]:
@@ -177,24 +169,25 @@ def known_types(types: Sequence[str]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _workplace(reference: ModelFile, apply: str | os.PathLike[str] | None) -> Iterator[str]:
+def _workplace(reference: ModelFile, apply: str | os.PathLike[str] | None) -> Iterator[Path]:
     """A folder for quantized copies: beside the file to be written, or the system's.
 
     Raises:
         InputError: it cannot be made, or the disk is too full for two copies.
     """
-    beside = None if apply is None else Path(apply).parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=".ggufnorm-recipe-", dir=beside) as folder:
+    beside = None if apply is None else work_folder(apply)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder(beside))
             free = shutil.disk_usage(folder).free
-            if free < reference.size:
-                raise InputError(
-                    f"quantized copies of {reference.path} may take {reference.size / 1e9:.1f} GB"
-                    f" in {Path(folder).parent}, and {free / 1e9:.1f} GB are free: set TMPDIR"
-                )
-            yield folder
-    except OSError as error:
-        raise InputError(f"cannot write to {beside or 'TMPDIR'}: {error.strerror}") from None
+        except OSError as error:
+            raise InputError(f"cannot write to {beside or 'TMPDIR'}: {error.strerror}") from None
+        if free < reference.size:
+            raise InputError(
+                f"quantized copies of {reference.path} may take {reference.size / 1e9:.1f} GB"
+                f" in {folder.parent}, and {free / 1e9:.1f} GB are free: set TMPDIR"
+            )
+        yield folder
 
 
 def _collect(

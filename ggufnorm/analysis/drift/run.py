@@ -8,6 +8,7 @@ from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.output import refuse_inputs
 from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
@@ -74,6 +75,10 @@ def drift(
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
+        if resume is not None:
+            refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
+        if resume is not None:
+            refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
         if check_memory:
             require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
     from ggufnorm.analysis.drift.task import DriftJob, run_drift

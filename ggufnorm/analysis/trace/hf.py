@@ -18,6 +18,7 @@ from ggufnorm.engines.observed import ObservedRunner, require_vocabulary
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.formats.output import require_writable
 from ggufnorm.runs.checks import require_extent
 from ggufnorm.samples import text_to_run
 
@@ -99,6 +100,7 @@ def write_trace(
     on_progress: OnProgress,
 ) -> TraceFacts:
     """Run a model in this process and write its trace; see :func:`trace_checkpoint`."""
+    require_writable(out, [runner.path])
     with unfinished_trace(out, None) as unfinished:
         what = Recording(
             os.fspath(out), os.fspath(unfinished), n_ctx, chunks, logits, dtype, budget

@@ -16,7 +16,7 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.formats.replace import replacing
+from ggufnorm.formats.output import move_to, replacing, require_writable
 from ggufnorm.runs.checks import (
     MIN_CTX,
     network_facts,
@@ -91,8 +91,7 @@ def trace(
         facts = model_facts(file)
         if check_memory:
             require_memory([file], n_ctx, 1)
-    if Path(out).exists() and Path(out).samefile(path):
-        raise InputError(f"{out} is the model itself: give another file for the trace (-o)")
+        require_writable(out, [shard.path for shard in file.shards])
     from ggufnorm.analysis.trace.record import Recording
     from ggufnorm.analysis.trace.task import TraceJob, run_trace
 
@@ -137,11 +136,8 @@ def unfinished_trace(out: str | os.PathLike[str], resume: str | None) -> Iterato
         return
     values = Path(f"{resume}.values")
     yield values
-    try:
-        values.replace(out)
-        Path(resume).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
+    move_to(values, out)
+    Path(resume).unlink(missing_ok=True)
 
 
 def compare(

@@ -5,20 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines import worker
 from ggufnorm.engines.llama.binding import llama
-from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import EngineError
+from ggufnorm.engines.worker import Channel, Result, Task
+from ggufnorm.errors import EngineError, RefusedError
+from ggufnorm.formats.output import replacing
 
 Importance = Mapping[str, NDArray[np.float32]]
 """For each tensor, one weight for each column (of each expert in turn)."""
@@ -46,12 +45,12 @@ def quantize(
 
     Raises:
         ValueError: there is no such file type.
-        EngineError: llama.cpp refuses.
+        OutputError: the file cannot be written.
+        RefusedError: llama.cpp says that it is not possible.
+        EngineError: llama.cpp fails, crashes or is killed.
     """
     number = _file_type(file_type)
-    target = Path(target)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantizing-") as folder:
-        unfinished = Path(folder) / target.name
+    with replacing(target) as unfinished:
         job = QuantizeJob(
             source=os.fspath(source),
             target=str(unfinished),
@@ -60,8 +59,7 @@ def quantize(
             importance=dict(importance or {}),
             n_threads=n_threads or os.cpu_count() or 1,
         )
-        worker.call(quantize_file, job)
-        unfinished.replace(target)
+        _call(quantize_file, job)
 
 
 def quantized_sizes(
@@ -80,10 +78,10 @@ def quantized_sizes(
 
     Raises:
         ValueError: there is no such file type.
-        EngineError: llama.cpp does not load the model.
+        EngineError: llama.cpp does not load the model, crashes or is killed.
     """
     numbers = {name: _file_type(name) for name in file_types}
-    return worker.call(dry_run, DryRunJob(os.fspath(source), numbers, with_importance))
+    return _call(dry_run, DryRunJob(os.fspath(source), numbers, with_importance))
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,19 @@ class DryRunJob:
     with_importance: bool
 
 
+_Job = TypeVar("_Job", QuantizeJob, DryRunJob)
+
+
+def _call(task: Task[_Job, Result], job: _Job) -> Result:
+    """Run a task of the quantizer's; an error that is no refusal says whose it is."""
+    try:
+        return worker.call(task, job)
+    except RefusedError:
+        raise
+    except EngineError as error:
+        raise type(error)(f"quantizing {job.source}: {error}", error.log) from None
+
+
 def _file_type(name: str) -> int:
     from gguf import LlamaFileType
 
@@ -121,7 +132,7 @@ def quantize_file(job: QuantizeJob, _channel: Channel) -> None:
     params, _kept = _parameters(job)
     status, log = _run(job.source, job.target, params)
     if status != 0:
-        raise EngineError(f"llama.cpp cannot quantize {job.source}{_reason(log)}")
+        raise _failure(job.source, log)
 
 
 def dry_run(job: DryRunJob, _channel: Channel) -> dict[str, float]:
@@ -134,6 +145,8 @@ def dry_run(job: DryRunJob, _channel: Channel) -> dict[str, float]:
         params.dry_run = True
         status, log = _run(job.source, "", params)
         size = re.search(r"quant size\s*=\s*([\d.]+) MiB", log)
+        if status != 0 and not isinstance(failure := _failure(job.source, log), RefusedError):
+            raise failure
         if status == 0 and size and "will require an imatrix" not in log:
             found[name] = float(size[1]) * (1 << 20)
     return found
@@ -184,7 +197,26 @@ _CALLBACKS: list[Any] = []
 """Kept: llama.cpp holds on to the last one, ctypes does not."""
 
 
-def _reason(log: str) -> str:
-    """What llama.cpp says went wrong."""
+_REFUSALS = re.compile(
+    r"this quantization requires an imatrix!"
+    r"|Missing importance matrix for tensor .* in a very low-bit quantization"
+    r"|imatrix size \d+ is different from tensor size \d+ for .*"
+    r"|imatrix contains non-finite value .*"
+    r"|requantizing from type \S+ is disabled"
+    r"|type \S+ unsupported for integer quantization: no dequantization available"
+    r"|cannot dequantize/convert tensor type \S+"
+    r"|no tensor type fallback is defined for type \S+"
+    r"|quantized data validation failed"
+    r"|invalid output file type \d+"
+)
+"""What ``llama_model_quantize_impl`` and its helpers throw (``src/llama-quant.cpp``) where the
+types asked for cannot be had. It throws as well if the disk is full or memory is short."""
+
+
+def _failure(source: str, log: str) -> EngineError:
+    """A failed quantization as an error: whether llama.cpp refused, and what it says."""
     found = re.search(r"failed to quantize: (.*)", log)
-    return f": {found[1]}" if found else ""
+    reason = found[1].strip() if found else ""
+    if _REFUSALS.fullmatch(reason):
+        return RefusedError(f"llama.cpp cannot quantize {source}: {reason}")
+    return EngineError(f"llama.cpp failed: {reason or 'it does not say why'}")

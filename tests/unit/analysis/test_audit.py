@@ -367,9 +367,9 @@ def hostile() -> AuditSet:
 def test_annotations_cannot_be_broken_out_of() -> None:
     lines = to_github(hostile()).splitlines()
     assert lines == [
-        "::warning file=a dir/50%25%2Cx%3Ay.gguf,title=N302 norm-zero::50%25 %0D%0A::error::of it"
-        "\x1b[31m, and: more",
-        "::error file=no.gguf::is%0Aempty",
+        "::warning file=a dir/50%25%2Cx%3Ay.gguf,title=N302 norm-zero::50%25 \\r\\n::error::of it"
+        "\\x1b[31m, and: more",
+        "::error file=no.gguf::is\\nempty",
     ]
 
 
