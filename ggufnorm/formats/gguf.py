@@ -168,7 +168,8 @@ class GGUFFile:
             KeyError: there is no such tensor.
             InputError: they cannot be had.
         """
-        return self.storage.read(self.tensors[name].offset + start, n)
+        at = self.tensors[name].offset + start
+        return checked(self.storage.read(at, n), self.storage, at, n)
 
     def read_many(
         self, names: Iterable[str]
@@ -184,5 +185,6 @@ class GGUFFile:
         found: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
         for t, part in zip(wanted, parts, strict=True):
             whole = checked(part, self.storage, t.offset, t.n_bytes)
-            found[t.name] = np.frombuffer(whole, np.uint8).copy()
+            values = np.frombuffer(whole, np.uint8)
+            found[t.name] = values if values.flags.writeable else values.copy()
         return found

@@ -25,6 +25,13 @@ from ggufnorm.core.result import Result as Result
 from ggufnorm.errors import InputError
 
 VERSION = 1
+MAX_BYTES = 1 << 28
+"""Of a document that is read."""
+
+_QUOTED = 30
+_LONGEST = 20  # characters of an integer of 64 bits
+_LARGEST = 1e150
+"""No number of a document is larger: their squares are finite too."""
 KINDS: dict[str, type[Result]] = {
     "ggufnorm/inspect": Inspection,
     "ggufnorm/inspect-set": InspectionSet,
@@ -73,7 +80,9 @@ def from_json(text: str, name: str) -> Result:
             version of ggufnorm.
     """
     try:
-        data = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        data = json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_integer)
+    except _RangeError as error:
+        raise InputError(f"{name}: damaged document: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not a ggufnorm document: {error}") from None
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -92,11 +101,23 @@ def from_json(text: str, name: str) -> Result:
         raise InputError(f"{name}: damaged document: {error}") from None
 
 
+class _RangeError(ValueError):
+    """A number that no report holds."""
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text[:_QUOTED]} is not a finite number")
+    if abs(value) > _LARGEST:
+        raise _RangeError(f"{text[:_QUOTED]} is out of range")
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST:
+        raise _RangeError(f"{text[:_QUOTED]}… is out of range")
+    return int(text)
 
 
 def side_by_side(results: Sequence[Result]) -> Result:

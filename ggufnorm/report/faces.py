@@ -10,8 +10,9 @@ from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.result import Result
 from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.formats.files import read_regular
 from ggufnorm.formats.replace import replacing
-from ggufnorm.report.document import from_json, to_json
+from ggufnorm.report.document import MAX_BYTES, from_json, to_json
 
 SUFFIXES = {
     ".json": "json",
@@ -127,7 +128,7 @@ def load(path: str | os.PathLike[str]) -> Result:
             or is newer than this version of ggufnorm.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path, MAX_BYTES).decode()
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -11,8 +11,10 @@ from typing import Any
 from ggufnorm.analysis.drift.observe import Comparison
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import read_regular
 
 _SCHEMA = "ggufnorm/checkpoint"
+_MAX_BYTES = 1 << 30
 
 
 def job_digest(job: dict[str, Any]) -> str:
@@ -39,11 +41,11 @@ class Checkpoint:
             InputError: the file is not a checkpoint of this job.
         """
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_regular(self.path, _MAX_BYTES).decode()
         except FileNotFoundError:
             return 0
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the checkpoint {self.path}: {error}") from None
+            raise InputError(f"cannot read the checkpoint {self.path}: {_reason(error)}") from None
         try:
             data = json.loads(text)
             schema, job = data["schema"], data["job"]
@@ -58,8 +60,11 @@ class Checkpoint:
             comparison.restore(data["comparison"])
             states = zip(logits, data["logits"], strict=True)
             logits[:] = [LogitSum.from_state(state) for _total, state in states]
-            return int(data["done"])
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            done = data["done"]
+            if not isinstance(done, int) or done < 0:
+                raise ValueError(f"{done} chunks are done")
+            return done
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             raise InputError(f"the checkpoint {self.path} is damaged: remove it") from None
 
     def save(self, done: int, comparison: Comparison, logits: list[LogitSum]) -> None:
@@ -85,3 +90,7 @@ class Checkpoint:
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

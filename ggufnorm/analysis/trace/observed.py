@@ -36,6 +36,7 @@ from ggufnorm.core.trace import (
 )
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.replace import replacing
 from ggufnorm.formats.safetensors import SafetensorsWriter
 
@@ -248,7 +249,7 @@ def files_facts(path: Path, files: Iterable[Path], architecture: str) -> ModelFa
         n = file.stat().st_size
         size += n
         digest.update(f"{file.name} {n}".encode())
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             digest.update(stream.read(_SAMPLE))
             stream.seek(max(0, n - _SAMPLE))
             digest.update(stream.read(_SAMPLE))

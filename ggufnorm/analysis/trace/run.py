@@ -24,6 +24,7 @@ from ggufnorm.engines.child import run_in_child
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.llama.tokens import text_of_job
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.replace import replacing
 from ggufnorm.samples import text_to_run
@@ -195,7 +196,7 @@ def is_model(location: str | os.PathLike[str]) -> bool:
 
 def _is_gguf(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(4) == b"GGUF"
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
