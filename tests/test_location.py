@@ -28,7 +28,8 @@ from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hub import choose_file, find_file
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.formats.remote import FRONT, Connection, Patience, RemotePlace, public_address
+from ggufnorm.formats.connection import Connection, Patience
+from ggufnorm.formats.remote import FRONT, RemotePlace, public_address
 from ggufnorm.formats.split import SplitFile, all_shards
 from ggufnorm.formats.storage import coalesce, in_parallel
 from ggufnorm.samples import sample_model

@@ -67,8 +67,8 @@ class TensorTable(Mapping[str, Tensor]):
         self._front, self._data = front, data
         self._places = places
         order = np.argsort(np.asarray(hashes), kind="stable")
-        self._order = memoryview(order.astype(np.uint32))
-        self._hashes = memoryview(np.asarray(hashes)[order])
+        self._order = order.astype(np.uint32).data
+        self._hashes = np.asarray(hashes)[order].data
 
     def __len__(self) -> int:
         return len(self._places)

@@ -77,7 +77,7 @@ class LocalStorage:
 
     def read(self, offset: int, n: int) -> memoryview:
         """A copy, in memory of its own."""
-        found = memoryview(np.empty(n, np.uint8))
+        found = np.empty(n, np.uint8).data
         descriptor, done = self._opened(), 0
         try:
             while done < n:
