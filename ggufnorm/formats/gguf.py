@@ -29,6 +29,9 @@ import numpy as np
 from ggufnorm.formats.gguf_header import ARRAY, Value, read_header, value_of
 from ggufnorm.formats.storage import LocalStorage, Storage, checked
 
+_MAX_STRING = 1024
+"""Characters of a name that is shown: a file may give itself one of 20 MB."""
+
 
 class Metadata(Mapping[str, Value]):
     """The metadata of a file, decoded key by key when asked for.
@@ -60,9 +63,11 @@ class Metadata(Mapping[str, Value]):
         return len(self._at)
 
     def string(self, key: str) -> str | None:
-        """The value, if it is there and is a string."""
+        """The value, if it is there and is a string; cut where no name goes on for so long."""
         value = self._not_array(key)
-        return value if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        return value if len(value) <= _MAX_STRING else value[: _MAX_STRING - 1] + "…"
 
     def integer(self, key: str) -> int | None:
         """The value, if it is there and is an integer."""

@@ -35,6 +35,16 @@ MAX_INDEX = 1 << 27
 MAX_SHARDS = 10_000
 """Most shards of a checkpoint; the largest have some hundreds."""
 
+MAX_LAYERS = 1024
+"""Most layers of a checkpoint; the deepest have some 130."""
+
+_LAYER_KEYS = frozenset(
+    {
+        "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers",
+        "decoder_layers", "num_encoder_layers", "num_decoder_layers",
+    }
+)  # fmt: skip
+
 _AT_ONCE = 8
 """Files opened at a time."""
 
@@ -194,6 +204,33 @@ def read_source(folder: Folder) -> Source:
     files = _open_tensors(folder)
     tensors = {name: file.places[name] for name, file in files.items()}
     return Source(folder.name, config, preprocessor, tensors, files)
+
+
+def check_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Check a folder that Transformers is to open: it believes what the folder says.
+
+    Raises:
+        InputError: a shard leads out of the folder, or there are more layers than any model
+            has.
+    """
+    folder = LocalFolder(path)
+    index = _read_json(folder, _INDEX, MAX_INDEX) or {}
+    weight_map = index.get("weight_map")
+    for name in set(weight_map.values()) if isinstance(weight_map, dict) else ():
+        storage = folder.storage(str(name))
+        if storage is not None:
+            storage.close()
+    configs: list[object] = [_read_json(folder, "config.json")]
+    while configs:
+        config = configs.pop()
+        if isinstance(config, dict):
+            configs += config.values()
+            for key in _LAYER_KEYS & config.keys():
+                if isinstance(config[key], int) and config[key] > MAX_LAYERS:
+                    raise InputError(
+                        f"{folder.name}: config.json: {key}: more than {MAX_LAYERS:,}, which no"
+                        " model has"
+                    )
 
 
 def _read_json(folder: Folder, name: str, limit: int = MAX_CONFIG) -> Config | None:

@@ -21,6 +21,7 @@ from ggufnorm.errors import InputError
 MAX_HEADER = 100_000_000
 """Bytes of a header at most: ``MAX_HEADER_SIZE`` in the library's ``tensor.rs``."""
 
+_MAX_NAME = 4096
 _MAX_DIMS = 32  # as many as NumPy had for a long time; norms have one or two
 
 # Bits of an element. The size of what is not listed is not checked, and it is not read.
@@ -118,6 +119,9 @@ def read_header(name: str, size: int, read: Callable[[int, int], bytes | memoryv
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise malformed(name, "its __metadata__ does not map text to text")
+    longest = max(header, key=len, default="")
+    if len(longest) > _MAX_NAME:
+        raise malformed(name, f"{quoted(longest)} has more than {_MAX_NAME} characters")
     data = _LENGTH.size + n
     places = {key: _place(name, key, raw, data, size) for key, raw in header.items()}
     _check_overlaps(name, places)

@@ -69,7 +69,8 @@ class LocalStorage:
         self.name = os.fspath(path)
         self._key = next(_KEYS)
         self._is_closed = False
-        found = os.fstat(self._opened().number)
+        descriptor = self._opened()  # as long as there is a name for it, it stays open
+        found = os.fstat(descriptor.number)
         self.size, self._identity = found.st_size, (found.st_dev, found.st_ino)
         if self.size == 0:
             self.close()
