@@ -19,6 +19,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+_PART = 1 << 20
+
 # Without O_NONBLOCK a pipe that took the file's place after the check would block.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
@@ -63,11 +65,13 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     Raises:
         OSError: see there.
     """
+    data = bytearray()
     with open_regular(path, limit) as file:
-        data = file.read(limit + 1)  # it may have grown
-    if len(data) > limit:
-        raise too_large(len(data), limit, os.fspath(path))
-    return data
+        while part := file.read(_PART):
+            data += part
+            if len(data) > limit:  # it has grown
+                raise _too_large(len(data), limit, os.fspath(path))
+    return bytes(data)
 
 
 def require_regular(path: str | os.PathLike[str], limit: int | None = None) -> None:
@@ -79,7 +83,7 @@ def require_regular(path: str | os.PathLike[str], limit: int | None = None) -> N
     os.close(open_descriptor(path, limit))
 
 
-def too_large(n: int, limit: int, path: str) -> OSError:
+def _too_large(n: int, limit: int, path: str) -> OSError:
     """The error of a file of ``n`` bytes where ``limit`` are allowed."""
     return OSError(errno.EFBIG, f"its {n:,} bytes are more than the {limit:,} that are read", path)
 
@@ -92,4 +96,4 @@ def _require_regular(found: os.stat_result, path: str, limit: int | None) -> Non
         what = _KINDS.get(kind, "something else")
         raise OSError(errno.EINVAL, f"it is {what}: give a regular file", path)
     if limit is not None and found.st_size > limit:
-        raise too_large(found.st_size, limit, path)
+        raise _too_large(found.st_size, limit, path)

@@ -22,12 +22,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.connection import Connection, Patience
 from ggufnorm.formats.remote import RemotePlace, RemoteStorage
 from ggufnorm.formats.split import all_shards
+from ggufnorm.version import __version__
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 """Tried in turn where no quant is named, before the first GGUF file of the repository."""
@@ -147,7 +148,7 @@ def _model_info(repo: str, revision: str | None) -> tuple[str, list[str]]:
     url = f"{endpoint()}/api/models/{repo}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
-    headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+    headers = _headers()
     response = Connection().get(url, headers, _MAX_INFO)
     hf_raise_for_status(response)
     info = response.json()
@@ -158,6 +159,13 @@ def _model_info(repo: str, revision: str | None) -> tuple[str, list[str]]:
 def endpoint() -> str:
     """Address of the Hub."""
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+
+
+def _headers() -> dict[str, str]:
+    """Who asks, and the token. ``build_hf_headers`` itself asks the Hub, without a limit."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    agent = {"User-Agent": f"ggufnorm/{__version__}"}
+    return {**agent, "Authorization": f"Bearer {token}"} if token else agent
 
 
 def access(seconds: float) -> str:
@@ -187,7 +195,7 @@ def hub_place(location: str) -> RemotePlace:
     """
     file = find_file(location)
     url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint())
-    headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+    headers = _headers()
     return RemotePlace(url, file.name, headers, _hints(file.repo))
 
 
@@ -220,7 +228,7 @@ class HubFolder:
         if name not in self._names:
             return None
         url = hf_hub_url(self._repo, name, revision=self._commit, endpoint=endpoint())
-        headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+        headers = _headers()
         shown = f"{self.name}/{name}"
         return RemotePlace(url, shown, headers, _hints(self._repo), self._connection).open()
 
