@@ -8,8 +8,9 @@ What ``gguf_init_from_file`` (``ggml/src/gguf.cpp``) reads is read here too, wit
 result: tensors without dimensions or with a dimension of zero, names without a letter.
 Refused here and read there are
 
-- keys and tensor names that are not UTF-8 or are longer than 65,535 bytes, and those that
-  hold a NUL, where llama.cpp would cut them;
+- keys and tensor names that are not UTF-8, keys longer than 65,535 bytes and names longer than
+  4,096, and those that hold a NUL, where llama.cpp would cut them;
+- headers of more than 256 MiB;
 - tensors whose data is not in the file (``src/llama-model-loader.cpp`` refuses them) and
   empty ones whose other dimensions no array could have;
 - tensor types that gguf-py does not know.

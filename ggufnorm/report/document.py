@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,10 +92,11 @@ def from_json(text: str, name: str) -> Result:
     version = data.get("version")
     if schema not in KINDS or (isinstance(version, int) and version > VERSION):
         raise InputError(
-            f"{name}: {schema!r}, version {version!r}, is not known to this ggufnorm: upgrade it"
+            f"{name}: {reprlib.repr(schema)}, version {reprlib.repr(version)}, is not known to this"
+            " ggufnorm: upgrade it"
         )
     if version != VERSION:
-        raise InputError(f"{name}: damaged document: version {version!r}")
+        raise InputError(f"{name}: damaged document: version {reprlib.repr(version)}")
     try:
         return from_plain(KINDS[schema], data)
     except (ValueError, OverflowError) as error:

@@ -18,6 +18,7 @@ from ggufnorm.core.trace import BatchFacts, TraceFacts, kept
 from ggufnorm.engines.llama.graph import Graph, Node, NormPlan, OperationRole, Stop
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsReader
+from ggufnorm.formats.safetensors_header import quoted
 
 _MOST = 200
 """Characters of what is wrong with a description: it may quote all of it."""
@@ -69,8 +70,8 @@ class Trace:
             raise InputError(f"{self.path} is safetensors, but not a trace of ggufnorm")
         if found.get("version") != layout.VERSION:
             raise InputError(
-                f"{self.path} is a trace of version {found.get('version')!r}, and {layout.VERSION}"
-                " is known: use the ggufnorm that wrote it"
+                f"{self.path} is a trace of version {quoted(found.get('version', ''))}, and"
+                f" {layout.VERSION} is known: use the ggufnorm that wrote it"
             )
         try:
             return from_plain(TraceFacts, json.loads(found.get("trace", "")))
