@@ -37,6 +37,7 @@ from ggufnorm.core.audit import AuditReport
 from ggufnorm.core.logits import LogitSum
 from ggufnorm.core.metrics import DifferenceSum
 from ggufnorm.engines.images import read_picture
+from ggufnorm.engines.pretrained import load_pretrained
 from ggufnorm.errors import GgufnormError, InputError
 from ggufnorm.formats import storage as storage_module
 from ggufnorm.formats.dequantize import read_rows, read_tensor
@@ -411,6 +412,14 @@ def config(entries: dict[str, object]) -> Callable[[Path], object]:
     return call
 
 
+def extractor(entries: dict[str, object]) -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        (folder / "preprocessor_config.json").write_text(json.dumps(entries))
+        return load_pretrained("AutoFeatureExtractor", folder, "an extractor", "")
+
+    return call
+
+
 SMALL: dict[str, Callable[[Path], object]] = {
     "a WAV at 1 Hz": wav_at_1_hz,
     "more than an hour of sound": hours_of_sound,
@@ -430,6 +439,8 @@ SMALL: dict[str, Callable[[Path], object]] = {
         ("Identity", ["x"], ["y"]), x=np.array(["a", "b"], object)
     ),
     "a TOML key of 50,000 parts": key_of_many_parts,
+    "`n_fft: 1000000000`": extractor({"n_fft": 10**9}),
+    "`chunk_length: 1000000`": extractor({"chunk_length": 10**6}),
     "`num_hidden_layers: 1000000`": config({"text_config": {"num_hidden_layers": 1_000_000}}),
 }  # fmt: skip
 
@@ -461,9 +472,8 @@ def test_transformers_is_given_checked_folders_only(
     pytest.importorskip("transformers")
     from ggufnorm.engines.hf.model import HFModel
 
-    config({"num_hidden_layers": 10**6, "model_type": "llama"})
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 1000000, "model_type": "llama"}')
-    in_a_line(lambda: HFModel(tmp_path), "more than 1,024")
+    in_a_line(lambda: HFModel(tmp_path), "num_hidden_layers is more than 1,024")
 
 
 # Files that someone changed

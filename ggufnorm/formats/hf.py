@@ -38,12 +38,20 @@ MAX_SHARDS = 10_000
 MAX_LAYERS = 1024
 """Most layers of a checkpoint; the deepest have some 130."""
 
-_LAYER_KEYS = frozenset(
-    {
+_MOST_LAYERS = dict.fromkeys(
+    (
         "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers",
         "decoder_layers", "num_encoder_layers", "num_decoder_layers",
-    }
+    ),
+    MAX_LAYERS,
 )  # fmt: skip
+"""Numbers of a ``config.json`` by which the work grows."""
+
+_MOST_OF_PROCESSOR = {
+    "n_fft": 1 << 16, "feature_size": 1 << 12, "chunk_length": 3600, "n_samples": 1 << 28,
+    "nb_max_frames": 1 << 20, "sampling_rate": 1_000_000, "height": 1 << 14, "width": 1 << 14,
+}  # fmt: skip
+"""The same of a processor's configuration; ``longest_edge`` counts pixels in some."""
 
 _AT_ONCE = 8
 """Files opened at a time."""
@@ -220,16 +228,30 @@ def check_checkpoint(path: str | os.PathLike[str]) -> None:
         storage = folder.storage(str(name))
         if storage is not None:
             storage.close()
-    configs: list[object] = [_read_json(folder, "config.json")]
+    _check_numbers(folder, "config.json", _MOST_LAYERS)
+
+
+def check_processor(path: str | os.PathLike[str]) -> None:
+    """Check a folder of an image processor or a feature extractor that Transformers is to load.
+
+    Raises:
+        InputError: it asks for pictures, sounds or filters larger than any model takes.
+    """
+    folder = LocalFolder(path)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        _check_numbers(folder, name, _MOST_OF_PROCESSOR)
+
+
+def _check_numbers(folder: Folder, name: str, most: Mapping[str, int]) -> None:
+    configs: list[object] = [_read_json(folder, name)]
     while configs:
         config = configs.pop()
         if isinstance(config, dict):
             configs += config.values()
-            for key in _LAYER_KEYS & config.keys():
-                if isinstance(config[key], int) and config[key] > MAX_LAYERS:
+            for key in most.keys() & config.keys():
+                if isinstance(config[key], (int, float)) and config[key] > most[key]:
                     raise InputError(
-                        f"{folder.name}: config.json: {key}: more than {MAX_LAYERS:,}, which no"
-                        " model has"
+                        f"{folder.name}: {name}: {key} is more than {most[key]:,}: is it damaged?"
                     )
 
 

@@ -163,7 +163,8 @@ def _read_legacy(raw: bytes, path: str | os.PathLike[str]) -> dict[str, Array]:
             if n < 1:
                 raise damaged
             values = np.frombuffer(raw, "<f4", n, at).astype(np.float32)
-            found[name] = values / np.float32(n_calls) if n_calls > 0 else values
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                found[name] = values / np.float32(n_calls) if n_calls > 0 else values
             at += 4 * n
     except (struct.error, ValueError):
         raise damaged from None
