@@ -345,6 +345,15 @@ def test_a_password_in_a_malformed_address_is_not_shown(address: str) -> None:
     assert "hunter2" not in in_a_line(lambda: open_model(address), "malformed")
 
 
+@fault("Damaged files", "an empty safetensors array whose other dimension is 2⁶³ - 1",
+       then="refused in one line")  # fmt: skip
+def test_an_empty_array_of_no_possible_shape(tmp_path: Path) -> None:
+    places = {"a": {"dtype": "F32", "shape": [0, 2**63 - 1], "data_offsets": [0, 0]}}
+    header = json.dumps(places).encode()
+    (tmp_path / "t.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    in_a_line(lambda: SafetensorsReader(tmp_path / "t.safetensors"), "too large")
+
+
 # Small files, huge work
 
 

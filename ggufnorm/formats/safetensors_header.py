@@ -22,6 +22,7 @@ MAX_HEADER = 100_000_000
 """Bytes of a header at most: ``MAX_HEADER_SIZE`` in the library's ``tensor.rs``."""
 
 _MAX_NAME = 4096
+_MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
 _MAX_DIMS = 32  # as many as NumPy had for a long time; norms have one or two
 
 # Bits of an element. The size of what is not listed is not checked, and it is not read.
@@ -190,6 +191,9 @@ def _place(file: str, name: str, raw: object, data: int, size: int) -> Place:
         raise malformed(file, f"{quoted(name)} has no type")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
         raise malformed(file, f"{quoted(name)} has no shape")
+    if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
+        # A zero does not excuse the other dimensions: no array could have them.
+        raise malformed(file, f"{quoted(name)} has a shape that is too large")
     if not _are_sizes(place) or len(place) != 2:
         raise malformed(file, f"{quoted(name)} has no place")
     begin, end = place
