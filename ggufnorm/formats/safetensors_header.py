@@ -120,11 +120,11 @@ def read_header(name: str, size: int, read: Callable[[int, int], bytes | memoryv
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise malformed(name, "its __metadata__ does not map text to text")
+    data = _LENGTH.size + n
+    places = {key: _place(name, key, raw, data, size) for key, raw in header.items()}
     longest = max(header, key=len, default="")
     if len(longest) > _MAX_NAME:
         raise malformed(name, f"{quoted(longest)} has more than {_MAX_NAME} characters")
-    data = _LENGTH.size + n
-    places = {key: _place(name, key, raw, data, size) for key, raw in header.items()}
     _check_overlaps(name, places)
     return Header(metadata, places, data)
 
@@ -191,9 +191,6 @@ def _place(file: str, name: str, raw: object, data: int, size: int) -> Place:
         raise malformed(file, f"{quoted(name)} has no type")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
         raise malformed(file, f"{quoted(name)} has no shape")
-    if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
-        # A zero does not excuse the other dimensions: no array could have them.
-        raise malformed(file, f"{quoted(name)} has a shape that is too large")
     if not _are_sizes(place) or len(place) != 2:
         raise malformed(file, f"{quoted(name)} has no place")
     begin, end = place
@@ -202,6 +199,9 @@ def _place(file: str, name: str, raw: object, data: int, size: int) -> Place:
     if begin > end or n_bytes not in (None, end - begin):
         what = f"{quoted(name)} of {n_bytes} bytes" if n_bytes else quoted(name)
         raise malformed(file, f"{what} lies at {begin}:{end}")
+    if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
+        # A zero does not excuse the other dimensions: no array could have them.
+        raise malformed(file, f"{quoted(name)} has a shape that is too large")
     if end > size - data:
         raise InputError(
             f"{file} is truncated or damaged: {quoted(name)} ends at byte {data + end},"
