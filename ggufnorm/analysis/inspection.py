@@ -7,14 +7,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, TensorFacts
-from ggufnorm.errors import InputError
-from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -61,18 +57,15 @@ def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspe
 
 def _with_weights(file: ModelFile, norms: Collection[NormSite]) -> tuple[NormSite, ...]:
     """The same norms, each with what its weight's values show."""
-    raw = file.read_many([norm.tensor for norm in norms if norm.tensor])
-    return tuple(
-        _with_weight(file, norm, norm.tensor, raw[norm.tensor]) if norm.tensor else norm
-        for norm in norms
-    )
+    values, unreadable = read_norms(file, [norm.tensor for norm in norms if norm.tensor])
 
+    def completed(norm: NormSite) -> NormSite:
+        if norm.tensor in values:
+            return replace(norm, weight=weight_statistics(values[norm.tensor]))
+        notes = (norm.note, unreadable.get(norm.tensor or "", ""))
+        return replace(norm, note="; ".join(n for n in notes if n))
 
-def _with_weight(file: ModelFile, norm: NormSite, tensor: str, raw: NDArray[np.uint8]) -> NormSite:
-    try:
-        return replace(norm, weight=weight_statistics(read_tensor(file, tensor, raw)))
-    except InputError as error:
-        return replace(norm, note="; ".join(n for n in (norm.note, str(error)) if n))
+    return tuple(map(completed, norms))
 
 
 def _all_tensors(file: ModelFile) -> tuple[TensorFacts, ...]:

@@ -18,6 +18,10 @@ from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import TextError
+from ggufnorm.formats.files import read_regular
+
+_MAX_TEXT = 1 << 28
+"""Bytes of a text at most: more than fifty million tokens."""
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -230,7 +234,7 @@ def read_text(path: Path) -> str:
         TextError: it cannot be read, is not UTF-8 or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _MAX_TEXT).decode()
     except OSError as error:
         raise TextError(f"cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -144,10 +144,18 @@ class LogitSum:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> LogitSum:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`.
+
+        Raises:
+            ValueError: no run can have gathered that.
+        """
         total = cls()
-        total._parts = [np.array([state[c] for c in _COLUMNS], np.float64)]
+        columns = np.array([state[c] for c in _COLUMNS], np.float64)
+        total._parts = [columns]
         total._same, total._bad = int(state["same"]), int(state["bad"])
+        in_range = 0 <= total._same <= columns.shape[-1] and total._bad >= 0
+        if columns.ndim != 2 or not in_range or not np.isfinite(columns).all():
+            raise ValueError("sums are out of range")
         return total
 
     def result(self) -> LogitStatistics:

@@ -155,11 +155,20 @@ class DifferenceSum:
 
     @classmethod
     def from_state(cls, state: list[Any]) -> DifferenceSum:
-        """The inverse of :meth:`state`."""
+        """The inverse of :meth:`state`.
+
+        Raises:
+            ValueError: no run can have gathered that.
+        """
         total = cls()
         total._dd, total._dr, total._rr, total._max, at, *rest = state
         total._max_at = (at[0], at[1])
         total._rows, total._bad_rows, total._bad_token = rest
+        sums = (total._dd, total._dr, total._rr, total._max)
+        if not all(map(math.isfinite, sums)) or min(total._dd, total._rr, *rest[:2]) < 0:
+            raise ValueError("sums are out of range")
+        if not all(isinstance(n, int) for n in (*total._max_at, total._rows, total._bad_rows)):
+            raise TypeError("counts are no integers")
         return total
 
     def result(self) -> Difference:

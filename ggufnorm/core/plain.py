@@ -7,6 +7,7 @@ import math
 import reprlib
 import types
 from collections.abc import Container
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
 
 
 def _decode_fields(kind: Any, data: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = dataclasses.fields(kind)
     missing = [f.name for f in fields if f.name not in data and not has_default(f)]
     if missing:
@@ -93,3 +94,8 @@ def has_default(field: dataclasses.Field[Any]) -> bool:
 
 def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -17,11 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.formats.files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 INSTALL_HINT = 'pip install "ggufnorm[vision]"'
+
+_MOST_BYTES = 1 << 28
+_MOST_PIXELS = 1 << 26
+"""A PNG of 100 kB may hold hundreds of millions of pixels."""
 
 Levels = NDArray[np.uint8]
 
@@ -81,7 +86,15 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with image_module.open(name) as image:
+            with open_regular(name, _MOST_BYTES) as file, image_module.open(file) as image:
+                if image.format == "EPS":  # PostScript, a program that Ghostscript would run
+                    raise image_module.UnidentifiedImageError
+                width, height = image.size
+                if width * height > _MOST_PIXELS:
+                    raise ValueError(
+                        f"{width:,} by {height:,} pixels are more than {_MOST_PIXELS:,}: make it"
+                        " smaller"
+                    )
                 turned = image.getexif().get(0x0112, 1) != 1  # Orientation
                 levels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
@@ -89,7 +102,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     except image_module.UnidentifiedImageError:
         raise InputError(f"{name} is no picture that Pillow knows") from None
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot read the picture {name}: {reason}") from None
     return Picture(name, levels, turned)
 

@@ -7,6 +7,10 @@ from typing import Any
 
 from ggufnorm.core.pixel_report import ModelInput
 from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.formats.files import require_regular
+
+MOST_ONNX = 1 << 31
+"""Bytes of an ONNX file: Protocol Buffers have no more."""
 
 
 def picture_input(path: str | os.PathLike[str]) -> ModelInput:
@@ -34,6 +38,7 @@ def _inputs(name: str) -> list[Any]:
             'this needs onnx, which is not installed: pip install "ggufnorm[onnx]"'
         ) from error
     try:
+        require_regular(name, MOST_ONNX)
         graph = onnx.load(name, load_external_data=False).graph
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from None

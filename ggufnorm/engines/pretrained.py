@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.formats.hf import check_processor
 
 
 def load_pretrained(auto: str, folder: str | os.PathLike[str], what: str, install: str) -> Any:
@@ -29,6 +30,7 @@ def load_pretrained(auto: str, folder: str | os.PathLike[str], what: str, instal
     path = os.fspath(folder)
     if not Path(path).is_dir():
         raise InputError(f"{path}: no such folder: give one with preprocessor_config.json")
+    check_processor(path)
     with quiet():
         try:
             import transformers

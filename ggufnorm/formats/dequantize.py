@@ -6,12 +6,14 @@ factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads ru
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quant_shape_from_byte_shape
 from numpy.typing import NDArray
 
-from ggufnorm.errors import TensorTypeError
+from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.model_file import ModelFile
 
@@ -19,6 +21,45 @@ from ggufnorm.formats.model_file import ModelFile
 _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
 """Types without blocks: their bytes can be put in this machine's order."""
+
+
+_MAX_NORM = 1 << 24
+"""Values of one norm at most; the largest have some 100,000."""
+_MAX_NORMS = 1 << 28
+"""Values of all norms of a file at most: a gigabyte, held in memory."""
+_MAX_ROW = 1 << 28
+"""Values of one row at most, which is read as a whole."""
+
+
+def read_norms(
+    file: ModelFile, names: Iterable[str]
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    """The values of norms, fetched together; of a size that norms have.
+
+    Returns:
+        Name to values, and name to why they cannot be read.
+
+    Raises:
+        KeyError: there is no such tensor.
+        InputError: their bytes cannot be had.
+    """
+    values: dict[str, NDArray[np.float32]] = {}
+    unreadable: dict[str, str] = {}
+    wanted: list[str] = []
+    left = _MAX_NORMS
+    for name in names:
+        n = file.tensors[name].n_elements
+        if n > min(_MAX_NORM, left):
+            unreadable[name] = f"{file.path}: {name}: {n:,} values are more than norms have"
+        else:
+            wanted.append(name)
+            left -= n
+    for name, raw in file.read_many(wanted).items():
+        try:
+            values[name] = read_tensor(file, name, raw)
+        except InputError as error:
+            unreadable[name] = str(error)
+    return values, unreadable
 
 
 def read_tensor(
@@ -65,9 +106,11 @@ def read_rows(
 
     Raises:
         KeyError: there is no such tensor.
-        TensorTypeError: its type cannot be read.
+        TensorTypeError: its type cannot be read, or its rows are too long to be.
     """
     tensor = file.tensors[name]
+    if tensor.shape[0] > _MAX_ROW:
+        raise TensorTypeError(f"{file.path}: {name}: rows of {tensor.shape[0]:,} values")
     rows = n_rows(file, name)
     n, size = (rows if stop is None else stop) - start, tensor.n_bytes // max(1, rows)
     raw = np.frombuffer(file.read_part(name, start * size, n * size), np.uint8)

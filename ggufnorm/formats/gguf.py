@@ -8,8 +8,9 @@ What ``gguf_init_from_file`` (``ggml/src/gguf.cpp``) reads is read here too, wit
 result: tensors without dimensions or with a dimension of zero, names without a letter.
 Refused here and read there are
 
-- keys and tensor names that are not UTF-8 or are longer than 65,535 bytes, and those that
-  hold a NUL, where llama.cpp would cut them;
+- keys and tensor names that are not UTF-8, keys longer than 65,535 bytes and names longer than
+  4,096, and those that hold a NUL, where llama.cpp would cut them;
+- headers of more than 256 MiB;
 - tensors whose data is not in the file (``src/llama-model-loader.cpp`` refuses them) and
   empty ones whose other dimensions no array could have;
 - tensor types that gguf-py does not know.
@@ -28,6 +29,9 @@ import numpy as np
 
 from ggufnorm.formats.gguf_header import ARRAY, Value, read_header, value_of
 from ggufnorm.formats.storage import LocalStorage, Storage, checked
+
+_MAX_STRING = 1024
+"""Characters of a name that is shown: a file may give itself one of 20 MB."""
 
 
 class Metadata(Mapping[str, Value]):
@@ -60,9 +64,11 @@ class Metadata(Mapping[str, Value]):
         return len(self._at)
 
     def string(self, key: str) -> str | None:
-        """The value, if it is there and is a string."""
+        """The value, if it is there and is a string; cut where no name goes on for so long."""
         value = self._not_array(key)
-        return value if isinstance(value, str) else None
+        if not isinstance(value, str):
+            return None
+        return value if len(value) <= _MAX_STRING else value[: _MAX_STRING - 1] + "…"
 
     def integer(self, key: str) -> int | None:
         """The value, if it is there and is an integer."""
@@ -168,7 +174,8 @@ class GGUFFile:
             KeyError: there is no such tensor.
             InputError: they cannot be had.
         """
-        return self.storage.read(self.tensors[name].offset + start, n)
+        at = self.tensors[name].offset + start
+        return checked(self.storage.read(at, n), self.storage, at, n)
 
     def read_many(
         self, names: Iterable[str]
@@ -184,5 +191,6 @@ class GGUFFile:
         found: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
         for t, part in zip(wanted, parts, strict=True):
             whole = checked(part, self.storage, t.offset, t.n_bytes)
-            found[t.name] = np.frombuffer(whole, np.uint8).copy()
+            values = np.frombuffer(whole, np.uint8)
+            found[t.name] = values if values.flags.writeable else values.copy()
         return found

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats.folder import Folder
+from ggufnorm.formats.folder import Folder, LocalFolder
 from ggufnorm.formats.location import source_folder
 from ggufnorm.formats.safetensors import SafetensorsFile
 from ggufnorm.formats.safetensors_header import Place, parse_json, quoted
@@ -33,6 +33,24 @@ MAX_INDEX = 1 << 27
 
 MAX_SHARDS = 10_000
 """Most shards of a checkpoint; the largest have some hundreds."""
+
+MAX_LAYERS = 1024
+"""Most layers of a checkpoint; the deepest have some 130."""
+
+_MOST_LAYERS = dict.fromkeys(
+    (
+        "num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers",
+        "decoder_layers", "num_encoder_layers", "num_decoder_layers",
+    ),
+    MAX_LAYERS,
+)  # fmt: skip
+"""Numbers of a ``config.json`` by which the work grows."""
+
+_MOST_OF_PROCESSOR = {
+    "n_fft": 1 << 16, "feature_size": 1 << 12, "chunk_length": 3600, "n_samples": 1 << 28,
+    "nb_max_frames": 1 << 20, "sampling_rate": 1_000_000, "height": 1 << 14, "width": 1 << 14,
+}  # fmt: skip
+"""The same of a processor's configuration; ``longest_edge`` counts pixels in some."""
 
 _AT_ONCE = 8
 """Files opened at a time."""
@@ -121,6 +139,47 @@ def read_source(folder: Folder) -> Source:
     files = _open_tensors(folder)
     tensors = {name: file.places[name] for name, file in files.items()}
     return Source(folder.name, config, preprocessor, tensors, files)
+
+
+def check_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Check a folder that Transformers is to open: it believes what the folder says.
+
+    Raises:
+        InputError: a shard leads out of the folder, or there are more layers than any model
+            has.
+    """
+    folder = LocalFolder(path)
+    index = _read_json(folder, _INDEX, MAX_INDEX) or {}
+    weight_map = index.get("weight_map")
+    for name in set(weight_map.values()) if isinstance(weight_map, dict) else ():
+        storage = folder.storage(str(name))
+        if storage is not None:
+            storage.close()
+    _check_numbers(folder, "config.json", _MOST_LAYERS)
+
+
+def check_processor(path: str | os.PathLike[str]) -> None:
+    """Check a folder of an image processor or a feature extractor that Transformers is to load.
+
+    Raises:
+        InputError: it asks for pictures, sounds or filters larger than any model takes.
+    """
+    folder = LocalFolder(path)
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        _check_numbers(folder, name, _MOST_OF_PROCESSOR)
+
+
+def _check_numbers(folder: Folder, name: str, most: Mapping[str, int]) -> None:
+    configs: list[object] = [_read_json(folder, name)]
+    while configs:
+        config = configs.pop()
+        if isinstance(config, dict):
+            configs += config.values()
+            for key in most.keys() & config.keys():
+                if isinstance(config[key], (int, float)) and config[key] > most[key]:
+                    raise InputError(
+                        f"{folder.name}: {name}: {key} is more than {most[key]:,}: is it damaged?"
+                    )
 
 
 def _read_json(folder: Folder, name: str, limit: int = MAX_CONFIG) -> Config | None:

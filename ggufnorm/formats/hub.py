@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -22,11 +22,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session
+from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.remote import PATIENCE, Connection, RemotePlace, RemoteStorage
+from ggufnorm.formats.connection import Connection, Patience
+from ggufnorm.formats.remote import RemotePlace, RemoteStorage
 from ggufnorm.formats.split import all_shards
+from ggufnorm.version import __version__
 
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 """Tried in turn where no quant is named, before the first GGUF file of the repository."""
@@ -35,6 +37,8 @@ _NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 """Parts of the names of GGUF files that go with a model (``gguf_filename_is_model``)."""
 
 _LISTED = 20
+_MAX_INFO = 1 << 25
+"""Bytes of what the Hub says of a repository."""
 
 _LOCATION = re.compile(
     r"hf://(?P<repo>[^/@:]+/[^/@:]+)"
@@ -119,9 +123,7 @@ def list_files(location: str, repo: str, revision: str | None) -> tuple[str, lis
         InputError: they cannot be had.
     """
     try:
-        info = HfApi(endpoint=endpoint(), library_name="ggufnorm").model_info(
-            repo, revision=revision, timeout=PATIENCE.timeout
-        )
+        return _model_info(repo, revision)
     except GatedRepoError:
         raise InputError(f"{location}: {_hints(repo)[403]}") from None
     except RevisionNotFoundError:
@@ -136,14 +138,34 @@ def list_files(location: str, repo: str, revision: str | None) -> tuple[str, lis
         raise InputError(f"{location}: {endpoint()} answered with status {status}") from None
     except HFValidationError as error:
         raise InputError(f"{location}: {_one_line(error)}") from None
-    except Exception as error:  # the exceptions of the HTTP client, whichever it is
+    except Exception as error:  # of the HTTP client, or whatever the answer is
         raise InputError(f"{location}: cannot ask {endpoint()}: {_one_line(error)}") from None
-    return info.sha or revision or "main", [file.rfilename for file in info.siblings or ()]
+
+
+def _model_info(repo: str, revision: str | None) -> tuple[str, list[str]]:
+    """As ``HfApi.model_info`` asks for it, which has no limit of time or size."""
+    validate_repo_id(repo)
+    url = f"{endpoint()}/api/models/{repo}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
+    headers = _headers()
+    response = Connection().get(url, headers, _MAX_INFO)
+    hf_raise_for_status(response)
+    info = response.json()
+    files = [str(file["rfilename"]) for file in info.get("siblings") or ()]
+    return str(info.get("sha") or revision or "main"), files
 
 
 def endpoint() -> str:
     """Address of the Hub."""
     return (os.environ.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+
+
+def _headers() -> dict[str, str]:
+    """Who asks, and the token. ``build_hf_headers`` itself asks the Hub, without a limit."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    agent = {"User-Agent": f"ggufnorm/{__version__}"}
+    return {**agent, "Authorization": f"Bearer {token}"} if token else agent
 
 
 def access(seconds: float) -> str:
@@ -156,7 +178,8 @@ def access(seconds: float) -> str:
         InputError: it cannot.
     """
     try:
-        status = get_session().head(endpoint(), timeout=seconds).status_code
+        patience = Patience(timeout=seconds)
+        status = Connection(patience).get(endpoint(), {}, 0, method="HEAD").status_code
     except Exception as error:  # the exceptions of the HTTP client, whichever it is
         raise InputError(f"cannot reach {endpoint()}: {_one_line(error)}") from None
     if status >= 500:
@@ -172,7 +195,7 @@ def hub_place(location: str) -> RemotePlace:
     """
     file = find_file(location)
     url = hf_hub_url(file.repo, file.path, revision=file.revision, endpoint=endpoint())
-    headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+    headers = _headers()
     return RemotePlace(url, file.name, headers, _hints(file.repo))
 
 
@@ -205,7 +228,7 @@ class HubFolder:
         if name not in self._names:
             return None
         url = hf_hub_url(self._repo, name, revision=self._commit, endpoint=endpoint())
-        headers: dict[str, str] = build_hf_headers(library_name="ggufnorm")
+        headers = _headers()
         shown = f"{self.name}/{name}"
         return RemotePlace(url, shown, headers, _hints(self._repo), self._connection).open()
 

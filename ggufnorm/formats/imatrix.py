@@ -15,20 +15,22 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.dequantize import read_norms
+from ggufnorm.formats.files import open_regular, read_regular
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_cursor import quoted
 from ggufnorm.formats.output import replacing, reported
 
 Array = NDArray[np.float32]
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_MAX_NAME = 1 << 16
+_MAX_NAME = 4096
+_MOST_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,20 @@ def read_imatrix(path: str | os.PathLike[str]) -> dict[str, Array]:
         InputError: the file cannot be read, is in neither format, or holds no finite weights.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             is_gguf = file.read(4) == b"GGUF"
-        found = _read_gguf(path) if is_gguf else _read_legacy(Path(path).read_bytes(), path)
+        found = _read_gguf(path) if is_gguf else _read_legacy(read_regular(path, _MOST_BYTES), path)
     except OSError as error:
         raise InputError(f"cannot read the importance matrix {path}: {error.strerror}") from None
     for name, values in found.items():
         if not np.isfinite(values).all():
-            raise InputError(f"{path}: {name} holds NaN or infinity: compute the matrix again")
+            raise InputError(
+                f"{path}: {quoted(name)} holds NaN or infinity: compute the matrix again"
+            )
+        if values.min(initial=0) < 0:
+            raise InputError(
+                f"{path}: {quoted(name)} holds weights below 0: compute the matrix again"
+            )
     if not found:
         raise InputError(f"{path} holds no importance matrix: it is another kind of GGUF file")
     return found
@@ -124,11 +132,17 @@ def _read_gguf(path: str | os.PathLike[str]) -> dict[str, Array]:
             if name == tensor:
                 continue
             if name + _COUNTS not in file.tensors:
-                raise InputError(f"{path}: {tensor} has no {_COUNTS}: the file is damaged")
-            sums, counts = read_tensor(file, tensor), read_tensor(file, name + _COUNTS).ravel()
+                raise InputError(f"{path}: {quoted(tensor)} has no {_COUNTS}: the file is damaged")
+            values, unreadable = read_norms(file, (tensor, name + _COUNTS))
+            if unreadable:
+                raise InputError(next(iter(unreadable.values())))
+            sums, counts = values[tensor], values[name + _COUNTS].ravel()
             if counts.size == 0 or sums.size % counts.size:
-                raise InputError(f"{path}: {name}: {counts.size} counts do not fit {sums.size}")
-            found[name] = Activations(sums.reshape(counts.size, -1), counts).importance()
+                raise InputError(
+                    f"{path}: {quoted(name)}: {counts.size} counts do not fit {sums.size}"
+                )
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                found[name] = Activations(sums.reshape(counts.size, -1), counts).importance()
     return found
 
 
@@ -149,7 +163,8 @@ def _read_legacy(raw: bytes, path: str | os.PathLike[str]) -> dict[str, Array]:
             if n < 1:
                 raise damaged
             values = np.frombuffer(raw, "<f4", n, at).astype(np.float32)
-            found[name] = values / np.float32(n_calls) if n_calls > 0 else values
+            with np.errstate(all="ignore"):  # what is not finite is refused
+                found[name] = values / np.float32(n_calls) if n_calls > 0 else values
             at += 4 * n
     except (struct.error, ValueError):
         raise damaged from None

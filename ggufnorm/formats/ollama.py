@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import read_regular
 
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
 _MODEL_LAYER = "application/vnd.ollama.image.model"
@@ -21,6 +22,7 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 _HOST_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _LISTED = 20
+_MAX_MANIFEST = 1 << 20
 
 
 def models_folder() -> Path:
@@ -67,7 +69,7 @@ def _parts(name: str) -> tuple[str, str, str, str]:
 
 def _model_digest(manifest: Path) -> str:
     try:
-        layers = json.loads(manifest.read_bytes())["layers"]
+        layers = json.loads(read_regular(manifest, _MAX_MANIFEST))["layers"]
         digests = [layer["digest"] for layer in layers if layer["mediaType"] == _MODEL_LAYER]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(

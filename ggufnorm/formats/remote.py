@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 
 from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.connection import CONNECTIONS, Connection, DeadlineError, origin
+from ggufnorm.formats.safetensors_header import quoted
 from ggufnorm.formats.split import shard_name
 from ggufnorm.formats.storage import coalesce, in_parallel
 
@@ -22,8 +23,8 @@ FRONT = 1 << 17
 _SPARE = 1 << 16
 """Bytes between tensors that a read of many may fetch, beyond a fifth of what is asked for."""
 
-_CONNECTIONS = 16
-"""Requests under way at a time."""
+_MOST_AT_ONCE = 1 << 30
+"""Bytes that one call may ask for: they are held in memory."""
 
 _SLOWEST = 1 << 14
 """Bytes a second; a server below it has stalled."""
@@ -41,43 +42,6 @@ HINTS: Mapping[int, str] = {
     410: "check the address",
 }
 """What to try, by HTTP status."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for a server.
-
-    Attributes:
-        timeout: seconds to wait for a connection or for the next bytes.
-        attempts: requests made for one range before giving up.
-        pause: seconds before the second attempt; doubled before each further one.
-    """
-
-    timeout: float = 15.0
-    attempts: int = 4
-    pause: float = 0.25
-
-
-PATIENCE = Patience()
-"""A minute, at worst, for a server that says nothing."""
-
-
-class Connection:
-    """An HTTP client, shared by the shards of a set and closed with the last of them."""
-
-    def __init__(self, patience: Patience = PATIENCE) -> None:
-        self.patience = patience
-        try:
-            self.client = httpx2.Client(
-                follow_redirects=True,
-                timeout=httpx2.Timeout(patience.timeout, pool=None),
-                limits=httpx2.Limits(max_connections=_CONNECTIONS),
-                # What runs on this machine is not reached through a proxy elsewhere.
-                mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
-            )
-        except (ValueError, httpx2.InvalidURL) as error:
-            raise InputError(f"the proxy settings cannot be used: {error}") from None
-        weakref.finalize(self, self.client.close)
 
 
 @dataclass(frozen=True)
@@ -129,8 +93,13 @@ def public_address(url: str) -> str:
     try:
         parts = urlsplit(url)
         _ = parts.port  # the only check of it that there is
-    except ValueError as error:
-        raise InputError(f"the address {url} is malformed: {error}") from None
+    except ValueError:
+        # Neither the error nor what stands before the last @ is shown: a password with a
+        # slash in it is taken for a port.
+        shown = re.sub("//.*@", "//…@", url, flags=re.DOTALL).partition("?")[0].partition("#")[0]
+        raise InputError(
+            f"the address {quoted(shown)} is malformed: check its host and port"
+        ) from None
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -169,6 +138,7 @@ class RemoteStorage:
         held = memoryview(self._front)[offset : offset + n]
         if len(held) == n:
             return held
+        self._check_size(n)
         rest = self._fetch(offset + len(held), n - len(held))
         return b"".join((held, rest)) if held else rest
 
@@ -176,8 +146,9 @@ class RemoteStorage:
         """Several requests at a time; what lies close together is one of them."""
         held = len(self._front)
         wanted = [(offset, n) for offset, n in ranges if offset + n > held]
+        self._check_size(sum(n for _, n in wanted))
         spans = coalesce(wanted, _SPARE + sum(n for _, n in wanted) // 5)
-        parts = in_parallel(lambda span: self._fetch(*span), spans, _CONNECTIONS)
+        parts = in_parallel(lambda span: self._fetch(*span), spans, CONNECTIONS)
         fetched = [(0, memoryview(self._front))]
         fetched += [
             (start, memoryview(part)) for (start, _), part in zip(spans, parts, strict=True)
@@ -187,6 +158,13 @@ class RemoteStorage:
     def close(self) -> None:
         """Drop the connection; it is closed when no shard uses it any more."""
         del self._connection, self._place
+
+    def _check_size(self, n: int) -> None:
+        if n > _MOST_AT_ONCE:
+            raise InputError(
+                f"cannot read {self.name}: {n:,} bytes at once are more than the"
+                f" {_MOST_AT_ONCE:,} that are fetched; download the file first"
+            )
 
     def _fetch(self, offset: int, n: int) -> bytes:
         """``n`` bytes, or as many as the file has. A broken transfer goes on where it broke."""
@@ -207,6 +185,8 @@ class RemoteStorage:
                 httpx2.InvalidURL,
             ) as error:
                 raise InputError(f"cannot read {self.name}: {_one_line(error)}") from None
+            except DeadlineError:
+                reason = f"less than {_SLOWEST >> 10} KiB/s"
             except httpx2.TimeoutException:
                 reason = f"no answer for {patience.timeout:g} s"
             except httpx2.HTTPError as error:
@@ -220,12 +200,14 @@ class RemoteStorage:
         if self.size >= 0 and len(got) == min(n, self.size - offset):
             return  # all had come before the last attempt failed
         own, direct = httpx2.URL(self._place.url), self._direct
-        url = direct or own
-        headers = dict(self._place.headers) if _origin(url) == _origin(own) else {}
         first, last = offset + len(got), offset + n - 1
-        headers |= {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-        patience_ends = time.monotonic() + self._connection.patience.timeout + n / _SLOWEST
-        with self._connection.client.stream("GET", url, headers=headers) as response:
+
+        def headers(url: httpx2.URL) -> Mapping[str, str]:
+            secret = self._place.headers if origin(url) == origin(own) else {}
+            return {**secret, "Range": f"bytes={first}-{last}"}
+
+        seconds = self._connection.patience.timeout + n / _SLOWEST
+        with self._connection.stream(direct or own, headers, seconds) as response:
             self._check_status(response, first, redirected=direct is not None)
             self._check_range(response, first)
             n = min(n, self.size - offset)
@@ -233,11 +215,9 @@ class RemoteStorage:
                 got += part
                 if len(got) > n:
                     raise InputError(f"cannot read {self.name}: the server sends more than asked")
-                if time.monotonic() > patience_ends:
-                    raise _TransientError(f"less than {_SLOWEST >> 10} KiB/s")
         if len(got) < n:
             raise _TransientError(f"the server broke off at byte {offset + len(got)}")
-        if response.history:
+        if response.url != own:
             self._direct = response.url
 
     def _check_status(self, response: httpx2.Response, first: int, *, redirected: bool) -> None:
@@ -286,10 +266,6 @@ def _cut(fetched: Sequence[tuple[int, memoryview]], offset: int, n: int) -> memo
         if start <= offset and offset + n <= start + len(part):
             return part[offset - start : offset - start + n]
     raise AssertionError(f"bytes {offset} to {offset + n} were not fetched")
-
-
-def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port
 
 
 def _described(status: int) -> str:

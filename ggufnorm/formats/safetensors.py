@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.safetensors_header import (
     DTYPES,
     Entry,
@@ -263,6 +264,6 @@ def _floats(dtype: str, shape: tuple[int, ...], raw: bytes | memoryview) -> NDAr
 
 def _open(path: str) -> BinaryIO:
     try:
-        return Path(path).open("rb")
+        return open_regular(path)
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None

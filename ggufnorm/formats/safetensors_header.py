@@ -21,6 +21,8 @@ from ggufnorm.errors import InputError
 MAX_HEADER = 100_000_000
 """Bytes of a header at most: ``MAX_HEADER_SIZE`` in the library's ``tensor.rs``."""
 
+_MAX_NAME = 4096
+_MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
 _MAX_DIMS = 32  # as many as NumPy had for a long time; norms have one or two
 
 # Bits of an element. The size of what is not listed is not checked, and it is not read.
@@ -120,6 +122,9 @@ def read_header(name: str, size: int, read: Callable[[int, int], bytes | memoryv
         raise malformed(name, "its __metadata__ does not map text to text")
     data = _LENGTH.size + n
     places = {key: _place(name, key, raw, data, size) for key, raw in header.items()}
+    longest = max(header, key=len, default="")
+    if len(longest) > _MAX_NAME:
+        raise malformed(name, f"{quoted(longest)} has more than {_MAX_NAME} characters")
     _check_overlaps(name, places)
     return Header(metadata, places, data)
 
@@ -194,6 +199,9 @@ def _place(file: str, name: str, raw: object, data: int, size: int) -> Place:
     if begin > end or n_bytes not in (None, end - begin):
         what = f"{quoted(name)} of {n_bytes} bytes" if n_bytes else quoted(name)
         raise malformed(file, f"{what} lies at {begin}:{end}")
+    if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:
+        # A zero does not excuse the other dimensions: no array could have them.
+        raise malformed(file, f"{quoted(name)} has a shape that is too large")
     if end > size - data:
         raise InputError(
             f"{file} is truncated or damaged: {quoted(name)} ends at byte {data + end},"

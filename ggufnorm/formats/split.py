@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_cursor import quoted
 from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
@@ -142,13 +143,13 @@ class SplitFile:
             ours, theirs = self.metadata.get(key), shard.metadata.get(key)
             if theirs is not None and theirs != ours:
                 raise InputError(
-                    f"{shard.path}: this shard is from another model: {key} is {theirs!r},"
-                    f" in {self.shards[0].path} it is {ours!r}"
+                    f"{shard.path}: this shard is from another model: {key} is"
+                    f" {quoted(str(theirs))}, in {self.shards[0].path} it is {quoted(str(ours))}"
                 )
         for name in shard.tensors:
             if name in self._home:
                 raise InputError(
-                    f"{shard.path}: tensor {name!r} is in {self._home[name].path} too:"
+                    f"{shard.path}: tensor {quoted(name)} is in {self._home[name].path} too:"
                     " one of them is from another model"
                 )
 

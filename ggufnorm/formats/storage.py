@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from itertools import count
+from threading import RLock
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.files import open_descriptor
+
+_KEPT_OPEN = 64
+"""Files that are held open: a model may have more shards than a process may have files."""
+
+_MOST_AT_ONCE = 1 << 30
+"""Bytes of one system call: Linux reads up to 2 GiB at once."""
 
 _BATCH = 16
 """Items that a worker's queue holds: more would go on for long after a failure."""
@@ -44,37 +54,105 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A file on disk, memory-mapped read-only.
+    """A file on disk, read with ``pread``; may be read by several threads.
+
+    Not memory-mapped: a map of a file that becomes shorter ends the process (SIGBUS), where
+    a read is merely short. The file is opened again when it is read after many others
+    (:data:`_KEPT_OPEN`).
 
     Raises:
-        InputError: it cannot be opened.
+        InputError: it cannot be opened, or is no regular file.
         GGUFError: it is empty.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.name = os.fspath(path)
-        try:
-            with Path(path).open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                if self.size == 0:
-                    raise GGUFError(self.name, 0, "magic", "the file is empty")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"cannot open {self.name}: {reason}") from None
-        self._view = memoryview(mapped)
+        self._key = next(_KEYS)
+        self._is_closed = False
+        descriptor = self._opened()  # as long as there is a name for it, it stays open
+        found = os.fstat(descriptor.number)
+        self.size, self._identity = found.st_size, (found.st_dev, found.st_ino)
+        if self.size == 0:
+            self.close()
+            raise GGUFError(self.name, 0, "magic", "the file is empty")
 
     def read(self, offset: int, n: int) -> memoryview:
-        """A view of the map: nothing is copied."""
-        return self._view[offset : offset + n]
+        """A copy, in memory of its own."""
+        found = np.empty(n, np.uint8).data
+        descriptor, done = self._opened(), 0
+        try:
+            while done < n:
+                part = found[done : done + _MOST_AT_ONCE]
+                got = _read_into(descriptor.number, part, offset + done)
+                if got == 0:
+                    break
+                done += got
+        except OSError as error:
+            raise InputError(f"cannot read {self.name}: {error.strerror}") from None
+        checked(found[:done], self, offset, n)
+        return found
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | memoryview]:
-        """Views of the map."""
+        """One after the other."""
         return [self.read(*r) for r in ranges]
 
     def close(self) -> None:
-        """Drop the map; it is unmapped when the last view of it is gone."""
-        self._view = memoryview(b"")
+        """Close the file, unless a thread still reads it: then it is closed by that."""
+        self._is_closed = True
+        with _LOCK:
+            _OPEN.pop(self._key, None)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_key"):
+            self.close()
+
+    def _opened(self) -> _Descriptor:
+        with _LOCK:
+            descriptor = _OPEN.get(self._key)
+            if descriptor is None:
+                descriptor = _OPEN[self._key] = self._open()
+                if len(_OPEN) > _KEPT_OPEN:
+                    _OPEN.popitem(last=False)
+            _OPEN.move_to_end(self._key)
+            return descriptor
+
+    def _open(self) -> _Descriptor:
+        if self._is_closed:
+            raise InputError(f"cannot read {self.name}: it has been closed")
+        try:
+            descriptor = _Descriptor(open_descriptor(self.name))
+        except OSError as error:
+            raise InputError(f"cannot open {self.name}: {error.strerror}") from None
+        found = os.fstat(descriptor.number)
+        if getattr(self, "_identity", None) not in (None, (found.st_dev, found.st_ino)):
+            raise InputError(f"{self.name} was replaced while it was read: start again")
+        return descriptor
+
+
+class _Descriptor:
+    """An open file, closed with the last reference to it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+_OPEN: OrderedDict[int, _Descriptor] = OrderedDict()
+_KEYS = count()  # unlike an id, a number is never used again
+_LOCK = RLock()  # the garbage collector may close a storage at any moment
+
+
+def _read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+    """Read what fits into a buffer; how many bytes came."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    with _LOCK:  # where there is no preadv, as on Windows
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, len(buffer))
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, int]]:

@@ -6,17 +6,20 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import read_regular
 
 # WAVE_FORMAT_PCM, WAVE_FORMAT_IEEE_FLOAT and WAVE_FORMAT_EXTENSIBLE of mmreg.h.
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _TYPES = {(_PCM, 16): "<i2", (_PCM, 32): "<i4", (_FLOAT, 32): "<f4", (_FLOAT, 64): "<f8"}
-_MOST_RATE = 1_000_000
+_LEAST_RATE, _MOST_RATE = 1_000, 1_000_000
+_MOST_SECONDS = 3_600
+"""A small file at a low rate becomes a large one at the rate of a model."""
+_MOST_BYTES = 1 << 29
 _LARGEST = 1e9
 """Floats should be below 1 and may be those of integers."""
 
@@ -46,7 +49,7 @@ def read_sound(path: str | os.PathLike[str]) -> Sound:
     """
     name = os.fspath(path)
     try:
-        data = Path(name).read_bytes()
+        data = read_regular(name, _MOST_BYTES)
     except OSError as error:
         raise InputError(f"cannot read the sound {name}: {error.strerror}") from None
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
@@ -62,9 +65,12 @@ def read_sound(path: str | os.PathLike[str]) -> Sound:
             f"{name}: samples of {bits} bits in format {code} are not read: convert them to PCM"
             " of 16 bits, as with ffmpeg -i IN -c:a pcm_s16le OUT.wav"
         )
-    if not n_channels or not 0 < rate <= _MOST_RATE:
+    if not n_channels or not _LEAST_RATE <= rate <= _MOST_RATE:
         raise InputError(f"{name}: damaged WAV file: {n_channels} channels at {rate} Hz")
     channels = _decode(parts[b"data"], np.dtype(_TYPES[code, bits]), n_channels)
+    if channels.shape[1] > _MOST_SECONDS * rate:
+        seconds = channels.shape[1] // rate
+        raise InputError(f"{name}: {seconds:,} s of sound are more than {_MOST_SECONDS:,}: cut it")
     if not channels.size:
         raise InputError(f"{name}: there is no sound in it")
     if not (np.abs(channels) < _LARGEST).all():

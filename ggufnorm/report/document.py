@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,13 @@ from ggufnorm.errors import InputError
 from ggufnorm.report.kinds import BY_NAME, kind_of
 
 VERSION = 1
+MAX_BYTES = 1 << 28
+"""Of a document that is read."""
+
+_QUOTED = 30
+_LONGEST = 20  # characters of an integer of 64 bits
+_LARGEST = 1e150
+"""No number of a document is larger: their squares are finite too."""
 
 UNWRITTEN = frozenset({"cost"})
 """Fields that stand in no document: the same job gives the same document."""
@@ -51,7 +59,9 @@ def from_json(text: str, name: str) -> Result:
             version of ggufnorm.
     """
     try:
-        data = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        data = json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_integer)
+    except _RangeError as error:
+        raise InputError(f"{name}: damaged document: {error}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: not a ggufnorm document: {error}") from None
     schema = data.get("schema") if isinstance(data, dict) else None
@@ -60,21 +70,34 @@ def from_json(text: str, name: str) -> Result:
     version = data.get("version")
     if schema not in BY_NAME or (isinstance(version, int) and version > VERSION):
         raise InputError(
-            f"{name}: {schema!r}, version {version!r}, is not known to this ggufnorm: upgrade it"
+            f"{name}: {reprlib.repr(schema)}, version {reprlib.repr(version)}, is not known to this"
+            " ggufnorm: upgrade it"
         )
     if version != VERSION:
-        raise InputError(f"{name}: damaged document: version {version!r}")
+        raise InputError(f"{name}: damaged document: version {reprlib.repr(version)}")
     try:
         return from_plain(BY_NAME[schema].result, data)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name}: damaged document: {error}") from None
 
 
+class _RangeError(ValueError):
+    """A number that no report holds."""
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
+        raise ValueError(f"{text[:_QUOTED]} is not a finite number")
+    if abs(value) > _LARGEST:
+        raise _RangeError(f"{text[:_QUOTED]} is out of range")
     return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST:
+        raise _RangeError(f"{text[:_QUOTED]}… is out of range")
+    return int(text)
 
 
 def side_by_side(results: Sequence[Result]) -> Result:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggufnorm.errors import InputError, MissingPackageError
+from ggufnorm.formats.files import read_regular
 from ggufnorm.formats.output import write_text
 
 if TYPE_CHECKING:
@@ -136,12 +137,13 @@ def load(path: str | os.PathLike[str]) -> Result:
         InputError: the file cannot be read, is not a document of ggufnorm's, is damaged,
             or is newer than this version of ggufnorm.
     """
+    from ggufnorm.report.document import MAX_BYTES, from_json
+
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_regular(path, MAX_BYTES).decode()
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a ggufnorm document: no UTF-8 at {error.start}") from None
-    from ggufnorm.report.document import from_json
 
     return from_json(text, str(path))

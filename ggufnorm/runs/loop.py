@@ -17,9 +17,17 @@ from typing import Any, Protocol
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, OutputError
+from ggufnorm.formats.files import read_regular
 from ggufnorm.formats.output import write_text
 
 _SCHEMA = "ggufnorm/checkpoint"
+_MAX_BYTES = 1 << 30
+
+
+_DAMAGE = (
+    ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+"""What restoring from a state that is none may raise."""
 
 
 class Keeps(Protocol):
@@ -177,11 +185,12 @@ class _File:
             InputError: the file is not a checkpoint of this job.
         """
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_regular(self.path, _MAX_BYTES).decode()
         except FileNotFoundError:
             return {}
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the checkpoint {self.path}: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"cannot read the checkpoint {self.path}: {reason}") from None
         head, _, body = text.partition("\n")
         try:
             data = json.loads(head)
@@ -199,8 +208,11 @@ class _File:
             state = json.loads(body)
             for name, kept in keeps.items():
                 kept.restore(state["keeps"][name])
-            return {str(phase): int(n) for phase, n in state["phases"].items()}
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+            phases = state["phases"]
+            if not all(isinstance(n, int) and n >= 0 for n in phases.values()):
+                raise ValueError("phases")
+            return dict(phases)
+        except _DAMAGE:
             raise InputError(f"the checkpoint {self.path} is damaged: remove it") from None
 
     def save(self, phases: Mapping[str, int], keeps: Mapping[str, Keeps]) -> None:

@@ -13,6 +13,7 @@ Such a file holds a table for each::
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ from typing import Any
 
 from ggufnorm.core.audit import Finding, Ignored
 from ggufnorm.errors import ConfigError
+from ggufnorm.formats.files import open_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +34,9 @@ IGNORE_FILE = ".ggufnorm-ignore.toml"
 """The file's usual name."""
 
 _MAX_BYTES = 1 << 20
+_MAX_PARTS = 64
+_STRING = re.compile(rb'"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'')
+_LONG_KEY = re.compile(rb"(?:[\w-]+[ \t]*\.[ \t]*){%d}" % _MAX_PARTS)
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,24 @@ _KEYS = tuple(f.name for f in fields(Ignore))
 def find_ignores(folder: Path) -> list[Ignore]:
     """The entries of ``.ggufnorm-ignore.toml`` in a folder, or of its ``pyproject.toml``.
 
+    A ``pyproject.toml`` that does not name ggufnorm is somebody else's: whatever is wrong
+    with it, it accepts nothing.
+
     Raises:
         ConfigError: see :func:`read_ignores`.
     """
-    for name in (IGNORE_FILE, "pyproject.toml"):
-        if (folder / name).is_file():
-            return read_ignores(folder / name)
-    return []
+    if (folder / IGNORE_FILE).is_file():
+        return read_ignores(folder / IGNORE_FILE)
+    shared = folder / "pyproject.toml"
+    return read_ignores(shared) if _names_us(shared) else []
+
+
+def _names_us(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            return b"ggufnorm" in file.read(_MAX_BYTES)
+    except OSError:
+        return False
 
 
 def read_ignores(path: Path) -> list[Ignore]:
@@ -82,10 +98,12 @@ def read_ignores(path: Path) -> list[Ignore]:
             the module; above all, if it gives no reason.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise ConfigError(f"{path}: more than {_MAX_BYTES >> 20} MiB: no ignore file")
+        if _LONG_KEY.search(_STRING.sub(b"s", text)):  # tomllib's time and memory are quadratic
+            raise ConfigError(f"{path}: a key has more than {_MAX_PARTS} parts")
         data = tomllib.loads(text.decode())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None

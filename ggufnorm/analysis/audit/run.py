@@ -14,12 +14,12 @@ import numpy as np
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA
-from ggufnorm.analysis.audit.subject import Array, Subject
+from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
 from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
-from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.hf import Source, open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -27,6 +27,9 @@ from ggufnorm.formats.naming import layer_of, norm_sites
 
 _WORKERS = 4
 """Models that are audited at once: most of the time is spent waiting for their bytes."""
+
+_MOST = 200
+"""Characters of an unexpected error: it may quote the file."""
 
 Location = str | os.PathLike[str]
 
@@ -137,6 +140,11 @@ def audit_all(
             return _audit(location, options, rules, count.step)
         except InputError as error:
             return error
+        except Exception as error:
+            # Whatever one file does, the others are reported. CancelledError is ours.
+            if len(locations) == 1 or isinstance(error, (GgufnormError, CancelledError)):
+                raise
+            return InputError(f"{os.fspath(location)}: {_unexpected(error)}")
 
     if options.run:  # which has all processors to itself, and ends with a Ctrl-C
         yield from map(one, locations)
@@ -146,6 +154,13 @@ def audit_all(
             yield from pool.map(one, locations)
         finally:
             count.stop()
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "checking it takes more memory than there is"
+    text = (str(error).splitlines() or [""])[0][:_MOST]
+    return f"it could not be checked ({type(error).__name__}: {text}): please report this"
 
 
 class _Counter:
@@ -216,13 +231,7 @@ def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = 
     """
     sites, skipped = norm_sites(file)
     names = [name for site in sites for name in (site.tensor, site.bias) if name]
-    weights: dict[str, Array] = {}
-    unreadable: dict[str, str] = {}
-    for name, raw in file.read_many(names).items():
-        try:
-            weights[name] = read_tensor(file, name, raw)
-        except InputError as error:
-            unreadable[name] = str(error)
+    weights, unreadable = read_norms(file, names)
     measured = tuple(
         replace(s, weight=weight_statistics(weights[s.tensor])) if s.tensor in weights else s
         for s in sites

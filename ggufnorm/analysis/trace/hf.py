@@ -17,6 +17,7 @@ from ggufnorm.engines.hf.model import HFModel
 from ggufnorm.engines.observed import ObservedRunner, require_vocabulary
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import checkpoint_folder
 from ggufnorm.formats.output import require_writable
 from ggufnorm.runs.checks import require_extent
@@ -123,7 +124,7 @@ def files_facts(path: Path, files: Iterable[Path], architecture: str) -> ModelFa
         n = file.stat().st_size
         size += n
         digest.update(f"{file.name} {n}".encode())
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             digest.update(stream.read(_SAMPLE))
             stream.seek(max(0, n - _SAMPLE))
             digest.update(stream.read(_SAMPLE))

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import read_regular
 
 Tokens = NDArray[np.int32]
+
+_MAX_BYTES = 1 << 24
+"""Of a list of ids: more than a million of them."""
 
 
 def read_ids(path: str | os.PathLike[str]) -> Tokens:
@@ -24,7 +28,7 @@ def read_ids(path: str | os.PathLike[str]) -> Tokens:
         with Trace(path) as trace:
             return ids_run(trace)
     try:
-        words = Path(path).read_text(encoding="utf-8").replace(",", " ").split()
+        words = read_regular(path, _MAX_BYTES).decode().replace(",", " ").split()
         ids = np.array([int(word) for word in words], np.int32)
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None

@@ -14,6 +14,7 @@ from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
+from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import move_to, replacing, require_writable
@@ -216,7 +217,7 @@ def _is_model(path: Path) -> bool:
         InputError: it cannot be opened.
     """
     try:
-        path.open("rb").close()
+        open_regular(path).close()
     except OSError as error:
         raise InputError(f"cannot open {path}: {error.strerror}") from None
     return parse(path).kind in ("gguf", "mmproj")

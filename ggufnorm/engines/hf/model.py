@@ -18,6 +18,7 @@ from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
+from ggufnorm.formats.hf import check_checkpoint
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
@@ -56,6 +57,7 @@ class HFModel:
         self.model, self.skipped = self._load()
 
     def _load(self) -> tuple[Any, tuple[Skipped, ...]]:
+        check_checkpoint(self.folder)
         options = {"local_files_only": True, "trust_remote_code": self._remote_code}
         t = self._transformers
         t.utils.logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.model import TensorFacts
+from ggufnorm.engines.onnx_input import MOST_ONNX
 from ggufnorm.errors import EngineMissingError, InputError
+from ggufnorm.formats.files import require_regular
 
 Array = NDArray[np.float32]
 
-_MOST_ELEMENTS = 1 << 28
-"""To how many a constant is expanded, at most: a damaged shape may ask for any number."""
+_LEAST_MOST = 1 << 20
+"""To how many elements a constant is expanded, at most, where the file has fewer bytes than
+that; else to as many as it has bytes. A damaged shape may ask for any number."""
+_MAX_NAME = 4096
 _DEPTH = 8
 """Operations between an initializer and the place where it is used, at most."""
 
@@ -58,6 +63,8 @@ class OnnxModel:
         self.path = os.fspath(path)
         self._folder = Path(path).parent
         try:
+            require_regular(self.path, MOST_ONNX)
+            self._most_elements = max(_LEAST_MOST, Path(path).stat().st_size)
             self.proto = self._onnx.load(self.path, load_external_data=False)
         except OSError as error:
             raise InputError(f"cannot open {self.path}: {error.strerror}") from None
@@ -81,6 +88,8 @@ class OnnxModel:
         named = [*known, *self._initializers, *(n for node in self.nodes for n in node.input)]
         if not all(isinstance(name, str) for name in named):  # what is no UTF-8 comes as bytes
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one")
+        if any(len(name) > _MAX_NAME for name in named):
+            raise InputError(f"{self.path}: a name in it has more than {_MAX_NAME} characters")
         for node in self.nodes:
             if any(name in known for name in node.input):
                 raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
@@ -115,7 +124,7 @@ class OnnxModel:
     def tensors(self) -> Iterator[TensorFacts]:
         """All initializers, in ggml's order of dimensions; their offsets are not told."""
         for name, t in self._initializers.items():
-            n_bytes = int(np.prod(t.dims)) * self._item_size(t.data_type)
+            n_bytes = math.prod(t.dims) * self._item_size(t.data_type)
             shape = tuple(int(d) for d in reversed(t.dims))
             yield TensorFacts(name, self.type_name(t.data_type), shape, n_bytes, 0)
 
@@ -139,7 +148,7 @@ class OnnxModel:
         found = (self.source(name, depth - 1) for name in node.input if name)
         # Of several the largest: beside a weight stands the 1 that is added, or a scale.
         names = [name for name in found if name is not None]
-        return max(names, key=lambda n: int(np.prod(self.shape(n))), default=None)
+        return max(names, key=lambda n: math.prod(self.shape(n)), default=None)
 
     def constant(self, value: str, depth: int = _DEPTH) -> NDArray[Any] | None:
         """A value that does not depend on the input; None if it does or is not understood.
@@ -158,13 +167,22 @@ class OnnxModel:
             return None
         # CastLike's second input gives its type alone.
         names = node.input[:1] if node.op_type == "CastLike" else node.input
-        parts = [self.constant(name, depth - 1) for name in names if name]
-        if any(p is None for p in parts):
+        found = [self.constant(name, depth - 1) for name in names if name]
+        parts = [p for p in found if p is not None]
+        if len(parts) < len(found):
             return None
         try:
+            if node.op_type == "Expand":
+                self._check_size(parts[0].shape, tuple(int(n) for n in parts[1].reshape(-1)))
+            elif node.op_type in _BROADCAST:
+                self._check_size(*(p.shape for p in parts))
             return np.asarray(_FOLDED[node.op_type](node, *parts))
         except (TypeError, ValueError, IndexError, MemoryError):  # someone else's sizes
             return None
+
+    def _check_size(self, *shapes: tuple[int, ...]) -> None:
+        if math.prod(np.broadcast_shapes(*shapes)) > self._most_elements:
+            raise ValueError("too large")
 
     def _constant_node(self, node: Any) -> NDArray[Any] | None:
         for a in node.attribute:
@@ -178,10 +196,15 @@ class OnnxModel:
 
     def _read(self, tensor: Any) -> NDArray[Any]:
         try:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    require_regular(self._folder / entry.value)
             array = self._onnx.numpy_helper.to_array(tensor, base_dir=str(self._folder))
         except Exception as error:  # whatever is wrong with someone else's data
             text = str(error).splitlines() or [type(error).__name__]
             raise InputError(f"{self.path}: cannot read {tensor.name}: {text[0][:200]}") from None
+        if array.dtype.kind in "OSUc":
+            raise InputError(f"{self.path}: {tensor.name[:64]} holds no real numbers")
         return np.asarray(array)
 
 
@@ -229,10 +252,7 @@ def _transposed(node: Any, x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _expanded(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
-    whole = np.broadcast_shapes(x.shape, tuple(int(n) for n in shape))
-    if np.prod(whole, dtype=float) > _MOST_ELEMENTS:
-        raise ValueError("too large")
-    return np.broadcast_to(x, whole)
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(int(n) for n in shape)))
 
 
 def _shape_of(node: Any, x: NDArray[Any]) -> NDArray[Any]:
@@ -263,6 +283,9 @@ _FOLDED: dict[str, Any] = {
     "DequantizeLinear": _dequantize,
 }
 """Operations on constants that stand between what is stored and a norm or a layer."""
+
+_BROADCAST = ("Add", "Sub", "Mul")
+"""Of these, the ones whose result may be larger than both operands."""
 
 
 def attribute(node: Any, name: str, default: float) -> float:

@@ -18,6 +18,7 @@ from ggufnorm.engines.base import Graph, HookPoint, Node, NormPlan, OperationRol
 from ggufnorm.engines.trace import layout
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsReader
+from ggufnorm.formats.safetensors_header import quoted
 
 _MOST = 200
 """Characters of what is wrong with a description: it may quote all of it."""
@@ -69,8 +70,8 @@ class Trace:
             raise InputError(f"{self.path} is safetensors, but not a trace of ggufnorm")
         if found.get("version") != VERSION:
             raise InputError(
-                f"{self.path} is a trace of version {found.get('version')!r}, and {VERSION}"
-                " is known: use the ggufnorm that wrote it"
+                f"{self.path} is a trace of version {quoted(found.get('version', ''))}, and"
+                f" {VERSION} is known: use the ggufnorm that wrote it"
             )
         try:
             return from_plain(TraceFacts, json.loads(found.get("trace", "")))

@@ -191,7 +191,7 @@ class NormName:
     inferred: bool = False
 
 
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.|$)")
 _NORM_WORD = re.compile(r"(layer|group|batch|rms|[ehqkv])?norm\d*|ln\d*|bn\d*")
 _WORD_ROLES = {"ln1": "attn", "ln2": "ffn", "enorm": "embd", "hnorm": "hidden"}
 

@@ -9,6 +9,7 @@ from gguf.constants import MODEL_ARCH_NAMES, Keys
 
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.model import NormSite, Skipped
+from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import Metadata
 from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
@@ -18,6 +19,10 @@ from ggufnorm.formats.naming.names import NormName, excluded, parse_norm_name
 from ggufnorm.formats.naming.order import execution_order
 from ggufnorm.formats.naming.rules import NormParameters, apply
 from ggufnorm.formats.naming.weightless import weightless_norms
+
+MAX_TENSORS, MAX_NORMS = 1 << 16, 1 << 14
+"""Tensors and norms of one model at most: ten times as many as the largest have. What a rule
+does with each of a million takes minutes."""
 
 _ARCHITECTURES = frozenset(MODEL_ARCH_NAMES.values())
 
@@ -31,13 +36,23 @@ def norm_sites(file: ModelFile) -> tuple[tuple[NormSite, ...], tuple[Skipped, ..
     Returns:
         The norms in execution order, ``weight`` not filled in; and the norm-like tensors
         that are not reported as a norm, with the reason.
+
+    Raises:
+        InputError: there are more than :data:`MAX_TENSORS` tensors or :data:`MAX_NORMS` norms.
     """
+    if len(file.tensors) > MAX_TENSORS:
+        raise InputError(
+            f"{file.path}: {len(file.tensors):,} tensors are more than the {MAX_TENSORS:,} that are"
+            " looked at: is it damaged?"
+        )
     sites: list[NormSite] = []
     skipped: list[Skipped] = []
     for tensor in file.tensors.values():
         found = _of_tensor(file, tensor)
         if isinstance(found, NormSite):
             sites.append(found)
+            if len(sites) > MAX_NORMS:
+                raise InputError(f"{file.path}: more than {MAX_NORMS:,} norms: is it damaged?")
         elif found is not None:
             skipped.append(found)
     sites += _without_tensors(file)

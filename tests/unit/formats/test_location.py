@@ -25,10 +25,11 @@ from ggufnorm.analysis.inspection import inspect
 from ggufnorm.cli.diff import command as diff_command
 from ggufnorm.cli.inspect import command as inspect_command
 from ggufnorm.errors import GGUFError, InputError
+from ggufnorm.formats.connection import Connection, Patience
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.hub import choose_file, find_file
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.formats.remote import FRONT, Connection, Patience, RemotePlace, public_address
+from ggufnorm.formats.remote import FRONT, RemotePlace, public_address
 from ggufnorm.formats.split import SplitFile, all_shards
 from ggufnorm.formats.storage import coalesce, in_parallel
 from tests import servers

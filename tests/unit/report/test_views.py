@@ -27,9 +27,9 @@ from ggufnorm.report.formats import render
 from ggufnorm.report.kinds import BY_NAME, kind_of, reports_of
 from ggufnorm.report.view import Column, Report, Section, Table, table
 from tests.pages import Page
+from tests.processes import ggufnorm as run
+from tests.processes import one_line_error
 from tests.results import audit_report, drift_report, frameworks_report, inspection, one_of_each
-from tests.test_cli import ggufnorm as run
-from tests.test_cli import one_line_error
 
 NAMES = ("blk", "sotu-of_many words and *one* more")
 

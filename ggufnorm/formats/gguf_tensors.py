@@ -1,0 +1,233 @@
+"""The tensors that a GGUF header tells of."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from ggufnorm.errors import TensorDataError
+from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
+
+_TYPES: dict[int, tuple[str, int, int]] = {
+    int(kind): (kind.name, *GGML_QUANT_SIZES[kind])
+    for kind in GGMLQuantizationType
+    if kind in GGML_QUANT_SIZES
+}
+"""ggml's number of a tensor type to its name and the elements and bytes of one block."""
+
+_MAX_DIMS = 4  # GGML_MAX_DIMS in ggml/include/ggml.h
+_MAX_NAME = 4096
+"""Longest name of a tensor, in bytes: llama.cpp takes 63 (GGML_MAX_NAME)."""
+_MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Where a tensor lies in its file, and what it is.
+
+    Attributes:
+        name: as in the file.
+        shape: ggml's ``ne`` without the ones at its end that the file leaves out:
+            ``shape[0]`` is the length of a row. ``(1,)`` if the file names no dimension.
+        dtype: ggml type name in upper case, for example ``Q4_K``.
+        ggml_type: ggml's number of that type (``enum ggml_type``).
+        offset: of the first byte, from the start of the file.
+        n_bytes: size of the data; 0 if a dimension is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    ggml_type: int
+    offset: int
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """Product of the dimensions."""
+        return prod(self.shape)
+
+
+class TensorTable(Mapping[str, Tensor]):
+    """Name to :class:`Tensor`, in file order.
+
+    A header may tell of a million tensors, so none is kept: each is read off the header
+    when it is asked for. Kept are the place of each in the header and, sorted, a hash of
+    each name: 16 bytes a tensor.
+    """
+
+    def __init__(self, front: Front, places: array[int], hashes: array[int], data: int) -> None:
+        self._front, self._data = front, data
+        self._places = places
+        order = np.argsort(np.asarray(hashes), kind="stable")
+        self._order = order.astype(np.uint32).data
+        self._hashes = np.asarray(hashes)[order].data
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._name, range(len(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
+
+    def __getitem__(self, name: str) -> Tensor:
+        i = self._find(name)
+        if i is None:
+            raise KeyError(name)
+        return self.at(i)
+
+    def values(self) -> ValuesView[Tensor]:
+        """In file order, read one by one."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """In file order, read one by one."""
+        return _Items(self)
+
+    def at(self, i: int) -> Tensor:
+        """The i-th tensor of the file."""
+        t = _read_info(Cursor(self._front, self._places[i]), i)
+        return Tensor(t.name, t.shape, t.dtype, t.ggml_type, self._data + t.offset, t.n_bytes)
+
+    def first_repeated(self) -> int | None:
+        """The first tensor that has the name of one before it."""
+        h = np.asarray(self._hashes)
+        found = []
+        for k in np.flatnonzero(h[1:] == h[:-1]).tolist():
+            i = self._order[k + 1]
+            if self._find(self._name(i)) != i:
+                found.append(i)
+        return min(found, default=None)
+
+    def _name(self, i: int) -> str:
+        return Cursor(self._front, self._places[i]).name("")
+
+    def _find(self, name: str) -> int | None:
+        wanted = hash(name)
+        k = bisect_left(self._hashes, wanted)
+        while k < len(self._hashes) and self._hashes[k] == wanted:
+            if self._name(self._order[k]) == name:
+                return self._order[k]
+            k += 1
+        return None
+
+
+class _Values(ValuesView[Tensor]):
+    _mapping: TensorTable
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self._mapping.at, range(len(self._mapping)))
+
+
+class _Items(ItemsView[str, Tensor]):
+    _mapping: TensorTable
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((t.name, t) for t in _Values(self._mapping))
+
+
+def read_tensors(cursor: Cursor, n: int, alignment: int) -> TensorTable:
+    """Where each of ``n`` tensors lies, checked against the file and one another.
+
+    Raises:
+        GGUFError: what the header says is impossible.
+        TensorDataError: a tensor's data is not in the file, or lies where another's does.
+    """
+    places, hashes = array("I"), array("q")
+    end, in_order = 0, True
+    for i in range(n):
+        places.append(cursor.pos)
+        info = _read_info(cursor, i, alignment)
+        hashes.append(hash(info.name))
+        in_order = in_order and info.offset >= end
+        end = max(end, info.offset + info.n_bytes)
+    data = -(-cursor.pos // alignment) * alignment
+    table = TensorTable(cursor.front, places, hashes, data)
+    twice = table.first_repeated()
+    if twice is not None:
+        name = table.at(twice).name
+        raise cursor.fail(f"name of tensor {twice}", f"{quoted(name)} stands twice", places[twice])
+    if not in_order or data + end > cursor.front.size:
+        _check_places(cursor.front, table, places)
+    return table
+
+
+class _TensorInfo(NamedTuple):
+    """A tensor as the header describes it: ``offset`` counts from the tensor data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    ggml_type: int
+    offset: int
+    n_bytes: int
+
+
+def _read_info(cursor: Cursor, i: int, alignment: int = 1) -> _TensorInfo:
+    name = cursor.name(f"name of tensor {i}", _MAX_NAME)
+    field = f"tensor {quoted(name)}"
+    n_dims = cursor.integer("I", f"number of dimensions of {field}")
+    if n_dims > _MAX_DIMS:
+        raise cursor.fail(
+            f"number of dimensions of {field}", f"{n_dims} is more than {_MAX_DIMS}", cursor.pos - 4
+        )
+    shape_at = cursor.pos
+    type_at = shape_at + 8 * n_dims
+    *dims, ggml_type, offset = cursor.numbers(f"{n_dims}QIQ", field)
+    shape = tuple(dims) or (1,)
+    # A zero does not excuse the other dimensions: no array could have them.
+    if prod(d or 1 for d in shape) > _MAX_ELEMENTS:
+        raise cursor.fail(f"shape of {field}", f"{shape} is too large", shape_at)
+    if ggml_type not in _TYPES:
+        raise cursor.fail(
+            f"type of {field}",
+            f"unknown tensor type {ggml_type} (a newer gguf package may know it)",
+            type_at,
+        )
+    dtype, block, block_bytes = _TYPES[ggml_type]
+    if shape[0] % block:
+        raise cursor.fail(
+            f"shape of {field}",
+            f"rows of {shape[0]} do not divide into {dtype} blocks of {block}",
+            shape_at,
+        )
+    if offset % alignment:
+        raise cursor.fail(
+            f"offset of {field}",
+            f"{offset} is not a multiple of the alignment, {alignment}",
+            type_at + 4,
+        )
+    return _TensorInfo(name, shape, dtype, ggml_type, offset, prod(shape) // block * block_bytes)
+
+
+def _check_places(front: Front, table: TensorTable, places: array[int]) -> None:
+    """Check that the tensors' data lies in the file and nowhere twice, in whatever order."""
+
+    def misplaced(i: int, problem: str) -> TensorDataError:
+        name = table.at(i).name
+        return TensorDataError(front.path, places[i], f"tensor {quoted(name)}", problem, name)
+
+    n = len(table)
+    sizes = np.fromiter((t.n_bytes for t in table.values()), np.uint64, n)
+    offsets = np.fromiter((min(t.offset, 2**64 - 1) for t in table.values()), np.uint64, n)
+    end, before = 0, 0
+    for i in map(int, np.lexsort((sizes, offsets))):
+        t = table.at(i)
+        missing = t.offset + t.n_bytes - front.size
+        if missing > 0:
+            raise misplaced(
+                i, f"its data ends {missing} bytes after the end of the file (is it truncated?)"
+            )
+        if t.n_bytes and t.offset < end:
+            raise misplaced(i, f"its data overlaps that of {quoted(table.at(before).name)}")
+        if t.n_bytes:
+            end, before = t.offset + t.n_bytes, i
