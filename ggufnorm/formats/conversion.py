@@ -161,6 +161,58 @@ def tensor_of(file: ModelFile, source: str) -> str | None:
     return hit[0] if hit is not None and hit[0] in file.tensors else None
 
 
+def named_origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, tuple[str, ...]] | None:
+    """What becomes of a checkpoint's tensors, of all of them, as far as gguf-py has their names.
+
+    Args:
+        file: the file that they should be in; its architecture and number of blocks count.
+        source_names: the names of the checkpoint's tensors.
+
+    Returns:
+        By the name in the file, with or without ``.weight`` as it stands there, the source's
+        names: one, or one of each expert in turn. None if gguf-py does not know the
+        architecture.
+    """
+    names = _name_map(file)
+    if names is None:
+        return None
+    found: dict[str, tuple[int, list[str]]] = {}
+    for source in sorted(source_names, key=_numbered):
+        hit = _target(file, names, source) or _merged(file, names, source)
+        if hit is None:
+            continue
+        target, rank = in_file(hit[0], file), hit[1]
+        known = found.get(target)
+        if known is None or rank < known[0]:
+            found[target] = (rank, [source])
+        elif rank == known[0]:
+            known[1].append(source)
+    return {target: tuple(sources) for target, (_, sources) in found.items()}
+
+
+def in_file(target: str, file: ModelFile) -> str:
+    """A tensor's name as the file has it: converters of some versions leave out ``.weight``."""
+    bare = target.removesuffix(".weight")
+    if target in file.tensors:
+        return target
+    return next((n for n in (bare, f"{target}.weight") if n in file.tensors), target)
+
+
+_EXPERT = re.compile(r"\.experts\.\d+\.|\.chunk_experts\.\d+\.")
+
+
+def _merged(
+    file: ModelFile, names: Mapping[str, tuple[object, str]], source: str
+) -> tuple[str, int] | None:
+    """The tensor that all experts' of one kind are stacked to (``modify_tensors``)."""
+    for known in (_EXPERT.sub(".experts.", source), source):
+        for name in (known, f"{known}.weight"):
+            hit = _target(file, names, name)
+            if hit is not None:
+                return hit
+    return None
+
+
 def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None:
     """The checkpoint's name of the token embedding, None if it has none that is known."""
     names = _name_map(file) or {}

@@ -201,7 +201,8 @@ def _audit(
             if TENSOR_DATA not in rules:
                 raise
             return _damaged(error, options, rules)
-        subject = open_subject(file, opened, full=options.full)
+        local = opened is not None and opened.is_local and not _is_remote(file)
+        subject = open_subject(file, opened, full=options.full or local)
         if options.run:
             subject = replace(subject, run=lambda: _run(location))
         findings, not_run = _check(subject, rules, step)
@@ -228,6 +229,11 @@ def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = 
         for s in sites
     )
     return Subject(file, measured, skipped, weights, unreadable, source, full)
+
+
+def _is_remote(file: ModelFile) -> bool:
+    """Whether reading all of a file means fetching it."""
+    return "://" in file.path
 
 
 def _run(location: Location) -> Capture:

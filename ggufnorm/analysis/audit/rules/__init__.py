@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggufnorm.analysis.audit.registry import Rule
-from ggufnorm.analysis.audit.rules import capture, epsilon, norms, source, vision
+from ggufnorm.analysis.audit.rules import capture, epsilon, norms, source, tensors, vision
 from ggufnorm.analysis.audit.rules.norms.data import tensor_data
 
 __all__ = ["BY_ID", "FAMILIES", "RULES", "TENSOR_DATA"]
@@ -15,13 +15,14 @@ FAMILIES: dict[str, str] = {
     "N": "Norms of the file and their values",
     "E": "Epsilons",
     "S": "The file beside its source (`--source`)",
+    "T": "All tensors beside their source (`--source`)",
     "V": "Vision encoders",
     "C": "What llama.cpp really computes (`--run`)",
 }
 """What each letter stands for, in the order in which families are shown."""
 
 RULES: tuple[Rule, ...] = (
-    *norms.RULES, *epsilon.RULES, *source.RULES, *vision.RULES, *capture.RULES,
+    *norms.RULES, *epsilon.RULES, *source.RULES, *tensors.RULES, *vision.RULES, *capture.RULES,
 )  # fmt: skip
 
 BY_ID: dict[str, Rule] = {r.id: r for r in RULES}
