@@ -50,6 +50,12 @@ _SKETCH = 384
 
 _MOST_RANK = 96
 
+_NOISY = 0.002
+"""Relative error of a type from which on its noise hides where singular values end."""
+
+_GAP = 2.5
+"""How many times the last singular value that counts is the next."""
+
 _COARSE = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "MXFP4")
 
 
@@ -361,10 +367,12 @@ def rank_of_difference(found: Values, expected: Values, cost: float) -> int | No
     deviation = cost * float(np.linalg.norm(b)) / np.sqrt(b.size)
     edge = 1.15 * deviation * (np.sqrt(a.shape[0]) + np.sqrt(a.shape[1]))
     most = min(_MOST_RANK, min(a.shape) // 4)
-    gaps = values[:most] / np.maximum(values[1 : most + 1], max(edge, 1e-30) * 0.5)
+    if cost > _NOISY:
+        rank = int((values > edge).sum())
+        return rank if 0 < rank < most // 2 else None
+    gaps = values[:most] / np.maximum(values[1 : most + 1], max(edge, 1e-30))
     rank = int(np.argmax(gaps)) + 1
-    clear = gaps[rank - 1] > 2.5 or (cost > 0.01 and gaps[rank - 1] > 1.3)
-    return rank if clear and values[rank - 1] > edge and rank < most else None
+    return rank if gaps[rank - 1] > _GAP and rank < most else None
 
 
 def _figures(case: Case) -> dict[str, Any]:
@@ -387,5 +395,5 @@ def _unexplained(case: Case, found: Values, expected: Values) -> Explanation:
 
 _ATTEMPTS: tuple[Attempt, ...] = (
     _non_finite, _zero, _bytes, _scale, _rounding, _elsewhere, _experts, _rows, _columns,
-    _partial, _low_rank,
+    _low_rank, _partial,
 )  # fmt: skip

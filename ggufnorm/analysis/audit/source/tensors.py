@@ -13,7 +13,7 @@ from ggufnorm.analysis.audit.source.arrange import Steps, words
 from ggufnorm.analysis.audit.source.compare import Measured, measure
 from ggufnorm.analysis.audit.source.explain import Case, Explanation, explain
 from ggufnorm.analysis.audit.source.layout import Layout, negative_exponential
-from ggufnorm.analysis.audit.source.orders import expected_orders, is_verified
+from ggufnorm.analysis.audit.source.orders import expected_orders, is_known
 from ggufnorm.analysis.audit.source.plan import Making, Plan, Planner
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.hf import Source
@@ -223,15 +223,5 @@ def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Step
         for role, orders in found.items()
         if len(orders) == 1
         and next(iter(orders)) not in expected_orders(file.architecture, role)
-        and (not is_verified(file.architecture) or _is_cut(next(iter(orders))))
+        and not is_known(file.architecture, role, next(iter(orders)))
     }
-
-
-def _is_cut(steps: Steps) -> bool:
-    """Whether an order takes a part of a source's tensor: then nothing was lost by its name."""
-    return bool(steps) and steps[0] in (
-        "first rows", "last rows", "padded with zeros", "q rows", "k rows", "v rows",
-        "q of each K head", "k of each K head", "v of each K head",
-    )  # fmt: skip
-
-

@@ -93,14 +93,12 @@ def lost(subject: Subject) -> Iterator[Problem]:
     """
     tensors = same_checkpoint(subject)
     source = source_of(subject)
-    groups: dict[tuple[str, str | None], list[tuple[str, str | None]]] = {}
+    groups: dict[str, list[tuple[str, str | None]]] = {}
     for name, target in tensors.unused:
         if _NO_WEIGHT.search(name) or _is_beyond(subject, name) or _is_copy(source, name, subject):
             continue
         pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
-        groups.setdefault((pattern, re.sub(r"\d+", "*", target or "") or None), []).append(
-            (name, target)
-        )
+        groups.setdefault(re.sub(r"\.(weight|bias)$", "", pattern), []).append((name, target))
     for group in groups.values():
         yield _lost(subject, group)
 
@@ -108,7 +106,10 @@ def lost(subject: Subject) -> Iterator[Problem]:
 def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
     name, target = group[0]
     severity: Severity | None = None
-    if len(group) > 1:
+    stems = {n.rpartition(".")[0] for n, _ in group}
+    if len(stems) == 1 and len(group) == 2:
+        said = f"{group[1][0]} and its bias became nothing"
+    elif len(group) > 1:
         said = f"{name} and {len(group) - 1} more like it became nothing"
     else:
         said = f"{name} became nothing"
