@@ -67,6 +67,9 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("rwkv6", "time_mix_w[12]", (_TRANSPOSED, ("last dimensions exchanged",))),
     ("rwkv6", "time_mix_decay_w[12]", (_TRANSPOSED,)),
     ("*rwkv7", "time_mix_[wavgr]*", (_TRANSPOSED, _AS_IS)),
+    ("*", "token_embd", (_AS_IS, ("first rows",), ("padded with zeros",))),
+    ("*", "output", (_AS_IS, ("first rows",), ("padded with zeros",))),
+    ("*bert*", "position_embd", (_AS_IS, ("last rows",), ("first rows",))),
     ("nomic-bert-moe", "ffn_down_exps", (_TRANSPOSED,)),
 )
 
