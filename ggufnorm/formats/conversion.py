@@ -205,7 +205,8 @@ def _merged(
     file: ModelFile, names: Mapping[str, tuple[object, str]], source: str
 ) -> tuple[str, int] | None:
     """The tensor that all experts' of one kind are stacked to (``modify_tensors``)."""
-    for known in (_EXPERT.sub(".experts.", source), source):
+    numbered = re.sub(r"\.\d+\.weight$", ".weight", source)
+    for known in dict.fromkeys((_EXPERT.sub(".experts.", source), source, numbered)):
         for name in (known, f"{known}.weight"):
             hit = _target(file, names, name)
             if hit is not None:

@@ -19,7 +19,7 @@ _TRANSPOSED: Steps = ("transposed",)
 _ROTARY = (
     "llama", "llama-embed", "deci", "olmo", "granite", "granite-swa", "granitemoe", "arcee",
     "minicpm", "xverse", "bailingmoe", "deepseek", "llada", "chameleon", "arctic", "nanbeige",
-    "mistral3", "muse-glimmer", "nemotron_h*", "afmoe-llama",
+    "mistral3", "muse-glimmer", "nemotron_h*", "smollm3",
 )  # fmt: skip
 
 _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
@@ -38,9 +38,8 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("falcon", "attn_qkv*", (("q, k, v regrouped from each K head",),)),
     ("gpt2", "attn_qkv", (_TRANSPOSED,)),
     ("gpt2", "attn_output", (_TRANSPOSED,)),
-    ("gpt2", "ffn_*", (_TRANSPOSED,)),
-    ("jais", "attn_*", (_TRANSPOSED,)),
-    ("jais", "ffn_*", (_TRANSPOSED,)),
+    *((a, r, (_TRANSPOSED,)) for a in ("gpt2", "jais") for r in ("ffn_up", "ffn_down")),
+    *(("jais", r, (_TRANSPOSED,)) for r in ("attn_qkv", "attn_output", "ffn_gate")),
     ("gpt-oss", "ffn_down_exps", (_TRANSPOSED,)),
     ("gpt-oss", "ffn_gate_exps", (("even columns", "transposed"),)),
     ("gpt-oss", "ffn_up_exps", (("odd columns", "transposed"),)),
@@ -104,10 +103,12 @@ _WHOLE = frozenset(("transposed", "heads interleaved", "heads deinterleaved"))
 
 _VERIFIED: frozenset[str] = frozenset(
     (
-        "afmoe", "apertus", "arcee", "bert", "bloom", "gemma2", "gemma3", "gpt-oss", "gpt2",
-        "granite", "granitehybrid", "granitemoe", "jamba", "lfm2", "llama", "mamba2", "nemotron",
+        "afmoe", "apertus", "arcee", "bert", "bloom", "command-r", "dots1", "ernie4_5",
+        "ernie4_5-moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3n", "gpt-oss", "gpt2",
+        "granite", "granitehybrid", "granitemoe", "hunyuan-dense", "jais2", "jamba", "lfm2",
+        "lfm2moe", "llama", "llama4", "mamba2", "minicpm3", "mistral3", "nemotron",
         "nemotron_h_moe", "olmo", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3",
-        "qwen3moe", "stablelm",
+        "qwen3moe", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2",
     )
 )  # fmt: skip
 """Architectures of which conversions by llama.cpp were compared, tensor by tensor."""

@@ -37,6 +37,8 @@ from ggufnorm.formats.naming import layer_of
 _ROLE = re.compile(r"(?:^|(?<=\.))blk\.\d+\.")
 _SOURCE_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d{1,4})\.")
 
+_NUMBER = re.compile(r"(?<=\.)(\d{1,5})(?=\.)")
+
 # Tensors that no tensor of the source becomes: the converter computes them of the config.
 COMPUTED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 
@@ -230,17 +232,24 @@ class Planner:
                 makings[name] = replace(making, steps=usual)
 
     def _by_value(self, tensor: str, used: set[str]) -> Making | None:
-        """The source's tensor of the same layer that has its values, in whatever order."""
+        """The source's tensors of the same layer that have its values, in whatever order."""
         site = self.site(tensor)
         size = int(np.prod(site.shape))
         pool = self._of_layer.get(site.layer, []) or self._of_layer.get(None, [])
-        sized = [(n, int(np.prod(self._source.tensors[n].shape))) for n in pool]
-        pool = [n for n, s in sorted(sized, key=lambda p: (p[0] in used, p[1])) if s >= size]
-        for name in pool:
-            found = self._solve(tensor, site, (name,), by_name=False)
+        sized = [((n,), self._size(n)) for n in pool]
+        if len(site.shape) > 2:
+            stacks = [(names, sum(map(self._size, names))) for names in _numbered_alike(pool)]
+            sized = [s for s in stacks if len(s[0]) == site.shape[0]] + sized
+        for names, _ in sorted(sized, key=lambda p: (p[0][0] in used, p[1])):
+            if sum(map(self._size, names)) < size:
+                continue
+            found = self._solve(tensor, site, names, by_name=False)
             if found is not None and found.holds:
                 return found
         return None
+
+    def _size(self, name: str) -> int:
+        return int(np.prod(self._source.tensors[name].shape))
 
     def _unused(self, makings: Mapping[str, Making]) -> Iterator[tuple[str, str | None]]:
         used = {s for m in makings.values() for s in m.sources}
@@ -255,6 +264,16 @@ _FUSED = {
     "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps"),
 }
 """What a file may have in one tensor (``fuse_qkv`` in conversion/base.py)."""
+
+
+def _numbered_alike(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Names that differ in one number alone, in its order: what is stacked to one tensor."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        for number in _NUMBER.finditer(name):
+            pattern = f"{name[: number.start(1)]}*{name[number.end(1) :]}"
+            groups.setdefault(pattern, []).append((int(number[1]), name))
+    return (tuple(n for _, n in sorted(g)) for g in groups.values() if len(g) > 1)
 
 
 def _orders(architecture: str, role: str) -> Iterator[Steps]:

@@ -52,6 +52,7 @@ class Tensors:
         unlearned: roles whose order is not known for this architecture, and was found in
             all their layers.
         unused: source tensors that became nothing, with the file's name where there is one.
+        computed: tensors that the converter makes of the config.
         n_weights: elements compared.
         knows_names: whether gguf-py knows the architecture.
     """
@@ -61,6 +62,7 @@ class Tensors:
     not_compared: tuple[tuple[str, str], ...]
     unlearned: Mapping[str, Steps] = field(default_factory=dict)
     unused: tuple[tuple[str, str | None], ...] = ()
+    computed: tuple[str, ...] = ()
     n_weights: int = 0
     knows_names: bool = True
 
@@ -175,6 +177,7 @@ class _Comparison:
             not_compared=tuple(sorted(not_compared, key=lambda n: order[n[0]])),
             unlearned=unlearned,
             unused=self._plan.unused,
+            computed=self._plan.computed,
             n_weights=sum(self._file.tensors[n].n_elements for n in self._measured),
             knows_names=self._planner.named is not None,
         )

@@ -238,6 +238,8 @@ def coverage(subject: Subject) -> Iterator[Problem]:
         )
     elif by_value:
         said += f", {len(by_value)} of them joined by their values"
+    if tensors.computed:
+        said += f"; {len(tensors.computed)} are made of its config (K203)"
     if tensors.unlearned:
         said += "; taken as found: " + "; ".join(
             f"{role} {words(steps)}" for role, steps in tensors.unlearned.items()

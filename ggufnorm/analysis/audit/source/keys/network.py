@@ -29,6 +29,9 @@ _BY_SIGMOID = ("deepseek_v3", "glm4_moe", "kimi_k2", "dots1", "solar_open", "you
 _FIXED_SCALE = ("deepseek", "bailingmoe")
 """Architectures whose converter writes a scale of 1 whatever the config says."""
 
+_UNBOUNDED = 1 << 20
+"""The context that converters write of networks whose memory is a state."""
+
 _LATENT = "attention.kv_lora_rank"
 
 
@@ -54,17 +57,20 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
         yield Expected(c.key("block_count"), blocks[1], "u32", _said(blocks), does, None, also)
     context = c.first("max_position_embeddings", "n_ctx", "n_positions", "max_length",
                       "max_sequence_length", "model_max_length")  # fmt: skip
-    if context and _is_count(context[1]):
+    written = c.file.metadata.integer(c.key("context_length"))
+    if context and _is_count(context[1]) and written != _UNBOUNDED:
         does = "the number of positions that the model was trained with"
         also = (context[1] - 2,) if "roberta" in c.model_type else _longer_contexts(c, context[1])
         key = c.key("context_length")
         yield Expected(key, context[1], "u32", _said(context), does, UNKNOWN, also, warn=True)
     heads = c.first("num_attention_heads", "n_head", "n_heads", "num_heads")
+    if c.file.metadata.integer(c.key("attention.head_count")) == 0:
+        return  # without attention: heads of a config are those of its states
     if heads and _is_count(heads[1]) and not _is_hybrid(c):
         yield _count(c, "attention.head_count", heads, "the number of query heads")
     kv = c.first("num_key_value_heads", "n_head_kv", "num_kv_heads", "n_kv_heads")
     if kv and _is_count(kv[1]) and not _is_hybrid(c):
-        also = (1,) if c.reads(_LATENT) else ()
+        also = (1,) if c.reads(_LATENT) or c.flag("multi_query") else ()
         does = "the number of key and value heads"
         default = heads[1] if heads and _is_count(heads[1]) else None
         key = c.key("attention.head_count_kv")

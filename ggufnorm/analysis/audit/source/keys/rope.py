@@ -26,7 +26,7 @@ _OWN_BASE = ("neo-bert", "codeshell", "openelm", "dbrx", "gemma4", "gemma4-assis
 
 _OWN_DIMENSIONS = (
     "gemma4", "gemma4-assistant", "step35", "chatglm", "hy_v3", "hy_v4", "qwen3tts", "lfm2",
-    "lfm2moe", "laguna", "spark2_5", "mimo2", "minimax-m2", "minimax-m3",
+    "lfm2moe", "laguna", "granitehybrid", "spark2_5", "mimo2", "minimax-m2", "minimax-m3",
 )  # fmt: skip
 """Architectures whose rotated dimensions differ by layer or follow a rule of their own."""
 

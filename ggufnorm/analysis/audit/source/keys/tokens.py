@@ -104,7 +104,9 @@ class Tokenizer:
         found: set[int] = set()
         for config in (self._c.config, self._c.source.config, self.generation):
             value = config.get(f"{kind}_token_id")
-            values = value if isinstance(value, list) else [value]
+            values = [*value] if isinstance(value, list) else [value]
+            if kind == "eos":
+                values += [config.get("eod_token_id"), config.get("eot_token_id")]
             found |= {v for v in values if isinstance(v, int) and not isinstance(v, bool)}
         return found
 
