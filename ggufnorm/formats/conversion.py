@@ -143,7 +143,7 @@ def origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, Origin] |
         hit = _target(file, names, source)
         if hit is None or not _is_norm(hit[0], file):
             continue
-        target, rank = hit
+        target, rank = in_file(hit[0], file), hit[1]
         known = found.get(target)
         if known is None or rank < known[0]:
             found[target] = (rank, [source])

@@ -17,7 +17,7 @@ _TRANSPOSED: Steps = ("transposed",)
 
 # Of LlamaModel and the classes that treat queries and keys as it does (``undo_permute``).
 _ROTARY = (
-    "llama", "llama-embed", "deci", "olmo", "granite", "granite-swa", "granitemoe", "arcee",
+    "llama", "llama-embed", "deci", "olmo", "granite", "granite_swa", "granitemoe", "arcee",
     "minicpm", "xverse", "bailingmoe", "deepseek", "llada", "chameleon", "arctic", "nanbeige",
     "mistral3", "muse-glimmer", "nemotron_h*", "smollm3",
 )  # fmt: skip
@@ -103,7 +103,9 @@ _WHOLE = frozenset(("transposed", "heads interleaved", "heads deinterleaved"))
 
 _VERIFIED: frozenset[str] = frozenset(
     (
-        "afmoe", "apertus", "arcee", "bert", "bloom", "command-r", "dots1", "ernie4_5",
+        "afmoe", "apertus", "arcee", "bert", "bloom", "cohere2", "cohere2moe", "command-r",
+        "deepseek2", "dots1", "ernie4_5", "exaone-moe", "falcon-h1", "glm4moe", "granite_swa",
+        "hy_v3", "laguna", "mellum", "modern-bert", "qwen3next", "qwen35", "qwen35moe",
         "ernie4_5-moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3n", "gpt-oss", "gpt2",
         "granite", "granitehybrid", "granitemoe", "hunyuan-dense", "jais2", "jamba", "lfm2",
         "lfm2moe", "llama", "llama4", "mamba2", "minicpm3", "mistral3", "nemotron",

@@ -60,7 +60,9 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
     written = c.file.metadata.integer(c.key("context_length"))
     if context and _is_count(context[1]) and written != _UNBOUNDED:
         does = "the number of positions that the model was trained with"
-        also = (context[1] - 2,) if "roberta" in c.model_type else _longer_contexts(c, context[1])
+        positions = c.file.tensors.get("position_embd.weight")
+        rows = positions.shape[1:2] if positions is not None else ()
+        also = (*rows, *_longer_contexts(c, context[1]))
         key = c.key("context_length")
         yield Expected(key, context[1], "u32", _said(context), does, UNKNOWN, also, warn=True)
     heads = c.first("num_attention_heads", "n_head", "n_heads", "num_heads")
