@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -174,13 +174,32 @@ def named_origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, tup
         architecture.
     """
     names = _name_map(file)
-    if names is None:
-        return None
+    return None if names is None else _named(file, source_names, [names])
+
+
+def likely_origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The same by the names of common architectures, for one that gguf-py does not know."""
+    maps = [_names_of(member, n_blocks(file)) for member in _COMMON]
+    return _named(file, source_names, maps)
+
+
+_COMMON = (
+    MODEL_ARCH.LLAMA, MODEL_ARCH.QWEN3MOE, MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GEMMA3,
+    MODEL_ARCH.QWEN3NEXT, MODEL_ARCH.BERT,
+)  # fmt: skip
+
+
+def _named(
+    file: ModelFile,
+    source_names: Iterable[str],
+    maps: Sequence[Mapping[str, tuple[object, str]]],
+) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[int, list[str]]] = {}
     for source in sorted(source_names, key=_numbered):
-        hit = _target(file, names, source) or _merged(file, names, source)
-        if hit is None:
+        hits = [h for m in maps if (h := _target(file, m, source) or _merged(file, m, source))]
+        if not hits:
             continue
+        hit = next((h for h in hits if in_file(h[0], file) in file.tensors), hits[0])
         target, rank = in_file(hit[0], file), hit[1]
         known = found.get(target)
         if known is None or rank < known[0]:
@@ -272,10 +291,12 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
     architecture = architectures.get(file.architecture)
     if file.architecture == "clip":
         architecture = MODEL_ARCH.MMPROJ
-    if architecture is None:
-        return None
+    return None if architecture is None else _names_of(architecture, n_blocks(file))
+
+
+def _names_of(architecture: MODEL_ARCH, blocks: int) -> Mapping[str, tuple[object, str]]:
     own = {"block_mappings_cfg": dict(_BLOCK_NAMES)}
-    names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, n_blocks(file))
+    names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, blocks)
     mapping: Mapping[str, tuple[object, str]] = names.mapping
     return mapping
 

@@ -140,14 +140,14 @@ def _with_rows(
     bad = worst[errors[worst] > ALLOWED_ROW**2 * costs + 1e-14 * powers[worst]]
     share = len(bad) / len(worst)
     count = len(bad) if len(suspects) == len(worst) else round(share * len(suspects))
-    first = tuple(int(r) for r in bad[:8])
+    first = tuple(int(r) for r in bad)
     return Measured(measured.error, measured.cost, measured.n_rows, first, count)
 
 
 def _squares(found: Values, expected: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Squared error and squared length of each row; what is finite on one side is infinite."""
-    a, b = found.astype(np.float64), expected.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
+        a, b = found.astype(np.float64), expected.astype(np.float64)
         d = a - b
         d[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
         error = np.einsum("ij,ij->i", d, d)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.source.compare import Measured, allowed, glance, is_near, pick, sample
-from ggufnorm.analysis.audit.source.cost import ALLOWED, cost_of_rows, fresh
+from ggufnorm.analysis.audit.source.cost import fresh
 from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.core.transforms import Transform
 from ggufnorm.core.transforms import explain as explain_vector
@@ -49,6 +50,9 @@ _SKETCH = 384
 """Rows and columns of a difference whose rank is looked for."""
 
 _MOST_RANK = 96
+
+_FEW = 8
+"""Rows are few where there are so many times as many."""
 
 _NOISY = 0.002
 """Relative error of a type from which on its noise hides where singular values end."""
@@ -193,11 +197,9 @@ def _bytes(case: Case, found: Values, expected: Values) -> Explanation | None:
 def _scale(case: Case, found: Values, expected: Values) -> Explanation | None:
     power = float(np.vdot(expected, expected))
     factor = float(np.vdot(expected, found)) / power if power else 0.0
-    if factor == 0 or abs(factor - 1) < 1e-4 or _error(found, factor * expected) > (
-        case.limit * abs(factor)
-    ):
+    if factor == 0 or abs(factor - 1) < max(1e-4, case.limit):
         return None
-    if abs(factor - 1) < case.limit:
+    if _error(found, factor * expected) > case.limit:
         return None
     shown = f"{factor:.4g}"
     return Explanation("scale", shown, f"is {shown} times the source's", {"scale": factor})
@@ -275,9 +277,8 @@ def _rounding(case: Case, _found: Values, _expected: Values) -> Explanation | No
     for name in _COARSE:
         if name == case.dtype:
             continue
-        coarse = fresh(name, expected) if expected.shape[1] % 256 == 0 or name in (
-            "F16", "BF16"
-        ) else None
+        block = GGML_QUANT_SIZES[GGMLQuantizationType[name]][0]
+        coarse = None if expected.shape[1] % block else fresh(name, expected)
         again = None if coarse is None else fresh(case.dtype, coarse)
         if again is not None and np.array_equal(found, again):
             message = f"has its source's values by way of {name}"
@@ -334,8 +335,19 @@ def _partial(case: Case, _found: Values, _expected: Values) -> Explanation | Non
     message = (
         f"has other values in {m.n_bad_rows:,} of {m.n_rows:,} rows, first in row {m.bad_rows[0]}"
     )
-    evidence = {"n_rows": m.n_bad_rows, "first": list(m.bad_rows)}
+    evidence = {"n_rows": m.n_bad_rows, "first": list(m.bad_rows[:8])}
     return Explanation("partial", "", message, evidence)
+
+
+def _few_rows(case: Case, found: Values, expected: Values) -> Explanation | None:
+    """Some rows are wrong, and what is left of the difference is no matrix of low rank."""
+    m = case.measured
+    if not m.n_bad_rows or _FEW * m.n_bad_rows > m.n_rows:
+        return None
+    rest = np.setdiff1d(np.arange(len(found)), m.bad_rows)
+    if rank_of_difference(found[rest], expected[rest], m.cost or 0.0) is not None:
+        return None
+    return _partial(case, found, expected)
 
 
 def _low_rank(case: Case, found: Values, expected: Values) -> Explanation | None:
@@ -395,5 +407,5 @@ def _unexplained(case: Case, found: Values, expected: Values) -> Explanation:
 
 _ATTEMPTS: tuple[Attempt, ...] = (
     _non_finite, _zero, _bytes, _scale, _rounding, _elsewhere, _experts, _rows, _columns,
-    _low_rank, _partial,
+    _few_rows, _low_rank, _partial,
 )  # fmt: skip

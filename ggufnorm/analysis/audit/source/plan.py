@@ -28,8 +28,7 @@ from ggufnorm.analysis.audit.source.layout import (
 from ggufnorm.analysis.audit.source.network import Network, text_config
 from ggufnorm.analysis.audit.source.orders import expected_orders
 from ggufnorm.errors import InputError
-from ggufnorm.formats.conversion import named_origins, transform_of
-from ggufnorm.formats.dequantize import n_rows
+from ggufnorm.formats.conversion import likely_origins, named_origins, transform_of
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
@@ -98,6 +97,7 @@ class Planner:
         self._excluded = frozenset(excluded)
         self._network = Network(text_config(source.config), file, file.architecture)
         self.named = named_origins(file, source.tensors)
+        self._likely = {} if self.named is not None else likely_origins(file, source.tensors)
 
     @cached_property
     def _of_layer(self) -> Mapping[int | None, list[str]]:
@@ -155,11 +155,12 @@ class Planner:
         for name in todo:
             if name in makings or name in computed or name in dict(unknown):
                 continue
-            found = self._by_value(name, used)
+            found = self._by_value(name, used) or self._likely_making(name)
             if found is None:
                 unknown.append((name, "no tensor of the source has its name or its values"))
             else:
                 makings[name] = found
+        self._correct(makings, unknown)
         return Plan(makings, tuple(unknown), tuple(computed), tuple(self._unused(makings)))
 
     def _by_name(self, tensor: str) -> Making | None:
@@ -248,6 +249,33 @@ class Planner:
                 return found
         return None
 
+    def _likely_making(self, tensor: str) -> Making | None:
+        """By the names that other architectures have; its values are not those."""
+        sources = self._likely.get(tensor)
+        if not sources or any(self._source.why_unreadable(s) is not None for s in sources):
+            return None
+        return self._solve(tensor, self.site(tensor), sources, by_name=False)
+
+    def _correct(self, makings: dict[str, Making], unknown: list[tuple[str, str]]) -> None:
+        """Take what a role is made of in most layers for the others, where names do not tell."""
+        patterns: dict[str, list[tuple[tuple[str, ...], Steps]]] = {}
+        for m in makings.values():
+            if m.holds and not m.by_name and m.site.layer is not None:
+                key = (tuple(_without_layer(s) for s in m.sources), m.steps)
+                patterns.setdefault(m.site.role, []).append(key)
+        for name in [*makings, *(n for n, _ in unknown)]:
+            found, site = makings.get(name), self.site(name)
+            known = patterns.get(site.role)
+            if known is None or site.layer is None or (found is not None and found.by_name):
+                continue
+            usual = max(set(known), key=known.count)
+            sources = tuple(s.replace("*", str(site.layer), 1) for s in usual[0])
+            if 2 * known.count(usual) <= len(known) or (found and found.sources == sources):
+                continue
+            if all(s in self._source.tensors for s in sources):
+                makings[name] = Making(name, site, sources, usual[1], None, False, holds=False)
+        unknown[:] = [(n, why) for n, why in unknown if n not in makings]
+
     def _size(self, name: str) -> int:
         return int(np.prod(self._source.tensors[name].shape))
 
@@ -301,6 +329,6 @@ def source_layer(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def rows_of(file: ModelFile, name: str) -> int:
-    """Rows of a tensor, all dimensions but the first counted through."""
-    return n_rows(file, name)
+def _without_layer(name: str) -> str:
+    found = _SOURCE_LAYER.search(name)
+    return f"{name[: found.start(1)]}*{name[found.end(1) :]}" if found else name
