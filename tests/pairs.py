@@ -189,9 +189,7 @@ def _transposed(source: str, target: str, n_in: int, n_out: int) -> list[Entry]:
 def _t5(part: str, blocks: str) -> list[Entry]:
     s, t = f"{part}.block.{{}}.layer.", f"{blocks}.blk.{{}}."
     last = 2 if part == "decoder" else 1
-    found = [
-        one(f"{s}0.SelfAttention.{x}.weight", f"{t}attn_{x}.weight", Q, WIDTH) for x in "qkv"
-    ]
+    found = [one(f"{s}0.SelfAttention.{x}.weight", f"{t}attn_{x}.weight", Q, WIDTH) for x in "qkv"]
     found += [
         one(f"{s}0.SelfAttention.o.weight", f"{t}attn_o.weight", WIDTH, Q),
         one(f"{s}0.layer_norm.weight", f"{t}attn_norm.weight", WIDTH),

@@ -285,10 +285,9 @@ def logarithms_kept(made: Whole) -> str | None:
 
 def another(made: Whole) -> str | None:
     other = whole(made.network.name, seed=9)
-    for n, w in made.tensors.items():
+    for n in made.tensors:
         if "norm" not in n:
             made.tensors[n] = other.tensors[n]
-    assert w is not None
     return "another checkpoint"
 
 
@@ -478,7 +477,10 @@ _BESIDE = {
 
 
 def table() -> str:
-    lines = ["| fault | rule | planted in | found | misnamed | missed |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| fault | rule | planted in | found | misnamed | missed |",
+        "|---|---|---|---|---|---|",
+    ]
     for planted in FAULTS:
         mine = [o for o in _cached() if o.planted is planted]
         n_found = sum(o.found for o in mine)

@@ -29,10 +29,11 @@ def _split(
 @model_arguments("MODEL...")
 @click.option(
     "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
-    " config.json and safetensors, or hf://org/repo."
+    " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
-@click.option("--full", is_flag=True, help="Read all tensors, not just the norms.")
+@click.option("--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
+    " model and its source are both on this machine.")  # fmt: skip
 @click.option(
     "--select", multiple=True, callback=_split, metavar="IDS",
     help="Only rules whose id begins so: N,E104.  [default: all]",
@@ -62,7 +63,7 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Check whether the normalization of the converted GGUF model MODEL is right.
+    """Check whether the converted GGUF model MODEL is right: its norms, and with --source all of it.
 
     MODEL is a path (any shard of a split model), a folder or a quoted pattern of paths,
     https://…, hf://org/repo/file.gguf or ollama:name. Of a remote model only the header

@@ -161,7 +161,9 @@ def tensor_of(file: ModelFile, source: str) -> str | None:
     return hit[0] if hit is not None and hit[0] in file.tensors else None
 
 
-def named_origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, tuple[str, ...]] | None:
+def named_origins(
+    file: ModelFile, source_names: Iterable[str]
+) -> dict[str, tuple[str, ...]] | None:
     """What becomes of a checkpoint's tensors, of all of them, as far as gguf-py has their names.
 
     Args:

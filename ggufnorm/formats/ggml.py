@@ -72,7 +72,7 @@ def converter(ggml_type: int) -> Convert | None:
 
 @cache
 def quantizer(ggml_type: int) -> Quantize | None:
-    """ggml's own quantization; None where there is none to be trusted.
+    """Ggml's own quantization; None where there is none to be trusted.
 
     Args:
         ggml_type: ggml's number of the type, one that gguf-py has, too.

@@ -7,18 +7,18 @@ architectures stands under ``COMMON``. A key that is not read changes nothing.
 
 from __future__ import annotations
 
-COMMON: frozenset[str] = frozenset(
-    """
-    attention.causal attention.head_count attention.head_count_kv attention.key_length
-    attention.key_length_swa attention.value_length attention.value_length_swa block_count
-    classifier.output_labels classifier.pooling_type context_length embedding_length
-    embedding_length_out expert_count expert_group_count expert_group_used_count
-    expert_used_count feed_forward_length nextn_predict_layers pooling_type
-    rope.dimension_count rope.dimension_count_swa rope.freq_base rope.scale_linear
-    rope.scaling.alpha rope.scaling.attn_factor rope.scaling.factor rope.scaling.finetuned
-    rope.scaling.original_context_length rope.scaling.type
-    """.split()
-)
+_COMMON = """
+attention.causal attention.head_count attention.head_count_kv attention.key_length
+attention.key_length_swa attention.value_length attention.value_length_swa block_count
+classifier.output_labels classifier.pooling_type context_length embedding_length
+embedding_length_out expert_count expert_group_count expert_group_used_count
+expert_used_count feed_forward_length nextn_predict_layers pooling_type
+rope.dimension_count rope.dimension_count_swa rope.freq_base rope.scale_linear
+rope.scaling.alpha rope.scaling.attn_factor rope.scaling.factor rope.scaling.finetuned
+rope.scaling.original_context_length rope.scaling.type
+"""
+
+COMMON: frozenset[str] = frozenset(_COMMON.split())
 """Keys that are read of every language model, without the architecture before them."""
 
 _READ: dict[str, str] = {
@@ -49,8 +49,7 @@ _READ: dict[str, str] = {
         "granite granite_swa granitehybrid granitemoe graniteswitch minicpm minimax-01"
     ),
     "embedding_scale": (
-        "dflash granite granite_swa granitehybrid granitemoe graniteswitch grok hrm_text "
-        "minicpm"
+        "dflash granite granite_swa granitehybrid granitemoe graniteswitch grok hrm_text minicpm"
     ),
     "attention.clamp_kqv": "dbrx mpt olmo",
     "attention.max_alibi_bias": "jais mpt",
@@ -154,26 +153,26 @@ _READ: dict[str, str] = {
     "swiglu_clamp_exp": "bailingmoe3 deepseek4 dflash glm5-next hy_v4 maple step35",
 }
 
-KNOWN: frozenset[str] = frozenset(
-    """
-    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert
-    bitnet bloom chameleon chatglm clip codeshell cogvlm cohere2 cohere2moe command-r dbrx
-    deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dflash dots1 dots3note dream
-    eagle3 ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4 falcon falcon-h1 gemma
-    gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
-    glm5-next gpt-oss gpt2 gptneox granite granite_swa granitehybrid granitemoe
-    graniteswitch grok grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4
-    internlm2 jais jais2 jamba jina-bert-v2 jina-bert-v3 kimi-k3 kimi-linear laguna lfm2
-    lfm2moe llada llada-moe llama llama-embed llama4 maincoder mamba mamba2 maple mellum
-    mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4 modern-bert
-    mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert
-    nomic-bert-moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
-    plamo plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe
-    qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 rwkv6 rwkv6qwen2
-    rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 t5
-    t5encoder talkie wavtokenizer-dec xverse
-    """.split()
-)
+_KNOWN = """
+afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert
+bitnet bloom chameleon chatglm clip codeshell cogvlm cohere2 cohere2moe command-r dbrx
+deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dflash dots1 dots3note dream
+eagle3 ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4 falcon falcon-h1 gemma
+gemma-embedding gemma2 gemma3 gemma3n gemma4 gemma4-assistant glm-dsa glm4 glm4moe
+glm5-next gpt-oss gpt2 gptneox granite granite_swa granitehybrid granitemoe
+graniteswitch grok grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4
+internlm2 jais jais2 jamba jina-bert-v2 jina-bert-v3 kimi-k3 kimi-linear laguna lfm2
+lfm2moe llada llada-moe llama llama-embed llama4 maincoder mamba mamba2 maple mellum
+mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4 modern-bert
+mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert
+nomic-bert-moe olmo olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe
+plamo plamo2 plamo3 plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe
+qwen3moe qwen3next qwen3tts qwen3vl qwen3vlmoe qwen4exp refact rnd1 rwkv6 rwkv6qwen2
+rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 t5
+t5encoder talkie wavtokenizer-dec xverse
+"""
+
+KNOWN: frozenset[str] = frozenset(_KNOWN.split())
 """Architectures that this llama.cpp runs."""
 
 

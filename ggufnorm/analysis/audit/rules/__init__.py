@@ -33,7 +33,8 @@ FAMILIES: dict[str, str] = {
 """What each letter stands for, in the order in which families are shown."""
 
 RULES: tuple[Rule, ...] = (
-    *norms.RULES, *epsilon.RULES, *hyperparameters.RULES, *source.RULES, *tensors.RULES, *keys.RULES, *vision.RULES, *capture.RULES,
+    *norms.RULES, *epsilon.RULES, *hyperparameters.RULES, *source.RULES, *tensors.RULES,
+    *keys.RULES, *vision.RULES, *capture.RULES,
 )  # fmt: skip
 
 BY_ID: dict[str, Rule] = {r.id: r for r in RULES}

@@ -75,6 +75,15 @@ def glance(file: ModelFile, name: str, layout: Layout) -> bool:
     return is_near(pick(file, name, rows), layout.pick(rows), file.tensors[name].dtype)
 
 
+def distance(file: ModelFile, name: str, layout: Layout) -> float:
+    """Relative L2 distance of a few rows from what a layout gives."""
+    rows = sample(layout.n_rows, _GLANCE)
+    found, expected = pick(file, name, rows), layout.pick(rows)
+    error, power = _squares(found, expected)
+    total = float(power.sum())
+    return float(np.sqrt(error.sum() / total)) if total else float("inf")
+
+
 def is_near(found: Values, expected: Values, dtype: str) -> bool:
     """Whether rows are the expected ones, as far as their type allows."""
     if found.shape != expected.shape:

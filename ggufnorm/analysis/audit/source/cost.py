@@ -71,7 +71,7 @@ def _quantizer(kind: int) -> Callable[[Values], NDArray[np.uint8]] | None:
 
     def by_gguf(rows: Values) -> NDArray[np.uint8]:
         try:
-            return quantize(rows, GGMLQuantizationType(kind))
+            return np.asarray(quantize(rows, GGMLQuantizationType(kind)), np.uint8)
         except QuantError as error:
             raise ValueError(str(error)) from None
 
@@ -85,9 +85,9 @@ def cost_of_rows(dtype: str, rows: Values) -> NDArray[np.float64] | None:
     if dtype in WORST:
         # Of the smallest numbers of half precision, and of one that is rounded away.
         least = 2.0**-25 if dtype == "F16" else 0.0
-        return power * WORST[dtype] ** 2 + rows.shape[1] * least**2
+        return np.asarray(power * WORST[dtype] ** 2 + rows.shape[1] * least**2)
     if dtype in TYPICAL:
-        return power * TYPICAL[dtype] ** 2
+        return np.asarray(power * TYPICAL[dtype] ** 2)
     stored = fresh(dtype, rows)
     if stored is None:
         return None

@@ -7,7 +7,7 @@ small, the first block of rows where it is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -201,16 +201,14 @@ def _scale(case: Case, found: Values, expected: Values) -> Explanation | None:
         return None
     if _error(found, factor * expected) > case.limit:
         return None
-    shown = f"{factor:.4g}"
+    shown = f"{factor:.3g}"
     return Explanation("scale", shown, f"is {shown} times the source's", {"scale": factor})
 
 
 def _elsewhere(case: Case, _found: Values, _expected: Values) -> Explanation | None:
     for name, layout in case.others.items():
         if layout.n_rows == case.layout.n_rows and glance(case.file, case.tensor, layout):
-            return Explanation(
-                "elsewhere", "", f"holds the values of {name}", {"of": name}, name
-            )
+            return Explanation("elsewhere", "", f"holds the values of {name}", {"of": name}, name)
     return None
 
 
@@ -299,19 +297,22 @@ def _experts(case: Case, _found: Values, _expected: Values) -> Explanation | Non
         message = f"is zero in {_some(zero, 'expert')} of {shape[2]}"
         return Explanation("zero", "experts", message, {"experts": zero})
     holds = {
-        e: next((o for o in range(shape[2]) if _expert_holds(case, e, o, per)), None)
-        for e in wrong
+        e: next((o for o in range(shape[2]) if _expert_holds(case, e, o, per)), None) for e in wrong
     }
     if all(o is not None for o in holds.values()):
         message = f"has its experts in another order ({_some(wrong, 'expert')} moved)"
-        return Explanation("experts", "order", message, {"holds": {str(k): v for k, v in holds.items()}})
+        return Explanation(
+            "experts", "order", message, {"holds": {str(k): v for k, v in holds.items()}}
+        )
     if len(wrong) < shape[2]:
         message = f"has other values in {_some(wrong, 'expert')} of {shape[2]}"
         return Explanation("experts", "values", message, {"experts": wrong})
     return None
 
 
-def _expert_rows(case: Case, expert: int, per: int, source: int | None = None) -> tuple[Values, Values]:
+def _expert_rows(
+    case: Case, expert: int, per: int, source: int | None = None
+) -> tuple[Values, Values]:
     rows = sample(per, 4)
     there = expert if source is None else source
     return pick(case.file, case.tensor, rows + expert * per), case.layout.pick(rows + there * per)

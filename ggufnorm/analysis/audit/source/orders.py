@@ -104,13 +104,15 @@ _WHOLE = frozenset(("transposed", "heads interleaved", "heads deinterleaved"))
 _VERIFIED: frozenset[str] = frozenset(
     (
         "afmoe", "apertus", "arcee", "bert", "bloom", "cohere2", "cohere2moe", "command-r",
-        "deepseek2", "dots1", "ernie4_5", "exaone-moe", "falcon-h1", "glm4moe", "granite_swa",
-        "hy_v3", "laguna", "mellum", "modern-bert", "qwen3next", "qwen35", "qwen35moe",
+        "deepseek2", "dots1", "ernie4_5", "exaone-moe", "falcon-h1", "glm4moe", "gptneox",
+        "granite_swa",
+        "hy_v3", "laguna", "mamba", "mellum", "modern-bert", "qwen3next", "qwen35", "qwen35moe",
         "ernie4_5-moe", "exaone4", "gemma", "gemma2", "gemma3", "gemma3n", "gpt-oss", "gpt2",
         "granite", "granitehybrid", "granitemoe", "hunyuan-dense", "jais2", "jamba", "lfm2",
         "lfm2moe", "llama", "llama4", "mamba2", "minicpm3", "mistral3", "nemotron",
         "nemotron_h_moe", "olmo", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3",
         "qwen3moe", "seed_oss", "smollm3", "stablelm", "starcoder", "starcoder2",
+        "t5",
     )
 )  # fmt: skip
 """Architectures of which conversions by llama.cpp were compared, tensor by tensor."""

@@ -17,7 +17,7 @@ from ggufnorm.analysis.audit.source.arrange import (
     Steps,
     apply,
 )
-from ggufnorm.analysis.audit.source.compare import glance
+from ggufnorm.analysis.audit.source.compare import distance, glance
 from ggufnorm.analysis.audit.source.layout import (
     Change,
     Layout,
@@ -37,6 +37,9 @@ _ROLE = re.compile(r"(?:^|(?<=\.))blk\.\d+\.")
 _SOURCE_LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d{1,4})\.")
 
 _NUMBER = re.compile(r"(?<=\.)(\d{1,5})(?=\.)")
+
+_NEAR = 0.7
+"""Relative error below which values that are not right are still those of a tensor."""
 
 # Tensors that no tensor of the source becomes: the converter computes them of the config.
 COMPUTED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
@@ -196,8 +199,12 @@ class Planner:
     def _solve(
         self, tensor: str, site: Site, sources: tuple[str, ...], *, by_name: bool
     ) -> Making | None:
-        """The first order that a few rows bear out; the expected one if none does."""
+        """The first order that a few rows bear out.
+
+        If none does it is the expected one or, where names do not tell, the nearest.
+        """
         first: Making | None = None
+        nearest = _NEAR
         for change in self._changes(site, sources[0]):
             for steps in _orders(self._file.architecture, site.role):
                 layout = self.layout(site, sources, steps, change)
@@ -207,6 +214,8 @@ class Planner:
                 if glance(self._file, tensor, layout):
                     return making
                 first = first or replace(making, holds=False)
+                if not by_name and (d := distance(self._file, tensor, layout)) < nearest:
+                    first, nearest = replace(making, holds=False), d
         return first
 
     def _changes(self, site: Site, source: str) -> tuple[Change | None, ...]:
@@ -237,7 +246,7 @@ class Planner:
         site = self.site(tensor)
         size = int(np.prod(site.shape))
         pool = self._of_layer.get(site.layer, []) or self._of_layer.get(None, [])
-        sized = [((n,), self._size(n)) for n in pool]
+        sized: list[tuple[tuple[str, ...], int]] = [((n,), self._size(n)) for n in pool]
         if len(site.shape) > 2:
             stacks = [(names, sum(map(self._size, names))) for names in _numbered_alike(pool)]
             sized = [s for s in stacks if len(s[0]) == site.shape[0]] + sized
@@ -270,7 +279,7 @@ class Planner:
                 continue
             usual = max(set(known), key=known.count)
             sources = tuple(s.replace("*", str(site.layer), 1) for s in usual[0])
-            if 2 * known.count(usual) <= len(known) or (found and found.sources == sources):
+            if 2 * known.count(usual) <= len(known) or _same(found, sources, usual[1]):
                 continue
             if all(s in self._source.tensors for s in sources):
                 makings[name] = Making(name, site, sources, usual[1], None, False, holds=False)
@@ -327,6 +336,13 @@ def source_layer(name: str) -> int | None:
     """The block of a source's tensor, by its name."""
     found = _SOURCE_LAYER.search(name)
     return int(found[1]) if found else None
+
+
+def _same(making: Making | None, sources: tuple[str, ...], steps: Steps) -> bool:
+    """Whether a tensor is known to be made so, or of these sources in whatever order."""
+    if making is None or making.sources != sources:
+        return False
+    return making.holds or making.steps == steps
 
 
 def _without_layer(name: str) -> str:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-
 from ggufnorm.analysis.audit.source.arrange import Steps, words
 from ggufnorm.analysis.audit.source.compare import Measured, measure
 from ggufnorm.analysis.audit.source.explain import Case, Explanation, explain
-from ggufnorm.analysis.audit.source.layout import Layout, negative_exponential
+from ggufnorm.analysis.audit.source.layout import Layout
 from ggufnorm.analysis.audit.source.orders import expected_orders, is_known
 from ggufnorm.analysis.audit.source.plan import Making, Plan, Planner
 from ggufnorm.errors import GgufnormError
@@ -146,7 +145,11 @@ class _Comparison:
 
         def apart(other: Making) -> tuple[bool, int, bool]:
             layers = abs((other.site.layer or 0) - (here.layer or 0))
-            return (other.site.role != here.role and layers > 0, layers, other.site.role != here.role)
+            return (
+                other.site.role != here.role and layers > 0,
+                layers,
+                other.site.role != here.role,
+            )
 
         found = [
             m
@@ -201,18 +204,18 @@ class _Comparison:
     def _is_indifferent(self, making: Making, expected: Steps) -> bool:
         """Whether the expected order gives the same values, or does not fit at all."""
         layout = self._planner.layout(making.site, making.sources, expected, making.change)
-        return layout is None and not making.by_name or (
+        return (layout is None and not making.by_name) or (
             layout is not None and measure(self._file, making.tensor, layout).is_right
         )
 
 
 def _unchanged(making: Making) -> Explanation | None:
     """What there is to say of values that the converter changes, and that are not changed."""
-    if making.site.role in ("ssm_a", "ssm_a_log") and making.change is not negative_exponential:
-        if making.change is None and making.sources[0].endswith("A_log"):
-            message = "has its source's logarithms: the conversion stores -exp of them"
-            return Explanation("values", "A_log", message, {"expected_change": "-exp"})
-    return None
+    is_decay = making.site.role in ("ssm_a", "ssm_a_log")
+    if not is_decay or making.change is not None or not making.sources[0].endswith("A_log"):
+        return None
+    message = "has its source's logarithms: the conversion stores -exp of them"
+    return Explanation("values", "A_log", message, {"expected_change": "-exp"})
 
 
 def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Steps]:

@@ -16,7 +16,6 @@ from ggufnorm.analysis.audit.rules.tensors.common import (
 )
 from ggufnorm.analysis.audit.source.arrange import words
 from ggufnorm.analysis.audit.source.plan import source_layer
-from ggufnorm.analysis.audit.source.tensors import Tensors
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.formats.conversion import EMBEDDING, embedding_source, n_blocks
@@ -259,4 +258,3 @@ def coverage(subject: Subject) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (different, lost, unknown, coverage)
-

@@ -71,7 +71,9 @@ def rows(subject: Subject) -> Iterator[Problem]:
     """
     tensors = same_checkpoint(subject)
     found = of_kind(tensors, "rows", "columns", "experts")
-    moved = [d for d in found if (d.explanation.kind, d.explanation.detail) != ("experts", "values")]
+    moved = [
+        d for d in found if (d.explanation.kind, d.explanation.detail) != ("experts", "values")
+    ]
     for group in patterns(moved):
         yield problem(group, tensors)
 

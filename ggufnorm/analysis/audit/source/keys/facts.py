@@ -48,7 +48,7 @@ class Expected:
     type: Type
     origin: str
     does: str
-    default: Value | None | _Unknown = UNKNOWN
+    default: Value | _Unknown | None = UNKNOWN
     also: tuple[Value, ...] = ()
     warn: bool = False
 

@@ -7,7 +7,7 @@ Defaults are those of ``src/llama-hparams.h`` and of ``load_arch_hparams`` in
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gguf import ExpertGatingFuncType, PoolingType
 
@@ -16,7 +16,7 @@ from ggufnorm.analysis.audit.source.keys.facts import UNKNOWN, Configs, Expected
 _GATING = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID"}
 
 _SIGMOID = frozenset(
-    "afmoe cohere2moe glm-dsa glm4moe glm5-next hy_v3 laguna step35".split()
+    ("afmoe", "cohere2moe", "glm-dsa", "glm4moe", "glm5-next", "hy_v3", "laguna", "step35")
 )
 """Architectures that route by sigmoid where the key is missing."""
 
@@ -49,6 +49,7 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
     a = c.architecture
     if (width := c.first("hidden_size", "n_embd", "d_model", "dim")) and _is_count(width[1]):
         yield _count(c, "embedding_length", width, "the width of the residual stream")
+    also: tuple[int, ...]
     blocks = c.first("n_layers", "num_hidden_layers", "n_layer", "num_layers")
     extra = c.file.metadata.integer(c.key("nextn_predict_layers")) or 0
     if blocks and _is_count(blocks[1]) and a not in ("t5", "gemma4-assistant"):
@@ -85,7 +86,9 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
             if name == "value_length" and c.first("v_head_dim"):
                 continue
             key = c.key(f"attention.{name}")
-            yield Expected(key, size[1], "u32", _said(size), f"the size of a head's {what}", default)
+            yield Expected(
+                key, size[1], "u32", _said(size), f"the size of a head's {what}", default
+            )
     for name, suffix in (("q_lora_rank", "q_lora_rank"), ("kv_lora_rank", "kv_lora_rank")):
         rank = c.first(name)
         if rank and _is_count(rank[1]) and c.reads(f"attention.{suffix}"):
@@ -147,10 +150,10 @@ def _routing(c: Configs) -> Iterator[Expected]:
         yield Expected(key, float(scale[1]), "f32", _said(scale), does, 1.0, also)
     norm = c.first("norm_topk_prob", "route_norm")
     fixed = ("minimax-m3", "hy_v3", *_FIXED_SCALE)
-    if norm and isinstance(norm[1], bool) and c.reads("expert_weights_norm"):
-        if c.architecture not in fixed:
-            key, does = c.key("expert_weights_norm"), "whether the chosen experts' weights sum to 1"
-            yield Expected(key, norm[1], "bool", _said(norm), does, False)
+    normed = c.reads("expert_weights_norm") and c.architecture not in fixed
+    if norm and isinstance(norm[1], bool) and normed:
+        key, does = c.key("expert_weights_norm"), "whether the chosen experts' weights sum to 1"
+        yield Expected(key, norm[1], "bool", _said(norm), does, False)
 
 
 def _gating(c: Configs) -> tuple[str, str] | None:
@@ -179,7 +182,7 @@ def _scales(c: Configs) -> Iterator[Expected]:
     if a.startswith("granite"):
         size = c.network.head_size()
         plain = 1 / math.sqrt(size) if size else None
-        for name, suffix, does, default in (
+        for name, suffix, does, assumed in (
             ("attention_multiplier", "attention.scale", "the scale of attention scores", plain),
             ("logits_scaling", "logit_scale", "the divisor of the logits", 1.0),
             ("residual_multiplier", "residual_scale", "the factor of what is added", 1.0),
@@ -188,7 +191,7 @@ def _scales(c: Configs) -> Iterator[Expected]:
             found = c.first(name)
             if found and _is_number(found[1]) and found[1] and c.reads(suffix):
                 value = float(found[1])
-                yield Expected(c.key(suffix), value, "f32", _said(found), does, default)
+                yield Expected(c.key(suffix), value, "f32", _said(found), does, assumed)
     if a in ("command-r", "cohere2", "cohere2moe") and (scale := c.first("logit_scale")):
         does = "the factor of the logits"
         yield Expected(c.key("logit_scale"), float(scale[1]), "f32", _said(scale), does, 1.0)
@@ -210,7 +213,7 @@ def _scales(c: Configs) -> Iterator[Expected]:
 
 def _minicpm(c: Configs) -> Iterator[Expected]:
     width, layers = c.network.width, c.network.number("num_hidden_layers")
-    facts = {
+    facts: dict[str, tuple[str, Callable[[float], float], float, str]] = {
         "embedding_scale": ("scale_emb", lambda v: v, 12.0, "the factor of the embeddings"),
         "residual_scale": (
             "scale_depth", lambda v: v / math.sqrt(layers or 1), 1.4 / math.sqrt(layers or 1),

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from ggufnorm.analysis.audit.source.keys.facts import UNKNOWN, Configs, Expected
 
-NO_ROPE = frozenset(
-    """
-    clip gpt2 gptj mpt refact bloom mamba mamba2 jamba jina-bert-v2 t5 t5encoder jais rwkv6
-    rwkv6qwen2 rwkv7 arwkv7 wavtokenizer-dec nemotron_h nemotron_h_moe kimi-linear kimi-k3
-    glm5-next bert starcoder
-    """.split()
-)
+_NO_ROPE = """
+clip gpt2 gptj mpt refact bloom mamba mamba2 jamba jina-bert-v2 t5 t5encoder jais rwkv6
+rwkv6qwen2 rwkv7 arwkv7 wavtokenizer-dec nemotron_h nemotron_h_moe kimi-linear kimi-k3
+glm5-next bert starcoder
+"""
+
+NO_ROPE = frozenset(_NO_ROPE.split())
 """Architectures without rotary positions (``llama_model_rope_type`` in llama-model.cpp)."""
 
 _OWN_BASE = ("neo-bert", "codeshell", "openelm", "dbrx", "gemma4", "gemma4-assistant")
@@ -134,16 +134,17 @@ def _yarn(c: Configs, said: str) -> Iterator[Expected]:
         does = "the context before scaling"
         default = c.file.metadata.integer(c.key("context_length"))
         yield Expected(key, original, "u32", said, does, default)
-    for name, suffix, default in (
+    factors: tuple[tuple[str, str, Any], ...] = (
         ("beta_fast", "yarn_beta_fast", 32.0),
         ("beta_slow", "yarn_beta_slow", 1.0),
         ("extrapolation_factor", "yarn_ext_factor", UNKNOWN),
-    ):
+    )
+    for name, suffix, assumed in factors:
         value = c.rope.get(name)
         if _is_number(value) and c.reads(f"rope.scaling.{suffix}"):
             origin = f"config.json has {name} {value:g}"
             key = c.key(f"rope.scaling.{suffix}")
-            yield Expected(key, float(value), "f32", origin, f"YaRN's {name}", default)
+            yield Expected(key, float(value), "f32", origin, f"YaRN's {name}", assumed)
     scale = c.rope.get("mscale_all_dim")
     if _is_number(scale) and scale and c.architecture in ("deepseek2", "deepseek32"):
         origin = f"config.json has mscale_all_dim {scale:g}"
@@ -174,7 +175,10 @@ def _llama3(c: Configs) -> list[float] | None:
     base = c.rope.get("rope_theta", 10000.0)
     size = int(c.network.head_size() * float(c.rope.get("partial_rotary_factor") or 1.0))
     factor = float(c.rope.get("factor", 8.0))
-    low, high = float(c.rope.get("low_freq_factor", 1.0)), float(c.rope.get("high_freq_factor", 4.0))
+    low, high = (
+        float(c.rope.get("low_freq_factor", 1.0)),
+        float(c.rope.get("high_freq_factor", 4.0)),
+    )
     original = c.rope.get("original_max_position_embeddings", 8192)
     if not size or not _is_number(base) or not _is_number(original) or low == high:
         return None
@@ -191,5 +195,5 @@ def _llama3(c: Configs) -> list[float] | None:
     return factors
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

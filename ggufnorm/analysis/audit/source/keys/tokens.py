@@ -32,20 +32,20 @@ has SEP in the place of EOS."""
 
 _DIGITS = {
     "three": """minicpm5 llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2
-        jina-v5-nano deepseek-v3 spark2_5 jais-2 dbrx smaug-bpe chatglm-bpe glm4 glm5 gpt-4o
-        llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe hunyuan-dense hy_v4
-        joyai-llm minimax-m2""".split(),
+jina-v5-nano deepseek-v3 spark2_5 jais-2 dbrx smaug-bpe chatglm-bpe glm4 glm5 gpt-4o
+llama4 kanana2 talkie granite-embed-multi-97m tiny_aya cohere2moe hunyuan-dense hy_v4
+joyai-llm minimax-m2""",
     "all": """deepseek-llm mpt gpt-2 phi-2 jina-es jina-de gigachat jina-v2-es jina-v2-de
-        modern-bert jina-v1-en jina-v2-code roberta-bpe olmo jais""".split(),
+modern-bert jina-v1-en jina-v2-code roberta-bpe olmo jais""",
     "one": """deepseek-coder youtu starcoder refact command-r qwen2 deepseek-r1-qwen kormo
-        f2llmv2 qwen35 stablelm2 viking tekken smollm codeshell exaone exaone-moe chameleon
-        minerva-7b megrez bailingmoe bailingmoe2 llada-moe hunyuan grok-2 laguna
-        solar-open mellum2""".split(),
+f2llmv2 qwen35 stablelm2 viking tekken smollm codeshell exaone exaone-moe chameleon
+minerva-7b megrez bailingmoe bailingmoe2 llada-moe hunyuan grok-2 laguna
+solar-open mellum2""",
 }
 """How many digits one piece holds before merging, by ``tokenizer.ggml.pre`` (the regular
 expressions of ``llm_tokenizer_bpe`` in ``src/llama-vocab.cpp``)."""
 
-_OF_PRE = {pre: digits for digits, pres in _DIGITS.items() for pre in pres}
+_OF_PRE = {pre: digits for digits, pres in _DIGITS.items() for pre in pres.split()}
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,13 @@ class Tokenizer:
         """Ids of the tokens that are named in tokenizer.json."""
         listed = self.fast.get("added_tokens")
         tokens = listed if isinstance(listed, list) else []
-        found = {t["content"]: t["id"] for t in tokens if isinstance(t, dict)
-                 and isinstance(t.get("content"), str) and isinstance(t.get("id"), int)}  # fmt: skip
+        found = {
+            t["content"]: t["id"]
+            for t in tokens
+            if isinstance(t, dict)
+            and isinstance(t.get("content"), str)
+            and isinstance(t.get("id"), int)
+        }
         model = self.fast.get("model")
         vocabulary = model.get("vocab") if isinstance(model, dict) else None
         return {**(vocabulary if isinstance(vocabulary, dict) else {}), **found}
