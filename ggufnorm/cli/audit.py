@@ -32,8 +32,10 @@ def _split(
     " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
-@click.option("--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
-    " model and its source are both on this machine.")  # fmt: skip
+@click.option(
+    "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
+    " model and its source are both on this machine."
+)  # fmt: skip
 @click.option(
     "--select", multiple=True, callback=_split, metavar="IDS",
     help="Only rules whose id begins so: N,E104.  [default: all]",
@@ -63,7 +65,9 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Check whether the converted GGUF model MODEL is right: its norms, and with --source all of it.
+    """Check whether the converted GGUF model MODEL is right.
+
+    Its norms are checked, and with --source every tensor and key.
 
     MODEL is a path (any shard of a split model), a folder or a quoted pattern of paths,
     https://…, hf://org/repo/file.gguf or ollama:name. Of a remote model only the header

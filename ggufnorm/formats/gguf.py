@@ -170,6 +170,12 @@ class GGUFFile:
         """
         return self.storage.read(self.tensors[name].offset + start, n)
 
+    def forget(self, name: str) -> None:
+        """Give back what was loaded of a tensor, where the file is on this machine."""
+        if isinstance(self.storage, LocalStorage):
+            tensor = self.tensors[name]
+            self.storage.forget(tensor.offset, tensor.n_bytes)
+
     def read_many(
         self, names: Iterable[str]
     ) -> dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]:

@@ -147,6 +147,10 @@ class Source:
         """A tensor as it is stored; see :meth:`SafetensorsFile.read_stored`."""
         return self._files[name].read_stored(name)
 
+    def forget(self, name: str) -> None:
+        """Give back what was loaded of a tensor; views of it stay valid."""
+        self._files[name].forget(name)
+
     def read_json(self, name: str) -> Config | None:
         """What another JSON file of the checkpoint says; None if there is none.
 

@@ -29,7 +29,7 @@ from ggufnorm.formats.safetensors_header import (
     quoted,
     read_header,
 )
-from ggufnorm.formats.storage import Storage
+from ggufnorm.formats.storage import LocalStorage, Storage
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -91,6 +91,12 @@ class SafetensorsFile:
         raw = np.frombuffer(self._storage.read(place.offset, place.end - place.offset), np.uint8)
         kind = "<u2" if place.dtype == "BF16" else DTYPES[place.dtype]
         return raw.view(kind).reshape(place.shape)
+
+    def forget(self, name: str) -> None:
+        """Give back what was loaded of a tensor; views of it stay valid."""
+        if isinstance(self._storage, LocalStorage):
+            place = self.places[name]
+            self._storage.forget(place.offset, place.end - place.offset)
 
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""

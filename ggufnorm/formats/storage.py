@@ -62,6 +62,7 @@ class LocalStorage:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"cannot open {self.name}: {reason}") from None
+        self._map: mmap.mmap | None = mapped
         self._view = memoryview(mapped)
 
     def read(self, offset: int, n: int) -> memoryview:
@@ -72,9 +73,20 @@ class LocalStorage:
         """Views of the map."""
         return [self.read(*r) for r in ranges]
 
+    def forget(self, offset: int, n: int) -> None:
+        """Give a range's pages back, where the system knows how: reading it loads them again."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if self._map is None or advice is None:
+            return
+        start = offset + -offset % mmap.PAGESIZE
+        length = (offset + n) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self._map.madvise(advice, start, length)
+
     def close(self) -> None:
         """Drop the map; it is unmapped when the last view of it is gone."""
         self._view = memoryview(b"")
+        self._map = None
 
 
 def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, int]]:

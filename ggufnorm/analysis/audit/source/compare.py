@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from ggufnorm.formats.model_file import ModelFile
 
 _BLOCK = 1 << 20
 """Elements that are compared at a time."""
+
+_RELEASED = 64
+"""Blocks after which what was loaded is given back."""
 
 _SAMPLE = 24
 """Rows that are quantized afresh to tell what the type costs."""
@@ -94,8 +98,16 @@ def is_near(found: Values, expected: Values, dtype: str) -> bool:
     return bool((error <= limit + 1e-14 * power).all())
 
 
-def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
+def measure(
+    file: ModelFile, name: str, layout: Layout, release: Callable[[], None] = lambda: None
+) -> Measured:
     """Compare all rows.
+
+    Args:
+        file: the file.
+        name: of the tensor.
+        layout: what it should have.
+        release: called now and then: gives back what was loaded of both.
 
     Raises:
         InputError: something cannot be read.
@@ -106,6 +118,8 @@ def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
     step = max(1, _BLOCK // max(1, tensor.shape[0]))
     errors, powers = np.empty(total), np.empty(total)
     for start in range(0, total, step):
+        if start // step % _RELEASED == _RELEASED - 1:
+            release()
         stop = min(total, start + step)
         found, expected = read_rows(file, name, start, stop), layout.read(start, stop)
         exact = ROUNDED.get(tensor.dtype)

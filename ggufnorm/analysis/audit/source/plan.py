@@ -96,7 +96,7 @@ class Planner:
     """
 
     def __init__(self, file: ModelFile, source: Source, excluded: Iterable[str] = ()) -> None:
-        self._file, self._source = file, source
+        self._file, self.source = file, source
         self._excluded = frozenset(excluded)
         self._network = Network(text_config(source.config), file, file.architecture)
         self.named = named_origins(file, source.tensors)
@@ -105,8 +105,8 @@ class Planner:
     @cached_property
     def _of_layer(self) -> Mapping[int | None, list[str]]:
         found: dict[int | None, list[str]] = {}
-        for name in self._source.tensors:
-            if self._source.why_unreadable(name) is None:
+        for name in self.source.tensors:
+            if self.source.why_unreadable(name) is None:
                 found.setdefault(source_layer(name), []).append(name)
         return found
 
@@ -124,8 +124,8 @@ class Planner:
         inner = replace(site, shape=site.shape[1:]) if several and len(site.shape) > 1 else site
         try:
             for name in sources:
-                stored = apply(steps, self._source.read_stored(name), inner)
-                parts += _parts(name, self._source.tensors[name].dtype, stored, site.shape[-1])
+                stored = apply(steps, self.source.read_stored(name), inner)
+                parts += _parts(name, self.source.tensors[name].dtype, stored, site.shape[-1])
         except (NoSuchStepError, ValueError):
             return None
         layout = Layout(tuple(parts), change)
@@ -174,7 +174,7 @@ class Planner:
         if not sources:
             return None
         for name in sources:
-            why = self._source.why_unreadable(name)
+            why = self.source.why_unreadable(name)
             if why is not None:
                 raise InputError(why)
         if len(sources) > 1 and not self._stacks(site, sources):
@@ -182,7 +182,7 @@ class Planner:
         return self._solve(tensor, site, tuple(sources), by_name=True)
 
     def _stacks(self, site: Site, sources: Sequence[str]) -> bool:
-        sizes = sum(int(np.prod(self._source.tensors[s].shape)) for s in sources)
+        sizes = sum(int(np.prod(self.source.tensors[s].shape)) for s in sources)
         return sizes >= int(np.prod(site.shape))
 
     def _fused(self, tensor: str) -> tuple[str, ...] | None:
@@ -261,7 +261,7 @@ class Planner:
     def _likely_making(self, tensor: str) -> Making | None:
         """By the names that other architectures have; its values are not those."""
         sources = self._likely.get(tensor)
-        if not sources or any(self._source.why_unreadable(s) is not None for s in sources):
+        if not sources or any(self.source.why_unreadable(s) is not None for s in sources):
             return None
         return self._solve(tensor, self.site(tensor), sources, by_name=False)
 
@@ -281,17 +281,17 @@ class Planner:
             sources = tuple(s.replace("*", str(site.layer), 1) for s in usual[0])
             if 2 * known.count(usual) <= len(known) or _same(found, sources, usual[1]):
                 continue
-            if all(s in self._source.tensors for s in sources):
+            if all(s in self.source.tensors for s in sources):
                 makings[name] = Making(name, site, sources, usual[1], None, False, holds=False)
         unknown[:] = [(n, why) for n, why in unknown if n not in makings]
 
     def _size(self, name: str) -> int:
-        return int(np.prod(self._source.tensors[name].shape))
+        return int(np.prod(self.source.tensors[name].shape))
 
     def _unused(self, makings: Mapping[str, Making]) -> Iterator[tuple[str, str | None]]:
         used = {s for m in makings.values() for s in m.sources}
         targets = {s: t for t, names in (self.named or {}).items() for s in names}
-        for name in self._source.tensors:
+        for name in self.source.tensors:
             if name not in used and targets.get(name) not in self._excluded:
                 yield name, targets.get(name)
 

@@ -116,15 +116,24 @@ class _Comparison:
             if layout is None:
                 self._failed[name] = "its source's shape does not fit"
                 return
-            measured = measure(self._file, name, layout)
+            measured = measure(self._file, name, layout, lambda: self._release(making))
             self._measured[name] = measured
             if not measured.is_right:
                 self._explained[name] = self._explain(making, layout, measured)
         except GgufnormError as error:
             self._failed[name] = str(error)
         finally:
+            self._release(making)
             self._done += self._file.tensors[name].n_elements
             self._on_progress("comparing tensors with the source", self._done, self._total)
+
+    def _release(self, making: Making) -> None:
+        """Give back what was loaded of a tensor and of those that it was made of."""
+        for source in making.sources:
+            self._planner.source.forget(source)
+        for shard in self._file.shards:
+            if making.tensor in shard.tensors:
+                shard.forget(making.tensor)
 
     def _layout(self, making: Making) -> Layout | None:
         return self._planner.layout(making.site, making.sources, making.steps, making.change)
