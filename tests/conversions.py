@@ -200,7 +200,7 @@ def _metadata(arch: str) -> dict[str, object]:
 
 
 def _matrix(rng: np.random.Generator, rows: int, columns: int = 256) -> np.ndarray:
-    return rng.normal(0, 0.1, (rows, columns)).astype(np.float16)
+    return rng.normal(0, 0.1, (rows, 256))[:, :columns].astype(np.float16)
 
 
 def write(path: Path, model: Model) -> Path:

@@ -158,7 +158,9 @@ class Planner:
         for name in todo:
             if name in makings or name in computed or name in dict(unknown):
                 continue
-            found = self._by_value(name, used) or self._likely_making(name)
+            found = self._likely_making(name)
+            if found is None or not found.holds:
+                found = self._by_value(name, used) or found
             if found is None:
                 unknown.append((name, "no tensor of the source has its name or its values"))
             else:

@@ -97,6 +97,8 @@ def lost(subject: Subject) -> Iterator[Problem]:
     for name, target in tensors.unused:
         if _NO_WEIGHT.search(name) or _is_beyond(subject, name) or _is_copy(source, name, subject):
             continue
+        if source.why_unreadable(name) is not None:  # told by T104
+            continue
         pattern = re.sub(r"\.\d+(?=\.)", ".*", name)
         groups.setdefault(re.sub(r"\.(weight|bias)$", "", pattern), []).append((name, target))
     for group in groups.values():
@@ -246,8 +248,13 @@ def coverage(subject: Subject) -> Iterator[Problem]:
         said += "; taken as found: " + "; ".join(
             f"{role} {words(steps)}" for role, steps in tensors.unlearned.items()
         )
+    source = source_of(subject)
+    unread = [name for name, _ in tensors.unused if source.why_unreadable(name) is not None]
+    if unread:
+        said += f"; {len(unread)} tensors of the source are of types that are not read"
     evidence = {
         "n_compared": n,
+        "unread": unread[:40],
         "n_tensors": total,
         "n_weights": tensors.n_weights,
         "by_value": by_value[:40],
