@@ -18,6 +18,7 @@ import pytest
 
 from ggufnorm.analysis.audit.run import audit
 from ggufnorm.core.audit import AuditReport, Finding
+from tests.checkpoints import safetensors
 from tests.pairs import EXPERTS, HEAD, LAYERS, NETWORKS, WIDTH, Whole, turned, whole
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
@@ -554,6 +555,31 @@ def test_names_without_their_suffix_are_right_too(tmp_path: Path) -> None:
         made.tensors[f"blk.{layer}.ffn_norm"] = made.tensors.pop(f"blk.{layer}.ffn_norm.weight")
 
     assert told(check(tmp_path, made)) == []
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 10**40, 1.5, float("nan"), [], [None], {}])
+def test_a_config_of_nonsense_is_no_crash(tmp_path: Path, value: object) -> None:
+    made = whole("llama")
+    made.config = dict.fromkeys(made.config, value)
+    rope = ("factor", "rope_theta", "low_freq_factor", "long_factor", "partial_rotary_factor")
+    made.config["rope_scaling"] = {"rope_type": "llama3", **dict.fromkeys(rope, value)}
+
+    report = check(tmp_path, made)
+
+    assert "T104" in report.summary.rules_run
+
+
+def test_tensors_without_an_origin_are_listed(tmp_path: Path) -> None:
+    made = whole("qwen3")
+    model, checkpoint = made.write(tmp_path)
+    stored = {n: ("F32", v) for n, v in made.source.items() if not n.endswith("up_proj.weight")}
+    (checkpoint / "model.safetensors").write_bytes(safetensors(stored))
+
+    report = audit(model, source=checkpoint, select=SELECTED)
+
+    unknown = next(f for f in report.findings if f.rule == "T103")
+    assert "4 tensors were not compared" in unknown.message
+    assert "blk.0.ffn_up.weight" in unknown.evidence["tensors"]
 
 
 if __name__ == "__main__":

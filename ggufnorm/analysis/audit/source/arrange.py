@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.audit.source.network import Network
+from ggufnorm.analysis.audit.source.network import Network, is_number
 
 Stored = NDArray[Any]
 Steps = tuple[str, ...]
@@ -62,7 +62,7 @@ def apply(steps: Steps, array: Stored, site: Site) -> Stored:
     try:
         for name in steps:
             array = STEPS[name](array, site)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
+    except (ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise NoSuchStepError(str(error)) from None
     return array
 
@@ -101,7 +101,7 @@ def _partial(network: Network) -> float:
     rope = network.config.get("rope_parameters") or network.config.get("rope_scaling") or {}
     found = rope.get("partial_rotary_factor") if isinstance(rope, dict) else None
     found = network.config.get("partial_rotary_factor", found)
-    return float(found) if isinstance(found, (int, float)) else 1.0
+    return float(found) if is_number(found) else 1.0
 
 
 def _transpose(w: Stored, _site: Site) -> Stored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ggufnorm.formats.model_file import ModelFile
 
@@ -23,6 +23,17 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, dict):
             found |= inner
     return found
+
+
+_LARGEST = 1e30
+"""JSON's numbers have no bound; no hyperparameter is larger."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a config's value is a number that one can compute with."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= _LARGEST
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ class Network:
             value = self.config.get(name)
             if isinstance(value, list) and layer is not None and layer < len(value):
                 value = value[layer]
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
+            if is_number(value) and isinstance(value, int):
+                return int(value)
         return 0
 
     def of_file(self, key: str, layer: int | None = None) -> int:

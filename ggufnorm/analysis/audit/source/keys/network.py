@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from gguf import ExpertGatingFuncType, PoolingType
 
 from ggufnorm.analysis.audit.source.keys.facts import UNKNOWN, Configs, Expected
+from ggufnorm.analysis.audit.source.network import is_number
 
 _GATING = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID"}
 
@@ -98,7 +99,7 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
 def _longer_contexts(c: Configs, n: int) -> tuple[int, ...]:
     """What a converter writes where the config's positions are those before scaling."""
     factor = c.rope.get("factor")
-    return (int(n * factor),) if isinstance(factor, (int, float)) else ()
+    return (int(n * factor),) if is_number(factor) and factor > 0 else ()
 
 
 def _is_hybrid(c: Configs) -> bool:
@@ -144,7 +145,7 @@ def _routing(c: Configs) -> Iterator[Expected]:
         yield Expected(key, value, "u32", kind[1], f"{does} ({kind[0].lower()})", known)
     scale = c.first("routed_scaling_factor", "route_scale", "moe_router_scaling_factor")
     scaled = c.reads("expert_weights_scale") and c.architecture not in _FIXED_SCALE
-    if scale and _is_number(scale[1]) and scaled:
+    if scale and is_number(scale[1]) and scaled:
         key, does = c.key("expert_weights_scale"), "the factor of the experts' weights"
         also = (0.0,) if scale[1] == 1 else ()
         yield Expected(key, float(scale[1]), "f32", _said(scale), does, 1.0, also)
@@ -173,7 +174,7 @@ def _scales(c: Configs) -> Iterator[Expected]:
         ("final_logit_softcapping", "final_logit_softcapping", "the soft cap of the logits"),
     ):
         cap = c.first(name)
-        if cap and _is_number(cap[1]) and c.reads(suffix):
+        if cap and is_number(cap[1]) and c.reads(suffix):
             default = 0.0
             if a == "gemma2":
                 default = 50.0 if suffix.startswith("attn") else 30.0
@@ -189,10 +190,11 @@ def _scales(c: Configs) -> Iterator[Expected]:
             ("embedding_multiplier", "embedding_scale", "the factor of the embeddings", 1.0),
         ):
             found = c.first(name)
-            if found and _is_number(found[1]) and found[1] and c.reads(suffix):
+            if found and is_number(found[1]) and found[1] and c.reads(suffix):
                 value = float(found[1])
                 yield Expected(c.key(suffix), value, "f32", _said(found), does, assumed)
-    if a in ("command-r", "cohere2", "cohere2moe") and (scale := c.first("logit_scale")):
+    scale = c.first("logit_scale") if a in ("command-r", "cohere2", "cohere2moe") else None
+    if scale and is_number(scale[1]):
         does = "the factor of the logits"
         yield Expected(c.key("logit_scale"), float(scale[1]), "f32", _said(scale), does, 1.0)
     if a == "minicpm":
@@ -201,7 +203,7 @@ def _scales(c: Configs) -> Iterator[Expected]:
     attention = c.config.get("attn_config")
     if clip is None and isinstance(attention, dict) and attention.get("clip_qkv"):
         clip = ("attn_config.clip_qkv", attention["clip_qkv"])
-    if clip and _is_number(clip[1]) and c.reads("attention.clamp_kqv"):
+    if clip and is_number(clip[1]) and c.reads("attention.clamp_kqv"):
         does = "the bound of queries, keys and values"
         yield Expected(c.key("attention.clamp_kqv"), float(clip[1]), "f32", _said(clip), does, 0.0)
     parallel = c.first("use_parallel_residual")
@@ -225,7 +227,7 @@ def _minicpm(c: Configs) -> Iterator[Expected]:
     }  # fmt: skip
     for suffix, (name, derive, default, does) in facts.items():
         found = c.first(name)
-        if found and _is_number(found[1]) and found[1]:
+        if found and is_number(found[1]) and found[1]:
             value = float(derive(found[1]))
             yield Expected(c.key(suffix), value, "f32", _said(found), does, default)
 
@@ -311,8 +313,4 @@ def _said(found: tuple[str, object]) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, int) and is_number(value) and value > 0

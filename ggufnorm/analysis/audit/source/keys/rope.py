@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 from ggufnorm.analysis.audit.source.keys.facts import UNKNOWN, Configs, Expected
+from ggufnorm.analysis.audit.source.network import is_number
 
 _NO_ROPE = """
 clip gpt2 gptj mpt refact bloom mamba mamba2 jamba jina-bert-v2 t5 t5encoder jais rwkv6
@@ -34,6 +35,10 @@ _UNSCALED = ("command-r", "cohere2", "cohere2moe", "modern-bert", "eurobert", "n
 """Architectures whose converter writes that nothing is scaled."""
 
 
+_MOST_CHANNELS = 1 << 16
+"""More channels than any head has."""
+
+
 def rope_keys(c: Configs) -> Iterator[Expected]:
     """What the config says of rotary positions."""
     if c.architecture in NO_ROPE or not _rotates(c):
@@ -54,7 +59,7 @@ def _base(c: Configs) -> Iterator[Expected]:
         does = "the base of rotary positions"
         yield Expected(c.key("rope.freq_base"), value, "f32", origin, does, 10000.0)
     local = c.rope_swa.get("rope_theta")
-    if _is_number(local) and c.reads("rope.freq_base_swa") and c.architecture not in _OWN_BASE:
+    if is_number(local) and c.reads("rope.freq_base_swa") and c.architecture not in _OWN_BASE:
         does = "the base of rotary positions in layers with a window"
         # gemma3.cpp leaves the default of llama-hparams.h, most others take the base.
         default: Any = theta[0] if theta else UNKNOWN
@@ -66,10 +71,10 @@ def _base(c: Configs) -> Iterator[Expected]:
 
 def _base_of(c: Configs) -> tuple[float, str] | None:
     theta = c.rope.get("rope_theta")
-    if not _is_number(theta):
+    if not is_number(theta):
         return None
     alpha, size = c.rope.get("alpha"), c.network.head_size()
-    if c.rope.get("rope_type") == "dynamic" and _is_number(alpha) and size > 2:
+    if c.rope.get("rope_type") == "dynamic" and is_number(alpha) and size > 2:
         value = theta * alpha ** (size / (size - 2))  # conversion/hunyuan.py
         return float(value), f"config.json has rope_theta {theta:g} and alpha {alpha:g}"
     return float(theta), f"config.json has rope_theta {theta:g}"
@@ -85,7 +90,7 @@ def _dimensions(c: Configs) -> Iterator[Expected]:
         yield Expected(key, latent[1], "u32", origin, does, None)
         return
     size, part = c.network.head_size(), c.rope.get("partial_rotary_factor")
-    if not size or not _is_number(part) or not 0 < part <= 1:
+    if not size or not is_number(part) or not 0 < part <= 1:
         return
     heads = c.network.heads()
     also = [round(size * part)]
@@ -100,7 +105,7 @@ def _scaling(c: Configs) -> Iterator[Expected]:
     kind, factor = c.rope.get("rope_type"), c.rope.get("factor")
     if kind in ("su", "longrope"):
         yield from _longrope(c)
-    if c.architecture in _UNSCALED or not _is_number(factor):
+    if c.architecture in _UNSCALED or not is_number(factor):
         return
     said = f"config.json has {kind} scaling by {factor:g}"
     if kind in ("linear", "yarn"):
@@ -116,7 +121,7 @@ def _scaling(c: Configs) -> Iterator[Expected]:
 def _longrope(c: Configs) -> Iterator[Expected]:
     context = c.first("n_positions", "max_position_embeddings")
     original = c.rope.get("original_max_position_embeddings")
-    if not context or not _is_number(context[1]) or not _is_number(original) or original < 2:
+    if not context or not is_number(context[1]) or not is_number(original) or original < 2:
         return
     if c.architecture not in ("phi3", "phimoe") or not isinstance(c.rope.get("long_factor"), list):
         return
@@ -141,12 +146,12 @@ def _yarn(c: Configs, said: str) -> Iterator[Expected]:
     )
     for name, suffix, assumed in factors:
         value = c.rope.get(name)
-        if _is_number(value) and c.reads(f"rope.scaling.{suffix}"):
+        if is_number(value) and c.reads(f"rope.scaling.{suffix}"):
             origin = f"config.json has {name} {value:g}"
             key = c.key(f"rope.scaling.{suffix}")
             yield Expected(key, float(value), "f32", origin, f"YaRN's {name}", assumed)
     scale = c.rope.get("mscale_all_dim")
-    if _is_number(scale) and scale and c.architecture in ("deepseek2", "deepseek32"):
+    if is_number(scale) and scale and c.architecture in ("deepseek2", "deepseek32"):
         origin = f"config.json has mscale_all_dim {scale:g}"
         key, does = c.key("rope.scaling.yarn_log_multiplier"), "YaRN's scale of attention"
         yield Expected(key, 0.1 * scale, "f32", origin, does, 0.0)
@@ -167,20 +172,21 @@ def frequency_factors(c: Configs) -> dict[str, list[float]]:
             f"rope_factors_{name}.weight": list(map(float, c.rope[f"{name}_factor"]))
             for name in ("long", "short")
             if isinstance(c.rope.get(f"{name}_factor"), list)
+            and all(map(is_number, c.rope[f"{name}_factor"]))
         }
     return {}
 
 
 def _llama3(c: Configs) -> list[float] | None:
-    base = c.rope.get("rope_theta", 10000.0)
-    size = int(c.network.head_size() * float(c.rope.get("partial_rotary_factor") or 1.0))
-    factor = float(c.rope.get("factor", 8.0))
-    low, high = (
-        float(c.rope.get("low_freq_factor", 1.0)),
-        float(c.rope.get("high_freq_factor", 4.0)),
-    )
-    original = c.rope.get("original_max_position_embeddings", 8192)
-    if not size or not _is_number(base) or not _is_number(original) or low == high:
+    def number(name: str, default: float) -> float:
+        value = c.rope.get(name)
+        return float(value) if is_number(value) else default
+
+    base, factor = number("rope_theta", 10000.0), number("factor", 8.0)
+    low, high = number("low_freq_factor", 1.0), number("high_freq_factor", 4.0)
+    original = number("original_max_position_embeddings", 8192)
+    size = int(c.network.head_size() * number("partial_rotary_factor", 1.0))
+    if min(size, base, original, low, high, factor) <= 0 or low == high or size > _MOST_CHANNELS:
         return None
     factors = []
     for i in range(0, size, 2):
@@ -193,7 +199,3 @@ def _llama3(c: Configs) -> list[float] | None:
             smooth = (original / length - low) / (high - low)
             factors.append(1 / ((1 - smooth) / factor + smooth))
     return factors
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
