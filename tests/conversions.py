@@ -81,7 +81,7 @@ class Model:
 def build(arch: str, precision: Precision = "bf16", seed: int = 0) -> Model:
     """A sound conversion."""
     rng = np.random.default_rng([seed, *arch.encode()])
-    tensors: dict[str, np.ndarray] = {"token_embd.weight": _matrix(rng, 8)}
+    tensors: dict[str, np.ndarray] = {"token_embd.weight": _matrix(rng, 8, N_EMBD)}
     for layer in range(N_LAYERS):
         for template in _templates(arch):
             if "{bid}" not in template or not _stands_in(arch, template, layer):
@@ -89,7 +89,7 @@ def build(arch: str, precision: Precision = "bf16", seed: int = 0) -> Model:
             _add(tensors, arch, template.format(bid=layer), layer, precision, rng)
         tensors[f"blk.{layer}.ffn_down.weight"] = _matrix(rng, 4)
         mixer = "ssm_out" if _is_recurrent(arch, layer) else "attn_output"
-        tensors[f"blk.{layer}.{mixer}.weight"] = _matrix(rng, 4)
+        tensors[f"blk.{layer}.{mixer}.weight"] = _matrix(rng, 4, N_HEAD * HEAD_DIM)
     for template in _templates(arch):
         if "{bid}" not in template:
             _add(tensors, arch, template, N_LAYERS, precision, rng)
@@ -199,8 +199,8 @@ def _metadata(arch: str) -> dict[str, object]:
     return facts
 
 
-def _matrix(rng: np.random.Generator, rows: int) -> np.ndarray:
-    return rng.normal(0, 0.1, (rows, 256)).astype(np.float16)
+def _matrix(rng: np.random.Generator, rows: int, columns: int = 256) -> np.ndarray:
+    return rng.normal(0, 0.1, (rows, 256))[:, :columns].astype(np.float16)
 
 
 def write(path: Path, model: Model) -> Path:

@@ -69,9 +69,11 @@ def fault(area: str, what: str, *, then: str, tried: int | None = None) -> Calla
 
 def table() -> str:
     """All rows, from the test modules that declare some."""
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("test_*.py")):
         if _IMPORT in path.read_text(encoding="utf-8"):
-            importlib.import_module(f"tests.{path.stem}")
+            module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+            importlib.import_module(module)
     faults = {(f.area, f.what): f for f in FAULTS}
     lines = []
     for area in sorted({f.area for f in faults.values()}):

@@ -27,11 +27,14 @@ def _split(
 @click.command("audit")
 @model_arguments("MODEL...")
 @click.option(
-    "--source", metavar="SOURCE", help="Checkpoint that the models were converted from: a folder"
-    " with config.json and safetensors, or hf://org/repo."
+    "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
+    " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
-@click.option("--run", is_flag=True, help="Also run each model in llama.cpp.")
-@click.option("--full", is_flag=True, help="Read all tensors, not only the norms.")
+@click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
+@click.option(
+    "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
+    " model and its source are both on this machine."
+)  # fmt: skip
 @click.option(
     "--select", multiple=True, callback=_split, metavar="IDS",
     help="Check only rules whose id starts with one of these: N,E104.  [default: all]",
@@ -63,7 +66,7 @@ def command(
     fmt: str | None,
     output: Path | None,
 ) -> int:
-    """Lint the normalization of a converted GGUF model.
+    """Check a converted GGUF model: its norms, and with --source every tensor and key.
 
     MODEL is a path (any shard of a split model), a folder or a quoted glob pattern,
     https://…, hf://org/repo/file.gguf or ollama:name. For a remote model, only the header

@@ -16,10 +16,10 @@ HALF_ROUNDING = 5e-4
 """Relative L2 below which two half-precision values cannot be told apart: 2⁻¹¹."""
 FLOAT32_ROUNDING = 1e-6
 """Two float32 computations of one formula cannot be told apart below: a few 1e-7 between ggml's
-CPU kernels and NumPy (``tests/test_norms.py``)."""
+CPU kernels and NumPy (``tests/frameworks/test_norms.py``)."""
 SAME_FORMULA = 1e-5
 """A formula, or a pipeline's arithmetic, explains a float32 result up to here: ten times
-:data:`FLOAT32_ROUNDING`. Preprocessing leaves 1e-8 to 2e-7 (``tests/test_audio.py``)."""
+:data:`FLOAT32_ROUNDING`. Preprocessing leaves 1e-8 to 2e-7 (``tests/frameworks/test_audio.py``)."""
 NORM_RESULT = 2 * SAME_FORMULA
 """Most of a norm's own error that two float32 kernels explain, each off by :data:`SAME_FORMULA`."""
 KERNEL_RESIDUAL = 1e-4
@@ -40,20 +40,20 @@ element: two roundings of the last bit."""
 
 SAME_DOWNSTREAM = 1e-4
 """Values far downstream are the same: float32 rounding adds up, and what attention and
-activations make of it. 5e-6 was seen in nine networks (``tests/test_frameworks.py``)."""
+activations make of it. 5e-6 was seen in nine networks (``tests/frameworks/test_frameworks.py``)."""
 STRETCH_OF_MATRICES = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding. Up to twice the
-table was measured for one quantized matrix (``tests/test_frameworks.py``)."""
+table was measured for one quantized matrix (``tests/frameworks/test_frameworks.py``)."""
 JUMP = 8.0
 """How many times as large a difference must be as all before it to have an origin of its own."""
 SAME_OPERATION = 0.03
 """A result can be found among others up to here: wide rows of unrelated values differ by no more,
-put in ascending order (``tests/test_operations.py``)."""
+put in ascending order (``tests/frameworks/test_operations.py``)."""
 SAME_GATHERED = 2e-3
 """As :data:`SAME_OPERATION` for values whose tokens stand in another order: unrelated ones come
 nearer, all of them in ascending order, than those of each token."""
 SAME_FUNCTION = 1e-2
-"""A function made a result up to here: others are far (``tests/test_operations.py``)."""
+"""A function made a result up to here: others are far (``tests/frameworks/test_operations.py``)."""
 SAME_FACTOR = 1e-3
 """Relative difference up to which a measured factor is a known one."""
 NEARER_ORDER = 0.5

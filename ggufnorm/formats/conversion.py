@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -143,7 +143,7 @@ def origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, Origin] |
         hit = _target(file, names, source)
         if hit is None or not _is_norm(hit[0], file):
             continue
-        target, rank = hit
+        target, rank = in_file(hit[0], file), hit[1]
         known = found.get(target)
         if known is None or rank < known[0]:
             found[target] = (rank, [source])
@@ -159,6 +159,80 @@ def tensor_of(file: ModelFile, source: str) -> str | None:
     """The file's name of a checkpoint's tensor; None if the file has none by that name."""
     hit = _target(file, _name_map(file) or {}, source)
     return hit[0] if hit is not None and hit[0] in file.tensors else None
+
+
+def named_origins(
+    file: ModelFile, source_names: Iterable[str]
+) -> dict[str, tuple[str, ...]] | None:
+    """What becomes of a checkpoint's tensors, of all of them, as far as gguf-py has their names.
+
+    Args:
+        file: the file that they should be in; its architecture and number of blocks count.
+        source_names: the names of the checkpoint's tensors.
+
+    Returns:
+        By the name in the file, with or without ``.weight`` as it stands there, the source's
+        names: one, or one of each expert in turn. None if gguf-py does not know the
+        architecture.
+    """
+    names = _name_map(file)
+    return None if names is None else _named(file, source_names, [names])
+
+
+def likely_origins(file: ModelFile, source_names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The same by the names of common architectures, for one that gguf-py does not know."""
+    maps = [_names_of(member, n_blocks(file)) for member in _COMMON]
+    return _named(file, source_names, maps)
+
+
+_COMMON = (
+    MODEL_ARCH.LLAMA, MODEL_ARCH.QWEN3MOE, MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GEMMA3,
+    MODEL_ARCH.QWEN3NEXT, MODEL_ARCH.BERT,
+)  # fmt: skip
+
+
+def _named(
+    file: ModelFile,
+    source_names: Iterable[str],
+    maps: Sequence[Mapping[str, tuple[object, str]]],
+) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[int, list[str]]] = {}
+    for source in sorted(source_names, key=_numbered):
+        hits = [h for m in maps if (h := _target(file, m, source) or _merged(file, m, source))]
+        if not hits:
+            continue
+        hit = next((h for h in hits if in_file(h[0], file) in file.tensors), hits[0])
+        target, rank = in_file(hit[0], file), hit[1]
+        known = found.get(target)
+        if known is None or rank < known[0]:
+            found[target] = (rank, [source])
+        elif rank == known[0]:
+            known[1].append(source)
+    return {target: tuple(sources) for target, (_, sources) in found.items()}
+
+
+def in_file(target: str, file: ModelFile) -> str:
+    """A tensor's name as the file has it: converters of some versions leave out ``.weight``."""
+    bare = target.removesuffix(".weight")
+    if target in file.tensors:
+        return target
+    return next((n for n in (bare, f"{target}.weight") if n in file.tensors), target)
+
+
+_EXPERT = re.compile(r"\.experts\.\d+\.|\.chunk_experts\.\d+\.")
+
+
+def _merged(
+    file: ModelFile, names: Mapping[str, tuple[object, str]], source: str
+) -> tuple[str, int] | None:
+    """The tensor that all experts' of one kind are stacked to (``modify_tensors``)."""
+    numbered = re.sub(r"\.\d+\.weight$", ".weight", source)
+    for known in dict.fromkeys((_EXPERT.sub(".experts.", source), source, numbered)):
+        for name in (known, f"{known}.weight"):
+            hit = _target(file, names, name)
+            if hit is not None:
+                return hit
+    return None
 
 
 def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None:
@@ -219,10 +293,12 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
     architecture = architectures.get(file.architecture)
     if file.architecture == "clip":
         architecture = MODEL_ARCH.MMPROJ
-    if architecture is None:
-        return None
+    return None if architecture is None else _names_of(architecture, n_blocks(file))
+
+
+def _names_of(architecture: MODEL_ARCH, blocks: int) -> Mapping[str, tuple[object, str]]:
     own = {"block_mappings_cfg": dict(_BLOCK_NAMES)}
-    names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, n_blocks(file))
+    names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, blocks)
     mapping: Mapping[str, tuple[object, str]] = names.mapping
     return mapping
 

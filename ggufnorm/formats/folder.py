@@ -57,7 +57,8 @@ class LocalFolder:
 
     def storage(self, name: str) -> LocalStorage | None:
         """See :class:`Folder`."""
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
+        parts = name.split("/")
+        if "\\" in name or len(parts) > 2 or {"", ".", ".."} & set(parts):
             raise InputError(f"{self.name}: {quoted(name)} leads out of the folder")
         path = self._path / name
         try:

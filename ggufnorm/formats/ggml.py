@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 Convert = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
 """Fills the second array with the values of the first. Other threads run meanwhile."""
 
+Quantize = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
+"""Rows of values to their raw blocks. Other threads run meanwhile."""
+
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -65,6 +68,74 @@ def converter(ggml_type: int) -> Convert | None:
         to_float(raw.ctypes.data, out.ctypes.data, out.size)
 
     return convert
+
+
+@cache
+def quantizer(ggml_type: int) -> Quantize | None:
+    """Ggml's own quantization; None where there is none to be trusted.
+
+    Args:
+        ggml_type: ggml's number of the type, one that gguf-py has, too.
+
+    Returns:
+        A function of rows of finite float32 that gives their raw blocks, ``(rows, bytes)``.
+        The importance of all columns is the same (``ggml_quantize_chunk`` in
+        ``ggml/src/ggml.c``).
+    """
+    lib = _library()
+    kind = GGMLQuantizationType(ggml_type)
+    if lib is None or kind.name not in _QUANTIZABLE or not _agrees(lib, ggml_type):
+        return None
+    chunk = _quantize_chunk()
+    if chunk is None:
+        return None
+    block = GGML_QUANT_SIZES[kind][0]
+
+    def quantize(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+        n, columns = rows.shape
+        if columns % block:
+            raise ValueError(f"rows of {columns} values do not hold blocks of {block}")
+        values = np.ascontiguousarray(rows, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("the values must be finite")
+        out = np.empty((n, lib.ggml_row_size(ggml_type, columns)), np.uint8)
+        weights = np.ones(columns, np.float32) if kind.name in _WEIGHTED else None
+        where = None if weights is None else weights.ctypes.data
+        chunk(ggml_type, values.ctypes.data, out.ctypes.data, 0, n, columns, where)
+        return out
+
+    return quantize
+
+
+_QUANTIZABLE = frozenset(
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
+     "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL",
+     "IQ4_XS", "MXFP4", "NVFP4")
+)  # fmt: skip
+"""Types that ``ggml_quantize_chunk`` knows: of any other it ends the process."""
+
+_WEIGHTED = frozenset(("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"))
+"""Types that need an importance of the columns (``ggml_quantize_requires_imatrix``)."""
+
+
+def _quantize_chunk() -> Callable[..., int] | None:
+    """``ggml_quantize_chunk`` of the library that holds it."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "lib"
+    for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
+        if (folder / name).is_file():
+            try:
+                function = ctypes.CDLL(str(folder / name)).ggml_quantize_chunk
+            except (OSError, AttributeError):
+                return None
+            number, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+            function.restype = ctypes.c_size_t
+            function.argtypes = [number, pointer, pointer, count, count, count, pointer]
+            found: Callable[..., int] = function
+            return found
+    return None
 
 
 @cache

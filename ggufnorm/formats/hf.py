@@ -75,6 +75,7 @@ class Source:
     preprocessor: Config | None
     tensors: Mapping[str, Place]
     _files: Mapping[str, SafetensorsFile]
+    _folder: Folder | None = None
 
     def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
         """A tensor's values; see :meth:`SafetensorsFile.read`."""
@@ -90,6 +91,46 @@ class Source:
             for together in of_file.values()
             for name, values in self._files[together[0]].read_many(together).items()
         }
+
+    def read_stored(self, name: str) -> NDArray[Any]:
+        """A tensor as it is stored; see :meth:`SafetensorsFile.read_stored`."""
+        return self._files[name].read_stored(name)
+
+    def read_json(self, name: str) -> Config | None:
+        """What another JSON file of the checkpoint says; None if there is none.
+
+        Args:
+            name: of the file, below the checkpoint's folder: ``1_Pooling/config.json``.
+
+        Raises:
+            InputError: it cannot be had, or is not a JSON object.
+        """
+        return None if self._folder is None else _read_json(self._folder, name)
+
+    def read_text(self, name: str) -> str | None:
+        """Another text file of the checkpoint; None if there is none.
+
+        Raises:
+            InputError: it cannot be had, or is not UTF-8.
+        """
+        storage = None if self._folder is None else _opened(self._folder, name)
+        if storage is None:
+            return None
+        if storage.size > MAX_CONFIG:
+            raise InputError(f"{storage.name}: {storage.size:,} bytes are too many")
+        try:
+            return bytes(storage.read(0, storage.size)).decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{storage.name}: is not valid UTF-8") from None
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a file of that name."""
+        return self._folder is not None and _opened(self._folder, name) is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its bytes are on this machine."""
+        return isinstance(self._folder, LocalFolder)
 
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""
@@ -138,7 +179,7 @@ def read_source(folder: Folder) -> Source:
     preprocessor = _preprocessor(folder)
     files = _open_tensors(folder)
     tensors = {name: file.places[name] for name, file in files.items()}
-    return Source(folder.name, config, preprocessor, tensors, files)
+    return Source(folder.name, config, preprocessor, tensors, files, folder)
 
 
 def check_checkpoint(path: str | os.PathLike[str]) -> None:

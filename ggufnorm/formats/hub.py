@@ -216,6 +216,7 @@ class HubFolder:
         self.name = location
         self._repo = parts["repo"]
         self._commit, files = list_files(location, self._repo, _revision(parts))
+        self._files = frozenset(files)
         self._names = sorted(path for path in files if "/" not in path)
         self._connection = Connection()
 
@@ -225,7 +226,7 @@ class HubFolder:
 
     def storage(self, name: str) -> RemoteStorage | None:
         """One file, of which the front part has been fetched."""
-        if name not in self._names:
+        if name not in self._files:
             return None
         url = hf_hub_url(self._repo, name, revision=self._commit, endpoint=endpoint())
         headers = _headers()

@@ -79,6 +79,20 @@ class SafetensorsFile:
             for (name, place), raw in zip(places.items(), parts, strict=True)
         }
 
+    def read_stored(self, name: str) -> NDArray[Any]:
+        """A tensor as it is stored, in its own shape; of a local file a view, nothing is copied.
+
+        BF16 comes as ``uint16``: its upper half of a float32.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its dtype is not a float's, or its bytes cannot be had.
+        """
+        place = self._readable_place(name)
+        raw = np.frombuffer(self._storage.read(place.offset, place.end - place.offset), np.uint8)
+        kind = "<u2" if place.dtype == "BF16" else DTYPES[place.dtype]
+        return raw.view(kind).reshape(place.shape)
+
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""
         dtype = self.places[name].dtype

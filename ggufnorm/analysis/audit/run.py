@@ -14,6 +14,7 @@ import numpy as np
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA
+from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
 from ggufnorm.core.capture import Capture
@@ -41,7 +42,8 @@ class AuditOptions:
     Attributes:
         source: what the models were converted from; None if it is not known.
         run: whether to run each model in llama.cpp.
-        full: whether to read all tensors, not just the norms.
+        full: whether to read all tensors, not just the norms; they are anyway where the model
+            and its source are both on this machine.
         select: beginnings of the ids of the rules to check; empty for all.
         ignore: beginnings of the ids of the rules not to check.
         accepted: findings that are known and accepted.
@@ -86,7 +88,7 @@ def audit(
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
 ) -> AuditReport:
-    """Check the normalization of one converted model.
+    """Check one converted model, with its source every tensor and key of it.
 
     Args:
         location: a path, or any other location (:mod:`ggufnorm.formats.location`); of a
@@ -94,7 +96,8 @@ def audit(
         source: what it was converted from: a folder with ``config.json`` and safetensors,
             or ``hf://org/repo[@revision]``.
         run: whether to run it in llama.cpp too; then it must be on this machine.
-        full: whether to read all tensors, not just the norms.
+        full: whether to read all tensors, not just the norms; they are anyway where the model
+            and its source are both on this machine.
         select: beginnings of the ids of the rules to check (``N``, ``N3``, ``E104``);
             empty for all.
         ignore: beginnings of the ids of the rules not to check.
@@ -137,7 +140,7 @@ def audit_all(
 
     def one(location: Location) -> AuditReport | InputError:
         try:
-            return _audit(location, options, rules, count.step)
+            return _audit(location, options, rules, count.step, count.tell)
         except InputError as error:
             return error
         except Exception as error:
@@ -172,10 +175,22 @@ class _Counter:
         self._show = show
         self._lock = Lock()
         self._stopped = False
+        self._percent = -1
 
     def stop(self) -> None:
         """Nobody waits any more: who is still at work ends after its rule."""
         self._stopped = True
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        """How far a long comparison is, within one rule."""
+        if self._stopped:
+            raise CancelledError
+        percent = 100 * done // total if total else 0
+        with self._lock:
+            if percent != self._percent:
+                self._percent = percent
+                text = f"{phase} ({percent} %)" if total else phase
+                self._show(AuditProgress(text, self._done, self._total))
 
     def step(self) -> None:
         if self._stopped:
@@ -205,7 +220,11 @@ def choose_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ..
 
 
 def _audit(
-    location: Location, options: AuditOptions, rules: Sequence[Rule], step: Callable[[], None]
+    location: Location,
+    options: AuditOptions,
+    rules: Sequence[Rule],
+    step: Callable[[], None],
+    tell: Progress = lambda _phase, _done, _total: None,
 ) -> AuditReport:
     with ExitStack() as stack:
         source = options.source
@@ -216,7 +235,9 @@ def _audit(
             if TENSOR_DATA not in rules:
                 raise
             return _damaged(error, options, rules)
-        subject = open_subject(file, opened, full=options.full)
+        local = opened is not None and opened.is_local and not _is_remote(file)
+        subject = open_subject(file, opened, full=options.full or local)
+        subject = replace(subject, on_progress=tell)
         if options.run:
             subject = replace(subject, run=lambda: _run(location))
         findings, not_run = _check(subject, rules, step)
@@ -237,6 +258,11 @@ def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = 
         for s in sites
     )
     return Subject(file, measured, skipped, weights, unreadable, source, full)
+
+
+def _is_remote(file: ModelFile) -> bool:
+    """Whether reading all of a file means fetching it."""
+    return "://" in file.path
 
 
 def _run(location: Location) -> Capture:

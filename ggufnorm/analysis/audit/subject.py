@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.matching import Matches, match_norms
+from ggufnorm.analysis.audit.source.tensors import Progress, Tensors, compare_tensors
 from ggufnorm.core.capture import Capture
 from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
 from ggufnorm.errors import GgufnormError
@@ -36,6 +37,7 @@ class Subject:
         full: whether all tensors may be read.
         run: runs the model once (:func:`ggufnorm.analysis.audit.capture.capture`); None if that
             was not asked for.
+        on_progress: is told how far a long comparison is.
     """
 
     file: ModelFile
@@ -46,6 +48,7 @@ class Subject:
     source: Source | None = None
     full: bool = False
     run: Callable[[], Capture] | None = None
+    on_progress: Progress = lambda _phase, _done, _total: None
 
     @property
     def architecture(self) -> str:
@@ -99,3 +102,15 @@ class Subject:
         if self.source is None:
             raise TypeError("the source was not given")
         return match_norms(self.file, self.sites, self.weights, self.source)
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """All tensors beside the source's, without the norms that :attr:`matches` has.
+
+        Raises:
+            TypeError: ``source`` is None.
+        """
+        if self.source is None:
+            raise TypeError("the source was not given")
+        norms = {m.tensor for m in self.matches.found}
+        return compare_tensors(self.file, self.source, norms, self.on_progress)

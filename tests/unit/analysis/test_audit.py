@@ -317,7 +317,7 @@ def test_the_text_says_what_is_wrong_why_it_matters_and_what_to_do(bad: Path) ->
     assert f"what {ZERO}: all 64 values are 0" in text
     assert "why  The norm's output is nothing but its bias" in text
     assert "do   Look at the source" in text
-    assert "S*: no source was given (--source)" in text
+    assert "S*, T*, K*: no source was given (--source)" in text
     assert max(map(len, text.splitlines())) <= 100
     assert text.splitlines()[-1].startswith("bad.gguf: 1 error, 1 warning, 1 info (")
 
@@ -439,7 +439,7 @@ def test_every_rule_is_documented(rule: Rule) -> None:
     assert tuple(rule.sections) == SECTIONS
     assert all(rule.sections.values())
     assert rule.summary.endswith(".")
-    assert re.fullmatch(r"[NESVC]\d{3}", rule.id)
+    assert re.fullmatch(r"[NEHSTKVC]\d{3}", rule.id)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
 
 
@@ -515,7 +515,7 @@ def test_the_readme_shows_a_real_report(sample: Path, here: Path) -> None:
 def test_what_was_not_run_in_any_model_is_told_once(bad: Path, here: Path) -> None:
     write(here / "other.gguf", build("gemma2"))
     text = run(here).stdout
-    assert text.count("S*: no source was given (--source)") == 1
+    assert text.count("S*, T*, K*: no source was given (--source)") == 1
     assert "Not run in any of the models:" in text
     assert text.count("N501, N502: llama's converter adds 1 to no norm") == 1
 

@@ -223,6 +223,8 @@ def _has_any(subject: Subject, name: str) -> bool:
 
 
 def _template(tensor: str) -> str:
+    # Converters of some versions leave out the suffix (Falcon-H1's ffn_norm).
+    tensor = tensor if tensor.endswith((".weight", ".bias")) else f"{tensor}.weight"
     return re.sub(r"(?<=blk\.)\d+(?=\.)", "{bid}", tensor, count=1)
 
 

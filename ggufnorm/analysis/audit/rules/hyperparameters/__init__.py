@@ -1,0 +1,8 @@
+"""Family H: does the header contradict the tensors? No source is needed."""
+
+from __future__ import annotations
+
+from ggufnorm.analysis.audit.registry import Rule
+from ggufnorm.analysis.audit.rules.hyperparameters import file, shapes
+
+RULES: tuple[Rule, ...] = (*shapes.RULES, *file.RULES)

@@ -1,0 +1,246 @@
+"""K1xx and K2xx: keys of the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
+from ggufnorm.analysis.audit.rules.source.common import source_of
+from ggufnorm.analysis.audit.source.keys.facts import (
+    Configs,
+    Expected,
+    KeyDifference,
+    difference,
+)
+from ggufnorm.analysis.audit.source.keys.network import network_keys
+from ggufnorm.analysis.audit.source.keys.rope import frequency_factors, rope_keys
+from ggufnorm.analysis.audit.source.keys.tokens import vocabulary_key
+from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.formats.dequantize import read_tensor
+
+_ROPE = ("rope.",)
+
+
+def configs(subject: Subject) -> Configs:
+    """The source's configs.
+
+    Raises:
+        NotApplicableError: there is no source, or the file is no language model.
+    """
+    source = source_of(subject)
+    if subject.architecture in ("clip", ""):
+        raise NotApplicableError("the keys of encoders are not compared with a source")
+    return Configs(subject.file, source)
+
+
+def _all(c: Configs) -> list[Expected]:
+    found = [*network_keys(c), *vocabulary_key(c), *rope_keys(c)]
+    return list({e.key: e for e in reversed(found)}.values())[::-1]
+
+
+def _is_rope(expected: Expected) -> bool:
+    return ".rope." in expected.key
+
+
+def _differences(subject: Subject, *, rope: bool, missing: bool) -> Iterator[Problem]:
+    c = configs(subject)
+    for expected in _all(c):
+        if _is_rope(expected) != rope:
+            continue
+        found = difference(expected, c.file)
+        if found is not None and (found.actual is None) == missing:
+            yield _problem(found)
+
+
+def _problem(found: KeyDifference) -> Problem:
+    e = found.expected
+    wanted = _shown(e.value)
+    if found.actual is not None:
+        said = f"{e.key} is {_shown(found.actual)}, {e.origin}: {e.does} should be {wanted}"
+    elif found.effective is None:
+        said = f"{e.key} is missing, {e.origin}: {e.does} should be {wanted}"
+    else:
+        said = (
+            f"{e.key} is missing, so llama.cpp takes {_shown(found.effective)}, {e.origin}:"
+            f" {e.does} should be {wanted}"
+        )
+    return Problem(said, evidence=evidence(found), severity="warning" if e.warn else None)
+
+
+def evidence(found: KeyDifference) -> dict[str, Any]:
+    """What a later correction needs."""
+    e = found.expected
+    return {
+        "key": e.key,
+        "type": e.type,
+        "expected": e.value,
+        "actual": found.actual,
+        "effective": found.effective,
+        "origin": e.origin,
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value[:6]))}{', …' if len(value) > 6 else ''}]"
+    return str(value)
+
+
+@rule("K101", "key-differs", "error")
+def differs(subject: Subject) -> Iterator[Problem]:
+    """A key of the network is not what the source's config says.
+
+    What it does:
+        Derives from ``config.json`` and ``1_Pooling/config.json``, as llama.cpp's converter
+        does, every key that the forward pass depends on: numbers of blocks, heads and
+        experts, head sizes, expert routing, soft caps, scales of attention, residuals,
+        embeddings and logits, windows, pooling, causality. Keys that llama.cpp does not
+        read for this architecture are left out.
+
+    Why it matters:
+        The model loads and computes something else.
+
+    What to do:
+        Set the key to the value that the finding names, or convert again.
+
+    Example:
+        ``deepseek2.expert_gating_func is 1, config.json has scoring_func sigmoid: how
+        experts are weighted (sigmoid) should be 2``
+    """
+    yield from _differences(subject, rope=False, missing=False)
+
+
+@rule("K102", "key-missing", "error")
+def missing(subject: Subject) -> Iterator[Problem]:
+    """A key is missing that the source's config asks for.
+
+    What it does:
+        The same for keys that the file lacks. It is quiet where what llama.cpp takes then
+        is what the config says.
+
+    Why it matters:
+        llama.cpp takes its default, and says nothing. Files that were made before a key
+        existed are such.
+
+    What to do:
+        Add the key with the value that the finding names, or convert again.
+
+    Example:
+        ``gemma2.attn_logit_softcapping is missing, so llama.cpp takes 50, config.json has
+        attn_logit_softcapping 5: the soft cap of attention scores should be 5``
+    """
+    yield from _differences(subject, rope=False, missing=True)
+
+
+@rule("K201", "rope-differs", "error")
+def rope_differs(subject: Subject) -> Iterator[Problem]:
+    """A key of rotary positions is not what the source's config says.
+
+    What it does:
+        Compares the base, the number of rotated channels, and the kind and factors of
+        scaling (linear, YaRN, longrope, HunYuan's dynamic) with the config's.
+
+    Why it matters:
+        With another base or scale every position is another angle; short texts may still
+        look right.
+
+    What to do:
+        Set the key to the value that the finding names, or convert again.
+
+    Example:
+        ``llama.rope.freq_base is 10000, config.json has rope_theta 500000: the base of
+        rotary positions should be 500000``
+    """
+    yield from _differences(subject, rope=True, missing=False)
+
+
+@rule("K202", "rope-missing", "error")
+def rope_missing(subject: Subject) -> Iterator[Problem]:
+    """A key of rotary positions is missing that the source's config asks for.
+
+    What it does:
+        The same for keys that the file lacks, where llama.cpp's default is not what the
+        config says.
+
+    Why it matters:
+        llama.cpp takes its default, and says nothing.
+
+    What to do:
+        Add the key with the value that the finding names, or convert again.
+
+    Example:
+        ``gemma3.rope.scaling.factor is missing, so llama.cpp takes 1, config.json has
+        linear scaling by 8: the factor that rotary positions are scaled by should be 8``
+    """
+    yield from _differences(subject, rope=True, missing=True)
+
+
+@rule("K203", "rope-factors", "error")
+def factors(subject: Subject) -> Iterator[Problem]:
+    """The tensors of rotary factors are missing, or are not what the config gives.
+
+    What it does:
+        Llama 3's scaling becomes the tensor ``rope_freqs.weight``, and longrope becomes
+        ``rope_factors_long.weight`` and ``rope_factors_short.weight``. Computes them from
+        the config, and compares.
+
+    Why it matters:
+        Without them positions are not scaled: long texts fall apart.
+
+    What to do:
+        Convert again.
+
+    Example:
+        ``rope_freqs.weight is missing: config.json has llama3 scaling by 8``
+    """
+    c = configs(subject)
+    wanted = frequency_factors(c)
+    if not wanted:
+        raise NotApplicableError("config.json asks for no tensors of rotary factors")
+    kind = c.rope.get("rope_type")
+    for name, values in wanted.items():
+        names = [n for n in subject.file.tensors if n.endswith(name)]
+        if not names:
+            message = f"{name} is missing: config.json has {kind} scaling"
+            yield Problem(message, None, None, {"tensor": name, "expected": values[:512]})
+            continue
+        found = read_tensor(subject.file, names[0]).ravel()
+        right = np.array(values, np.float32)
+        if found.shape != right.shape or not np.allclose(found, right, rtol=1e-4):
+            message = f"{names[0]} does not have the factors that config.json gives"
+            yield Problem(message, names[0], None, {"expected": values[:512]})
+
+
+@rule("K301", "keys-compared", "info")
+def coverage(subject: Subject) -> Iterator[Problem]:
+    """How many keys were compared with the source's configs.
+
+    What it does:
+        Lists the keys for which the config says what they should be.
+
+    Why it matters:
+        An all-clear covers what was looked at, and nothing else.
+
+    What to do:
+        Nothing.
+
+    Example:
+        ``14 keys were compared with the source's configs``
+    """
+    c = configs(subject)
+    keys = [e.key for e in _all(c) if difference(e, c.file) is not None or e.key in c.file.metadata
+            or e.default is not None]  # fmt: skip
+    message = f"{len(keys)} keys were compared with the source's configs"
+    yield Problem(message, evidence={"keys": keys})
+
+
+RULES: tuple[Rule, ...] = (
+    differs, missing, rope_differs, rope_missing, factors, coverage,
+)  # fmt: skip

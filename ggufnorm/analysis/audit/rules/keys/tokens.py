@@ -1,0 +1,74 @@
+"""K4xx: keys of the tokenizer and the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
+from ggufnorm.analysis.audit.rules.keys.network import configs
+from ggufnorm.analysis.audit.source.keys.tokens import template, token_differences
+from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.audit import Severity
+
+_TEMPLATE = "tokenizer.chat_template"
+
+
+@rule("K401", "tokenizer-key", "error")
+def tokenizer(subject: Subject) -> Iterator[Problem]:
+    """A key of the tokenizer is not what the source's files say.
+
+    What it does:
+        Compares the ids of BOS, EOS, CLS and SEP, whether BOS and EOS are added, and how
+        digits are split off, with ``tokenizer_config.json``, ``tokenizer.json``,
+        ``config.json`` and ``generation_config.json``, as far as these tell.
+
+    Why it matters:
+        The model gets other token ids than in training. An embedding model without its
+        BOS and EOS gives other embeddings; a generation without its EOS never ends.
+
+    What to do:
+        Set the key to the value that the finding names, or convert again.
+
+    Example:
+        ``tokenizer.ggml.add_bos_token is missing, so llama.cpp does not add BOS, but
+        model_type xlm-roberta``
+    """
+    for d in token_differences(configs(subject)):
+        evidence = {"key": d.key, "type": d.type, "expected": d.expected, "actual": d.actual}
+        yield Problem(d.message, evidence=evidence, severity=cast(Severity, d.severity))
+
+
+@rule("K402", "chat-template", "warning")
+def chat_template(subject: Subject) -> Iterator[Problem]:
+    """The source has a chat template that the file lacks, or another one.
+
+    What it does:
+        Compares ``tokenizer.chat_template`` with ``chat_template.jinja`` or
+        ``tokenizer_config.json``. A template that differs is an information: publishers
+        mend templates.
+
+    Why it matters:
+        Without its template a chat is not put to the model as in training.
+
+    What to do:
+        Convert again, or give the template when the model is run.
+
+    Example:
+        ``tokenizer.chat_template is missing, and the source has one``
+    """
+    wanted = template(configs(subject))
+    if wanted is None:
+        raise NotApplicableError("the source has no chat template")
+    actual = subject.metadata.string(_TEMPLATE)
+    evidence = {"key": _TEMPLATE, "type": "str", "expected": wanted[:20_000]}
+    if actual is None:
+        message = f"{_TEMPLATE} is missing, and the source has one"
+        yield Problem(message, evidence={**evidence, "actual": None})
+    elif actual.strip() != wanted.strip():
+        message = f"{_TEMPLATE} is not the source's"
+        evidence |= {"actual": actual[:20_000]}
+        yield Problem(message, evidence=evidence, severity="info")
+
+
+RULES: tuple[Rule, ...] = (tokenizer, chat_template)

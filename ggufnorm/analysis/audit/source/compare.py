@@ -1,0 +1,188 @@
+"""A tensor of a file beside the values that its source gives, a block of rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.analysis.audit.source.cost import ALLOWED, ALLOWED_ROW, ROUNDED, cost_of_rows, fresh
+from ggufnorm.analysis.audit.source.layout import Layout, Values
+from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.model_file import ModelFile
+
+_BLOCK = 1 << 20
+"""Elements that are compared at a time."""
+
+
+_SAMPLE = 24
+"""Rows that are quantized afresh to tell what the type costs."""
+
+_GLANCE = 4
+"""Rows that tell whether an order is worth a closer look."""
+
+_SUSPECTS = 256
+"""Most rows that are quantized afresh because they differ more than the others."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How a tensor differs from the values that it should have.
+
+    Attributes:
+        error: relative L2 distance; infinite where a value of the file is not finite and
+            the source's is.
+        cost: the same of the source's values, stored afresh in the tensor's type; None if
+            that cannot be told.
+        n_rows: rows.
+        bad_rows: those that differ by more than their type explains, the first of them.
+        n_bad_rows: how many there are.
+    """
+
+    error: float
+    cost: float | None
+    n_rows: int
+    bad_rows: tuple[int, ...] = ()
+    n_bad_rows: int = 0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the type explains all of it."""
+        return not self.n_bad_rows and self.error <= allowed(self.cost)
+
+
+def allowed(cost: float | None) -> float:
+    """The largest relative error of a right tensor."""
+    return 0.6 if cost is None else ALLOWED * cost + 1e-7
+
+
+def sample(n: int, most: int = _SAMPLE) -> NDArray[np.intp]:
+    """Rows spread over a tensor, the first and the last among them, the same each time."""
+    if n <= most:
+        return np.arange(n)
+    rest = np.random.default_rng(n).choice(np.arange(1, n - 1), most - 2, replace=False)
+    return np.sort(np.append(rest, (0, n - 1)))
+
+
+def pick(file: ModelFile, name: str, rows: NDArray[np.intp]) -> Values:
+    """Single rows of a file's tensor, in the order given."""
+    return np.concatenate([read_rows(file, name, int(r), int(r) + 1) for r in rows])
+
+
+def glance(file: ModelFile, name: str, layout: Layout) -> bool:
+    """Whether a few rows are what a layout gives, as far as their type allows."""
+    rows = sample(layout.n_rows, _GLANCE)
+    return is_near(pick(file, name, rows), layout.pick(rows), file.tensors[name].dtype)
+
+
+def distance(file: ModelFile, name: str, layout: Layout) -> float:
+    """Relative L2 distance of a few rows from what a layout gives."""
+    rows = sample(layout.n_rows, _GLANCE)
+    found, expected = pick(file, name, rows), layout.pick(rows)
+    error, power = _squares(found, expected)
+    total = float(power.sum())
+    return float(np.sqrt(error.sum() / total)) if total else float("inf")
+
+
+def is_near(found: Values, expected: Values, dtype: str) -> bool:
+    """Whether rows are the expected ones, as far as their type allows."""
+    if found.shape != expected.shape:
+        return False
+    cost = cost_of_rows(dtype, expected)
+    error, power = _squares(found, expected)
+    limit = 0.25 * power if cost is None else ALLOWED_ROW**2 * cost
+    return bool((error <= limit + 1e-14 * power).all())
+
+
+def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
+    """Compare all rows.
+
+    Args:
+        file: the file.
+        name: of the tensor.
+        layout: what it should have.
+
+    Raises:
+        InputError: something cannot be read.
+    """
+    tensor, total = file.tensors[name], n_rows(file, name)
+    if total != layout.n_rows:
+        raise ValueError(f"{name}: {total} rows, its source has {layout.n_rows}")
+    step = max(1, _BLOCK // max(1, tensor.shape[0]))
+    errors, powers = np.empty(total), np.empty(total)
+    for start in range(0, total, step):
+        stop = min(total, start + step)
+        found, expected = read_rows(file, name, start, stop), layout.read(start, stop)
+        exact = ROUNDED.get(tensor.dtype)
+        if exact is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                stored = exact(expected)
+            if np.array_equal(found, stored):
+                wide = expected.astype(np.float64)
+                errors[start:stop], powers[start:stop] = 0.0, np.einsum("ij,ij->i", wide, wide)
+                continue
+        errors[start:stop], powers[start:stop] = _squares(found, expected)
+    rows = sample(total)
+    costs = cost_of_rows(tensor.dtype, layout.pick(rows))
+    power = float(powers.sum())
+    error = float(np.sqrt(errors.sum() / power)) if power else float(bool(errors.any()))
+    if costs is None:
+        return Measured(error, None, total)
+    sampled = float(powers[rows].sum())
+    cost = float(np.sqrt(costs.sum() / sampled)) if sampled else 0.0
+    return _with_rows(layout, tensor.dtype, Measured(error, cost, total), errors, powers)
+
+
+def _with_rows(
+    layout: Layout,
+    dtype: str,
+    measured: Measured,
+    errors: NDArray[np.float64],
+    powers: NDArray[np.float64],
+) -> Measured:
+    """The same with the rows that their own fresh quantization does not explain."""
+    limit = (ALLOWED_ROW * (measured.cost or 0.0)) ** 2 * powers
+    suspects = np.flatnonzero(errors > limit)
+    # The worst first: where they are right, so are the others.
+    worst = suspects[np.argsort(-(errors[suspects] / np.maximum(powers[suspects], 1e-300)))]
+    worst = np.sort(worst[:_SUSPECTS])
+    if not len(worst):
+        return measured
+    costs = cost_of_rows(dtype, layout.pick(worst))
+    if costs is None:
+        return measured
+    bad = worst[errors[worst] > ALLOWED_ROW**2 * costs + 1e-14 * powers[worst]]
+    share = len(bad) / len(worst)
+    count = len(bad) if len(suspects) == len(worst) else round(share * len(suspects))
+    first = tuple(int(r) for r in bad)
+    return Measured(measured.error, measured.cost, measured.n_rows, first, count)
+
+
+def _squares(found: Values, expected: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Squared error and squared length of each row; what is finite on one side is infinite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        a, b = found.astype(np.float64), expected.astype(np.float64)
+        d = a - b
+        d[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+        error = np.einsum("ij,ij->i", d, d)
+        power = np.einsum("ij,ij->i", b, b)
+    return np.where(np.isfinite(error), error, np.inf), np.where(np.isfinite(power), power, 0.0)
+
+
+def rounded_by_way_of(dtype: str, found: Values, expected: Values) -> str | None:
+    """The coarser type whose values a tensor has; None if there is none.
+
+    Args:
+        dtype: of the tensor in the file.
+        found: some of its rows.
+        expected: the source's.
+    """
+    for name in ("F16", "BF16", "Q8_0"):
+        if name == dtype:
+            continue
+        coarse = fresh(name, expected)
+        again = None if coarse is None else fresh(dtype, coarse)
+        if again is not None and np.array_equal(found, again):
+            return name
+    return None

@@ -1,0 +1,233 @@
+"""All tensors of a file beside their source: planned, measured, explained."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from ggufnorm.analysis.audit.source.arrange import Steps, words
+from ggufnorm.analysis.audit.source.compare import Measured, measure
+from ggufnorm.analysis.audit.source.explain import Case, Explanation, explain
+from ggufnorm.analysis.audit.source.layout import Layout
+from ggufnorm.analysis.audit.source.orders import expected_orders, is_known
+from ggufnorm.analysis.audit.source.plan import Making, Plan, Planner
+from ggufnorm.errors import GgufnormError
+from ggufnorm.formats.hf import Source
+from ggufnorm.formats.model_file import ModelFile
+
+Progress = Callable[[str, int, int], None]
+"""Is told of a phase, and how many of how many weights are done."""
+
+_MOST_OTHERS = 600
+"""Most tensors among which the owner of some values is looked for."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that does not have the values that its source gives.
+
+    Attributes:
+        making: where it comes from.
+        explanation: what explains its values.
+        measured: how far they are off; None if only their order is not the expected one.
+    """
+
+    making: Making
+    explanation: Explanation
+    measured: Measured | None
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A whole file beside its source.
+
+    Attributes:
+        right: what was compared and is the source's, with where it comes from.
+        differences: what was compared and is not.
+        not_compared: what was not compared, and why.
+        unlearned: roles whose order is not known for this architecture, and was found in
+            all their layers.
+        unused: source tensors that became nothing, with the file's name where there is one.
+        computed: tensors that the converter makes of the config.
+        n_weights: elements compared.
+        knows_names: whether gguf-py knows the architecture.
+    """
+
+    right: tuple[Making, ...]
+    differences: tuple[Difference, ...]
+    not_compared: tuple[tuple[str, str], ...]
+    unlearned: Mapping[str, Steps] = field(default_factory=dict)
+    unused: tuple[tuple[str, str | None], ...] = ()
+    computed: tuple[str, ...] = ()
+    n_weights: int = 0
+    knows_names: bool = True
+
+    @property
+    def n_compared(self) -> int:
+        """Tensors compared."""
+        return len(self.right) + len(self.differences)
+
+
+def compare_tensors(
+    file: ModelFile,
+    source: Source,
+    excluded: Iterable[str] = (),
+    on_progress: Progress = lambda _phase, _done, _total: None,
+) -> Tensors:
+    """Compare all tensors of a file with what its source gives, on all processors.
+
+    Args:
+        file: the file.
+        source: its checkpoint.
+        excluded: tensors that are somebody else's business.
+        on_progress: is told how far it is, from one thread at a time.
+    """
+    planner = Planner(file, source, excluded)
+    on_progress("looking for the tensors' origins", 0, 0)
+    plan = planner.plan()
+    run = _Comparison(file, planner, plan, on_progress)
+    largest_first = sorted(plan.makings, key=lambda n: -file.tensors[n].n_elements)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(run.one, largest_first):
+            pass
+    return run.result()
+
+
+class _Comparison:
+    def __init__(
+        self, file: ModelFile, planner: Planner, plan: Plan, on_progress: Progress
+    ) -> None:
+        self._file, self._planner, self._plan = file, planner, plan
+        self._on_progress = on_progress
+        self._measured: dict[str, Measured] = {}
+        self._failed: dict[str, str] = {}
+        self._explained: dict[str, Explanation] = {}
+        self._done = 0
+        self._total = sum(file.tensors[n].n_elements for n in plan.makings)
+
+    def one(self, name: str) -> None:
+        """Measure one tensor and, if it is wrong, explain it."""
+        making = self._plan.makings[name]
+        try:
+            layout = self._layout(making)
+            if layout is None:
+                self._failed[name] = "its source's shape does not fit"
+                return
+            measured = measure(self._file, name, layout)
+            self._measured[name] = measured
+            if not measured.is_right:
+                self._explained[name] = self._explain(making, layout, measured)
+        except GgufnormError as error:
+            self._failed[name] = str(error)
+        finally:
+            self._done += self._file.tensors[name].n_elements
+            self._on_progress("comparing tensors with the source", self._done, self._total)
+
+    def _layout(self, making: Making) -> Layout | None:
+        return self._planner.layout(making.site, making.sources, making.steps, making.change)
+
+    def _explain(self, making: Making, layout: Layout, measured: Measured) -> Explanation:
+        others = {
+            other.tensor: found
+            for other in self._alike(making)
+            if (found := self._layout(other)) is not None
+        }
+        size = making.site.network.head_size(making.site.layer)
+        case = Case(self._file, making.tensor, layout, measured, others, size)
+        return explain(case)
+
+    def _alike(self, making: Making) -> list[Making]:
+        """Other tensors of the same shape, the likeliest to be mixed up first."""
+        here = making.site
+
+        def apart(other: Making) -> tuple[bool, int, bool]:
+            layers = abs((other.site.layer or 0) - (here.layer or 0))
+            return (
+                other.site.role != here.role and layers > 0,
+                layers,
+                other.site.role != here.role,
+            )
+
+        found = [
+            m
+            for m in self._plan.makings.values()
+            if m.tensor != making.tensor and m.site.shape == here.shape
+        ]
+        return sorted(found, key=apart)[:_MOST_OTHERS]
+
+    def result(self) -> Tensors:
+        """What was seen."""
+        makings = self._plan.makings
+        unlearned = _unlearned(self._file, makings)
+        differences, right = [], []
+        for name, measured in self._measured.items():
+            making = makings[name]
+            if name in self._explained:
+                differences.append(Difference(making, self._explained[name], measured))
+            elif (misplaced := self._misplaced(making, unlearned)) is not None:
+                differences.append(Difference(making, misplaced, None))
+            else:
+                right.append(making)
+        order = {name: i for i, name in enumerate(self._file.tensors)}
+        differences.sort(key=lambda d: order[d.making.tensor])
+        not_compared = [*self._plan.unknown, *self._failed.items()]
+        return Tensors(
+            right=tuple(right),
+            differences=tuple(differences),
+            not_compared=tuple(sorted(not_compared, key=lambda n: order[n[0]])),
+            unlearned=unlearned,
+            unused=self._plan.unused,
+            computed=self._plan.computed,
+            n_weights=sum(self._file.tensors[n].n_elements for n in self._measured),
+            knows_names=self._planner.named is not None,
+        )
+
+    def _misplaced(self, making: Making, unlearned: Mapping[str, Steps]) -> Explanation | None:
+        """Why a tensor's order, of right values, is not the expected one; None if it is."""
+        architecture, role = self._file.architecture, making.site.role
+        change = _unchanged(making)
+        if change is not None:
+            return change
+        expected = expected_orders(architecture, role)
+        if making.steps in expected or unlearned.get(role) == making.steps:
+            return None
+        if self._is_indifferent(making, expected[0]):
+            return None
+        found, wanted = words(making.steps), words(expected[0])
+        message = f"has its source's values {found}, where the conversion gives them {wanted}"
+        evidence = {"order": list(making.steps), "expected_order": list(expected[0])}
+        return Explanation("order", f"{found} for {wanted}", message, evidence)
+
+    def _is_indifferent(self, making: Making, expected: Steps) -> bool:
+        """Whether the expected order gives the same values, or does not fit at all."""
+        layout = self._planner.layout(making.site, making.sources, expected, making.change)
+        return (layout is None and not making.by_name) or (
+            layout is not None and measure(self._file, making.tensor, layout).is_right
+        )
+
+
+def _unchanged(making: Making) -> Explanation | None:
+    """What there is to say of values that the converter changes, and that are not changed."""
+    is_decay = making.site.role in ("ssm_a", "ssm_a_log")
+    if not is_decay or making.change is not None or not making.sources[0].endswith("A_log"):
+        return None
+    message = "has its source's logarithms: the conversion stores -exp of them"
+    return Explanation("values", "A_log", message, {"expected_change": "-exp"})
+
+
+def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Steps]:
+    """Orders that are the same in all layers and that nobody has read of this architecture."""
+    found: dict[str, Counter[Steps]] = {}
+    for m in makings.values():
+        if m.holds:
+            found.setdefault(m.site.role, Counter())[m.steps] += 1
+    return {
+        role: next(iter(orders))
+        for role, orders in found.items()
+        if len(orders) == 1
+        and next(iter(orders)) not in expected_orders(file.architecture, role)
+        and not is_known(file.architecture, role, next(iter(orders)))
+    }

@@ -1,0 +1,586 @@
+"""Whole files, every tensor and key of them, beside the checkpoints that they were made of.
+
+``python -m tests.engine.test_audit_whole`` prints the families' table of ``docs/detection-audit.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from ggufnorm.analysis.audit.run import audit
+from ggufnorm.core.audit import AuditReport, Finding
+from tests.checkpoints import safetensors
+from tests.pairs import EXPERTS, HEAD, LAYERS, NETWORKS, WIDTH, Whole, turned, whole
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
+HEADING = "## Rules of all tensors and keys (H, T, K)"
+SELECTED = ("H", "S", "T", "K")
+
+ALL = tuple(NETWORKS)
+KNOWN = tuple(n for n in ALL if n != "newest")
+
+
+def check(folder: Path, made: Whole) -> AuditReport:
+    model, checkpoint = made.write(folder)
+    return audit(model, source=checkpoint, select=SELECTED)
+
+
+def told(report: AuditReport) -> list[Finding]:
+    return [f for f in report.findings if f.severity != "info"]
+
+
+# No false alarm.
+
+
+@pytest.mark.parametrize(
+    ("dtype", "file_type"),
+    [("F32", "F32"), ("BF16", "F16"), ("F16", "BF16"), ("BF16", "Q8_0"), ("F32", "Q4_0")],
+)
+@pytest.mark.parametrize("name", ALL)
+def test_a_right_conversion_raises_no_alarm_and_is_compared_whole(
+    tmp_path: Path, name: str, dtype: str, file_type: str
+) -> None:
+    made = whole(name, dtype, file_type)
+
+    report = check(tmp_path, made)
+
+    assert told(report) == []
+    coverage = next(f for f in report.findings if f.rule == "T104")
+    assert coverage.evidence["n_compared"] == len(made.tensors)
+
+
+# Faults: each changes a pair, and says what the finding is about; None where it cannot be.
+
+Fault = Callable[[Whole], str | None]
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault, the rules that may name it, and what the message says."""
+
+    words: str
+    spoil: Fault
+    rules: tuple[str, ...]
+    says: str = ""
+    dtype: str = "F32"
+    file_types: tuple[str, ...] = ("F32", "Q8_0")
+    names: tuple[str, ...] = ALL
+
+
+def matrix(made: Whole, layer: int = 1, *, square: bool = False, rows: int = 8) -> str | None:
+    """A matrix of a block, the larger ones first."""
+    stems = (f"blk.{layer}.", f"enc.blk.{layer}.")
+    found = [
+        n for n, w in made.tensors.items()
+        if n.startswith(stems) and w.ndim == 2 and n.endswith(".weight")
+        and (not square or w.shape[0] == w.shape[1]) and w.shape[0] >= rows
+        and w.shape[1] >= 16 and "norm" not in n
+    ]  # fmt: skip
+    return found[-1] if found else None
+
+
+def stacked(made: Whole) -> str | None:
+    return next((n for n in made.tensors if "_exps" in n), None)
+
+
+def transposed(made: Whole) -> str | None:
+    name = matrix(made, square=True)
+    if name:
+        made.tensors[name] = turned(made.tensors[name])
+    return name
+
+
+def transposed_everywhere(made: Whole) -> str | None:
+    name = matrix(made, square=True)
+    if name is None:
+        return None
+    role = name.split(".")[-2]
+    for n in made.tensors:
+        if n.endswith(f".{role}.weight") and made.tensors[n].shape == made.tensors[name].shape:
+            made.tensors[n] = turned(made.tensors[n])
+    return name
+
+
+def unpermuted(made: Whole) -> str | None:
+    for n, sources in made.sources.items():
+        if n.endswith(("attn_q.weight", "attn_k.weight")):
+            made.tensors[n] = made.source[sources[0]].copy()
+    return "blk.0.attn_q.weight"
+
+
+def not_regrouped(made: Whole) -> str | None:
+    for n, sources in made.sources.items():
+        if n.endswith("attn_qkv.weight"):
+            made.tensors[n] = made.source[sources[0]].copy()
+    return "blk.0.attn_qkv.weight"
+
+
+def heads_moved(made: Whole) -> str | None:
+    name = next((n for n in made.tensors if n.endswith("blk.1.attn_q.weight")), None)
+    if name:
+        made.tensors[name] = np.roll(made.tensors[name], HEAD, axis=0)
+    return name
+
+
+def rows_moved(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        order = np.random.default_rng(1).permutation(len(made.tensors[name]))
+        made.tensors[name] = made.tensors[name][order]
+    return name
+
+
+def columns_moved(made: Whole) -> str | None:
+    name = matrix(made, rows=WIDTH)
+    if name:
+        order = np.random.default_rng(2).permutation(made.tensors[name].shape[1])
+        made.tensors[name] = made.tensors[name][:, order]
+    return name
+
+
+def experts_moved(made: Whole) -> str | None:
+    name = stacked(made)
+    if name:
+        made.tensors[name] = made.tensors[name][::-1]
+    return name
+
+
+def exchanged(made: Whole) -> str | None:
+    pairs = (("ffn_gate", "ffn_up"), ("attn_q", "attn_k"), ("attn_q", "attn_output"),
+             ("ffn_gate_exps", "ffn_up_exps"))  # fmt: skip
+    for a, b in pairs:
+        for stem in ("blk.1", "enc.blk.1"):
+            x, y = f"{stem}.{a}.weight", f"{stem}.{b}.weight"
+            t = made.tensors
+            if x in t and y in t and t[x].shape == t[y].shape:
+                t[x], t[y] = t[y], t[x]
+                return x
+    return None
+
+
+def shifted(made: Whole) -> str | None:
+    name = matrix(made, 0)
+    if name is None:
+        return None
+    role = name.split(".")[-2]
+    names = [n for n in made.tensors if re.fullmatch(rf"(enc\.)?blk\.\d\.{role}\.weight", n)]
+    if len({made.tensors[n].shape for n in names}) > 1 or len(names) < 3:
+        return None
+    values = [made.tensors[n] for n in names]
+    for n, v in zip(names, [*values[1:], values[0]], strict=True):
+        made.tensors[n] = v
+    return names[0]
+
+
+def scaled(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        made.tensors[name] = made.tensors[name] * np.float32(0.5)
+    return name
+
+
+def bytes_reversed(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        made.swapped.add(name)
+    return name
+
+
+def zeroed(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        made.tensors[name] = np.zeros_like(made.tensors[name])
+    return name
+
+
+def expert_zeroed(made: Whole) -> str | None:
+    name = stacked(made)
+    if name:
+        made.tensors[name] = made.tensors[name].copy()
+        made.tensors[name][2] = 0
+    return name
+
+
+def by_way_of(kind: str) -> Fault:
+    def spoil(made: Whole) -> str | None:
+        dtype = gguf.GGMLQuantizationType[kind]
+        for n, w in made.tensors.items():
+            if w.ndim == 2 and w.shape[1] % 32 == 0 and "norm" not in n and "ssm" not in n:
+                made.tensors[n] = gguf.dequantize(gguf.quantize(w, dtype), dtype)
+        return matrix(made)
+
+    return spoil
+
+
+def adapter(made: Whole) -> str | None:
+    rng = np.random.default_rng(3)
+    n_changed = 0
+    for n, w in made.tensors.items():
+        if "blk." in n and w.ndim == 2 and min(w.shape) >= 48 and "norm" not in n:
+            a, b = rng.normal(size=(w.shape[0], 4)), rng.normal(size=(4, w.shape[1]))
+            update = (a @ b).astype(np.float32)
+            made.tensors[n] = w + update * (0.25 * np.linalg.norm(w) / np.linalg.norm(update))
+            n_changed += 1
+    return "matrices" if n_changed >= 3 else None
+
+
+def rows_damaged(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        made.tensors[name] = made.tensors[name].copy()
+        made.tensors[name][3:6] = np.random.default_rng(4).normal(0, 0.05, (3, 1))
+    return name
+
+
+def other_values(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        w = made.tensors[name]
+        made.tensors[name] = np.random.default_rng(5).normal(0, 0.05, w.shape).astype("f4")
+    return name
+
+
+def fine_tuned(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        w = made.tensors[name]
+        noise = np.random.default_rng(6).normal(0, 0.3 * w.std(), w.shape)
+        made.tensors[name] = (w + noise).astype(np.float32)
+    return name
+
+
+def not_a_number(made: Whole) -> str | None:
+    name = matrix(made)
+    if name:
+        made.tensors[name] = made.tensors[name].copy()
+        made.tensors[name][1, 1] = np.nan
+    return name
+
+
+def head_lost(made: Whole) -> str | None:
+    return "output.weight" if made.tensors.pop("output.weight", None) is not None else None
+
+
+def bias_lost(made: Whole) -> str | None:
+    names = [n for n in made.tensors if n.endswith(("attn_q.bias", "ffn_up.bias", "dt.bias"))]
+    for n in names:
+        del made.tensors[n]
+    return names[0] if names else None
+
+
+def logarithms_kept(made: Whole) -> str | None:
+    names = [n for n in made.tensors if n.endswith("ssm_a")]
+    for n in names:
+        made.tensors[n] = made.source[made.sources[n][0]].copy()
+    return names[0] if names else None
+
+
+def another(made: Whole) -> str | None:
+    other = whole(made.network.name, seed=9)
+    for n in made.tensors:
+        if "norm" not in n:
+            made.tensors[n] = other.tensors[n]
+    return "another checkpoint"
+
+
+def key(name: str, value: object) -> Fault:
+    """A key with another value; None for a key that is missing."""
+
+    def spoil(made: Whole) -> str | None:
+        if name not in made.keys:
+            return None
+        if value is None:
+            del made.keys[name]
+        else:
+            made.keys[name] = value
+        return f"{made.network.name}.{name}"
+
+    return spoil
+
+
+def scaling(kind: str, **more: float) -> Fault:
+    """The config asks for scaling of which the file knows nothing."""
+
+    def spoil(made: Whole) -> str | None:
+        if "rope.freq_base" not in made.keys:
+            return None
+        rope = {"rope_type": kind, "factor": 8.0, "original_max_position_embeddings": 64, **more}
+        made.config["rope_scaling"] = rope
+        return "rope"
+
+    return spoil
+
+
+def pooled(made: Whole) -> str | None:
+    if "pooling_type" not in made.keys:
+        return None
+    made.extra["1_Pooling/config.json"] = json.dumps({"pooling_mode_cls_token": True})
+    return "bert.pooling_type"
+
+
+def tokenizer(made: Whole, config: dict[str, object], **keys: object) -> str:
+    made.keys |= {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
+    made.keys["tokenizer.ggml.tokens"] = [f"t{i}" for i in range(80)]
+    made.extra["tokenizer_config.json"] = json.dumps(config)
+    return "tokenizer.ggml"
+
+
+def other_eos(made: Whole) -> str | None:
+    made.config["eos_token_id"] = 3
+    return tokenizer(made, {}, model="llama", eos_token_id=2)
+
+
+def no_bos(made: Whole) -> str | None:
+    return tokenizer(made, {"add_bos_token": False}, model="llama", bos_token_id=1)
+
+
+def other_split(made: Whole) -> str | None:
+    split = {"type": "ByteLevel", "use_regex": True}
+    made.extra["tokenizer.json"] = json.dumps({"pre_tokenizer": split})
+    return tokenizer(made, {}, model="gpt2", pre="tekken")
+
+
+def no_template(made: Whole) -> str | None:
+    return tokenizer(made, {"chat_template": "{{ x }}"}, model="llama") and "chat_template"
+
+
+def labelled(made: Whole) -> str | None:
+    made.keys["general.file_type"] = int(gguf.LlamaFileType.MOSTLY_Q4_1)
+    return "general.file_type"
+
+
+def longer(made: Whole) -> str | None:
+    made.trailing = bytes(4096)
+    return "4,096 bytes"
+
+
+ATTENTIVE = tuple(n for n in KNOWN if n not in ("mamba", "t5"))
+FAULTS = (
+    Planted("matrix transposed in one layer", transposed, ("T201",), "transposed"),
+    Planted("matrix transposed in all layers", transposed_everywhere, ("T201",), "transposed",
+            names=KNOWN),
+    Planted("Q and K not permuted", unpermuted, ("T201",), "heads interleaved",
+            names=("llama", "granite")),
+    Planted("Q, K and V not regrouped", not_regrouped, ("T201",), "regrouped",
+            names=("gptneox",)),
+    Planted("heads reordered", heads_moved, ("T202",), "blocks of"),
+    Planted("rows reordered", rows_moved, ("T202",), "rows"),
+    Planted("columns reordered", columns_moved, ("T202",), "columns"),
+    Planted("experts reordered", experts_moved, ("T202",), "experts"),
+    Planted("two matrices exchanged", exchanged, ("T203",), "changed places"),
+    Planted("a role shifted by one layer", shifted, ("T203",), "shifted by 1"),
+    Planted("matrix × 0.5", scaled, ("T204",), "0.5 times"),
+    Planted("bytes reversed", bytes_reversed, ("T205",), "bytes", file_types=("F32", "F16")),
+    Planted("matrix all zero", zeroed, ("T206",), "zero"),
+    Planted("one expert all zero", expert_zeroed, ("T206",), "expert 2 of 4"),
+    Planted("made by way of BF16", by_way_of("BF16"), ("T207",), "BF16", file_types=("F32", "F16")),
+    Planted("quantized by way of Q4_0", by_way_of("Q4_0"), ("T207",), "Q4_0",
+            file_types=("F16", "Q8_0")),
+    Planted("adapter not merged", adapter, ("T208",), "rank 4"),
+    Planted("some rows damaged", rows_damaged, ("T209",), "3 of"),
+    Planted("other values", other_values, ("T209",), "not its source's"),
+    Planted("values of a further training", fine_tuned, ("T209",), "not its source's"),
+    Planted("NaN", not_a_number, ("T209",), "NaN", file_types=("F32", "F16")),
+    Planted("-exp left out", logarithms_kept, ("T209",), "logarithms", file_types=("F32",)),
+    Planted("another checkpoint", another, ("T101", "S101"), "another checkpoint",
+            names=tuple(n for n in KNOWN)),
+    Planted("trained head lost", head_lost, ("T102",), "output.weight is missing"),
+    Planted("biases lost", bias_lost, ("T102",), "became nothing", names=KNOWN),
+    Planted("another rope base", key("rope.freq_base", 10000.0), ("K201",), "base"),
+    Planted("rope base missing", key("rope.freq_base", None), ("K202",), "base"),
+    Planted("linear scaling missing", scaling("linear"), ("K202",), "factor"),
+    Planted("YaRN scaling missing", scaling("yarn"), ("K202",), "factor"),
+    Planted("Llama 3 factors missing", scaling("llama3", low_freq_factor=1.0,
+            high_freq_factor=4.0), ("K203",), "rope_freqs", names=("llama", "qwen3", "granite")),
+    Planted("other rotated dimensions", key("rope.dimension_count", 8), ("K201",), "rotated"),
+    Planted("soft caps missing", key("attn_logit_softcapping", None), ("K102",), "soft cap"),
+    Planted("another soft cap", key("final_logit_softcapping", 30.0), ("K101",), "soft cap"),
+    Planted("another window", key("attention.sliding_window", 4096), ("K101",), "window"),
+    Planted("another attention scale", key("attention.scale", 0.125), ("K101",), "scale"),
+    Planted("residual scale missing", key("residual_scale", None), ("K102",), "factor"),
+    Planted("logit scale missing", key("logit_scale", None), ("K102",), "logits"),
+    Planted("routed by softmax", key("expert_gating_func", 1), ("K101",), "sigmoid"),
+    Planted("gating function missing", key("expert_gating_func", None), ("K102",), "sigmoid"),
+    Planted("experts' scale missing", key("expert_weights_scale", None), ("K102",), "factor"),
+    Planted("experts' norm missing", key("expert_weights_norm", None), ("K102",), "sum to 1"),
+    Planted("another number of experts used", key("expert_used_count", 1), ("K101",), "routed"),
+    Planted("causality missing", key("attention.causal", None), ("K102",), "causal"),
+    Planted("another pooling", pooled, ("K101",), "cls"),
+    Planted("another EOS", other_eos, ("K401",), "EOS", names=("llama", "gemma2")),
+    Planted("BOS added", no_bos, ("K401",), "adds BOS", names=("llama", "gemma2")),
+    Planted("another pre-tokenizer", other_split, ("K401",), "digits", names=("llama", "qwen3")),
+    Planted("chat template missing", no_template, ("K402",), "chat_template",
+            names=("llama", "qwen3")),
+    Planted("another feed-forward length", key("feed_forward_length", 95), ("H101",),
+            "feed_forward_length", names=tuple(n for n in ATTENTIVE if "moe" not in n
+                                               and n != "deepseek2")),
+    Planted("another number of heads", key("attention.head_count", 2), ("H101",), "head_count",
+            names=tuple(n for n in ATTENTIVE if n not in ("deepseek2", "jamba"))),
+    Planted("another number of experts", key("expert_count", EXPERTS + 4), ("H101",),
+            "expert_count"),
+    Planted("another label of the type", labelled, ("H201",), "Q4_1"),
+    Planted("bytes behind the last tensor", longer, ("H202",), "4,096 bytes"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was said of a planted fault."""
+
+    planted: Planted
+    name: str
+    file_type: str
+    found: bool
+    findings: tuple[Finding, ...]
+
+
+def outcome(planted: Planted, name: str, file_type: str) -> Outcome | None:
+    """What the rules say of a fault; None where it cannot be planted."""
+    made = whole(name, planted.dtype, file_type)
+    if planted.spoil(made) is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        findings = told(check(Path(folder), made))
+    right = [f for f in findings if f.rule in planted.rules and planted.says in f.message]
+    return Outcome(planted, name, file_type, bool(right), tuple(findings))
+
+
+def outcomes() -> Iterator[Outcome]:
+    for planted in FAULTS:
+        for i, name in enumerate(planted.names):
+            # Types in turn: each fault meets all of them, in one architecture or another.
+            file_type = planted.file_types[i % len(planted.file_types)]
+            found = outcome(planted, name, file_type)
+            if found is not None:
+                yield found
+
+
+def is_misnamed(o: Outcome) -> bool:
+    """Whether something else was said to be wrong, with or without the fault."""
+    allowed = set(o.planted.rules) | _BESIDE.get(o.planted.rules[0], set())
+    return any(f.rule not in allowed for f in o.findings)
+
+
+_BESIDE = {
+    "K202": {"K201"}, "H101": {"K101"}, "T101": {"S101", "S208", "T209"},
+    "K101": {"H101", "K201"}, "T203": set(), "K401": {"K402"},
+}  # fmt: skip
+"""Rules that a fault concerns too."""
+
+
+def table() -> str:
+    lines = [
+        "| fault | rule | planted in | found | misnamed | missed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for planted in FAULTS:
+        mine = [o for o in _cached() if o.planted is planted]
+        n_found = sum(o.found for o in mine)
+        n_wrong = sum(is_misnamed(o) for o in mine)
+        names = ", ".join(o.name for o in mine) if len(mine) < 5 else f"{len(mine)} architectures"
+        lines.append(
+            f"| {planted.words} | {', '.join(planted.rules)} | {names} | {n_found} | {n_wrong} |"
+            f" {len(mine) - n_found} |"
+        )
+    total = list(_cached())
+    lines += [
+        "",
+        f"{len(total)} faults in {len({o.name for o in total})} architectures (dense, MoE, MLA,"
+        " hybrid, recurrent, encoder, encoder-decoder, and one that gguf-py does not know):"
+        f" {sum(o.found for o in total)} found, {sum(map(is_misnamed, total))} misnamed,"
+        f" {sum(not o.found for o in total)} missed.",
+    ]
+    return "\n".join(lines)
+
+
+_OUTCOMES: list[Outcome] = []
+
+
+def _cached() -> list[Outcome]:
+    if not _OUTCOMES:
+        _OUTCOMES.extend(outcomes())
+    return _OUTCOMES
+
+
+@pytest.mark.parametrize("planted", FAULTS, ids=lambda p: p.words)
+def test_a_planted_fault_is_found_and_named(planted: Planted) -> None:
+    mine = [o for o in _cached() if o.planted is planted]
+
+    assert mine
+    missed = [(o.name, o.file_type, [f.message for f in o.findings]) for o in mine if not o.found]
+    assert missed == []
+    assert [(o.name, o.file_type, [f"{f.rule} {f.message}" for f in o.findings])
+            for o in mine if is_misnamed(o)] == []  # fmt: skip
+
+
+def test_the_document_tells_what_was_found() -> None:
+    section = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
+
+    assert table() in section
+
+
+def test_a_pattern_is_one_finding(tmp_path: Path) -> None:
+    made = whole("llama")
+    unpermuted(made)
+
+    findings = told(check(tmp_path, made))
+
+    assert len(findings) == 2
+    assert findings[0].evidence["n_tensors"] == LAYERS
+
+
+def test_the_right_value_of_a_key_stands_in_the_evidence(tmp_path: Path) -> None:
+    made = whole("deepseek2")
+    made.keys["expert_gating_func"] = 1
+
+    (finding,) = told(check(tmp_path, made))
+
+    assert finding.evidence["key"] == "deepseek2.expert_gating_func"
+    assert (finding.evidence["expected"], finding.evidence["actual"]) == (2, 1)
+    assert finding.evidence["type"] == "u32"
+
+
+def test_names_without_their_suffix_are_right_too(tmp_path: Path) -> None:
+    made = whole("qwen3")
+    for layer in range(LAYERS):
+        made.tensors[f"blk.{layer}.ffn_norm"] = made.tensors.pop(f"blk.{layer}.ffn_norm.weight")
+
+    assert told(check(tmp_path, made)) == []
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, 10**40, 1.5, float("nan"), [], [None], {}])
+def test_a_config_of_nonsense_is_no_crash(tmp_path: Path, value: object) -> None:
+    made = whole("llama")
+    made.config = dict.fromkeys(made.config, value)
+    rope = ("factor", "rope_theta", "low_freq_factor", "long_factor", "partial_rotary_factor")
+    made.config["rope_scaling"] = {"rope_type": "llama3", **dict.fromkeys(rope, value)}
+
+    report = check(tmp_path, made)
+
+    assert "T104" in report.summary.rules_run
+
+
+def test_tensors_without_an_origin_are_listed(tmp_path: Path) -> None:
+    made = whole("qwen3")
+    model, checkpoint = made.write(tmp_path)
+    stored = {n: ("F32", v) for n, v in made.source.items() if not n.endswith("up_proj.weight")}
+    (checkpoint / "model.safetensors").write_bytes(safetensors(stored))
+
+    report = audit(model, source=checkpoint, select=SELECTED)
+
+    unknown = next(f for f in report.findings if f.rule == "T103")
+    assert "4 tensors were not compared" in unknown.message
+    assert "blk.0.ffn_up.weight" in unknown.evidence["tensors"]
+
+
+if __name__ == "__main__":
+    print(table())
