@@ -21,7 +21,7 @@ from ggufnorm.core.audit import AuditReport, Finding
 from tests.checkpoints import safetensors
 from tests.pairs import EXPERTS, HEAD, LAYERS, NETWORKS, WIDTH, Whole, turned, whole
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "detection-audit.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "detection-audit.md"
 HEADING = "## Rules of all tensors and keys (H, T, K)"
 SELECTED = ("H", "S", "T", "K")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufnorm.analysis.trace import layout
+from ggufnorm.engines.trace import layout
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, NormFacts, StopFacts, TraceFacts
 from ggufnorm.engines.trace.reader import Trace
