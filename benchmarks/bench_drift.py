@@ -1,4 +1,4 @@
-"""How much watching costs: lockstep walks against plain decodes, in one process and one run.
+"""How much watching costs: lockstep runs against plain decodes, in one process and one run.
 
     python -m benchmarks.bench_drift [--layers 16] [--chunks 4]
 
@@ -6,10 +6,10 @@ Writes a Llama of about half a billion random weights (F16, and its Q4_K_M) into
 folder, then times, on the same tokens:
 
 - plain decodes of both models, nobody watching;
-- the free walk over norms and residuals: reference and model under test in step, the inputs and
+- the free run over norms and residuals: reference and model under test in step, the inputs and
   outputs of all norms compared;
-- the free walk: the same at every watched node;
-- the pinned walk: the same with the third lane.
+- the free run: the same at every hook point;
+- the pinned run: the same with the third replica.
 
 Prints a Markdown table of seconds and ratios. With two cores and the default sizes it takes
 some five minutes.
@@ -19,22 +19,25 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
-from ggufnorm.analysis.drift.observe import FREE, PINNED, REFERENCE, Comparison
-from ggufnorm.engines.child import Emit, peak_memory, run_in_child
-from ggufnorm.engines.llama.walk import Lane, Lockstep, Match, cut_chunk
 
-from ggufnorm.engines.llama.graph import Graph
+from ggufnorm.core.progress import Progress
+from ggufnorm.engines import worker
+from ggufnorm.engines.base import Batch, Graph
 from ggufnorm.engines.llama.quantize import quantize
-from ggufnorm.engines.llama.session import Batch, EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.llama.runner import LlamaRunner, cut_chunk
+from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.worker import Channel, peak_memory
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.runs.lockstep import Lockstep, Match, Replica
+from ggufnorm.runs.probes.drift import FREE, PINNED, REFERENCE, DriftSums
 
 N_CTX, N_VOCAB = 512, 16384
 
@@ -87,54 +90,72 @@ def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) 
     return n_weights
 
 
-def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[str, object]:
-    """In the child: time plain decodes and lockstep walks of the same chunks."""
-    options = EngineOptions(n_ctx=N_CTX, n_threads=int(str(job["threads"])))
+@dataclass(frozen=True)
+class BenchJob:
+    """Two models, and how they are run."""
+
+    reference: str
+    quant: str
+    chunks: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds by the name of the run, and bytes."""
+
+    seconds: dict[str, float]
+    n_hooks: int
+    loaded: int
+    peak: int
+
+
+def measure(job: BenchJob, channel: Channel) -> Timings:
+    """In the child: time plain decodes and lockstep runs of the same chunks."""
+    options = EngineOptions(n_ctx=N_CTX, n_threads=job.threads)
     rng = np.random.default_rng(1)
-    chunks = rng.integers(0, N_VOCAB, (int(str(job["chunks"])), N_CTX)).astype(np.int32)
+    chunks = rng.integers(0, N_VOCAB, (job.chunks, N_CTX)).astype(np.int32)
     with ExitStack() as stack:
         files = {
-            REFERENCE: stack.enter_context(GGUFFile(str(job["reference"]))),
-            FREE: stack.enter_context(GGUFFile(str(job["quant"]))),
+            REFERENCE: stack.enter_context(GGUFFile(job.reference)),
+            FREE: stack.enter_context(GGUFFile(job.quant)),
         }
         models = [stack.enter_context(LlamaModel(files[i].path, options)) for i in (0, 1)]
-        names = [frozenset(files[i].tensors) for i in (0, 1)]
         cut = [cut_chunk(models[0], c, i * N_CTX, N_CTX) for i, c in enumerate(chunks)]
         plain = [stack.enter_context(LlamaContext(m, options, None)) for m in models]
-        lanes = [
-            Lane(models[i], options, names[i], pin=pin)
-            for i, pin in ((REFERENCE, False), (FREE, False), (FREE, True))
+        runners = [
+            stack.enter_context(LlamaRunner(models[i], options, files[i]))
+            for i in (REFERENCE, FREE, FREE)
         ]
-        for lane in lanes:
-            stack.enter_context(lane.context)
-        for lane in lanes[:PINNED]:
-            lane.plan(cut[0])
-        lanes[PINNED].graphs = lanes[FREE].graphs
+        for runner in runners[:PINNED]:
+            runner.plan(cut[0])
+        runners[PINNED].graphs = runners[FREE].graphs
         for context in plain:
             decode(context, cut[0])
-        loaded = peak_memory()
-        graphs = list(zip(lanes[0].graphs, lanes[1].graphs, strict=True))
+        loaded = peak_memory() or 0
+        graphs = list(zip(runners[0].graphs, runners[1].graphs, strict=True))
+        replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(runners)]
 
-        def walk(walkers: list[Lane], *, norms: bool = False) -> Callable[[list[Batch]], None]:
-            lockstep, comparison = Lockstep(walkers), Comparison(graphs, files)
+        def walk(replicas: list[Replica], *, norms: bool = False) -> Callable[[list[Batch]], None]:
+            lockstep, sums = Lockstep(replicas), DriftSums(graphs, files)
             if norms:
-                pairs = zip(lockstep.matches, walkers[0].graphs, strict=True)
+                pairs = zip(lockstep.matches, runners[0].graphs, strict=True)
                 lockstep.matches = [at_norms(match, graph) for match, graph in pairs]
 
             def run(chunk: list[Batch]) -> None:
-                for lane in walkers:
-                    lane.context.clear()
+                for replica in replicas:
+                    replica.runner.begin_chunk()
                 for k, batch in enumerate(chunk):
-                    lockstep.run(k, batch, comparison.meet)
+                    lockstep.run(k, batch, sums.observe)
 
             return run
 
         runs: dict[str, Callable[[list[Batch]], None]] = {
             "plain_ref": lambda chunk: decode(plain[0], chunk),
             "plain_quant": lambda chunk: decode(plain[1], chunk),
-            "norms": walk(lanes[:PINNED], norms=True),
-            "free": walk(lanes[:PINNED]),
-            "pinned": walk(lanes),
+            "norms": walk(replicas[:PINNED], norms=True),
+            "free": walk(replicas[:PINNED]),
+            "pinned": walk(replicas),
         }
         # In turns, chunk by chunk: what else the machine does then weighs on all alike.
         seconds = dict.fromkeys(runs, 0.0)
@@ -142,17 +163,16 @@ def measure(job: dict[str, object], emit: Emit, _stop: threading.Event) -> dict[
             for name, run in runs.items():
                 took = timed(lambda run=run, chunk=chunk: run(chunk))
                 seconds[name] += took if i else 0.0  # the first time, pages are faulted in
-            emit({"type": "phase", "text": f"chunk {i} of {len(cut)}"})
-        return {**seconds, "nodes": len(lanes[0].graphs[0].stops), "loaded": loaded,
-                "peak": peak_memory()}  # fmt: skip
+            channel.emit(Progress(f"chunk {i} of {len(cut)}"))
+        return Timings(seconds, len(runners[0].graphs[0].hooks), loaded, peak_memory() or 0)
 
 
 def at_norms(match: Match, graph: Graph) -> Match:
-    """The stops at which norms take the residual stream, and those of their results."""
+    """The hook points at which norms take the residual stream, and those of their results."""
     ends = {i for norm in graph.norms for i in (norm.input, norm.output)}
-    kept = [k for k, stop in enumerate(match.stops) if stop.index in ends]
+    kept = [k for k, hook in enumerate(match.hooks) if hook.index in ends]
     return Match(
-        tuple(match.stops[k] for k in kept),
+        tuple(match.hooks[k] for k in kept),
         tuple(tuple(indices[k] for k in kept) for indices in match.indices),
         match.skipped,
     )
@@ -181,27 +201,25 @@ def main() -> None:
         n = write_model(reference, args.layers)
         quantize(reference, quant, "Q4_K_M")
         size = (reference.stat().st_size + quant.stat().st_size) / 1e6
-        job = {
-            "reference": str(reference),
-            "quant": str(quant),
-            "chunks": args.chunks,
-            "threads": args.threads,
-        }
         # The child imports the task by its module's name, which is not __main__ there.
-        from benchmarks.bench_drift import measure as task
+        from benchmarks import bench_drift as here
 
-        r = run_in_child(task, job, lambda _message: None)
+        job = here.BenchJob(str(reference), str(quant), args.chunks, args.threads)
+        found = worker.call(here.measure, job)
+    r = found.seconds
     ref, under_test = r["plain_ref"], r["plain_quant"]
     two, three = ref + under_test, ref + 2 * under_test
-    print(f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {r['nodes']} watched nodes\n")
+    print(
+        f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {found.n_hooks} hook points\n"
+    )
     print("| | seconds | ratio to plain decodes |")
     print("|---|---|---|")
     print(f"| plain decode, F16 | {ref:.1f} | |")
     print(f"| plain decode, Q4_K_M | {under_test:.1f} | |")
-    print(f"| free walk over norms and residuals | {r['norms']:.1f} | {r['norms'] / two:.2f} |")
-    print(f"| free walk (two lanes) | {r['free']:.1f} | {r['free'] / two:.2f} |")
-    print(f"| with the pinned lane | {r['pinned']:.1f} | {r['pinned'] / three:.2f} |")
-    peak, loaded = r["peak"] / 1e6, r["loaded"] / 1e6
+    print(f"| free run over norms and residuals | {r['norms']:.1f} | {r['norms'] / two:.2f} |")
+    print(f"| free run (two replicas) | {r['free']:.1f} | {r['free'] / two:.2f} |")
+    print(f"| with the pinned replica | {r['pinned']:.1f} | {r['pinned'] / three:.2f} |")
+    peak, loaded = found.peak / 1e6, found.loaded / 1e6
     print(
         f"\nPeak memory {peak:,.0f} MB: {peak - loaded:,.0f} MB above that of the models and five"
         f" contexts after plain decodes; the two files are {size:,.0f} MB."

@@ -11,32 +11,40 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-from ggufnorm.engines.child import Emit, peak_memory, run_in_child
-from ggufnorm.engines.llama.walk import cut_chunk
-
 import ggufnorm
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.engines.llama.runner import cut_chunk
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
+from ggufnorm.engines.worker import Channel, peak_memory
 from ggufnorm.samples import default_text, sample_model
 
 N_CTX = 512
 
 
-def load_and_decode(job: dict[str, str], _emit: Emit, _stop: threading.Event) -> dict[str, object]:
+@dataclass(frozen=True)
+class Pair:
+    """Paths of a reference and a quantized model."""
+
+    ref: str
+    quant: str
+
+
+def load_and_decode(job: Pair, _channel: Channel) -> int:
     """In a child: the models and contexts of a drift run, and one chunk in each context."""
     options = EngineOptions(n_ctx=N_CTX, n_threads=2)
     with ExitStack() as stack:
-        models = [stack.enter_context(LlamaModel(job[i], options)) for i in ("ref", "quant")]
+        models = [stack.enter_context(LlamaModel(path, options)) for path in (job.ref, job.quant)]
         tokens = models[0].tokenize(default_text())[:N_CTX]
         for model in (models[0], models[1], models[1]):
             context = stack.enter_context(LlamaContext(model, options, None))
             for batch in cut_chunk(model, tokens, 0, N_CTX):
                 context.decode(batch)
-        return {"peak": peak_memory()}
+        return peak_memory() or 0
 
 
 def main() -> None:
@@ -48,10 +56,9 @@ def main() -> None:
         quant = Path(folder) / "q4.gguf"
         quantize(ref, quant, "Q4_K_M")
         # The child imports the task by its module's name, which is not __main__ there.
-        from benchmarks.bench_memory import load_and_decode as task
+        from benchmarks import bench_memory as here
 
-        job = {"ref": str(ref), "quant": str(quant)}
-        plain = run_in_child(task, job, lambda _message: None)["peak"]
+        plain = worker.call(here.load_and_decode, here.Pair(str(ref), str(quant)))
         text = default_text()
         print("| process | tokens | peak memory | above plain decodes |")
         print("|---|---:|---:|---:|")

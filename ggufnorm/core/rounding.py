@@ -6,7 +6,8 @@ bottom of a binade and half as much at its top, so the **worst case** is ``2^-p`
 2⁻⁸ for BF16. The **RMS** of many values is smaller: an error anywhere within half an ulp is
 ``ulp / √12`` in RMS, and significands spread evenly over a binade have a mean square of 7/3, which
 makes a relative L2 of ``2^-p / √7``, 0.38 of the worst case. It is 0.43 for normal values, 0.6 for
-the product of two such matrices and for values just above 1 (``tests/frameworks/test_rounding.py``).
+the product of two such matrices and for values just above 1
+(``tests/frameworks/test_rounding.py``).
 
 Tolerances here are bounds and take the worst case: a norm has few weights, most of them near the
 bottom of a binade, and a product's error must stay below its type's whatever the values are. Only

@@ -1,6 +1,7 @@
 """Whole files, every tensor and key of them, beside the checkpoints that they were made of.
 
-``python -m tests.engine.test_audit_whole`` prints the families' table of ``docs/detection-audit.md``.
+``python -m tests.engine.test_audit_whole`` prints the families' table of
+``docs/detection-audit.md``.
 """
 
 from __future__ import annotations
