@@ -14,6 +14,7 @@ from ggufnorm.cli.options import (
     Share,
     engine_options,
     read_text,
+    resume_option,
     side_of,
     side_options,
     text_options,
@@ -46,6 +47,7 @@ from ggufnorm.core.attribution import By
 @click.option(
     "--no-norms", is_flag=True, help="Skip the runs in which the input of a norm is restored."
 )
+@resume_option
 @text_options
 @engine_options
 @side_options({"": "in both models"})
@@ -57,6 +59,7 @@ def command(
     rest: float,
     budget: float,
     no_norms: bool,
+    resume: Path | None,
     text_file: Path | None,
     ctx_size: int,
     chunks: int | None,
@@ -74,7 +77,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, reading=[ref, quant, text_file])
+    require_outputs(output, resume, reading=[ref, quant, text_file])
     from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
@@ -93,6 +96,7 @@ def command(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
             options=side_of(side),
+            resume=resume,
             check_memory=not no_memory_check,
             on_progress=show,
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import all_models, at_least_one, model_arguments, require_kinds
 from ggufnorm.cli.options import (
     LLAMA_ONLY,
@@ -18,10 +17,13 @@ from ggufnorm.cli.options import (
     given,
     read_text,
     refuse,
+    resume_option,
     side_of,
     side_options,
     tell_crossed,
+    tell_cut,
     threshold_options,
+    time_option,
 )
 from ggufnorm.cli.output import (
     FORMATS,
@@ -58,6 +60,8 @@ _TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
     "--max-rel", type=click.FloatRange(min=0),
     help="Exit 1 if the relative L2 error of a norm's or the model's output exceeds this.",
 )  # fmt: skip
+@resume_option
+@time_option
 @engine_options
 @side_options({"": "in the model beside a trace"})
 @threshold_options
@@ -86,13 +90,14 @@ def command(
     from ggufnorm import api
 
     locations = at_least_one(models, hf_repos)
-    require_outputs(output, reading=[*locations, options["text_file"], options["image"]])
+    read = [*locations, options["text_file"], options["image"]]
+    require_outputs(output, options["resume"], reading=read)
     how = api.compared_by(*locations)
     if how == "traces":
         refuse(context, _ACROSS_ONLY, "does not go with traces")
         all_models(models, hf_repos, "REF", "QUANT")
     else:
-        refuse(context, LLAMA_ONLY, "does not go with hf: and .onnx")
+        refuse(context, (*LLAMA_ONLY, "resume", "budget"), "does not go with hf: and .onnx")
         if options["image"] is not None:
             refuse(context, _TEXT_ONLY, "does not go with --image")
         if len(locations) < 2:
@@ -110,6 +115,8 @@ def command(
             n_threads=options["threads"],
             n_gpu_layers=options["gpu_layers"],
             options=side_of(options) if given(context, LLAMA_ONLY) else None,
+            resume=options["resume"],
+            budget=options["budget"],
             trust_remote_code=options["trust_remote_code"],
             check_memory=not options["no_memory_check"],
             on_progress=show,
@@ -121,7 +128,5 @@ def command(
         for compared in report.comparisons:
             lines += crossed_logits(compared.logits, *limits)
         return tell_crossed(lines)
-    if report.run.n_chunks < report.run.n_chunks_planned:
-        click.echo("interrupted: the report covers the chunks that were run", err=True)
-        return INTERRUPTED
-    return tell_crossed(crossed_thresholds(report, *limits))
+    ended = tell_cut(report.run.cut)
+    return ended or tell_crossed(crossed_thresholds(report, *limits))

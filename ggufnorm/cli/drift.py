@@ -7,17 +7,19 @@ from typing import Any
 
 import click
 
-from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.options import (
     crossed_thresholds,
     engine_options,
     read_text,
+    resume_option,
     side_of,
     side_options,
     tell_crossed,
+    tell_cut,
     text_options,
     threshold_options,
+    time_option,
 )
 from ggufnorm.cli.output import (
     FORMATS,
@@ -39,10 +41,8 @@ from ggufnorm.cli.progress import progress_bar
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
 )
-@click.option(
-    "--resume", type=click.Path(dir_okay=False, path_type=Path),
-    help="Save progress to this file, and resume from it if it exists.",
-)  # fmt: skip
+@resume_option
+@time_option
 @click.option(
     "--max-local", type=click.FloatRange(min=0),
     help="Exit 1 if the local error (relative L2) of an operation exceeds this.",
@@ -59,6 +59,7 @@ def command(
     gpu_layers: int,
     floor: bool,
     resume: Path | None,
+    budget: float | None,
     no_memory_check: bool,
     max_local: float | None,
     max_kld: float | None,
@@ -93,11 +94,10 @@ def command(
             options_ref=side_of(sides, "ref_"),
             floor=floor,
             resume=resume,
+            budget=budget,
             check_memory=not no_memory_check,
             on_progress=show,
         )
     emit(report, fmt, output)
-    if report.run.n_chunks < report.run.n_chunks_planned:
-        click.echo("interrupted: the report covers the chunks that were run", err=True)
-        return INTERRUPTED
-    return tell_crossed(crossed_thresholds(report, max_kld, min_top1, max_local))
+    ended = tell_cut(report.run.cut)
+    return ended or tell_crossed(crossed_thresholds(report, max_kld, min_top1, max_local))

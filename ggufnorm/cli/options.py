@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.output import F
 from ggufnorm.cli.process import complain
 from ggufnorm.core.drift import DriftReport
@@ -85,6 +86,34 @@ def _add(command: F, *options: Callable[[F], F]) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def resume_option(command: F) -> F:
+    """Where a long run keeps its progress."""
+    return click.option(
+        "--resume", type=click.Path(dir_okay=False, path_type=Path),
+        help="Save progress to this file, and resume from it if it exists.",
+    )(command)  # fmt: skip
+
+
+def time_option(command: F) -> F:
+    """How long a run may take."""
+    return click.option(
+        "--budget", type=Duration(),
+        help="Time limit (90s, 10m, 2h): no further chunk begins after it.",
+    )(command)  # fmt: skip
+
+
+def tell_cut(cut: str | None) -> int | None:
+    """Say on standard error why a run covers less than was planned; an exit code if it was Ctrl-C.
+
+    Args:
+        cut: :attr:`ggufnorm.core.drift.RunFacts.cut`.
+    """
+    if cut is None:
+        return None
+    click.echo(f"{cut}: the report covers the chunks that were run", err=True)
+    return INTERRUPTED if cut == "interrupted" else None
 
 
 def text_options(command: F) -> F:

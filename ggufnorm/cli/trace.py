@@ -15,6 +15,7 @@ from ggufnorm.cli.options import (
     given,
     read_text,
     refuse,
+    resume_option,
     side_of,
     side_options,
     text_options,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     "--ids", "ids_file", type=click.Path(path_type=Path),
     help="Run the token ids in this trace or list instead of a text (hf: and ONNX).",
 )  # fmt: skip
+@resume_option
 @click.option("--no-logits", is_flag=True, help="Do not save the logits of the scored positions.")
 @click.pass_context
 def command(
@@ -68,6 +70,7 @@ def command(
     dtype: Literal["f32", "f16"],
     trust_remote_code: bool,
     ids_file: Path | None,
+    resume: Path | None,
     no_logits: bool,
     **side: Any,
 ) -> None:
@@ -86,7 +89,7 @@ def command(
 
     (model,) = all_models(models, hf_repos, "MODEL")
     _refuse_options(context, parse(model).engine)
-    require_outputs(output, reading=[model, text_file, ids_file])
+    require_outputs(output, resume, reading=[model, text_file, ids_file])
     with progress_bar("trace") as show:
         api.trace(
             model,
@@ -102,6 +105,7 @@ def command(
             logits=not no_logits,
             dtype=dtype,
             budget=budget,
+            resume=resume,
             trust_remote_code=trust_remote_code,
             check_memory=not no_memory_check,
             on_progress=show,

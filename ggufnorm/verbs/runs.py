@@ -34,6 +34,7 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
@@ -58,6 +59,7 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep to it.
+        resume: file to save progress to, and to resume from if it exists.
         trust_remote_code: run Python files of the checkpoint. ``hf:`` only.
         check_memory: refuse a GGUF model that does not fit into the free memory.
         on_progress: called as the run goes on; before it, with the size of the file.
@@ -93,6 +95,7 @@ def trace(
         "logits": logits,
         "dtype": dtype,
         "budget": budget,
+        "resume": resume,
         "on_progress": on_progress,
     }
     if place.engine == "llama.cpp":
@@ -124,7 +127,7 @@ _TRACE_ARGUMENTS: Mapping[Engine, frozenset[str]] = {
 """Arguments of :func:`trace` that not every engine knows."""
 
 _COMPARE_ARGUMENTS: Mapping[str, frozenset[str]] = {
-    "traces": frozenset({"n_gpu_layers", "options"}),
+    "traces": frozenset({"n_gpu_layers", "options", "resume", "budget"}),
     "frameworks": frozenset({"text", "n_tokens", "image", "trust_remote_code"}),
 }
 
@@ -163,6 +166,8 @@ def compare(
     n_threads: int | None = None,
     n_gpu_layers: int = 0,
     options: SideOptions | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    budget: float | None = None,
     trust_remote_code: bool = False,
     check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
@@ -187,6 +192,8 @@ def compare(
         n_threads: CPU threads; None for all.
         n_gpu_layers: layers of the model compared with a trace to offload to a GPU.
         options: llama.cpp's options for the model compared with a trace.
+        resume: with a trace: file to save progress to, and to resume from if it exists.
+        budget: with a trace: seconds after which no further chunk begins.
         trust_remote_code: run Python files of the checkpoint.
         check_memory: refuse a model that does not fit into the free memory.
         on_progress: called as the run goes on.
@@ -214,6 +221,8 @@ def compare(
         "image": image,
         "n_gpu_layers": n_gpu_layers or None,
         "options": options,
+        "resume": resume,
+        "budget": budget,
         "trust_remote_code": trust_remote_code or None,
     }
     _refuse(special, _COMPARE_ARGUMENTS[how], how)
@@ -234,33 +243,18 @@ def compare(
         )
     if more:
         raise ConfigError(f"unexpected {more[0]}: a trace is compared with one other")
-    return _compare_traces(
-        ref, quant, n_threads, n_gpu_layers, options or _side_options(), check_memory, on_progress
-    )
-
-
-def _compare_traces(
-    ref: AnyLocation,
-    quant: AnyLocation,
-    n_threads: int | None,
-    n_gpu_layers: int,
-    options: SideOptions,
-    check_memory: bool,
-    on_progress: Callable[[Progress], None],
-) -> DriftReport:
+    common: dict[str, Any] = {
+        "n_threads": n_threads,
+        "resume": resume,
+        "budget": budget,
+        "on_progress": on_progress,
+    }
     if "onnxruntime" in (parse(ref).engine, parse(quant).engine):
         from ggufnorm.analysis.trace.onnx import compare_with_onnx
 
-        sides = os.fspath(ref), os.fspath(quant)
-        return compare_with_onnx(*sides, n_threads=n_threads, on_progress=on_progress)
+        return compare_with_onnx(os.fspath(ref), os.fspath(quant), **common)
     from ggufnorm.analysis.trace import run as traces
 
-    return traces.compare(
-        ref,
-        quant,
-        n_threads=n_threads,
-        n_gpu_layers=n_gpu_layers,
-        options=options,
-        check_memory=check_memory,
-        on_progress=on_progress,
-    )
+    options = options or _side_options()
+    common.update(n_gpu_layers=n_gpu_layers, options=options, check_memory=check_memory)
+    return traces.compare(ref, quant, **common)

@@ -8,15 +8,18 @@ import json
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
 import ggufnorm
 from ggufnorm.core.drift import DriftReport
-from ggufnorm.core.progress import Progress
+from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.report.document import to_json
@@ -201,3 +204,72 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning(
     assert warnings[0].startswith("no checkpoint is kept: cannot write")
     assert warnings[0].endswith("going on without it")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- other long commands ---------------------------------------------------------------------
+
+
+class Cancelled:
+    """Stands in for the child: a Ctrl-C comes after some steps of a task's work."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def __call__(self, task: Any, job: Any, on_progress: OnProgress, **_how: Any) -> Any:
+        cancel, steps = threading.Event(), 0
+
+        def emit(progress: Progress) -> None:
+            nonlocal steps
+            steps += progress.total > 0
+            if steps >= self.after:
+                cancel.set()
+            on_progress(progress)
+
+        return in_process.call_here(task, job, emit, cancel=cancel)
+
+
+def test_a_trace_goes_on_and_is_the_same_file(
+    tiny: dict[str, Path], text: str, tmp_path: Path
+) -> None:
+    given = {"text": text * 60, "n_ctx": 32, "chunks": 4, "n_threads": 1}
+    whole, out, progress = (tmp_path / n for n in ("whole", "out", "progress"))
+    with in_process.engine():
+        ggufnorm.trace(tiny["llama"], whole, **given)
+        with mock.patch.object(worker, "call", Cancelled(2)), pytest.raises(KeyboardInterrupt):
+            ggufnorm.trace(tiny["llama"], out, resume=progress, **given)
+        assert not out.exists()
+        seen: list[Progress] = []
+        ggufnorm.trace(tiny["llama"], out, resume=progress, on_progress=seen.append, **given)
+    assert [p.done for p in seen if p.total] == [3, 4]
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_comparison_with_a_trace_goes_on(
+    tiny: dict[str, Path], quant: Path, text: str, tmp_path: Path
+) -> None:
+    trace, progress = tmp_path / "trace.safetensors", tmp_path / "progress"
+    with in_process.engine():
+        ggufnorm.trace(tiny["llama"], trace, text=text * 60, n_ctx=32, chunks=4, n_threads=1)
+        whole = ggufnorm.compare(trace, quant, n_threads=1)
+        with mock.patch.object(worker, "call", Cancelled(1)):
+            part = ggufnorm.compare(trace, quant, n_threads=1, resume=progress)
+        assert (part.run.n_chunks, part.run.cut) == (1, "interrupted")
+        assert to_json(ggufnorm.compare(trace, quant, n_threads=1, resume=progress)) == to_json(
+            whole
+        )
+
+
+@pytest.mark.parametrize("after", [5, 9])
+def test_an_attribution_goes_on(
+    tiny: dict[str, Path], quant: Path, text: str, after: int, tmp_path: Path
+) -> None:
+    given = {"text": text * 60, "n_ctx": 32, "chunks": 2, "n_threads": 1, "rest": 0.0}
+    given |= {"budget": 3600.0, "save_every": 0.0}
+    call = partial(ggufnorm.attribute, tiny["llama"], quant, **given)
+    with in_process.engine():
+        whole = ggufnorm.attribute(tiny["llama"], quant, **given)
+        with mock.patch.object(worker, "call", Cancelled(after)):
+            assert call(resume=tmp_path / "progress").interrupted
+        assert (tmp_path / "progress").exists()
+        assert to_json(call(resume=tmp_path / "progress")) == to_json(whole)

@@ -21,6 +21,7 @@ from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import checkpoint_folder
 from ggufnorm.formats.output import require_writable
 from ggufnorm.runs.checks import require_extent
+from ggufnorm.runs.loop import Policy
 from ggufnorm.samples import text_to_run
 
 
@@ -37,6 +38,7 @@ def trace_checkpoint(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
@@ -55,6 +57,7 @@ def trace_checkpoint(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
         trust_remote_code: run Python that the checkpoint brings.
         on_progress: called as the run goes on.
 
@@ -86,7 +89,9 @@ def trace_checkpoint(
     )
     files = [*sorted(path.glob("*.safetensors")), path / "config.json"]
     source = Source(files_facts(path, files, model.kind), ids, text_name)
-    return write_trace(runner, source, out, n_ctx, chunks, logits, dtype, budget, on_progress)
+    return write_trace(
+        runner, source, out, n_ctx, chunks, logits, dtype, budget, resume, on_progress
+    )
 
 
 def write_trace(
@@ -98,13 +103,22 @@ def write_trace(
     logits: bool,
     dtype: TraceType,
     budget: int | None,
+    resume: str | os.PathLike[str] | None,
     on_progress: OnProgress,
 ) -> TraceFacts:
     """Run a model in this process and write its trace; see :func:`trace_checkpoint`."""
     require_writable(out, [runner.path])
-    with unfinished_trace(out, None) as unfinished:
+    policy = Policy(None if resume is None else os.fspath(resume))
+    with unfinished_trace(out, policy.resume) as unfinished:
         what = Recording(
-            os.fspath(out), os.fspath(unfinished), n_ctx, chunks, logits, dtype, budget
+            out=os.fspath(out),
+            unfinished=os.fspath(unfinished),
+            n_ctx=n_ctx,
+            chunks=chunks,
+            logits=logits,
+            dtype=dtype,
+            budget=budget,
+            policy=policy,
         )
         n_chunks = plan_chunks(runner, source, what)
         require_vocabulary(runner, source.tokens[: n_chunks * n_ctx])

@@ -24,7 +24,7 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, MismatchError
 from ggufnorm.formats.forms import parse
 from ggufnorm.runs.checks import require_extent, require_same_network
-from ggufnorm.runs.loop import ONCE
+from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.session import chunk_batches
 from ggufnorm.samples import text_to_run
 
@@ -45,6 +45,7 @@ def trace_onnx(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
     """Run an ONNX file in ONNX Runtime and write down its norms and logits.
@@ -62,6 +63,7 @@ def trace_onnx(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
         on_progress: called as the run goes on.
 
     Returns:
@@ -85,7 +87,9 @@ def trace_onnx(
         ids, text_name = _ids(session, tokenizer, text, text_name, n_random)
     source = Source(files_facts(path, session.model.files(), "onnx"), ids, text_name)
     runner = _runner(session, tokenizer, path, n_threads)
-    return write_trace(runner, source, out, n_ctx, chunks, logits, dtype, budget, on_progress)
+    return write_trace(
+        runner, source, out, n_ctx, chunks, logits, dtype, budget, resume, on_progress
+    )
 
 
 def _open(location: str, n_threads: int | None) -> OnnxSession:
@@ -134,6 +138,8 @@ def compare_with_onnx(
     quant: str,
     *,
     n_threads: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    budget: float | None = None,
     on_progress: OnProgress = no_progress,
 ) -> DriftReport:
     """Compare a trace with an ONNX file, which is run on the trace's own tokens.
@@ -142,6 +148,8 @@ def compare_with_onnx(
         ref: the side that is right by definition: the trace or the model.
         quant: the other one.
         n_threads: CPU threads for the model; None leaves ONNX Runtime's choice.
+        resume: a file in which progress is kept; if it holds some, the run goes on there.
+        budget: seconds after which no further chunk begins; None for no limit.
         on_progress: called as the run goes on.
 
     Raises:
@@ -165,5 +173,6 @@ def compare_with_onnx(
             raise MismatchError(f"{model} cannot be compared with {trace}: it is another model")
         facts = files_facts(path, session.model.files(), "onnx")
         mine, theirs = (runner, facts), (TraceRunner(t), f.model)
+        policy = Policy(None if resume is None else os.fspath(resume), budget=budget)
         both = (mine, theirs) if is_model[0] else (theirs, mine)
-        return compare_runs(both, {}, t, runner, Channel(on_progress), ONCE)
+        return compare_runs(both, {}, t, runner, Channel(on_progress), policy)
