@@ -12,7 +12,7 @@ SCHEMA, VERSION = "ggufnorm/trace", "1"
 """What the metadata of a trace's file say under ``schema`` and ``version``."""
 
 TraceType = Literal["f32", "f16"]
-"""How the values at the stops are stored."""
+"""How the values at the hook points are stored."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class NetworkFacts:
 
 @dataclass(frozen=True)
 class StopFacts:
-    """One watched node of a trace.
+    """One hook point of a trace.
 
     Attributes:
         key: llama.cpp's label, ``@k`` behind it for the k-th of that label.
@@ -79,8 +79,8 @@ class NormFacts:
         groups: of a GroupNorm.
         weight: tensor name, None for none.
         bias: tensor name, None for none.
-        input: key of the stop that holds the input.
-        output: key of the stop that holds the result.
+        input: key of the hook point that holds the input.
+        output: key of the hook point that holds the result.
     """
 
     key: str
@@ -117,7 +117,7 @@ class BatchFacts:
 class TraceFacts:
     """All that a trace says of itself.
 
-    Token ``t`` of a chunk, counted from 0, is kept where ``(t + 1) % stride == 0``; at a stop
+    Token ``t`` of a chunk, counted from 0, is kept where ``(t + 1) % stride == 0``; at a hook point
     that shows one token only it always is.
 
     Attributes:
@@ -132,7 +132,7 @@ class TraceFacts:
         n_ctx: tokens of a chunk.
         n_chunks: chunks that were run.
         start: the token that replaces a chunk's first (or starts a decoder), None for none.
-        stride: every how manieth token is kept.
+        stride: one of so many tokens is kept.
         dtype: how values are stored; logits are always F32.
         n_vocab: logits of a position.
         predicts: whether the model makes next-token predictions.
@@ -164,7 +164,7 @@ class TraceFacts:
 
 
 def kept(first: int, n_tokens: int, stride: int) -> range:
-    """Which of a chunk's tokens ``first … first + n_tokens - 1`` a trace keeps at a stop."""
+    """Which of a chunk's tokens ``first … first + n_tokens - 1`` a trace keeps at a hook point."""
     return every(first, n_tokens, stride if n_tokens > 1 else 1)
 
 

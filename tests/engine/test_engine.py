@@ -30,6 +30,7 @@ from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.worker import Channel, call
 from ggufnorm.errors import EngineError, EngineMissingError, GGUFError
 from tests import in_process, models
+from tests.fault_table import fault
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def test_an_exit_without_a_result_is_an_error() -> None:
         call(leave, NOTHING)
 
 
+@fault("Processes", "half a message from a killed child", then="taken for its end", tried=500)
 def test_half_a_frame_is_the_end() -> None:
     whole = io.BytesIO()
     worker.write_frame(whole, {"result": Value("x", np.ones(100, np.float32))})
@@ -139,6 +141,7 @@ def test_other_errors_become_engine_errors() -> None:
         call(raise_other, NOTHING)
 
 
+@fault("Processes", "a broken pipe behind the progress bar", then="not taken for the child's death")
 def test_a_callback_that_raises_is_not_taken_for_the_child_s_death() -> None:
     def broken(_progress: Progress) -> None:
         raise BrokenPipeError
@@ -150,6 +153,10 @@ def test_a_callback_that_raises_is_not_taken_for_the_child_s_death() -> None:
 MODULES = ("numpy", "json", "queue", "struct", "gguf", "ggufnorm", "sitecustomize", "typing")
 
 
+@fault(
+    "Processes", "`numpy.py`, `json.py` … in the current folder of a run",
+    then="the child imports from where its parent does, and runs none of them", tried=8,
+)  # fmt: skip
 def test_nothing_in_the_current_folder_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

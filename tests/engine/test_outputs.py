@@ -24,22 +24,7 @@ from ggufnorm.engines.llama import quantize as quantizer
 from ggufnorm.errors import EngineError, MemoryLimitError, RefusedError
 from ggufnorm.formats import output
 from tests import models
-
-FAULTS = [
-    ("-o is a symbolic link", "inspect", "its target gets the report, the link stays"),
-    ("-o has mode 0600", "inspect", "the mode stays"),
-    ("-o has mode 0444", "every command", "refused before the work, as root too"),
-    ("-o is a device or a FIFO", "inspect", "written to, never replaced"),
-    ("-o is /dev/stdout", "inspect, appending to a file", "the report follows what is there"),
-    ("-o is an input", "every command", "refused before the work, by any name"),
-    ("-o, --apply … cannot be written", "every command", "refused before the work"),
-    ("the disk is full at the end", "drift, recipe", "the report is printed, exit code 3"),
-    ("SIGTERM, SIGHUP", "trace, drift --resume", "exit codes 143 and 129, nothing is left"),
-    ("SIGKILL", "trace", "what is left is swept by the next run"),
-    ("two runs into one folder", "200 files at once", "neither sweeps the other's"),
-    ("a quantizer that is killed or crashes", "recipe", "an error that says so, no skip"),
-]
-"""Rows of docs/faults.md: the fault, what is tried, what comes of it."""
+from tests.fault_table import fault
 
 MAIN = "from ggufnorm.entry import main; main()"
 
@@ -67,6 +52,7 @@ def place(tmp_path: Path) -> Path:
 # -- in place ----------------------------------------------------------------------------
 
 
+@fault("Writing", "`-o` is a symbolic link", then="its target gets the report, the link stays")
 def test_a_link_stays_and_its_target_gets_the_report(model: Path, place: Path) -> None:
     (place / "real.json").write_text("old")
     (place / "link.json").symlink_to("real.json")
@@ -79,6 +65,7 @@ def test_a_link_stays_and_its_target_gets_the_report(model: Path, place: Path) -
     assert (place / "dangling.json").is_symlink()
 
 
+@fault("Writing", "`-o` has mode 0600", then="the mode stays")
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_modes_stay_and_new_files_follow_the_umask(model: Path, place: Path, umask: int) -> None:
     (place / "old.json").touch(0o600)
@@ -96,6 +83,7 @@ def test_nobody_reads_in_between_what_a_private_file_gets(place: Path) -> None:
         assert stat.S_IMODE(unfinished.stat().st_mode) == 0o600
 
 
+@fault("Writing", "`-o` has mode 0444", then="refused before the work, as root too")
 def test_what_is_read_only_is_refused(model: Path, place: Path) -> None:
     (place / "r.json").write_text("old")
     (place / "r.json").chmod(0o444)
@@ -105,6 +93,7 @@ def test_what_is_read_only_is_refused(model: Path, place: Path) -> None:
     assert (place / "r.json").read_text() == "old"
 
 
+@fault("Writing", "`-o` is a FIFO", then="written to, never replaced")
 def test_a_fifo_stays_one_and_its_reader_gets_the_report(model: Path, place: Path) -> None:
     os.mkfifo(place / "f.json")
     with ThreadPoolExecutor() as pool:
@@ -114,6 +103,7 @@ def test_a_fifo_stays_one_and_its_reader_gets_the_report(model: Path, place: Pat
     assert stat.S_ISFIFO((place / "f.json").stat().st_mode)
 
 
+@fault("Writing", "`-o` is a device", then="written to, never replaced")
 def test_a_device_stays_one(model: Path, place: Path) -> None:
     try:
         os.mknod(place / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -123,6 +113,7 @@ def test_a_device_stays_one(model: Path, place: Path) -> None:
     assert stat.S_ISCHR((place / "null").stat().st_mode)
 
 
+@fault("Writing", "`-o /dev/stdout`, appending to a file", then="the report follows what is there")
 def test_standard_output_by_its_name_is_not_begun_again(model: Path, place: Path) -> None:
     (place / "all").write_text("first\n")
     with (place / "all").open("a") as file:
@@ -143,6 +134,7 @@ def refused(done: subprocess.CompletedProcess[str], what: str) -> None:
     assert done.stdout == ""
 
 
+@fault("Writing", "`-o` is an input of the command", then="refused before the work, by any name")
 def test_inputs_are_not_written_over(model: Path, place: Path) -> None:
     """By every command that writes, through a link, and before anything is loaded."""
     other = models.llama(place / "other.gguf")
@@ -178,6 +170,7 @@ def test_inputs_are_not_written_over(model: Path, place: Path) -> None:
     assert {p: p.read_bytes() for p in kept} == kept
 
 
+@fault("Writing", "`-o` is a shard, or a file of the source", then="refused before the work")
 def test_shards_and_files_of_a_source_are_inputs(model: Path, place: Path) -> None:
     shards = [place / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
     for shard in shards:
@@ -191,11 +184,13 @@ def test_shards_and_files_of_a_source_are_inputs(model: Path, place: Path) -> No
     assert "is an input" not in done.stderr
 
 
+@fault("Writing", "two outputs are one file", then="refused before the work")
 def test_no_two_outputs_are_one_file(model: Path, place: Path) -> None:
     out = place / "x.json"
     refused(run("drift", model, model, "-o", out, "--resume", out), "is an input")
 
 
+@fault("Writing", "an output that cannot be written", then="refused before the models are opened")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -240,6 +235,7 @@ def fails_at_the_end(target: str) -> str:
     )
 
 
+@fault("Writing", "the disk is full at the end", then="the report is printed, exit code 3")
 @pytest.mark.parametrize(("fmt", "shown"), [("json", "json"), ("html", "json"), ("txt", "text")])
 def test_a_report_that_cannot_be_written_is_printed(
     model: Path, place: Path, fmt: str, shown: str
@@ -257,6 +253,7 @@ def test_a_report_that_cannot_be_written_is_printed(
     assert list(place.iterdir()) == []
 
 
+@fault("Writing", "`--apply` fails at the end", then="the recipe is printed, exit code 3")
 def test_a_recipe_that_cannot_be_applied_is_printed(model: Path, place: Path, text: str) -> None:
     quant = place / "q.gguf"
     quantizer.quantize(model, quant, "Q4_K_M", n_threads=1)
@@ -288,6 +285,7 @@ def tracing(sample: Path, place: Path, tmp_path: Path) -> subprocess.Popen[bytes
     return process
 
 
+@fault("Processes", "SIGTERM, SIGHUP", then="exit codes 143 and 129, nothing is left")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_nothing(
     sample: Path, place: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -316,6 +314,7 @@ def test_an_ignored_signal_stays_ignored(model: Path) -> None:
     assert run("inspect", model, script=script).returncode == 0
 
 
+@fault("Processes", "SIGKILL", then="the next run sweeps what is left")
 def test_what_a_kill_leaves_is_swept(
     sample: Path, model: Path, place: Path, tmp_path: Path
 ) -> None:
@@ -343,6 +342,7 @@ def test_only_what_is_ours_and_left_is_swept(place: Path) -> None:
     assert {p.name for p in place.iterdir()} == {*kept, ".ggufnorm-1.unfinished", "out"}
 
 
+@fault("Processes", "two runs into one folder", then="neither sweeps the other's")
 def test_concurrent_runs_do_not_sweep_each_other(place: Path) -> None:
     """Processes and threads write into one folder, each sweeping it."""
     script = (
@@ -378,6 +378,7 @@ def test_an_ended_drift_leaves_no_half_checkpoint(
 SMALL = {"n_ctx": 32, "chunks": 1, "types": ("Q4_K", "Q5_K"), "max_growth": 0.03}
 
 
+@fault("Processes", "a quantizer that is killed or crashes", then="an error that says so, no skip")
 @pytest.mark.parametrize("when", ["a type is tried", "a rival is made", "sizes are asked for"])
 @pytest.mark.parametrize("error", [MemoryLimitError("killed (SIGKILL)"), EngineError("SIGSEGV")])
 def test_a_quantizer_that_dies_is_no_refusal(

@@ -12,23 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ggufnorm.report.audit import to_github
 
 from ggufnorm.cli import process
 from ggufnorm.core.audit import Finding
 from ggufnorm.core.printable import printable
+from ggufnorm.report.github import to_github
 from tests import models
-
-FAULTS = [
-    ("an unexpected exception", "every exit", "exit code 70 and what to report"),
-    ("standard output closed, full, or closed by its reader", "inspect, rules", "3, 3, and 0"),
-    ("standard error closed or full", "inspect, a fault", "errors go to standard output"),
-    ("standard output in ASCII, Latin-1, cp1252", "text, JSON", "no character is an error"),
-    ("a name with \\xff", "text, JSON, -o", "written as its escape"),
-    ("a name of 20 MB, of escapes, of bidi characters", "text, GitHub", "cut and escaped"),
-    ("Ctrl-C while modules are imported", "start", "exit code 130, no traceback"),
-]
-"""Rows of docs/faults.md: the fault, what is tried, what comes of it."""
+from tests.fault_table import fault
 
 MAIN = "from ggufnorm.entry import main; main()"
 FAILING = f"import ggufnorm.analysis.inspection as i; i.inspect = lambda *a, **k: 1 / 0; {MAIN}"
@@ -54,6 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- standard streams ----------------------------------------------------------------------
 
 
+@fault("Processes", "standard output closed or full", then="exit code 3, in one line")
 @pytest.mark.parametrize("command", [["inspect", "{}"], ["rules"], ["--help"], ["--version"]])
 @pytest.mark.parametrize(
     ("line", "reason"),
@@ -67,6 +58,7 @@ def test_output_that_goes_nowhere_exits_with_3(
     assert done.stderr.decode() == f"error: cannot write to standard output: {reason}\n"
 
 
+@fault("Processes", "a reader that closes standard output", then="exit code 0")
 def test_a_reader_that_has_seen_enough_is_no_error(model: Path, tmp_path: Path) -> None:
     line = '"$@" --format json | head -c 1; exit ${PIPESTATUS[0]}'
     done = shell(line, "inspect", *[model] * 40)
@@ -78,6 +70,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(model: Path, tmp_path: Path) 
     assert done.returncode == 1  # what audit found still counts
 
 
+@fault("Processes", "standard error closed or full", then="errors go to standard output")
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
 @pytest.mark.parametrize(
     ("arguments", "script", "code", "said"),
@@ -113,6 +106,7 @@ def test_files_do_not_take_the_numbers_of_closed_streams(model: Path) -> None:
     assert shell('"$@" >&- 2>&- <&-', model, script=script).returncode > 2
 
 
+@fault("Processes", "standard output in ASCII, Latin-1, cp1252", then="no character is an error")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_every_encoding_can_be_written(model: Path, encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
@@ -126,6 +120,7 @@ def test_every_encoding_can_be_written(model: Path, encoding: str) -> None:
     assert json.loads(document.stdout.decode("utf-8"))["schema"] == "ggufnorm/inspect"
 
 
+@fault("Names", "a name with `\\xff`", then="written as its escape")
 def test_names_that_are_no_unicode(model: Path, tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/a\xffb.gguf")
     Path(path).write_bytes(model.read_bytes())
@@ -146,6 +141,7 @@ def test_names_that_are_no_unicode(model: Path, tmp_path: Path) -> None:
 # -- names -----------------------------------------------------------------------------------
 
 
+@fault("Names", "a name of 20 MB, of escapes, of bidi characters", then="cut and escaped")
 def test_hostile_names_are_escaped_and_cut() -> None:
     assert printable("blk.0.attn_norm.weight") == "blk.0.attn_norm.weight"
     assert printable("a\x1b[31m\r\n\u202eb\udcff") == r"a\x1b[31m\r\n\u202eb\udcff"
@@ -157,6 +153,7 @@ def test_hostile_names_are_escaped_and_cut() -> None:
     assert printable("abcdef", 3) == "abc… (3 more characters)"
 
 
+@fault("Names", "workflow commands and escapes in a name", then="escaped")
 def test_a_github_log_gets_no_escapes_and_no_order_of_its_own(model: Path) -> None:
     import ggufnorm
 
@@ -181,6 +178,7 @@ def test_a_hostile_name_in_an_error_is_escaped(tmp_path: Path) -> None:
 # -- signals ---------------------------------------------------------------------------------
 
 
+@fault("Processes", "Ctrl-C while modules are imported", then="exit code 130, no traceback")
 @pytest.mark.parametrize("module", ["click", "ggufnorm.cli.main", "ggufnorm.cli.process"])
 def test_a_ctrl_c_during_the_imports_is_no_traceback(model: Path, module: str) -> None:
     script = (
@@ -221,6 +219,7 @@ def test_a_ctrl_c_at_any_moment_is_no_traceback(model: Path) -> None:
 # -- faults ----------------------------------------------------------------------------------
 
 
+@fault("Processes", "an unexpected exception", then="exit code 70 and what to report")
 def test_an_unexpected_error_exits_with_70_and_says_what_to_report(
     model: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import ggufnorm
 from ggufnorm.analysis.attribution import recipe as module
 from ggufnorm.analysis.attribution.arguments import compressed
-from ggufnorm.analysis.attribution.importance import ImportanceSum
+from ggufnorm.runs.probes.importance import ImportanceSums
 from ggufnorm.core.attribution import Unmeasured
 from ggufnorm.core.recipe import (
     Anchor,
@@ -213,7 +213,7 @@ def test_experts_count_what_was_sent_to_them(tiny: dict[str, Path], tmp_path: Pa
 def test_sums_follow_the_definition() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 6, 20, 8)).astype(np.float32)
-    total = ImportanceSum()
+    total = ImportanceSums()
     total.add_rows("a", x, 3)
     found = total.result()["a"]
     expected = (x[0].astype(np.float64) ** 2).sum(axis=1).reshape(2, 3, 8).sum(axis=0)

@@ -24,6 +24,7 @@ from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.report.document import to_json
 from tests import in_process
+from tests.fault_table import fault
 
 N_CHUNKS = 160
 """Many more than ten legs get through before they are killed, on any machine."""
@@ -168,6 +169,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(
                 run(resume=path)
 
 
+@fault("Reading", "a file to resume from with one digit changed", then="refused: it is damaged")
 def test_a_checkpoint_with_another_number_in_it_is_refused(
     run: Callable[..., DriftReport], tmp_path: Path
 ) -> None:

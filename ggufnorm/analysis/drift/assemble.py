@@ -25,8 +25,8 @@ def operations(
         dtypes: for each side, the types of its file's tensors by name.
     """
 
-    def dtype(lane: int, tensor: str | None) -> str | None:
-        return dtypes[lane].get(tensor) if tensor else None
+    def dtype(side: int, tensor: str | None) -> str | None:
+        return dtypes[side].get(tensor) if tensor else None
 
     found: dict[str, OperationDrift] = {}
     for match in matches:
@@ -60,7 +60,7 @@ def norms(
         files: of the sides that have one; without both, weights are not compared.
         stated: what the file under test says of a norm, by its plan and its result's key.
     """
-    weights = {lane: WeightCache(file) for lane, file in files.items()}
+    weights = {side: WeightCache(file) for side, file in files.items()}
     return tuple(_norm(norm, sums, weights, stated) for norm in sums.norms.values())
 
 
@@ -104,5 +104,5 @@ def _tensor_drift(name: str | None, weights: Mapping[int, WeightCache]) -> Diffe
     """Drift of a norm's weight or bias between the files."""
     if name is None or len(weights) < 2:
         return None
-    ref, quant = (weights[lane].get(name) for lane in (REFERENCE, FREE))
+    ref, quant = (weights[side].get(name) for side in (REFERENCE, FREE))
     return difference(ref.ravel(), quant.ravel()) if ref.shape == quant.shape else None

@@ -1,4 +1,4 @@
-"""Where in a trace's file the values of each stop lie, and how much room they take."""
+"""Where in a trace's file the values of each hook point lie, and how much room they take."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOGITS = "result_output"
 
 
 def hook_name(batch: int, key: str) -> str:
-    """Name of the array that holds a stop's values."""
+    """Name of the array that holds a hook point's values."""
     return f"{batch}/{key}"
 
 
@@ -36,8 +36,8 @@ def entries(facts: TraceFacts) -> dict[str, Entry]:
     """All arrays of a trace.
 
     - ``tokens``: ``(chunks, tokens)``;
-    - ``{batch}/{key}`` for each stop: ``(chunks, tokens kept, rows of a token, channels)``;
-    - ``logits/{batch}``: ``(chunks, positions kept, vocabulary)``, unless a stop holds them.
+    - ``{batch}/{key}`` for each hook point: ``(chunks, tokens kept, rows of a token, channels)``;
+    - ``logits/{batch}``: ``(chunks, positions kept, vocabulary)``, unless a hook point holds them.
     """
     n, dtype = facts.n_chunks, facts.dtype.upper()
     found = {TOKENS: Entry("I32", (n, facts.n_ctx))}
@@ -53,7 +53,7 @@ def entries(facts: TraceFacts) -> dict[str, Entry]:
 
 
 def logits_hook(facts: TraceFacts, batch: int) -> int | None:
-    """Number of the stop whose values are the logits, None if none is."""
+    """Number of the hook point whose values are the logits, None if none is."""
     for i, s in enumerate(facts.batches[batch].stops):
         if (s.key, s.rows, s.channels) == (LOGITS, 1, facts.n_vocab):
             return i
