@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
+from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, Severity
@@ -82,6 +82,7 @@ def command(
     from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
     from ggufnorm.formats.location import expand
 
+    require_kinds(locations)
     read = [*expand(locations), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
     require_outputs(output, reading=read)
 

@@ -193,7 +193,7 @@ def check_checkpoint(path: str | os.PathLike[str]) -> None:
     index = _read_json(folder, _INDEX, MAX_INDEX) or {}
     weight_map = index.get("weight_map")
     for name in set(weight_map.values()) if isinstance(weight_map, dict) else ():
-        storage = folder.storage(str(name))
+        storage = folder.storage(_shard(folder, str(name)))
         if storage is not None:
             storage.close()
     _check_numbers(folder, "config.json", _MOST_LAYERS)
@@ -286,6 +286,17 @@ def _open_tensors(folder: Folder) -> dict[str, SafetensorsFile]:
     return found
 
 
+def _shard(folder: Folder, name: str) -> str:
+    """The name of a shard, which lies in the folder itself.
+
+    Raises:
+        InputError: it does not.
+    """
+    if "/" in name:
+        raise InputError(f"{folder.name}: {quoted(name)} leads out of the folder")
+    return name
+
+
 def _open_shards(folder: Folder, index: Config) -> dict[str, SafetensorsFile]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
@@ -293,7 +304,8 @@ def _open_shards(folder: Folder, index: Config) -> dict[str, SafetensorsFile]:
     names = sorted(set(weight_map.values()))
     if len(names) > MAX_SHARDS:
         raise InputError(f"{folder.name}: {_INDEX}: {len(names):,} shards are too many")
-    shards = dict(zip(names, _open_files(folder, names), strict=True))
+    files = _open_files(folder, [_shard(folder, name) for name in names])
+    shards = dict(zip(names, files, strict=True))
     for name, shard in weight_map.items():
         if name not in shards[shard].places:
             raise InputError(

@@ -11,7 +11,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 
 import ggufnorm
 from ggufnorm.analysis.attribution.recipe import recipe
+from ggufnorm.engines import worker
 from ggufnorm.engines.llama import quantize as quantizer
 from ggufnorm.errors import EngineError, MemoryLimitError, RefusedError
 from ggufnorm.formats import output
@@ -361,13 +361,11 @@ def test_concurrent_runs_do_not_sweep_each_other(place: Path) -> None:
 def test_an_ended_drift_leaves_no_half_checkpoint(
     model: Path, place: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ggufnorm.analysis.drift import run as drift_run
-
     def dies(*_arguments: Any, **_options: Any) -> None:
         (place / ".ggufnorm-0.unfinished").write_text("half a checkpoint")
         raise EngineError("killed")
 
-    monkeypatch.setattr(drift_run, "run_in_child", dies)
+    monkeypatch.setattr(worker, "call", dies)
     with pytest.raises(EngineError, match="killed"):
         ggufnorm.drift(model, model, text=text, n_ctx=32, resume=place / "run")
     assert list(place.iterdir()) == []
@@ -390,19 +388,23 @@ def test_a_quantizer_that_dies_is_no_refusal(
     when: str,
     error: EngineError,
 ) -> None:
-    dies: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "a type is tried": lambda job: job.get("tensor_types") == {".": "Q5_K"},
-        "a rival is made": lambda job: "target" in job and not job["tensor_types"],
-        "sizes are asked for": lambda job: len(job.get("file_types", ())) > 1,
-    }
-    inner = quantizer.run_in_child
+    def dies(job: Any) -> bool:
+        if isinstance(job, quantizer.DryRunJob):
+            return when == "sizes are asked for" and len(job.file_types) > 1
+        if not isinstance(job, quantizer.QuantizeJob):
+            return False
+        if when == "a type is tried":
+            return job.tensor_types == {".": "Q5_K"}
+        return when == "a rival is made" and not job.tensor_types
 
-    def child(task: Any, job: dict[str, Any], on_message: Any) -> Any:
-        if dies[when](job):
+    inner = worker.call
+
+    def child(task: Any, job: Any, *arguments: Any, **how: Any) -> Any:
+        if dies(job):
             raise error
-        return inner(task, job, on_message)
+        return inner(task, job, *arguments, **how)
 
-    monkeypatch.setattr(quantizer, "run_in_child", child)
+    monkeypatch.setattr(worker, "call", child)
     with pytest.raises(type(error), match=re.escape(str(error))) as raised:
         recipe(tiny["llama"], sample_of_tiny, text=text, apply=place / "out.gguf", **SMALL)
     assert not isinstance(raised.value, RefusedError)

@@ -227,7 +227,7 @@ def test_an_unexpected_error_exits_with_70_and_says_what_to_report(
     assert done.returncode == 70
     said = done.stderr.decode()
     assert "ZeroDivisionError: division by zero" in said
-    assert "ggufnorm/cli/inspect.py, line" in said
+    assert "ggufnorm/verbs/files.py, line" in said
     assert "ggufnorm doctor" in said
     assert "Traceback" not in said
     (kept,) = tmp_path.glob("ggufnorm-traceback-*.txt")
@@ -259,7 +259,8 @@ def test_no_error_is_taken_for_another_end(model: Path, error: str) -> None:
 def test_what_was_found_is_printed_if_a_renderer_fails(model: Path, tmp_path: Path) -> None:
     script = (
         "import ggufnorm.cli.output as o; render = o.render\n"
-        f"o.render = lambda result, fmt: render(result, fmt) if fmt == 'json' else 1 / 0; {MAIN}"
+        "o.render = lambda result, fmt, **k: render(result, fmt, **k) if fmt == 'json' else 1 / 0; "
+        f"{MAIN}"
     )
     pytest.importorskip("vl_convert")
     done = run("inspect", model, "-o", tmp_path / "x.html", script=script)

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 import ggufnorm
 from ggufnorm.analysis.attribution import recipe as module
 from ggufnorm.analysis.attribution.arguments import compressed
-from ggufnorm.runs.probes.importance import ImportanceSums
 from ggufnorm.core.attribution import Unmeasured
 from ggufnorm.core.recipe import (
     Anchor,
@@ -44,6 +43,7 @@ from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.imatrix import Activations, read_imatrix, write_imatrix
 from ggufnorm.report.document import document
 from ggufnorm.report.formats import render
+from ggufnorm.runs.probes.importance import ImportanceSums
 from tests import in_process, models
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
