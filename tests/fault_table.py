@@ -74,7 +74,9 @@ def table() -> str:
         if _IMPORT in path.read_text(encoding="utf-8"):
             module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
             importlib.import_module(module)
-    faults = {(f.area, f.what): f for f in FAULTS}
+    # By module and line: the order of imports depends on which tests run.
+    ordered = sorted(FAULTS, key=lambda f: (f.test.__module__, f.test.__code__.co_firstlineno))
+    faults = {(f.area, f.what): f for f in ordered}
     lines = []
     for area in sorted({f.area for f in faults.values()}):
         lines += [f"## {area}", "", "| Input or fault | Tried | Survived | What becomes of it |"]
