@@ -14,11 +14,9 @@ PARALLEL := -n logical --dist loadfile
 demo: $(READY)
 	$(BIN)/ggufnorm demo
 
-# Tests of engines run one after another: each has as many threads as there are cores.
 ifeq ($(TESTS),)
 test: lint
-	$(BIN)/pytest $(PARALLEL) tests/unit
-	$(BIN)/pytest --ignore=tests/unit
+	$(BIN)/pytest $(PARALLEL)
 else
 test: $(READY)
 	$(BIN)/pytest $(TESTS)
