@@ -16,7 +16,7 @@ import numpy as np
 from llama_cpp import mtmd_cpp
 
 from ggufnorm.core.progress import OnProgress, no_progress
-from ggufnorm.engines import worker
+from ggufnorm.engines import frames, worker
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.engines.worker import Channel, Job, Result, Task
 
@@ -53,9 +53,9 @@ def call_here(
 
 def _across(task: Task[Any, Any], which: str, value: Any) -> Any:
     pipe = io.BytesIO()
-    worker.write_frame(pipe, value)
+    frames.write_frame(pipe, value)
     pipe.seek(0)
-    frame = worker.read_frame(pipe)
+    frame = frames.read_frame(pipe)
     assert frame is not None
     return worker.rebuild(task, which, *frame)
 

@@ -2,10 +2,9 @@
 
 A malformed file can abort the process inside llama.cpp (``GGML_ASSERT``), and a wrong
 kernel can kill it with a signal. :func:`call` starts a fresh Python that imports the
-function by name. A job goes in and a result comes out as frames: JSON with the arrays
-behind it as they lie in memory (no pickle: a child that ran a hostile file must not be able
-to run code here). What llama.cpp logs goes to the child's standard error, whose last lines
-are kept for the error message.
+function by name. A job goes in and a result comes out as frames (``frames.py``). What
+llama.cpp logs goes to the child's standard error, whose last lines are kept for the error
+message.
 
 The child ends when its standard input ends (the parent died). It is asked to finish early by
 a byte there.
@@ -17,12 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import queue
 import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
@@ -34,8 +31,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ggufnorm import errors
-from ggufnorm.core.plain import from_plain, to_plain
+from ggufnorm.core.plain import from_plain
 from ggufnorm.core.progress import OnProgress, Progress, no_progress
+from ggufnorm.engines.frames import read_frame, with_arrays, write_frame
 from ggufnorm.errors import EngineError, GgufnormError, MemoryLimitError
 
 Job = TypeVar("Job")
@@ -234,66 +232,6 @@ def _keep_last(stream: IO[bytes], log: deque[str]) -> None:
             log.append(line)
 
 
-# -- frames --------------------------------------------------------------------------------------
-
-_SIZES = struct.Struct("<II")
-
-
-def write_frame(stream: IO[bytes], value: Any) -> None:
-    """Write a value: its plain form as JSON, and the bytes of its arrays behind it.
-
-    Args:
-        stream: of bytes.
-        value: a dataclass, or a dict that holds some. As in a saved report, NaN and infinity
-            become None; in arrays they stay.
-
-    The frame is the length of the JSON and the number of buffers (``<II``), the length of
-    each buffer (``<Q``), the JSON, and the buffers.
-    """
-    buffers: list[Any] = []
-
-    def out_of_line(value: Any) -> dict[str, Any]:
-        import numpy as np
-
-        if isinstance(value, bytes):
-            buffers.append(value)
-            return {"$bytes": len(buffers) - 1}
-        if not isinstance(value, np.ndarray):
-            raise TypeError(f"{type(value).__name__} does not cross to another process")
-        # Not ascontiguousarray: it makes a row of a number.
-        values = np.asarray(value, order="C")
-        buffers.append(values.reshape(-1).view(np.uint8).data if values.size else b"")
-        return {"$array": len(buffers) - 1, "dtype": values.dtype.str, "shape": values.shape}
-
-    text = json.dumps(to_plain(value), default=out_of_line, allow_nan=False).encode()
-    sizes = [len(b) for b in buffers]
-    stream.write(_SIZES.pack(len(text), len(buffers)))
-    stream.write(struct.pack(f"<{len(sizes)}Q", *sizes))
-    stream.write(text)
-    for buffer in buffers:
-        stream.write(buffer)
-    stream.flush()
-
-
-def read_frame(stream: IO[bytes]) -> tuple[Any, list[bytes]] | None:
-    """The plain form of what :func:`write_frame` wrote, and its buffers; None at the end.
-
-    Half a frame, as a killed child leaves it, is the end too.
-    """
-    start = stream.read(_SIZES.size)
-    if len(start) < _SIZES.size:
-        return None
-    n_text, n_buffers = _SIZES.unpack(start)
-    raw = stream.read(8 * n_buffers)
-    if len(raw) < 8 * n_buffers:
-        return None
-    sizes = (n_text, *struct.unpack(f"<{n_buffers}Q", raw))
-    text, *buffers = parts = [stream.read(n) for n in sizes]
-    if any(len(part) < n for part, n in zip(parts, sizes, strict=True)):
-        return None
-    return json.loads(text), buffers
-
-
 def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) -> Any:
     """A task's job or result from the plain form that crossed.
 
@@ -305,22 +243,7 @@ def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) 
     """
     hints = typing.get_type_hints(task)
     kind = hints["return"] if which == "return" else next(iter(hints.values()))
-    return from_plain(kind, _with_arrays(plain, buffers))
-
-
-def _with_arrays(plain: Any, buffers: list[bytes]) -> Any:
-    if isinstance(plain, list):
-        return [_with_arrays(v, buffers) for v in plain]
-    if not isinstance(plain, dict):
-        return plain
-    if "$bytes" in plain:
-        return buffers[plain["$bytes"]]
-    if "$array" in plain:
-        import numpy as np
-
-        raw = bytearray(buffers[plain["$array"]])  # what crossed may be written to
-        return np.frombuffer(raw, np.dtype(plain["dtype"])).reshape(plain["shape"])
-    return {k: _with_arrays(v, buffers) for k, v in plain.items()}
+    return from_plain(kind, with_arrays(plain, buffers))
 
 
 # -- the child's side ----------------------------------------------------------------------------

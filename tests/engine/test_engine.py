@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import ggufnorm
 from ggufnorm import errors
 from ggufnorm.core.progress import OnProgress, Progress
-from ggufnorm.engines import worker
+from ggufnorm.engines import frames, worker
 from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.quantize import quantize
@@ -115,9 +115,9 @@ def test_an_exit_without_a_result_is_an_error() -> None:
 @fault("Processes", "half a message from a killed child", then="taken for its end", tried=500)
 def test_half_a_frame_is_the_end() -> None:
     whole = io.BytesIO()
-    worker.write_frame(whole, {"result": Value("x", np.ones(100, np.float32))})
+    frames.write_frame(whole, {"result": Value("x", np.ones(100, np.float32))})
     for n in range(len(whole.getvalue())):
-        assert worker.read_frame(io.BytesIO(whole.getvalue()[:n])) is None
+        assert frames.read_frame(io.BytesIO(whole.getvalue()[:n])) is None
 
 
 def test_our_errors_cross_whole() -> None:

@@ -13,13 +13,13 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ggufnorm.analysis.attribution.assemble import Measured, Norm, restored
+from ggufnorm.analysis.attribution.divergences import FREE, Divergences, Patch
 from ggufnorm.analysis.attribution.job import AttributionJob
 from ggufnorm.analysis.attribution.patch import Patcher, side_by_side
 from ggufnorm.analysis.attribution.tensors import block_of, odd_norms, role_of, same_bytes
@@ -53,65 +53,6 @@ def run_attribution(job: AttributionJob, channel: Channel) -> AttributionReport:
         return _Attribution(job, stack, channel).execute()
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One run with changed values.
-
-    Attributes:
-        name: under which its divergences are kept.
-        keys: of the hook points.
-        restores: put the reference's values into the model under test, instead of adding
-            the local errors of the model under test to the reference's values.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    restores: bool = False
-
-
-FREE = Patch("", (), restores=True)
-"""The model under test left alone."""
-
-
-class _Divergences:
-    """All that was measured so far; see :class:`~ggufnorm.runs.loop.Keeps`.
-
-    Attributes:
-        n_chunks: over which everything is measured; None before that is planned.
-        singles: tensors to be measured by themselves; None before that is planned.
-        klds: divergences by the name of the patch.
-        local: local errors by the key of the hook point.
-    """
-
-    def __init__(self) -> None:
-        self.n_chunks: int | None = None
-        self.singles: list[str] | None = None
-        self.klds: dict[str, KldSum] = {FREE.name: KldSum()}
-        self.local: dict[str, DifferenceSum] = {}
-
-    def state(self) -> Any:
-        """All of it, as plain data."""
-        return {
-            "n_chunks": self.n_chunks,
-            "singles": self.singles,
-            "klds": {
-                name: {str(i): [p.tolist() for p in parts] for i, parts in total.chunks.items()}
-                for name, total in self.klds.items()
-            },
-            "local": {key: total.state() for key, total in self.local.items()},
-        }
-
-    def restore(self, state: Any) -> None:
-        """Go on from a state."""
-        self.n_chunks, self.singles = state["n_chunks"], state["singles"]
-        for name, chunks in state["klds"].items():
-            total = self.klds[name] = KldSum()
-            for i, parts in chunks.items():
-                for part in parts:
-                    total.add(int(i), np.array(part))
-        self.local = {key: DifferenceSum.from_state(s) for key, s in state["local"].items()}
-
-
 class _Attribution:
     """One attribution: loaded, run in lockstep, patched, reported."""
 
@@ -130,7 +71,7 @@ class _Attribution:
             stack.enter_context(LlamaRunner(model, self.options, file))
             for model, file in zip(self.models, self.files, strict=True)
         ]
-        self.measured = _Divergences()
+        self.measured = Divergences()
         self.loop = Loop(
             channel,
             job.policy,

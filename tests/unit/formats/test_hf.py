@@ -482,7 +482,7 @@ def containing(name: str, content: bytes) -> Break:
         (containing("config.json", b""), "hf://org/repo: config.json is empty"),
         (containing("model.safetensors", b"<html>" * 9), "announce a header"),
         (containing("model.safetensors", one()[:-8]), "truncated or damaged"),
-        (containing(INDEX, b'{"weight_map": {"x": "../../x"}}'), "'../../x' leads out of the folder"),
+        (containing(INDEX, b'{"weight_map": {"x": "../../x"}}'), "leads out of the folder"),
         (containing(INDEX, b'{"weight_map": {"x": "gone"}}'), "'gone' is missing"),
     ],
     ids=["gated", "private", "no config", "no tensors", "config", "empty", "html", "short",
