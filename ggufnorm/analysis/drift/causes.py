@@ -12,6 +12,7 @@ from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.tolerances import (
     FLOAT32_ROUNDING,
+    NORM_SHARE,
     OPERATION_ERROR,
     OPERATION_PEER_RATIO,
     OPERATION_RUINED,
@@ -57,14 +58,26 @@ def _attention(o: EngineOptions) -> tuple[str, str, str]:
 
 
 def other_keys(
-    operations: Sequence[OperationDrift], norms: Sequence[NormDrift], files: Files, sides: Sides
+    operations: Sequence[OperationDrift],
+    norms: Sequence[NormDrift],
+    files: Files,
+    sides: Sides,
+    noise: float,
 ) -> Culprit | None:
-    """The first operation that is off although what it reads is the same: the keys' doing."""
+    """The first operation that is off although what it reads is the same: the keys' doing.
+
+    Args:
+        operations: in graph order.
+        norms: judged elsewhere.
+        files: whose keys may differ.
+        sides: where attention is computed otherwise, it is not the keys' doing.
+        noise: what quantization does to a typical matrix product; a tenth of it does not count.
+    """
     o = next(
         (
             o
             for o in _unexplained(operations, norms, files)
-            if sides.same_attention or o.role != "attention"
+            if _error(o) > NORM_SHARE * noise and (sides.same_attention or o.role != "attention")
         ),
         None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.diff.metadata import metadata_differences
+from ggufnorm.analysis.diff.order import Coarser, coarser
 from ggufnorm.analysis.drift.weights import type_cost
 from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.metrics import DifferenceSum
@@ -30,8 +31,6 @@ _ELEMENTS = 1 << 20
 """Elements dequantized at a time."""
 _ROWS = 256
 """Rows by which a type's cost is measured."""
-_HALF = 16
-"""Bits of a weight that is not quantized, at least."""
 _WITHOUT_EFFECT = ("context_length", "rope.scaling.finetuned", "vocab_size")
 """Keys that are read, and change no result where the others agree."""
 
@@ -69,8 +68,7 @@ class Files:
         n_matrices: that both files hold in one type, with the same bytes or not.
         lacking: tensors of the reference that the model under test has not, by name.
         added: the other way round.
-        coarser: the two commonest types where the reference is quantized more coarsely than
-            the model under test, and how many tensors are; None where it is not.
+        coarser: set if the reference is quantized more coarsely than the model under test.
     """
 
     keys: tuple[MetadataDifference, ...] = ()
@@ -79,7 +77,7 @@ class Files:
     n_matrices: int = 0
     lacking: frozenset[str] = frozenset()
     added: frozenset[str] = frozenset()
-    coarser: tuple[str, str, int] | None = None
+    coarser: Coarser | None = None
 
 
 def read_files(reference: ModelFile, quant: ModelFile, names: Iterable[str]) -> Files:
@@ -111,28 +109,6 @@ def read_files(reference: ModelFile, quant: ModelFile, names: Iterable[str]) -> 
         added=frozenset(set(quant.tensors) - set(reference.tensors)),
         coarser=coarser(reference, quant),
     )
-
-
-def coarser(reference: ModelFile, quant: ModelFile) -> tuple[str, str, int] | None:
-    """Where the reference spends fewer bits: its commonest type, the other's, how many."""
-    pairs: dict[tuple[str, str], int] = {}
-    bits = [0.0, 0.0]
-    for name, a in reference.tensors.items():
-        b = quant.tensors.get(name)
-        if b is None or a.shape != b.shape or a.ggml_type == b.ggml_type:
-            continue
-        for side, tensor in enumerate((a, b)):
-            bits[side] += a.n_elements * _bits(tensor)
-        if _bits(a) < min(_bits(b), _HALF):
-            pairs[a.dtype, b.dtype] = pairs.get((a.dtype, b.dtype), 0) + 1
-    if not pairs or bits[0] >= bits[1]:
-        return None
-    first, second = max(pairs, key=lambda pair: pairs[pair])
-    return first, second, sum(pairs.values())
-
-
-def _bits(tensor: Tensor) -> float:
-    return 8 * tensor.n_bytes / max(1, tensor.n_elements)
 
 
 def _n_dims(tensor: Tensor) -> int:

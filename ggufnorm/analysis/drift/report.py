@@ -127,15 +127,14 @@ def not_compared(
         pooled: whether an embedding was.
         cut: why the run ended early.
     """
-    found = []
-    nodes = [s for s in skipped if s.what != "logits"]
-    if nodes:
-        found.append(f"{len(nodes)} things were skipped ({nodes[0].what}: {nodes[0].reason})")
+    found = [f"{s.what} ({s.reason})" for s in skipped if s.what != "logits"]
+    if len(found) > 1:
+        found = [f"{found[0]} and {len(found) - 1} more"]
     if logits is None:
-        found.append("predictions were not compared" + (", its embedding was" if pooled else ""))
-    if cut:
-        found.append(f"the run was cut short ({cut})")
-    return f" {n} operations were compared; {'; '.join(found)}." if found else ""
+        found.append("predictions" + (", but the embedding was" if pooled else ""))
+    left = [f"not compared: {'; '.join(found)}"] if found else []
+    left += [f"the run was cut short ({cut})"] if cut else []
+    return f" {n} operations were compared; {'; '.join(left)}." if left else ""
 
 
 def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:

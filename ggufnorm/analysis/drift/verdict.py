@@ -86,7 +86,8 @@ def judge(
             [NO_DRIFT, *_about_order(evidence.files), *_about_files(evidence.files, None)]
         )
     files = evidence.files
-    faults = norm_faults(norms, typical_local_error(operations))
+    noise = typical_local_error(operations)
+    faults = norm_faults(norms, noise)
     groups = damage.lossy_groups(operations, norms)
     samples = damage.sample_groups(groups, evidence.sample_weight)
     edited = _edited(operations, evidence)
@@ -95,7 +96,7 @@ def judge(
         or (edited if _is_widespread(files) else None)
         or worst_fault(faults)
         or wrong_formula(norms)
-        or other_keys(operations, norms, files, evidence.sides)
+        or other_keys(operations, norms, files, evidence.sides, noise)
         or edited
         or damage.other_weights(groups, samples)
         or damage.damaged_weight(groups, evidence.check_weight)
@@ -168,13 +169,7 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
 
 
 def _about_order(files: Files) -> list[str]:
-    if files.coarser is None:
-        return []
-    first, second, n = files.coarser
-    return [
-        f"The reference is quantized more coarsely than the model under test ({first} against"
-        f" {second} in most of {n} tensors): swapped?"
-    ]
+    return [str(files.coarser)] if files.coarser else []
 
 
 def _about_files(files: Files, culprit: Culprit | None) -> list[str]:

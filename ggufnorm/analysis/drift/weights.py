@@ -21,12 +21,25 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.metrics import difference
 from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tolerances import WEIGHT_RATIO
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows, read_tensor
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
+
+_GRIDS = (
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q5_K,
+    GGMLQuantizationType.Q6_K,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q8_0,
+)
+"""Types that published weights are dequantized from, the commonest first."""
+_GRID_ROWS = 64
+"""Rows by which a grid is recognised."""
 
 _SAMPLE = 1 << 20
 """Elements quantized again: rows spread evenly over the tensor."""
@@ -38,7 +51,7 @@ _DEALT = 32
 """Parts of a row whose columns are dealt out: as many as the smallest block has elements."""
 _RUN = 8
 """Rows read at a time where rows are sampled."""
-_ON_GRID = 0.5
+_ON_GRID = 0.3
 """Values that cost a type less than this share of what it costs them dealt out lie on its grid."""
 
 
@@ -134,8 +147,25 @@ def _judged(
     on_grid = fresh < _ON_GRID * cost
     own = max(own, HALF_ULP.get(GGMLQuantizationType(types[0]).name, 0.0))
     floor = own**2 + (cost**2 if on_grid else 0.0)
+    expected = float(np.sqrt(fresh**2 + floor))
+    plain = not _is_quantized(types[0])
+    if plain and (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected and (grid := _grid(some)):
+        on_grid, floor = True, floor + grid**2
+        expected = float(np.sqrt(fresh**2 + floor))
     worst = _worst_block(values[chosen], observed[chosen], again, floor)
-    return WeightError(found.rel_l2, float(np.sqrt(fresh**2 + floor)), worst, on_grid and not _is_quantized(types[0]))
+    return WeightError(found.rel_l2, expected, worst, on_grid and plain)
+
+
+def _grid(values: Array) -> float:
+    """What the type whose grid the values lie on cost; 0 if they lie on none."""
+    some = values[:: max(1, len(values) // _GRID_ROWS)]
+    n = some.shape[-1]
+    for kind in _GRIDS:
+        if n % GGML_QUANT_SIZES[kind][0] == 0 and n % _DEALT == 0:
+            cost = type_cost(some, kind)
+            if (difference(some, _requantized(some, kind)).rel_l2 or 0.0) < _ON_GRID * cost:
+                return cost
+    return 0.0
 
 
 def _rows(values: Array) -> Array:
