@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ggufnorm
+from ggufnorm.analysis.drift.edits import describe
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.runs.options import SideOptions
@@ -263,3 +264,36 @@ def test_what_was_not_compared_is_the_last_sentence(folder: Path) -> None:
         r" \d+ operations were compared; not compared: (.*; )?predictions, but the embedding was.$",
         report.verdict,
     )
+
+
+# -- one matrix, and the two files alone -------------------------------------------------------
+
+
+def test_what_was_done_to_a_matrix_is_told_from_its_values() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((64, 64)).astype(np.float32)
+    update = np.outer(rng.standard_normal(64), rng.standard_normal(64)).astype(np.float32)
+    assert describe(w, w + 0.1 * update) == "by a rank-1 update"
+    assert describe(w, np.ascontiguousarray(w.T)) == "transposed"
+    assert describe(w, w * np.float32(1.5)) == "scaled by 1.5"
+    assert describe(w, w[::-1].copy()) == "the same values in another order"
+    assert describe(w, w + 0.1 * rng.standard_normal(w.shape).astype(np.float32)) is None
+    assert describe(w, np.full_like(w, np.nan)) is None
+
+
+def test_diff_asks_whether_the_files_were_exchanged(folder: Path) -> None:
+    ref = model(folder, "llama")
+    target = quantized(ref, folder)
+    exchanged = ggufnorm.diff(target, ref).verdict
+    assert exchanged.startswith("The reference is quantized more coarsely than the model under")
+    assert "damaged" not in exchanged
+    assert "swapped" not in ggufnorm.diff(ref, target).verdict
+
+
+def test_diff_counts_weights_of_one_type_with_other_values(folder: Path) -> None:
+    ref = model(folder, "llama")
+    names = halves(ref)
+    other = models.rewritten(ref, folder / "tuned.gguf", tensors=dict.fromkeys(names, low_rank))
+    verdict = ggufnorm.diff(ref, other).verdict
+    assert "21 of 23 tensors that both files hold in the same type have other values" in verdict
+    assert "from layer 0 on: not two versions of the same weights" in verdict
