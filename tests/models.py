@@ -503,6 +503,42 @@ def edited(
     return target
 
 
+def rewritten(
+    source: Path,
+    target: Path,
+    keys: Mapping[str, float | int | None] | None = None,
+    tensors: Mapping[str, Callable[[np.ndarray], np.ndarray] | np.ndarray | None] | None = None,
+) -> Path:
+    """A copy with keys set or, for None, left out, and tensors changed, added or left out."""
+    keys, tensors = keys or {}, tensors or {}
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, architecture)
+    for key, value in keys.items():
+        if isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif value is not None:
+            writer.add_float32(key, value)
+    for name, field in reader.fields.items():
+        if name in keys or name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        kind = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(name, field.contents(), field.types[0], kind)
+    for t in reader.tensors:
+        change = tensors.get(t.name, lambda w: w)
+        if callable(change):
+            data = change(np.array(t.data))
+            writer.add_tensor(t.name, data, raw_dtype=t.tensor_type)
+    for name, values in tensors.items():
+        if isinstance(values, np.ndarray):
+            writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 def noise(level: float, seed: int = 0) -> Callable[[np.ndarray], np.ndarray]:
     """Adds Gaussian noise of ``level`` times the RMS of a floating tensor."""
 

@@ -316,6 +316,18 @@ def test_an_importance_matrix_is_not_taken_for_damage(arch: str, file_type: str)
     target = FOLDER / "weighted.gguf"
     in_process.quantize_by_importance(wide(arch), target, file_type, importance)
     assert run(wide(arch), target).culprit is None
+    assert run(target, wide(arch)).culprit is None
+
+
+@pytest.mark.parametrize("file_type", SOUND_TYPES)
+@pytest.mark.parametrize("arch", BUILD)
+def test_exchanged_arguments_accuse_nothing(arch: str, file_type: str) -> None:
+    target = FOLDER / "exchanged.gguf"
+    with in_process.engine():
+        quantize(wide(arch), target, file_type, n_threads=1)
+    report = run(target, wide(arch))
+    assert report.culprit is None, report.verdict
+    assert ("swapped?" in report.verdict) == (file_type not in ("BF16", "F16"))
 
 
 # -- the document ------------------------------------------------------------------------

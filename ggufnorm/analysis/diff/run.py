@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ggufnorm.analysis.diff.metadata import metadata_differences
+from ggufnorm.analysis.diff.order import coarser
 from ggufnorm.analysis.diff.summary import by_layer, by_role, by_types, worst_first
 from ggufnorm.analysis.diff.tensors import compare_norm, compare_tensor
 from ggufnorm.analysis.diff.verdict import Findings, judge
@@ -91,6 +92,7 @@ def diff(
             non_finite=tuple(compared.non_finite),
             unmatched=_unmatched(first, second),
             skipped=tuple(compared.skipped),
+            coarser=coarser(first, second),
         )
         judgement = judge(findings)
         return DiffReport(

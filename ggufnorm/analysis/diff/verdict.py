@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ggufnorm.analysis.diff.order import Coarser
 from ggufnorm.analysis.diff.summary import error, types
 from ggufnorm.core.diff import (
     MetadataDifference,
@@ -23,9 +24,12 @@ from ggufnorm.core.diff import (
 )
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.tolerances import NOT_QUANTIZATION, TENSOR_PEER_RATIO
+from ggufnorm.formats.naming import layer_of
 
 _FEWEST_PEERS = 2
 _MOST_NAMED = 3
+_PLAIN = ("F64", "F32", "F16", "BF16")
+"""Types that are not quantized."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Findings:
     non_finite: tuple[NonFinite, ...]
     unmatched: tuple[Unmatched, ...]
     skipped: tuple[Skipped, ...]
+    coarser: Coarser | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,11 @@ def judge(findings: Findings) -> Judgement:
             *_about_non_finite(f.non_finite),
             _about_norms(f.norms),
             _about_tensors(f.tensors),
+            *_about_same_types(f.tensors),
             *_about_outliers(f.tensors),
         ]
+    if f.coarser:
+        sentences.insert(0, str(f.coarser))
     sentences += _about_metadata(f.metadata)
     if not complete:
         n = len(f.unmatched) + len(f.skipped)
@@ -173,6 +181,21 @@ def _about_tensors(tensors: Sequence[TensorDifference]) -> str:
         f"{len(changed)} of {_tensors(len(tensors))} beside them differ, the most"
         f" {worst.tensor} ({types(worst)}) {size}."
     )
+
+
+def _about_same_types(tensors: Sequence[TensorDifference]) -> list[str]:
+    """Values that no quantization changed: both files hold them in one type that loses nothing."""
+    same = [t for t in tensors if t.dtype_a == t.dtype_b and t.dtype_a in _PLAIN]
+    changed = [t for t in same if not t.identical]
+    if len(changed) < 2:
+        return []
+    layers = [layer for t in changed if (layer := layer_of(t.tensor)) is not None]
+    start = f", from layer {min(layers)} on" if layers else ""
+    return [
+        f"{len(changed)} of {_tensors(len(same))} that both files hold in the same type have other"
+        f" values{start}: not two versions of the same weights (edited, another fine-tune, or an"
+        " adapter that was not merged)."
+    ]
 
 
 def _about_outliers(tensors: Sequence[TensorDifference]) -> list[str]:

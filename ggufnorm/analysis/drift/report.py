@@ -87,6 +87,8 @@ def drift_report(
     measured, *floor = (total.result() if has_logits else None for total in logits.totals)
     culprit, verdict = judge(norms, operations, measured)
     pooled = sums.hooks.get(POOLED)
+    left_out = _skipped(session, sums, skipped)
+    unseen = not_compared(len(operations), left_out, measured, POOLED in sums.hooks, loop.cut)
     return DriftReport(
         reference=models[REFERENCE],
         quant=models[FREE],
@@ -102,11 +104,37 @@ def drift_report(
             lambda token: ref.piece(int(text.tokens[token])),
         ),
         culprit=culprit,
-        verdict=verdict,
-        skipped=_skipped(session, sums, skipped),
+        verdict=f"{verdict}{unseen}",
+        skipped=left_out,
         run=_run_facts(ref, quant, text, loop),
         cost=RunCost(loop.seconds, loop.speed, peak_memory()),
     )
+
+
+def not_compared(
+    n: int,
+    skipped: Sequence[Skipped],
+    logits: LogitStatistics | None,
+    pooled: bool,
+    cut: str | None,
+) -> str:
+    """The verdict's last sentence where something was not compared; else nothing.
+
+    Args:
+        n: operations that were compared.
+        skipped: what was not.
+        logits: None where predictions were not compared.
+        pooled: whether an embedding was.
+        cut: why the run ended early.
+    """
+    found = [f"{s.what} ({s.reason})" for s in skipped if s.what != "logits"]
+    if len(found) > 1:
+        found = [f"{found[0]} and {len(found) - 1} more"]
+    if logits is None:
+        found.append("predictions" + (", but the embedding was" if pooled else ""))
+    left = [f"not compared: {'; '.join(found)}"] if found else []
+    left += [f"the run was cut short ({cut})"] if cut else []
+    return f" {n} operations were compared; {'; '.join(left)}." if left else ""
 
 
 def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:

@@ -77,8 +77,6 @@ def drift(
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
-        if resume is not None:
-            refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
         if check_memory:
             require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
     from ggufnorm.analysis.drift.task import DriftJob, run_drift

@@ -4,6 +4,11 @@ The yardstick needs no table of typical errors: the reference's own weight is qu
 again to the same type by ggml, and the error of that is compared with the error that the
 file shows. A sound file lies within a fifth of it, a single block within two thirds (an
 importance matrix moves a weight's plain error up a little); damage does not.
+
+A reference that was quantized itself is as far from the weights that both files come from
+as its own type costs, and values that lie on a type's grid cost that type nothing. So what
+a type costs is also measured with the columns dealt out over the blocks
+(:func:`type_cost`): each block then holds values of other blocks, on no common grid.
 """
 
 from __future__ import annotations
@@ -11,15 +16,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.core.metrics import difference
+from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tolerances import WEIGHT_RATIO
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
-from ggufnorm.formats.dequantize import dequantize_rows, read_tensor
+from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows, read_tensor
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
+
+_GRIDS = (
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q5_K,
+    GGMLQuantizationType.Q6_K,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q8_0,
+)
+"""Types that published weights are dequantized from, the commonest first."""
+_GRID_ROWS = 64
+"""Rows by which a grid is recognised."""
 
 _SAMPLE = 1 << 20
 """Elements quantized again: rows spread evenly over the tensor."""
@@ -27,6 +47,12 @@ _WORST_ROWS = 16
 """Rows quantized again besides: those with the relatively worst blocks."""
 _BLOCK = 256
 """Elements of a block: ggml's QK_K."""
+_DEALT = 32
+"""Parts of a row whose columns are dealt out: as many as the smallest block has elements."""
+_RUN = 8
+"""Rows read at a time where rows are sampled."""
+_ON_GRID = 0.3
+"""Values that cost a type less than this share of what it costs them dealt out lie on its grid."""
 
 
 @dataclass(frozen=True)
@@ -35,35 +61,111 @@ class WeightError:
 
     Attributes:
         actual: of the file under test; None if it holds NaN or infinity.
-        expected: of a fresh quantization of the reference to the same type.
-        worst_block: the largest error of a block, in multiples of its error when quantized
-            afresh; 0 where nothing is lost.
+        expected: what both files' types cost: a fresh quantization of the reference to the
+            type of the model under test, and the reference's own type.
+        worst_block: the largest error of a block, in multiples of what it is expected to
+            be; 0 where nothing is lost.
+        on_grid: whether the reference's values lie on the grid of a type, though it is
+            not quantized: it was, and was dequantized.
     """
 
     actual: float | None
     expected: float
     worst_block: float
+    on_grid: bool = False
 
 
 def weight_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightError | None:
     """Measure one tensor; None where the files have it in different shapes or types unread."""
-    ref, under_test = reference.tensors.get(name), quant.tensors.get(name)
-    if ref is None or under_test is None or ref.shape != under_test.shape:
+    if not _comparable(reference, quant, name):
         return None
     try:
         values, observed = (_rows(read_tensor(file, name)) for file in (reference, quant))
-        found = difference(values, observed)
-        if found.non_finite_rows:
-            return WeightError(None, 0.0, 0.0)
         sample = np.arange(0, len(values), max(1, values.size // _SAMPLE))
-        chosen = np.union1d(sample, _worst_rows(values, observed))
-        again = _requantized(values[chosen], under_test.ggml_type)
+        return _judged(values, observed, sample, _types(reference, quant, name))
     except (InputError, NotImplementedError):  # a type that ggml alone reads, and not here
         return None
-    at = np.searchsorted(chosen, sample)
-    expected = difference(values[sample], again[at]).rel_l2 or 0.0
-    worst = _worst_block(values[chosen], observed[chosen], again)
-    return WeightError(found.rel_l2, expected, worst)
+
+
+def sampled_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightError | None:
+    """Measure rows spread evenly over a tensor, :data:`_SAMPLE` values; else the same."""
+    if not _comparable(reference, quant, name):
+        return None
+    rows, width = n_rows(reference, name), reference.tensors[name].shape[0]
+    step = max(1, rows * width // _SAMPLE) * _RUN
+    try:
+        values, observed = (
+            np.concatenate(
+                [read_rows(file, name, i, min(i + _RUN, rows)) for i in range(0, rows, step)]
+            )
+            for file in (reference, quant)
+        )
+        return _judged(values, observed, np.arange(len(values)), _types(reference, quant, name))
+    except (InputError, NotImplementedError):
+        return None
+
+
+def _is_quantized(ggml_type: int) -> bool:
+    return bool(GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][0] > 1)
+
+
+def type_cost(values: Array, ggml_type: int) -> float:
+    """Relative L2 error that a type costs values like these, on its grid already or not."""
+    n = values.shape[-1]
+    if not _is_quantized(ggml_type) or n % _DEALT or not values.size:
+        return 0.0
+    dealt = values[:, np.arange(n).reshape(_DEALT, -1).T.ravel()]
+    return difference(dealt, _requantized(dealt, ggml_type)).rel_l2 or 0.0
+
+
+def _comparable(reference: ModelFile, quant: ModelFile, name: str) -> bool:
+    ref, under_test = reference.tensors.get(name), quant.tensors.get(name)
+    return (
+        ref is not None
+        and under_test is not None
+        and ref.shape == under_test.shape
+        and ref.n_elements > 0
+    )
+
+
+def _types(reference: ModelFile, quant: ModelFile, name: str) -> tuple[int, int]:
+    return reference.tensors[name].ggml_type, quant.tensors[name].ggml_type
+
+
+def _judged(
+    values: Array, observed: Array, sample: NDArray[np.intp], types: tuple[int, int]
+) -> WeightError:
+    found = difference(values, observed)
+    if found.non_finite_rows:
+        return WeightError(None, 0.0, 0.0)
+    chosen = np.union1d(sample, _worst_rows(values, observed))
+    again = _requantized(values[chosen], types[1])
+    some = values[sample]
+    fresh = difference(some, again[np.searchsorted(chosen, sample)]).rel_l2 or 0.0
+    # What a grid hides: the reference's own loss, and the type's on values that it made.
+    own, cost = (type_cost(some, ggml_type) for ggml_type in types)
+    on_grid = fresh < _ON_GRID * cost
+    own = max(own, HALF_ULP.get(GGMLQuantizationType(types[0]).name, 0.0))
+    floor = own**2 + (cost**2 if on_grid else 0.0)
+    expected = float(np.sqrt(fresh**2 + floor))
+    plain = not _is_quantized(types[0])
+    if plain and (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected and (grid := _grid(some)):
+        on_grid, floor = True, floor + grid**2
+        expected = float(np.sqrt(fresh**2 + floor))
+    worst = _worst_block(values[chosen], observed[chosen], again, floor)
+    return WeightError(found.rel_l2, expected, worst, on_grid and plain)
+
+
+def _grid(values: Array) -> float:
+    """What the type whose grid the values lie on cost; 0 if they lie on none."""
+    some = values[:: max(1, len(values) // _GRID_ROWS)]
+    n = some.shape[-1]
+    for kind in _GRIDS:
+        if n % GGML_QUANT_SIZES[kind][0] == 0 and n % _DEALT == 0:
+            cost = type_cost(some, kind)
+            if (difference(some, _requantized(some, kind)).rel_l2 or 0.0) < _ON_GRID * cost:
+                return cost
+    return 0.0
 
 
 def _rows(values: Array) -> Array:
@@ -87,8 +189,9 @@ def _worst_rows(values: Array, observed: Array) -> NDArray[np.intp]:
     return np.argsort(-share.max(axis=1), kind="stable")[:_WORST_ROWS]
 
 
-def _worst_block(values: Array, observed: Array, again: Array) -> float:
-    actual, expected = _energies(observed - values), _energies(again - values)
+def _worst_block(values: Array, observed: Array, again: Array, hidden: float) -> float:
+    actual = _energies(observed - values)
+    expected = _energies(again - values) + np.float32(hidden) * _energies(values)
     # A block that its type happens to hit exactly has no error to be a multiple of.
     floor = 0.01 * float(expected.mean())
     if floor == 0.0:

@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
+from ggufnorm.analysis.drift.cumulative import judge_cumulative
 from ggufnorm.analysis.drift.report import Text, drift_report
-from ggufnorm.analysis.drift.verdict import judge_cumulative
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.tolerances import FLOAT32_ROUNDING, HALF_ROUNDING
