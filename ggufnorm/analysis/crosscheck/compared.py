@@ -10,11 +10,21 @@ from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.align_cls import align_class_token
 from ggufnorm.analysis.crosscheck.diagnose import Diagnoser
+from ggufnorm.analysis.crosscheck.examined import examine
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.operations import match_operations
+from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
-from ggufnorm.analysis.crosscheck.verdict import LOGITS, first_wrong, verdict, with_operation
+from ggufnorm.analysis.crosscheck.verdict import (
+    LOGITS,
+    RESULTS,
+    first_wrong,
+    verdict,
+    with_operation,
+    wrong_output,
+)
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -22,7 +32,6 @@ from ggufnorm.core.frameworks import (
     OperationMatch,
     RunSide,
     SiteComparison,
-    TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
@@ -60,7 +69,8 @@ def compare_runs(
     location: str,
     *,
     tokens: Tokens | None = None,
-    tokenizer: TokenizerFinding | None = None,
+    token_ids: TokenIds | None = None,
+    output: OutputComparison | None = None,
     pixels: tuple[FeedFinding, ...] = (),
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
@@ -73,7 +83,8 @@ def compare_runs(
         engine: another run on the same tokens or pixels.
         location: of the engine's model.
         tokens: that both ran; None for a picture.
-        tokenizer: how the tokenizers disagree.
+        token_ids: what the two tokenizers make of texts; None where the engine has none.
+        output: the engine's embedding or score beside the source's; None without.
         pixels: what the engine does to a picture otherwise than the source.
         skipped: what was not compared, and why.
         halved: how far half precision moves the input of each of the source's norms, relative
@@ -108,10 +119,13 @@ def compare_runs(
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
-    off = _logits_off(source, engine, diagnoser.explained(sites))
+    explained = diagnoser.explained(sites)
+    off = _logits_off(source, engine, explained)
     wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    if wrong is None:
+        wrong = wrong_output(output, explained)
     operations: tuple[OperationMatch, ...] = ()
-    if wrong is not None and wrong.where == "before":
+    if wrong is not None and wrong.where == "before" and wrong.key not in RESULTS[1:]:
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
@@ -121,20 +135,25 @@ def compare_runs(
         except NotFollowedError as error:
             why_not = (*why_not, Skipped("operations", str(error)))
     wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+    result = _result(source, engine)
+    examined = examine(len(sites), logits, result, token_ids, output, of_text=tokens is not None)
+    said = verdict(sites, wrong, engine.rounding, examined)
     return EngineComparison(
         engine=side(engine),
         sites=sites,
         unmatched_source=joined.unmatched_source,
         unmatched_engine=joined.unmatched_engine,
         logits=logits,
-        tokenizer=tokenizer,
+        tokenizer=None if token_ids is None else token_ids.finding,
         first_wrong=wrong,
-        verdict=f"{verdict(sites, wrong, engine.rounding)} {folds_sentence(folds, wrong)}".strip(),
+        verdict=" ".join(filter(None, (said, folds_sentence(folds, wrong), examined.sentence))),
         skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
         operations=operations,
         folds=folds.found,
-        result=_result(source, engine),
+        result=result,
         pixels=pixels,
+        compared=examined.compared,
+        not_compared=examined.not_compared,
     )
 
 

@@ -21,6 +21,8 @@ from ggufnorm.core.tolerances import SAME_FACTOR
 
 _LARGEST = 1e30
 """Factors above come of masks, which hold the lowest number there is."""
+_SMALLEST = 1e-6
+"""Factors below come of results that are all zero, or nearly: those explain nothing."""
 _MOST_USES = 3
 _FACTORS = ("scal", "multiplier", "factor", "cap")
 """What the names of factors in a configuration hold."""
@@ -223,7 +225,7 @@ class Hypotheses:
             if theirs.value is None or i in inputs:
                 continue
             size = l2_norm(theirs.value) / l2_norm(y)
-            if size > _LARGEST:
+            if not _SMALLEST <= size <= _LARGEST:
                 continue
             for factor in (size, -size):
                 usual = abs(factor - 1) <= SAME_FACTOR

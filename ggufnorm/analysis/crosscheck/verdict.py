@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ggufnorm.analysis.crosscheck.examined import Examined
+from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, SCORE, STATES, OutputComparison
 from ggufnorm.core.frameworks import Cause, FirstWrong, SiteComparison, WrongOperation
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 
 LOGITS = "logits"
 """In the place of a site's key, where the norms are right and the predictions are not."""
+
+RESULTS = (LOGITS, EMBEDDING, STATES, SCORE)
+"""Likewise: what comes out behind the last norm."""
 
 
 def first_wrong(
@@ -49,14 +54,48 @@ def first_wrong(
     return FirstWrong(LOGITS, None, "before", after, reason, ())
 
 
+def wrong_output(output: OutputComparison | None, explained: float) -> FirstWrong | None:
+    """An embedding or a score that is not the source's, where all before it is right.
+
+    Args:
+        output: None without one.
+        explained: largest relative L2 distance that rounding explains.
+    """
+    if output is None or output.skipped is not None:
+        return None
+    off = output.off
+    if not output.is_wrong and off is not None and off <= explained:
+        return None
+    unknown = off is None and output.is_wrong
+    reason = output.reason if unknown or output.what == SCORE else f"it is off by {_number(off)}"
+    if not unknown and output.what != SCORE and output.reason:
+        reason += f": {output.reason}"
+    return FirstWrong(output.what, None, "before", None, reason, ())
+
+
 def _why(causes: Sequence[Cause]) -> str:
     """The causes that show, or else all."""
     most = max((c.size for c in causes), default=0.0)
     return "; ".join(c.message for c in causes if c.size >= 0.01 * most)
 
 
-def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float) -> str:
+def verdict(
+    sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float, examined: Examined
+) -> str:
     """All of it in a sentence or two; empty without sites, if nothing is wrong."""
+    said = _of_network(sites, wrong, rounding, bool(examined.not_compared))
+    part = examined.token_ids
+    if part is None:
+        return said
+    ids = f"Token ids are not the source's: {part.message}."
+    if wrong is not None:
+        return f"{said} {ids}"
+    return f"{ids} With the same ids: {said}" if said else ids
+
+
+def _of_network(
+    sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float, in_part: bool
+) -> str:
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
         where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
@@ -81,7 +120,8 @@ def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding:
     ):
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
-    return f"No mistake: differences grow gradually from {start}; the largest is {size}.{beside}"
+    none = "No mistake in what was compared" if in_part else "No mistake"
+    return f"{none}: differences grow gradually from {start}; the largest is {size}.{beside}"
 
 
 def with_operation(wrong: FirstWrong, operation: WrongOperation | None, engine: str) -> FirstWrong:
