@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.align_cls import align_class_token
-from ggufnorm.analysis.crosscheck.diagnose import Diagnoser
+from ggufnorm.analysis.crosscheck.diagnose import Diagnoser, with_cost
 from ggufnorm.analysis.crosscheck.examined import examine
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
@@ -39,7 +39,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
-from ggufnorm.core.tolerances import SAME_OPERATION
+from ggufnorm.core.tolerances import SAME_OPERATION, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -75,6 +75,7 @@ def compare_runs(
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,
+    cost: Callable[[], Mapping[str, float]] | None = None,
 ) -> EngineComparison:
     """One engine against the source.
 
@@ -91,6 +92,9 @@ def compare_runs(
             L2 by its name; None if that was not measured.
         follow: gives all that both compute before something wrong; None where that is not
             possible.
+        cost: measures how far the types of the engine's matrices move the source itself: the
+            input of each of its norms and the logits, relative L2 by name; None where that is
+            not possible.
 
     Raises:
         InputError: they have no norm in common.
@@ -122,6 +126,15 @@ def compare_runs(
     explained = diagnoser.explained(sites)
     off = _logits_off(source, engine, explained)
     wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    costs: Mapping[str, float] = {}
+    if cost is not None and _needs_cost(engine.rounding, wrong):
+        measured = cost()
+        costs = {p.key: c for p in joined.pairs if (c := measured.get(p.source.name)) is not None}
+        diagnoser = with_cost(diagnoser, costs)
+        sites = diagnoser.sites(joined.pairs)
+        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
+        off = _logits_off(source, engine, explained)
+        wrong = first_wrong(sites, _short(engine), off, costs)
     if wrong is None:
         wrong = wrong_output(output, explained)
     operations: tuple[OperationMatch, ...] = ()
@@ -137,7 +150,7 @@ def compare_runs(
     wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
     result = _result(source, engine)
     examined = examine(len(sites), logits, result, token_ids, output, of_text=tokens is not None)
-    said = verdict(sites, wrong, engine.rounding, examined)
+    said = verdict(sites, wrong, engine.rounding, examined, costs)
     return EngineComparison(
         engine=side(engine),
         sites=sites,
@@ -155,6 +168,12 @@ def compare_runs(
         compared=examined.compared,
         not_compared=examined.not_compared,
     )
+
+
+def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
+    """Whether to measure: quantized matrices hide mistakes, and half precision looks like one."""
+    quantized = rounding > HALF_ULP["BF16"]
+    return quantized if wrong is None else wrong.where == "before"
 
 
 def _follow(

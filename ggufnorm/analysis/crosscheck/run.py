@@ -112,6 +112,7 @@ def compare_frameworks(
                 token_ids=run.token_ids(source, engine),
                 output=run.output(source, engine),
                 follow=run.follow(source, engine),
+                cost=run.cost(source, engine),
             )
             for engine in engines
         ),

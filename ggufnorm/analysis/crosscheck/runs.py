@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.engines.tokenizer import needs as tokenizer_needs
 from ggufnorm.errors import EngineMissingError, MemoryLimitError
 from ggufnorm.formats.forms import parse
-from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 
 if TYPE_CHECKING:
     from ggufnorm.analysis.crosscheck.outputs import OutputComparison
@@ -103,6 +103,25 @@ class Runs:
 
         self.outputs[location] = source_output(model, self.tokens)
         return run
+
+    def cost(self, source: str, engine: str) -> Callable[[], Mapping[str, float]] | None:
+        """How to measure what the types of the engine's file do to the source itself.
+
+        None where that is not possible: only a checkpoint is rounded as a GGUF file is.
+        """
+        if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
+            return None
+
+        def measure() -> Mapping[str, float]:
+            from ggufnorm.engines.hf.stored import cost_of_types
+
+            assert self.tokens is not None
+            self.on_progress(Progress(f"measuring what the types of {engine} cost"))
+            model = self._checkpoint(source)
+            with open_model(local_path(engine)) as file:
+                return cost_of_types(model, file, self.tokens, self.found[source])
+
+        return measure
 
     def token_ids(self, source: str, engine: str) -> TokenIds | None:
         """The source's tokenizer beside the engine's; None where no GGUF file is the engine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.examined import Examined
@@ -18,7 +18,10 @@ RESULTS = (LOGITS, EMBEDDING, STATES, SCORE)
 
 
 def first_wrong(
-    sites: Sequence[SiteComparison], engine: str, logits_off: float | None = None
+    sites: Sequence[SiteComparison],
+    engine: str,
+    logits_off: float | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> FirstWrong | None:
     """The first site that is wrong by itself, or that something wrong arrives at.
 
@@ -26,6 +29,8 @@ def first_wrong(
         sites: in the engine's order.
         engine: what the engine is called.
         logits_off: relative L2 distance of the logits where rounding does not explain it.
+        costs: what the types of the engine's matrices do to the input of each norm in the
+            source itself; None where it was not measured.
     """
     for i, site in enumerate(sites):
         if site.status not in ("mistake", "before"):
@@ -42,9 +47,11 @@ def first_wrong(
                 site.key, site.layer, "norm", after, reason, tuple(c.kind for c in real)
             )
         where = f"after {after}" if after else "before the first norm"
+        cost = (costs or {}).get(site.key)
+        beside = "" if cost is None else f", where the file's types cost {_number(cost)}"
         reason = (
-            f"what reaches it is off by {_number(site.input.rel_l2)}, and the norm itself is right:"
-            f" {engine} does something else {where}"
+            f"what reaches it is off by {_number(site.input.rel_l2)}{beside}, and the norm itself"
+            f" is right: {engine} does something else {where}"
         )
         return FirstWrong(site.key, site.layer, "before", after, reason, ())
     if logits_off is None:
@@ -80,10 +87,20 @@ def _why(causes: Sequence[Cause]) -> str:
 
 
 def verdict(
-    sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float, examined: Examined
+    sites: Sequence[SiteComparison],
+    wrong: FirstWrong | None,
+    rounding: float,
+    examined: Examined,
+    costs: Mapping[str, float] | None = None,
 ) -> str:
     """All of it in a sentence or two; empty without sites, if nothing is wrong."""
     said = _of_network(sites, wrong, rounding, bool(examined.not_compared))
+    if wrong is None and costs:
+        said += (
+            " Stored in the types of the file, the source's own matrices move these norms by up to"
+            f" {_number(max(costs.values()))}: a mistake smaller than that is not"
+            " distinguishable here (compare a file in F32)."
+        )
     part = examined.token_ids
     if part is None:
         return said
