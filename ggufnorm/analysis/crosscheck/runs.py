@@ -113,13 +113,14 @@ class Runs:
             return None
 
         def measure() -> Mapping[str, float]:
+            from ggufnorm.analysis.crosscheck.llama import type_rounding
             from ggufnorm.engines.hf.stored import cost_of_types
 
             assert self.tokens is not None
             self.on_progress(Progress(f"measuring what the types of {engine} cost"))
             model = self._checkpoint(source)
             with open_model(local_path(engine)) as file:
-                return cost_of_types(model, file, self.tokens, self.found[source])
+                return cost_of_types(model, file, self.tokens, self.found[source], type_rounding)
 
         return measure
 

@@ -112,8 +112,13 @@ def compare_token_ids(
         return TokenIds(None, len(texts), None)
     wrong = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
     every = list(texts.values())
-    parts = ([part[i] for i in wrong] for part in (every, theirs, ours))
-    keys, left = _search(path, tokenizer.special_ids, *parts)
+    keys, left = _search(
+        path,
+        tokenizer.special_ids,
+        [every[i] for i in wrong],
+        [theirs[i] for i in wrong],
+        [ours[i] for i in wrong],
+    )
     finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left)
     return TokenIds(finding, len(texts), None)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines.hf.model import HFModel, Tokens
 from ggufnorm.formats.conversion import tensor_of
-from ggufnorm.formats.ggml import converter, quantizer
+from ggufnorm.formats.ggml import converter, quantizer, type_number
 from ggufnorm.formats.model_file import ModelFile
 
 _BLOCK = 32
@@ -25,7 +24,11 @@ LOGITS = "logits"
 
 
 def cost_of_types(
-    model: HFModel, file: ModelFile, tokens: Tokens, plain: ObservedRun
+    model: HFModel,
+    file: ModelFile,
+    tokens: Tokens,
+    plain: ObservedRun,
+    rounding_of: Callable[[str], float],
 ) -> dict[str, float]:
     """How far the types of a file's matrices move the source itself.
 
@@ -39,12 +42,13 @@ def cost_of_types(
         file: whose types are taken.
         tokens: ids.
         plain: the source's run with its own matrices.
+        rounding_of: relative rounding of a type.
 
     Returns:
         Relative L2 distance of each norm's input by the norm's name, and of the logits.
     """
     matrices = {n: t for n, t in file.tensors.items() if len(t.shape) > 1 and min(t.shape[:2]) > 1}
-    coarsest = min((t.dtype for t in matrices.values()), key=_bits, default="F32")
+    coarsest = max((t.dtype for t in matrices.values()), key=rounding_of, default="F32")
     with torch.no_grad():
         for name, parameter in model.model.named_parameters():
             if parameter.dim() < 2:
@@ -95,14 +99,6 @@ def _rounded_input(x: torch.Tensor, dtype: str) -> torch.Tensor:
     return ((blocks / step).round() * step).flatten(-2)
 
 
-def _bits(dtype: str) -> float:
-    try:
-        block, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
-    except KeyError:
-        return 32.0
-    return 8 * n_bytes / block
-
-
 def _rounded(values: torch.Tensor, dtype: str, columns: int) -> torch.Tensor:
     """Values as a type stores them; as they are where it does not hold such rows."""
     if dtype == "F16":
@@ -114,7 +110,7 @@ def _rounded(values: torch.Tensor, dtype: str, columns: int) -> torch.Tensor:
     rows = (values.T if turned else values).detach().float().contiguous().numpy()
     flat = rows.reshape(-1, rows.shape[-1])
     try:
-        number = int(GGMLQuantizationType[dtype])
+        number = type_number(dtype)
         quantize, restore = quantizer(number), converter(number)
         if quantize is None or restore is None:
             return values
