@@ -53,6 +53,7 @@ def changes(
     if operation.op == "ROPE" and len(inputs) == 1:
         yield from _ropes(operation, inputs[0], numbers)
     elif operation.op == "SOFT_MAX" and inputs:
+        yield from _gates(operation, inputs[0])
         yield from _soft_maxes(operation, inputs[0], numbers)
     elif operation.op in ("UNARY", "GLU"):
         yield from _activations(operation, inputs)
@@ -128,10 +129,22 @@ def _softmax(x: Array, seen: NDArray[np.bool_], scale: float) -> Array:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
 
 
+def _gates(operation: Operation, x: Array) -> Iterator[Change]:
+    """Of a router, the other gating function (``build_moe_ffn`` in ``src/llama-graph.cpp``)."""
+    if "moe" in operation.name:
+        gates = 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
+        other = "a sigmoid (expert_gating_func 2)"
+        yield Change("routes by a softmax", other, np.asarray(gates, np.float32))
+
+
 # -- activations -----------------------------------------------------------------------------
 
 
 def _activations(operation: Operation, inputs: Sequence[Array]) -> Iterator[Change]:
+    if "moe_probs" in operation.name and inputs:
+        whole = np.ones(inputs[0].shape, bool)
+        other = "a softmax (expert_gating_func 1)"
+        yield Change("routes by a sigmoid", other, _softmax(inputs[0], whole, 1.0))
     parts = [v.astype(np.float64) for v in inputs]
     if operation.op == "GLU" and len(parts) == 1:
         half = parts[0].shape[-1] // 2

@@ -271,12 +271,23 @@ class TokenizerFinding:
         source: the source's ids from there on, some of them.
         engine: the engine's ids from there on, some of them.
         message: the same in a sentence.
+        probe: what the text tries, in words.
+        text: the text around the first other id.
+        differing: how many of the texts have other ids.
+        keys: settings with which the engine has the source's ids, as ``KEY=TYPE:VALUE`` for
+            llama.cpp's ``--override-kv``; empty where none was found.
+        remaining: how many texts have other ids with those settings.
     """
 
     first: int
     source: tuple[int, ...]
     engine: tuple[int, ...]
     message: str
+    probe: str = ""
+    text: str = ""
+    differing: int = 1
+    keys: tuple[str, ...] = ()
+    remaining: int = 0
 
 
 @dataclass(frozen=True)
@@ -300,6 +311,8 @@ class EngineComparison:
             it, or its shape differs.
         pixels: what mtmd does otherwise than the checkpoint's image processor, the most
             severe first; empty for a language model, and where there is no processor.
+        compared: what was compared, in words: norms, logits, the pooled embedding, token ids.
+        not_compared: results that users get and that were not compared, and why.
     """
 
     engine: RunSide
@@ -315,6 +328,8 @@ class EngineComparison:
     folds: tuple[FoldedNorm, ...] = ()
     result: Difference | None = None
     pixels: tuple[FeedFinding, ...] = ()
+    compared: tuple[str, ...] = ()
+    not_compared: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,27 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class SourceOutput:
+    """What a checkpoint gives for a text, besides predictions.
+
+    Attributes:
+        states: of the last layer, ``(tokens, channels)``; None where it shows none.
+        pooling: how it makes one embedding of them, ``mean`` …; None if it does not say.
+        modules: what runs behind the pooling besides a normalization.
+        classifier: the class that scores a text; None if it is made for none.
+        score: its logits, ``(labels,)``; None where there is none.
+        head: the weights that make it of the states, by name.
+    """
+
+    states: Array | None
+    pooling: str | None
+    modules: tuple[str, ...]
+    classifier: str | None
+    score: Array | None
+    head: dict[str, Array]
+
+
+@dataclass(frozen=True)
 class ObservedRun:
     """One run of one model.
 

@@ -44,6 +44,11 @@ activations make of it. 5e-6 was seen in nine networks (``tests/frameworks/test_
 STRETCH_OF_MATRICES = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding. Up to twice the
 table was measured for one quantized matrix (``tests/frameworks/test_frameworks.py``)."""
+STRETCH_OF_COST = 2.0
+"""As :data:`STRETCH_OF_MATRICES`, in multiples of what the types of all matrices before do to the
+source itself: measured, not estimated. An engine rounds what it multiplies them with besides."""
+COST_OF_ACTIVATIONS = 0.02
+"""What llama.cpp's rounding of activations to 8 bits adds before quantized matrices at most."""
 JUMP = 8.0
 """How many times as large a difference must be as all before it to have an origin of its own."""
 SAME_OPERATION = 0.03

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,23 @@ from ggufnorm.errors import EngineMissingError
 
 Tokens = NDArray[np.int32]
 
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
 """Files one of which a tokenizer is made of; without any, Transformers makes up an empty one."""
+
+
+_SPECIAL = ("bos", "eos", "unk", "sep", "cls")
+
+
+def needs(folder: str | os.PathLike[str]) -> str | None:
+    """The package without which Transformers does not load the tokenizer in a folder."""
+    has = {name for name in _FILES if (Path(folder) / name).exists()}
+    pieces = has & {"tokenizer.model", "spiece.model", "sentencepiece.bpe.model"}
+    if pieces and "tokenizer.json" not in has and find_spec("sentencepiece") is None:
+        return "sentencepiece"
+    return None
 
 
 class Tokenizer:
@@ -71,6 +87,29 @@ class Tokenizer:
         """Ids of a text."""
         with quiet():
             return np.array(self._inner(text)["input_ids"], np.int32)
+
+    def span(self, text: str, position: int) -> tuple[int, int]:
+        """Which letters of a text an id stands for; all of them where that cannot be told."""
+        try:
+            with quiet():
+                offsets = self._inner(text, return_offsets_mapping=True)["offset_mapping"]
+        except (NotImplementedError, KeyError, ValueError):  # not by Rust's tokenizers
+            return 0, len(text)
+        if position >= len(offsets):
+            return len(text), len(text)
+        start, end = offsets[position]
+        return int(start), int(end)
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids of special tokens by the name that Transformers gives them, ``bos`` …"""
+        found = {n: getattr(self._inner, f"{n}_token_id", None) for n in _SPECIAL}
+        return {name: token for name, token in found.items() if isinstance(token, int)}
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Tokens such as BOS, in the order in which the tokenizer names them."""
+        return tuple(dict.fromkeys(str(t) for t in self._inner.all_special_tokens))
 
     def piece(self, token: int) -> str:
         """The text of a token."""

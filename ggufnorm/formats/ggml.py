@@ -41,6 +41,15 @@ class _TypeTraits(ctypes.Structure):
     )
 
 
+def type_number(name: str) -> int:
+    """Ggml's number of a type.
+
+    Raises:
+        KeyError: gguf-py does not know it.
+    """
+    return int(GGMLQuantizationType[name])
+
+
 @cache
 def converter(ggml_type: int) -> Convert | None:
     """Ggml's conversion of a type to float32; None where there is none to be trusted.

@@ -9,12 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.align_cls import align_class_token
-from ggufnorm.analysis.crosscheck.diagnose import Diagnoser
+from ggufnorm.analysis.crosscheck.diagnose import Diagnoser, with_cost
+from ggufnorm.analysis.crosscheck.examined import examine
 from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.operations import match_operations
+from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
-from ggufnorm.analysis.crosscheck.verdict import LOGITS, first_wrong, verdict, with_operation
+from ggufnorm.analysis.crosscheck.verdict import (
+    LOGITS,
+    RESULTS,
+    first_wrong,
+    verdict,
+    with_operation,
+    wrong_output,
+)
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -22,7 +32,6 @@ from ggufnorm.core.frameworks import (
     OperationMatch,
     RunSide,
     SiteComparison,
-    TokenizerFinding,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
@@ -30,7 +39,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
-from ggufnorm.core.tolerances import SAME_OPERATION
+from ggufnorm.core.tolerances import SAME_OPERATION, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -60,11 +69,13 @@ def compare_runs(
     location: str,
     *,
     tokens: Tokens | None = None,
-    tokenizer: TokenizerFinding | None = None,
+    token_ids: TokenIds | None = None,
+    output: OutputComparison | None = None,
     pixels: tuple[FeedFinding, ...] = (),
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,
+    cost: Callable[[], Mapping[str, float]] | None = None,
 ) -> EngineComparison:
     """One engine against the source.
 
@@ -73,13 +84,17 @@ def compare_runs(
         engine: another run on the same tokens or pixels.
         location: of the engine's model.
         tokens: that both ran; None for a picture.
-        tokenizer: how the tokenizers disagree.
+        token_ids: what the two tokenizers make of texts; None where the engine has none.
+        output: the engine's embedding or score beside the source's; None without.
         pixels: what the engine does to a picture otherwise than the source.
         skipped: what was not compared, and why.
         halved: how far half precision moves the input of each of the source's norms, relative
             L2 by its name; None if that was not measured.
         follow: gives all that both compute before something wrong; None where that is not
             possible.
+        cost: measures how far the types of the engine's matrices move the source itself: the
+            input of each of its norms and the logits, relative L2 by name; None where that is
+            not possible.
 
     Raises:
         InputError: they have no norm in common.
@@ -108,10 +123,22 @@ def compare_runs(
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
-    off = _logits_off(source, engine, diagnoser.explained(sites))
+    explained = diagnoser.explained(sites)
+    off = _logits_off(source, engine, explained)
     wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    costs: Mapping[str, float] = {}
+    if cost is not None and _needs_cost(engine.rounding, wrong):
+        measured = cost()
+        costs = {p.key: c for p in joined.pairs if (c := measured.get(p.source.name)) is not None}
+        diagnoser = with_cost(diagnoser, costs)
+        sites = diagnoser.sites(joined.pairs)
+        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
+        off = _logits_off(source, engine, explained)
+        wrong = first_wrong(sites, _short(engine), off, costs)
+    if wrong is None:
+        wrong = wrong_output(output, explained)
     operations: tuple[OperationMatch, ...] = ()
-    if wrong is not None and wrong.where == "before":
+    if wrong is not None and wrong.where == "before" and wrong.key not in RESULTS[1:]:
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
@@ -121,21 +148,32 @@ def compare_runs(
         except NotFollowedError as error:
             why_not = (*why_not, Skipped("operations", str(error)))
     wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+    result = _result(source, engine)
+    examined = examine(len(sites), logits, result, token_ids, output, of_text=tokens is not None)
+    said = verdict(sites, wrong, engine.rounding, examined, costs)
     return EngineComparison(
         engine=side(engine),
         sites=sites,
         unmatched_source=joined.unmatched_source,
         unmatched_engine=joined.unmatched_engine,
         logits=logits,
-        tokenizer=tokenizer,
+        tokenizer=None if token_ids is None else token_ids.finding,
         first_wrong=wrong,
-        verdict=f"{verdict(sites, wrong, engine.rounding)} {folds_sentence(folds, wrong)}".strip(),
+        verdict=" ".join(filter(None, (said, folds_sentence(folds, wrong), examined.sentence))),
         skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
         operations=operations,
         folds=folds.found,
-        result=_result(source, engine),
+        result=result,
         pixels=pixels,
+        compared=examined.compared,
+        not_compared=examined.not_compared,
     )
+
+
+def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
+    """Whether to measure: quantized matrices hide mistakes, and half precision looks like one."""
+    quantized = rounding > HALF_ULP["BF16"]
+    return quantized if wrong is None else wrong.where == "before"
 
 
 def _follow(

@@ -17,8 +17,15 @@ from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.core.frameworks import AppliedNorm, SiteComparison, SiteStatus
 from ggufnorm.core.metrics import difference, relative_l2
 from ggufnorm.core.observed import Array, ObservedNorm
-from ggufnorm.core.rounding import WEIGHT_ROUNDING
-from ggufnorm.core.tolerances import JUMP, NORM_RESULT, SAME_DOWNSTREAM, STRETCH_OF_MATRICES
+from ggufnorm.core.rounding import HALF_ULP, WEIGHT_ROUNDING
+from ggufnorm.core.tolerances import (
+    COST_OF_ACTIVATIONS,
+    JUMP,
+    NORM_RESULT,
+    SAME_DOWNSTREAM,
+    STRETCH_OF_COST,
+    STRETCH_OF_MATRICES,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Diagnoser:
         weights: of the source's norms by the site's key, as they are applied.
         moved: how far that rounding moves a norm's input in the source itself, relative L2 by
             the site's key; empty where it was not measured.
+        limits: most that the types of the engine's matrices explain of a norm's input, likewise.
     """
 
     source: str
@@ -39,6 +47,7 @@ class Diagnoser:
     rounding: float
     weights: Mapping[str, Array]
     moved: Mapping[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def sites(self, pairs: Sequence[Pair]) -> tuple[SiteComparison, ...]:
         """All sites, in the engine's order."""
@@ -82,7 +91,11 @@ class Diagnoser:
 
     def _jumps(self, site: SiteComparison, before: Sequence[SiteComparison]) -> bool:
         """Whether something wrong lies between a site's input and the sites before."""
-        return site.input.rel_l2 is None or site.input.rel_l2 > self.explained(before, site.key)
+        off = site.input.rel_l2
+        if off is None or off > self.explained(before, site.key):
+            return True
+        started = any(s.status in ("mistake", "before") for s in before)
+        return not started and off > self.limits.get(site.key, np.inf)
 
     def explained(self, before: Sequence[SiteComparison], key: str | None = None) -> float:
         """The largest relative L2 distance that rounding explains behind some sites.
@@ -94,6 +107,21 @@ class Diagnoser:
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
         rounding = max(self.rounding, self.moved.get(key or "", 0.0))
         return max(SAME_DOWNSTREAM, STRETCH_OF_MATRICES * rounding, JUMP * max(seen, default=0.0))
+
+
+def with_cost(diagnoser: Diagnoser, costs: Mapping[str, float]) -> Diagnoser:
+    """The diagnoser, given what the types of the engine's matrices were measured to cost.
+
+    Args:
+        diagnoser: without.
+        costs: relative L2 distance of a norm's input in the source with its own matrices stored
+            so, by the site's key.
+    """
+    limits = {k: STRETCH_OF_COST * c + COST_OF_ACTIVATIONS for k, c in costs.items()}
+    # What is explained is in multiples of a rounding.
+    moved = {k: STRETCH_OF_COST * c / STRETCH_OF_MATRICES for k, c in costs.items()}
+    quantized = diagnoser.rounding > HALF_ULP["BF16"]
+    return replace(diagnoser, moved=moved, limits=limits if quantized else {})
 
 
 def _applied(norm: ObservedNorm) -> AppliedNorm:

@@ -21,6 +21,8 @@ from ggufnorm.core.tolerances import SAME_FACTOR
 
 _LARGEST = 1e30
 """Factors above come of masks, which hold the lowest number there is."""
+_SMALLEST = 1e-6
+"""Factors below come of results that are all zero, or nearly: those explain nothing."""
 _MOST_USES = 3
 _FACTORS = ("scal", "multiplier", "factor", "cap")
 """What the names of factors in a configuration hold."""
@@ -60,12 +62,32 @@ class Hypotheses:
         if elsewhere is not None:
             return elsewhere
         operation = self.operations[index]
-        return index, next(self._tested(operation), None) or self._nowhere(operation)
+        reason = next(self._tested(operation), None)
+        if reason is None:
+            behind = next(self._behind(index), None)
+            if behind is not None:
+                return behind
+        return index, reason or self._nowhere(operation)
 
-    def _tested(self, operation: Operation) -> Iterator[str]:
+    def _behind(self, index: int) -> Iterator[tuple[int, str]]:
+        """What goes in is found nowhere either, though one of several uses of it is right."""
+        waiting, seen = [*self.operations[index].inputs], set[int]()
+        while waiting:
+            i = waiting.pop()
+            if i in seen or self.matches[i] is not None:
+                continue
+            seen.add(i)
+            if self.operations[i].computes:
+                yield from ((i, reason) for reason in self._changed(self.operations[i]))
+            waiting += self.operations[i].inputs
+
+    def _changed(self, operation: Operation) -> Iterator[str]:
         for change in changes(operation, self._inputs(operation), self.numbers):
             if self._find(change.value) is not None:
                 yield f"it {change.used}; what {self.source} has comes of {change.other}"
+
+    def _tested(self, operation: Operation) -> Iterator[str]:
+        yield from self._changed(operation)
         yield from self._matrix(operation)
         yield from self._embedding(operation)
         yield from self._sum(operation)
@@ -223,7 +245,7 @@ class Hypotheses:
             if theirs.value is None or i in inputs:
                 continue
             size = l2_norm(theirs.value) / l2_norm(y)
-            if size > _LARGEST:
+            if not _SMALLEST <= size <= _LARGEST:
                 continue
             for factor in (size, -size):
                 usual = abs(factor - 1) <= SAME_FACTOR

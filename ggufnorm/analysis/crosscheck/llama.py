@@ -244,10 +244,11 @@ def rounding(file: ModelFile) -> float:
     See :mod:`ggufnorm.core.rounding`.
     """
     matrices = (t for t in file.tensors.values() if len(t.shape) > 1 and min(t.shape[:2]) > 1)
-    return max((_type_rounding(t.dtype) for t in matrices), default=0.0)
+    return max((type_rounding(t.dtype) for t in matrices), default=0.0)
 
 
-def _type_rounding(dtype: str) -> float:
+def type_rounding(dtype: str) -> float:
+    """Relative rounding of one of ggml's types; see :mod:`ggufnorm.core.rounding`."""
     if dtype in ("F64", "F32"):
         return 0.0
     if dtype in MATRIX_ROUNDING:

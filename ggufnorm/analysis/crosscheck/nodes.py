@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
@@ -104,13 +105,14 @@ def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
         def tensors(node: Node) -> list[str]:
             return [s for s in node.sources if isinstance(s, str)]
 
-        place = {n.index: i for i, n in enumerate(nodes)}
+        place: dict[int | str, int] = {n.index: i for i, n in enumerate(nodes)}
+        written = _written(nodes)
         return Segment(
             tuple(
                 SegmentNode(
                     key=n.key,
                     op=n.op,
-                    inputs=tuple(place[s] for s in n.sources if s in place),
+                    inputs=_inputs(n, place, written),
                     tensor=next((s for s in tensors(n) if s in run.file.tensors), None),
                     params=n.params,
                     value=values.get(n.index),
@@ -118,6 +120,30 @@ def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
                 for n in nodes
             )
         )
+
+
+def _written(nodes: Sequence[Node]) -> dict[str, int]:
+    """Place of the last node that writes into each cache, by the cache's name."""
+    return {
+        source.partition(" ")[0]: i
+        for i, n in enumerate(nodes)
+        if n.op in ("SET_ROWS", "CPY")
+        for source in (*n.sources, n.name)
+        if isinstance(source, str) and source.startswith("cache_")
+    }
+
+
+def _inputs(
+    node: Node, place: Mapping[int | str, int], written: Mapping[str, int]
+) -> tuple[int, ...]:
+    """Places of the nodes that a node reads, and of what was written into the caches it reads."""
+    found = [place[s] for s in node.sources if s in place]
+    at = place[node.index]
+    for source in node.sources:
+        last = written.get(source.partition(" ")[0]) if isinstance(source, str) else None
+        if last is not None and last < at:
+            found.append(last)
+    return tuple(found)
 
 
 def _between(graph: Graph, start: str | None, end: str | None) -> tuple[Node, ...]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.runs import Runs, in_order
-from ggufnorm.core.frameworks import FrameworksReport, TokenizerFinding
+from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.progress import Progress
 from ggufnorm.errors import ConfigError, TextError
 from ggufnorm.formats.forms import parse
@@ -19,8 +17,6 @@ N_TOKENS = 127
 """Length of the text: a prime, so that no other axis of an array is as long."""
 _LETTERS = 64
 """Letters of the text to a token, more than enough."""
-_SHOWN = 8
-"""Ids shown where two tokenizers part."""
 
 
 def compare_frameworks(
@@ -40,7 +36,8 @@ def compare_frameworks(
 
     All get the same token ids: those of the first GGUF file's own tokenizer, or else of the
     checkpoint's, or of one beside an ONNX file. Without any, ids are random, the same each
-    time. Where file and checkpoint have one and they disagree, the report says so.
+    time. The checkpoint's tokenizer is compared with each GGUF file's besides, and the result
+    that people use: predictions, an embedding or a score.
 
     Of an mmproj file, and of ONNX that takes a picture, the image encoders are compared. All
     get the same pixels: mtmd's of the first mmproj file, else those of the checkpoint's image
@@ -112,8 +109,10 @@ def compare_frameworks(
                 run.found[engine],
                 engine,
                 tokens=run.tokens,
-                tokenizer=_tokenizer(run) if parse(engine).engine == "llama.cpp" else None,
+                token_ids=run.token_ids(source, engine),
+                output=run.output(source, engine),
                 follow=run.follow(source, engine),
+                cost=run.cost(source, engine),
             )
             for engine in engines
         ),
@@ -121,25 +120,3 @@ def compare_frameworks(
         n_tokens=len(run.tokens),
         picture=None,
     )
-
-
-def _tokenizer(runs: Runs) -> TokenizerFinding | None:
-    theirs, ours = runs.checkpoint_ids, runs.tokens
-    if theirs is None or ours is None or not runs.tokens_are_the_file_s:
-        return None
-    # The end of a text that was cut may differ: a last word, or a token that closes it.
-    n = min(len(theirs), len(ours))
-    if np.array_equal(theirs[:n], ours[:n]) and n == len(ours):
-        return None
-    first = int(np.argmax(theirs[:n] != ours[:n])) if (theirs[:n] != ours[:n]).any() else n
-    a, b = (tuple(v[first : first + _SHOWN].tolist()) for v in (theirs, ours))
-    message = (
-        f"the checkpoint's tokenizer and the file's part at token {first}: {list(a)} and {list(b)};"
-        " both ran the file's"
-    )
-    if np.array_equal(theirs[: len(ours) - 1], ours[1:]):
-        message = (
-            f"the file's tokenizer puts the token {ours[0]} in front, the checkpoint's does not;"
-            " both ran the file's"
-        )
-    return TokenizerFinding(first, a, b, message)

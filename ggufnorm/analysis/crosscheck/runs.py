@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +13,18 @@ import psutil
 from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
 from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.core.frameworks import FirstWrong
-from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.model import Skipped
+from ggufnorm.core.observed import ObservedRun, SourceOutput
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.tokenizer import Tokenizer
+from ggufnorm.engines.tokenizer import needs as tokenizer_needs
 from ggufnorm.errors import EngineMissingError, MemoryLimitError
 from ggufnorm.formats.forms import parse
-from ggufnorm.formats.location import checkpoint_folder
+from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 
 if TYPE_CHECKING:
+    from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+    from ggufnorm.analysis.crosscheck.token_ids import TokenIds
     from ggufnorm.core.operations import Segment
     from ggufnorm.engines.hf.model import HFModel
     from ggufnorm.engines.onnx.session import OnnxSession
@@ -37,7 +41,8 @@ class Runs:
     Attributes:
         found: by location.
         tokens: that all get; None before the first run.
-        checkpoint_ids: the text's ids by the checkpoint's tokenizer, None without one.
+        outputs: what each checkpoint gives besides predictions, by location.
+        tokenizers: of the checkpoints, by location; None for one without.
     """
 
     def __init__(
@@ -54,8 +59,8 @@ class Runs:
         self.on_progress = on_progress
         self.found: dict[str, ObservedRun] = {}
         self.tokens: Tokens | None = None
-        self.checkpoint_ids: Tokens | None = None
-        self.tokens_are_the_file_s = False
+        self.outputs: dict[str, SourceOutput] = {}
+        self.tokenizers: dict[str, Tokenizer | None] = {}
         self.tokens_are_random = False
 
     def add(self, location: str) -> None:
@@ -81,7 +86,7 @@ class Runs:
             check_memory=self.check_memory,
         )
         if self.tokens is None:
-            self.tokens, self.tokens_are_the_file_s = tokens, True
+            self.tokens = tokens
         return run
 
     def _checkpoint(self, location: str) -> HFModel:
@@ -89,11 +94,62 @@ class Runs:
 
     def _transformers(self, location: str) -> ObservedRun:
         model = self._checkpoint(location)
-        tokenizer = model.tokenizer
-        self.checkpoint_ids = None if tokenizer is None else tokenizer.ids(self.text)
+        self.tokenizers[location] = tokenizer = model.tokenizer
         if self.tokens is None:
-            self.tokens = self._ids(self.checkpoint_ids, lambda: model.n_vocab)
-        return model.run(self.tokens)
+            ids = None if tokenizer is None else tokenizer.ids(self.text)
+            self.tokens = self._ids(ids, lambda: model.n_vocab)
+        run = model.run(self.tokens)
+        from ggufnorm.engines.hf.outputs import source_output
+
+        self.outputs[location] = source_output(model, self.tokens)
+        return run
+
+    def cost(self, source: str, engine: str) -> Callable[[], Mapping[str, float]] | None:
+        """How to measure what the types of the engine's file do to the source itself.
+
+        None where that is not possible: only a checkpoint is rounded as a GGUF file is.
+        """
+        if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
+            return None
+
+        def measure() -> Mapping[str, float]:
+            from ggufnorm.analysis.crosscheck.llama import type_rounding
+            from ggufnorm.engines.hf.stored import cost_of_types
+
+            assert self.tokens is not None
+            self.on_progress(Progress(f"measuring what the types of {engine} cost"))
+            model = self._checkpoint(source)
+            with open_model(local_path(engine)) as file:
+                return cost_of_types(model, file, self.tokens, self.found[source], type_rounding)
+
+        return measure
+
+    def token_ids(self, source: str, engine: str) -> TokenIds | None:
+        """The source's tokenizer beside the engine's; None where no GGUF file is the engine."""
+        if parse(engine).engine != "llama.cpp":
+            return None
+        from ggufnorm.analysis.crosscheck.token_ids import TOKEN_IDS, TokenIds, compare_token_ids
+
+        if source not in self.tokenizers:
+            return TokenIds(None, 0, Skipped(TOKEN_IDS, "the source has no tokenizer"))
+        self.on_progress(Progress(f"comparing token ids of {engine}"))
+        missing = tokenizer_needs(checkpoint_folder(source))
+        return compare_token_ids(self.tokenizers[source], engine, self.text, missing)
+
+    def output(self, source: str, engine: str) -> OutputComparison | None:
+        """The engine's embedding or score beside the source's; None where neither is given."""
+        if parse(engine).engine != "llama.cpp" or source not in self.outputs:
+            return None
+        from ggufnorm.analysis.crosscheck.outputs import compare_output
+
+        assert self.tokens is not None
+        return compare_output(
+            self.outputs[source],
+            engine,
+            self.tokens,
+            self.n_threads,
+            predicts=all(self.found[side].logits is not None for side in (source, engine)),
+        )
 
     def follow(self, source: str, engine: str) -> Follow:
         """How to take down what both compute; see :data:`.compared.Follow`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.join import Joined
-from ggufnorm.analysis.crosscheck.verdict import LOGITS
+from ggufnorm.analysis.crosscheck.verdict import RESULTS
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import FirstWrong, SiteComparison
 from ggufnorm.core.observed import ObservedNorm
@@ -41,7 +41,7 @@ def name_unmatched(
         source: all of the source's, in its order.
         engine: all of the engine's, in its order.
     """
-    if wrong is None or wrong.where != "before" or wrong.key == LOGITS:
+    if wrong is None or wrong.where != "before" or wrong.key in RESULTS:
         return wrong
     start = (None, None) if wrong.after is None else _at(wrong.after, joined)
     end = _at(wrong.key, joined)

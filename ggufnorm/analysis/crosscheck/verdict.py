@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ggufnorm.analysis.crosscheck.examined import Examined
+from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, SCORE, STATES, OutputComparison
 from ggufnorm.core.frameworks import Cause, FirstWrong, SiteComparison, WrongOperation
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 
 LOGITS = "logits"
 """In the place of a site's key, where the norms are right and the predictions are not."""
 
+RESULTS = (LOGITS, EMBEDDING, STATES, SCORE)
+"""Likewise: what comes out behind the last norm."""
+
 
 def first_wrong(
-    sites: Sequence[SiteComparison], engine: str, logits_off: float | None = None
+    sites: Sequence[SiteComparison],
+    engine: str,
+    logits_off: float | None = None,
+    costs: Mapping[str, float] | None = None,
 ) -> FirstWrong | None:
     """The first site that is wrong by itself, or that something wrong arrives at.
 
@@ -21,6 +29,8 @@ def first_wrong(
         sites: in the engine's order.
         engine: what the engine is called.
         logits_off: relative L2 distance of the logits where rounding does not explain it.
+        costs: what the types of the engine's matrices do to the input of each norm in the
+            source itself; None where it was not measured.
     """
     for i, site in enumerate(sites):
         if site.status not in ("mistake", "before"):
@@ -37,9 +47,11 @@ def first_wrong(
                 site.key, site.layer, "norm", after, reason, tuple(c.kind for c in real)
             )
         where = f"after {after}" if after else "before the first norm"
+        cost = (costs or {}).get(site.key)
+        beside = "" if cost is None else f", where the file's types cost {_number(cost)}"
         reason = (
-            f"what reaches it is off by {_number(site.input.rel_l2)}, and the norm itself is right:"
-            f" {engine} does something else {where}"
+            f"what reaches it is off by {_number(site.input.rel_l2)}{beside}, and the norm itself"
+            f" is right: {engine} does something else {where}"
         )
         return FirstWrong(site.key, site.layer, "before", after, reason, ())
     if logits_off is None:
@@ -49,14 +61,58 @@ def first_wrong(
     return FirstWrong(LOGITS, None, "before", after, reason, ())
 
 
+def wrong_output(output: OutputComparison | None, explained: float) -> FirstWrong | None:
+    """An embedding or a score that is not the source's, where all before it is right.
+
+    Args:
+        output: None without one.
+        explained: largest relative L2 distance that rounding explains.
+    """
+    if output is None or output.skipped is not None:
+        return None
+    off = output.off
+    if not output.is_wrong and off is not None and off <= explained:
+        return None
+    unknown = off is None and output.is_wrong
+    reason = output.reason if unknown or output.what == SCORE else f"it is off by {_number(off)}"
+    if not unknown and output.what != SCORE and output.reason:
+        reason += f": {output.reason}"
+    return FirstWrong(output.what, None, "before", None, reason, ())
+
+
 def _why(causes: Sequence[Cause]) -> str:
     """The causes that show, or else all."""
     most = max((c.size for c in causes), default=0.0)
     return "; ".join(c.message for c in causes if c.size >= 0.01 * most)
 
 
-def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float) -> str:
+def verdict(
+    sites: Sequence[SiteComparison],
+    wrong: FirstWrong | None,
+    rounding: float,
+    examined: Examined,
+    costs: Mapping[str, float] | None = None,
+) -> str:
     """All of it in a sentence or two; empty without sites, if nothing is wrong."""
+    said = _of_network(sites, wrong, rounding, bool(examined.not_compared))
+    if wrong is None and costs:
+        said += (
+            " Stored in the types of the file, the source's own matrices move these norms by up to"
+            f" {_number(max(costs.values()))}: a mistake smaller than that is not"
+            " distinguishable here (compare a file in F32)."
+        )
+    part = examined.token_ids
+    if part is None:
+        return said
+    ids = f"Token ids are not the source's: {part.message}."
+    if wrong is not None:
+        return f"{said} {ids}"
+    return f"{ids} With the same ids: {said}" if said else ids
+
+
+def _of_network(
+    sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding: float, in_part: bool
+) -> str:
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
         where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
@@ -81,7 +137,8 @@ def verdict(sites: Sequence[SiteComparison], wrong: FirstWrong | None, rounding:
     ):
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
-    return f"No mistake: differences grow gradually from {start}; the largest is {size}.{beside}"
+    none = "No mistake in what was compared" if in_part else "No mistake"
+    return f"{none}: differences grow gradually from {start}; the largest is {size}.{beside}"
 
 
 def with_operation(wrong: FirstWrong, operation: WrongOperation | None, engine: str) -> FirstWrong:

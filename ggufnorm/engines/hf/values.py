@@ -21,6 +21,8 @@ _VIEWS = frozenset({
     "type_as", "unbind", "unflatten", "unsqueeze", "view",
 })  # fmt: skip
 """Functions of torch that compute nothing when a model is not trained."""
+_UNINITIALISED = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
+"""Functions whose result holds whatever lay in the memory."""
 
 
 def watch_values(
@@ -128,10 +130,20 @@ class _Watch(TorchFunctionMode):
             for part in out if isinstance(out, (tuple, list)) else (out,):
                 if inputs and isinstance(part, torch.Tensor):
                     self._remember(part, inputs[0])
+        elif name == "__setitem__" and isinstance(args[0], torch.Tensor):
+            self._see_written(args[0], inputs)
+        elif name in _UNINITIALISED:
+            return
         elif isinstance(out, torch.Tensor) and out.is_floating_point() and out.dim() > 1:
             module = self._running[-1] if self._running else ""
             weight, bias, tensor = self._matrix(name, args, kwargs)
             self._keep(f"{module}: {name}", name, inputs, out, tensor, weight, bias)
+
+    def _see_written(self, whole: Any, inputs: tuple[int, ...]) -> None:
+        """A tensor that has been written into, as it is now."""
+        if whole.is_floating_point() and whole.dim() > 1:
+            module = self._running[-1] if self._running else ""
+            self._keep(f"{module}: __setitem__", "__setitem__", inputs, whole)
 
     def _origins(self, values: Sequence[Any]) -> Iterator[int]:
         for value in values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -22,6 +22,10 @@ MAX_BATCH = 512
 FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """What llama.cpp takes for ``-ctk`` and ``-ctv`` (``kv_cache_types`` in common/arg.cpp)."""
+
+
+Setting = bool | int | str
+"""What a key of the metadata can be set to for one run (``--override-kv``)."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,28 @@ class LlamaModel:
         path: of the file.
         options: how its weights are held.
         vocab_only: load the vocabulary and no weights.
+        overrides: keys of the metadata that are set to other values than the file's.
 
     Raises:
         EngineError: llama.cpp does not load the file.
     """
 
-    def __init__(self, path: str, options: EngineOptions, *, vocab_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: EngineOptions,
+        *,
+        vocab_only: bool = False,
+        overrides: Mapping[str, Setting] | None = None,
+    ) -> None:
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.use_extra_bufts = options.use_extra_bufts
         params.vocab_only = vocab_only
+        if overrides:
+            changed = _overrides(overrides)
+            params.kv_overrides = changed
         self.path = path
         self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
@@ -119,6 +134,12 @@ class LlamaModel:
         causal = self._metadata(f"{arch}.attention.causal")
         return causal == "false" or pooling not in ("", "0")
 
+    def n_result(self, *, scores: bool) -> int:
+        """Values of an embedding, or of the scores of a text."""
+        lib = llama()
+        count = lib.llama_model_n_cls_out if scores else lib.llama_model_n_embd
+        return int(count(self.handle))
+
     def _metadata(self, key: str) -> str:
         """A metadata value as llama.cpp prints it, empty if there is none."""
         buffer = ctypes.create_string_buffer(256)
@@ -133,8 +154,12 @@ class LlamaModel:
             return None
         return int(lib.llama_vocab_bos(self._vocab))
 
-    def tokenize(self, text: str) -> NDArray[np.int32]:
+    def tokenize(self, text: str, *, parse_special: bool = False) -> NDArray[np.int32]:
         """Token ids of a text, special tokens added as the model asks for them.
+
+        Args:
+            text: to tokenize.
+            parse_special: read special tokens in the text as such.
 
         Raises:
             EngineError: the model has no tokenizer that llama.cpp can run.
@@ -143,7 +168,7 @@ class LlamaModel:
         raw = text.encode()
         capacity = len(raw) + 16
         buffer = (ctypes.c_int32 * capacity)()
-        n = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, False)
+        n = lib.llama_tokenize(self._vocab, raw, len(raw), buffer, capacity, True, parse_special)
         if n < 0:
             raise EngineError(f"{self.path}: llama.cpp cannot tokenize the text")
         return np.ctypeslib.as_array(buffer)[:n].copy()
@@ -167,6 +192,8 @@ class LlamaContext:
         options: how to run.
         on_eval: called at every graph node; None to run unobserved.
         n_seq: how many copies of each batch run side by side, each a sequence of its own.
+        pooling: ``enum llama_pooling_type``, with the states of tokens for a result instead of
+            predictions; None for what the model is made for.
 
     Raises:
         EngineError: llama.cpp cannot make the context (usually: not enough memory).
@@ -178,6 +205,7 @@ class LlamaContext:
         options: EngineOptions,
         on_eval: EvalCallback | None,
         n_seq: int = 1,
+        pooling: int | None = None,
     ) -> None:
         lib = llama()
         params = lib.llama_context_default_params()
@@ -187,7 +215,9 @@ class LlamaContext:
         whole = model.is_embedding or model.has_encoder
         self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
         params.n_batch = params.n_ubatch = self.max_batch * n_seq
-        params.embeddings = model.is_embedding
+        params.embeddings = model.is_embedding or pooling is not None
+        if pooling is not None:
+            params.pooling_type = pooling
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
         params.type_k = _cache_type(options.cache_type_k)
         params.type_v = _cache_type(options.cache_type_v)
@@ -253,6 +283,14 @@ class LlamaContext:
             name = "llama_encode" if batch.encode else "llama_decode"
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
+    def pooled(self, n_values: int) -> NDArray[np.float32] | None:
+        """What the last batch's first sequence was pooled to; None where nothing is pooled."""
+        return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
+
+    def embeddings(self, n_outputs: int, width: int) -> NDArray[np.float32] | None:
+        """The last batch's states, ``(n_outputs, width)``; None where they are pooled."""
+        return _floats(llama().llama_get_embeddings(self.handle), (n_outputs, width))
+
     def logits(self, n_outputs: int) -> NDArray[np.float32]:
         """The last batch's logits, ``(n_seq · n_outputs, vocabulary)``: a view, good until decode.
 
@@ -265,6 +303,30 @@ class LlamaContext:
         shape = (self.n_seq * n_outputs, self.model.n_vocab)
         raw = (ctypes.c_float * (shape[0] * shape[1])).from_address(address)
         return np.ctypeslib.as_array(raw).reshape(shape)
+
+
+def _floats(pointer: Any, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """A copy of llama.cpp's numbers at a pointer; None where it is null."""
+    address = ctypes.cast(pointer, ctypes.c_void_p).value
+    if address is None:
+        return None
+    raw = (ctypes.c_float * int(np.prod(shape))).from_address(address)
+    return np.ctypeslib.as_array(raw).reshape(shape).copy()
+
+
+def _overrides(settings: Mapping[str, Setting]) -> Any:
+    """An array of ``struct llama_model_kv_override``, closed by an empty key (``llama.h``)."""
+    lib = llama()
+    array = (lib.llama_model_kv_override * (len(settings) + 1))()
+    for entry, (key, value) in zip(array, settings.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, bool):
+            entry.tag, entry.value.val_bool = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL, value
+        elif isinstance(value, int):
+            entry.tag, entry.value.val_i64 = lib.LLAMA_KV_OVERRIDE_TYPE_INT, value
+        else:
+            entry.tag, entry.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
+    return array
 
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}

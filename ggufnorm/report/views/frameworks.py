@@ -35,7 +35,7 @@ def frameworks_view(result: FrameworksReport) -> tuple[Report, ...]:
 
 
 def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
-    answer: Status = "error" if comparison.first_wrong else "ok"
+    answer = _answer(comparison)
     return Report(
         _title(result, comparison),
         subject=comparison.engine.location,
@@ -91,8 +91,19 @@ def _input(result: FrameworksReport) -> str:
     return f"{counted(n, 'picture')} of {width}×{height} ({picture.pixels}): {picture.name}"
 
 
+def _answer(comparison: EngineComparison) -> Status:
+    if comparison.first_wrong or comparison.tokenizer:
+        return "error"
+    return "warning" if comparison.not_compared else "ok"
+
+
 def _headline(comparison: EngineComparison) -> str:
     wrong = comparison.first_wrong
+    if wrong is None and comparison.tokenizer is not None:
+        return "Token ids are not the source's"
+    if wrong is None and comparison.not_compared:
+        left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
+        return f"No mistake in what was compared; not compared: {left}"
     if wrong is None:
         return "No mistake"
     if wrong.operation is not None:
