@@ -40,11 +40,11 @@ def _corners(x: Array, n: int) -> Array:
     return _between(x, np.arange(n) * ((len(x) - 1) / max(n - 1, 1)))
 
 
-def _between(x: Array, position: NDArray[np.float64]) -> Array:
+def _between(x: Array, position: NDArray[np.floating]) -> Array:
     position = np.clip(position, 0, len(x) - 1)
     low = position.astype(int)
     part = (position - low).astype(np.float32)[:, None, None]
-    return x[low] * (1 - part) + x[np.minimum(low + 1, len(x) - 1)] * part
+    return np.asarray(x[low] * (1 - part) + x[np.minimum(low + 1, len(x) - 1)] * part)
 
 
 def _cubic(x: Array, n: int) -> Array:
