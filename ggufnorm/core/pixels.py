@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ggufnorm.core.feed import Explanation
-from ggufnorm.core.tolerances import AMBIGUOUS, PIXEL_FORMULA, SAME_PICTURE
+from ggufnorm.core.tolerances import AMBIGUOUS, ONE_LEVEL, PIXEL_FORMULA, SAME_PICTURE
 
 Array = NDArray[np.float64]
 Three = tuple[float, float, float]
@@ -210,12 +210,30 @@ def explain(levels: ArrayLike, values: ArrayLike, expected: Normalization) -> Ex
     tried = [(residual(h.affine, x[some], y[some]), h) for h in hypotheses(expected)]
     best = min(r for r, _h in tried)
     if best > max(1.5 * free.residual, 4 * PIXEL_FORMULA):
+        near = next((h for h in hypotheses(expected) if _is_near(h.affine, free, x[some])), None)
+        if near is not None:
+            r = residual(near.affine, x, y)
+            return Explanation(near.mistakes, near.text, near.affine, r)
         return Explanation(
             ("constants-unknown",), _in_words(free.affine), free.affine, free.residual
         )
     good = [(r, h) for r, h in tried if r <= max(PIXEL_FORMULA, AMBIGUOUS * best)]
     _r, chosen = min(good, key=lambda g: len(g[1].mistakes))
     return Explanation(chosen.mistakes, chosen.text, chosen.affine, residual(chosen.affine, x, y))
+
+
+def _is_near(affine: Affine, free: Fit, levels: Array) -> bool:
+    """Whether a free fit is this function, as far as the picture can tell.
+
+    A level of 255 is what rounding or cutting after a resize shifts. Where the picture was
+    resized in another way, least squares flatten the slope, by the residual's square.
+    """
+    if affine.order != free.affine.order:
+        return False
+    ends = np.array([levels.min(axis=0), levels.max(axis=0)])
+    apart = np.abs(affine.undo(free.affine.apply(ends)) - ends)
+    half = np.ptp(ends, axis=0) / 2
+    return bool((apart <= ONE_LEVEL + free.residual**2 * half).all())
 
 
 # -- From the values alone ---------------------------------------------------------------
@@ -268,12 +286,27 @@ def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation[Aff
         return _alone(right, "the values are whole levels undone with these constants")
     if n_right:
         return _alone(exact[0], "undone so, the values are whole levels")
+    std = _std_of_steps(y)
+    if std is not None:
+        like = [u for u in possible if np.allclose(std, _std_of(u.hypothesis.affine), rtol=_STEP)]
+        numbers = ", ".join(f"{v:.4g}" for v in std)
+        if not like:
+            text = (
+                f"a level's step is that of std {numbers} of pixels from 0 to 1, not the expected"
+            )
+            return Explanation(("constants-unknown",), text, None, None)
+        if right not in like:
+            return _alone(like[0], f"a level's step is that of std {numbers}")
     if right.inside:
         filling = [u for u in possible if u.fills]
         if right.span < _NARROW and filling:
             text = f"undone as expected, the values span {right.span:.0f} levels of 255"
             return _alone(filling[0], text)
-        return _alone(right, "as far as their range tells")
+        text = (
+            "the values are in the range of the constants expected; whether they are the ones"
+            " cannot be told without the picture: give it"
+        )
+        return Explanation((), text, None, None, identified=False)
     if possible:
         widest = max(possible, key=lambda u: u.span)
         close = [u for u in possible if u.span >= 0.9 * widest.span]
@@ -306,6 +339,37 @@ def _undo(hypothesis: Hypothesis, values: Array) -> _Undone:
             and levels.max(axis=0).min() >= TOP_LEVEL - _NEAR_END
         ),
     )
+
+
+_STEP = 0.005
+"""Relative difference up to which two steps are one."""
+
+
+def _std_of(affine: Affine) -> Array:
+    return np.asarray(1 / (np.array(affine.gain) * TOP_LEVEL))
+
+
+def _std_of_steps(values: Array) -> Array | None:
+    """The deviations that a level's step shows, None unless all channels go in steps."""
+    steps = [_step(np.unique(channel)) for channel in values.T]
+    found = [s for s in steps if s is not None]
+    return np.array([1 / (s * TOP_LEVEL) for s in found]) if len(found) == len(steps) else None
+
+
+def _step(values: Array) -> float | None:
+    """What all differences of sorted values are multiples of, None if there is no such step."""
+    # float32 may keep one level as two neighbours.
+    gaps = np.diff(values)
+    gaps = gaps[gaps > 1e-5 * max(float(np.abs(values).max()), 1e-30)]
+    if not 32 <= len(gaps) < TOP_LEVEL + 1:
+        return None
+    rough = float(gaps.min())
+    if rough <= 0:
+        return None
+    step = float(gaps.sum() / np.round(gaps / rough).sum())
+    counts = (values - values[0]) / step
+    whole = bool((np.abs(counts - np.round(counts)) < 5 * _ON_GRID).all())
+    return step if whole and counts[-1] <= TOP_LEVEL + _ON_GRID else None
 
 
 def _many(levels: Array) -> bool:
@@ -374,6 +438,17 @@ def _unswapped(expected: Normalization) -> Iterator[tuple[tuple[str, ...], str, 
         yield wrong("std-unused", "not divided by the std", full, -m)
         yield wrong("std-multiplied", "multiplied by the std instead of divided", full * s, -m * s)
         yield wrong("mean-added", "the mean was added instead of subtracted", full / s, m / s)
+        how = "a slip of precedence: "
+        yield wrong("precedence", f"{how}x - mean / std, of pixels from 0 to 1", full, -m / s)
+        if not np.allclose(m / s, np.round(m / s)):  # whole levels less are levels
+            yield wrong("precedence", f"{how}x - mean / std, of levels from 0 to 255", one, -m / s)
+        yield wrong("precedence", f"{how}x / std - mean, of pixels from 0 to 1", full / s, -m)
+        yield wrong("precedence", f"{how}x / std - mean, of levels from 0 to 255", one / s, -m)
+        yield wrong("precedence", f"{how}x / (255 - mean) / std", 1 / (TOP_LEVEL - m) / s, zero)
+        yield wrong("precedence", "the mean was scaled too: (x - mean) / 255 / std",
+                    k / s, -k * m / s)  # fmt: skip
+        yield wrong("inverted", "multiplied by the std and the mean added: the inverse",
+                    full * s, m)  # fmt: skip
         text = "Caffe's way: levels less their mean, not divided"
         yield wrong("constants-of-another", text, one, -np.array(_CAFFE))
     for name, (mean, std) in KNOWN.items():

@@ -103,6 +103,9 @@ digits."""
 PIXEL_CONSTANT = 1e-4
 """Constants of pixels are the same up to this difference: some configurations round to four
 digits."""
+ONE_LEVEL = 1.0
+"""Levels of 255 by which what constants make may differ, and they are the same: resizes that round
+or cut shift by as much."""
 SAME_PICTURE = 0.35
 """Free fit's residual above which the two are not one picture, and tell nothing."""
 PICTURE_FOUND = 1e-3

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.engines.resizing import TENSOR_RESIZES, resize_tensor
 from ggufnorm.errors import InputError, MissingPackageError
 from ggufnorm.formats.files import open_regular
 
@@ -57,13 +58,13 @@ class Resized:
     Attributes:
         shape: how it was brought there: stretched, padded, cropped.
         how: the filter, in words.
-        levels: ``(height, width, 3)``.
+        levels: ``(height, width, 3)``; not whole where a tensor was resized.
         inside: rows and columns that show the picture; the others are padding.
     """
 
     shape: str
     how: str
-    levels: Levels
+    levels: NDArray[Any]
     inside: tuple[slice, slice]
 
     def __str__(self) -> str:
@@ -110,8 +111,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
     """A picture on a grid of that size, in all the ways that pipelines do, usual ones first.
 
-    Each of bilinear, bicubic, Lanczos, nearest and box filters, Pillow's, and bilinear
-    without antialiasing (OpenCV's and ``torch.nn.functional.interpolate``'s default).
+    Each of bilinear, bicubic, Lanczos, nearest and box filters, Pillow's, and those of
+    tensors (:mod:`ggufnorm.engines.resizing`).
     """
     rows, columns = levels.shape[:2]
     everything = slice(0, height), slice(0, width)
@@ -123,9 +124,10 @@ def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
     if rows * width != columns * height:
         for inside, how in product(_paddings(rows, columns, height, width), _FILTERS):
             down, across = inside
-            padded = np.zeros((height, width, 3), np.uint8)
             size = down.stop - down.start, across.stop - across.start
-            padded[inside] = _resize(levels, *size, how)
+            resized = _resize(levels, *size, how)
+            padded = np.zeros((height, width, 3), resized.dtype)
+            padded[inside] = resized
             where = "in the middle" if down.start or across.start else "below or to the right"
             where = where if size != (height, width) else ""
             yield Resized(f"padded {where}".rstrip(), how, padded, inside)
@@ -192,19 +194,16 @@ def _paddings(rows: int, columns: int, height: int, width: int) -> list[tuple[sl
     ]
 
 
-_FILTERS = ("bilinear", "bicubic", "Lanczos", "bilinear without antialiasing", "nearest", "box")
+_PILLOW = ("bilinear", "bicubic", "Lanczos", "nearest", "box")
+_FILTERS = (*_PILLOW[:3], *TENSOR_RESIZES, *_PILLOW[3:])
 
 
-def _resize(levels: Levels, height: int, width: int, how: str) -> Levels:
+def _resize(levels: Levels, height: int, width: int, how: str) -> NDArray[Any]:
+    if how in TENSOR_RESIZES:
+        return resize_tensor(levels, height, width, how)
     image_module = _pillow()
     image: Image = image_module.fromarray(levels)
-    filters = image_module.Resampling
-    if how == "bilinear without antialiasing":
-        rows, columns = levels.shape[:2]
-        scale = (columns / width, 0, 0, 0, rows / height, 0)
-        method = image_module.Transform.AFFINE
-        return np.asarray(image.transform((width, height), method, scale, filters.BILINEAR))
-    return np.asarray(image.resize((width, height), filters[how.upper()]))
+    return np.asarray(image.resize((width, height), image_module.Resampling[how.upper()]))
 
 
 def _pillow() -> ModuleType:

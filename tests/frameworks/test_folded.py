@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 
+import ggufnorm
 from ggufnorm.analysis.crosscheck.folds import find_folds
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.cli.main import cli
@@ -480,3 +481,15 @@ def test_the_command_shows_folds_in_every_face(source: Path, tmp_path: Path) -> 
     words[2] = str(right)
     passed = CliRunner().invoke(cli, [*words, "--max-rel", "1e-4"], standalone_mode=False)
     assert not passed.return_value
+
+
+def test_a_norm_in_training_mode_is_named(source: Path, tmp_path: Path) -> None:
+    proto = onnx.load(source)
+    norm = next(n for n in proto.graph.node if n.op_type == "BatchNormalization")
+    norm.attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    norm.output.extend(["running_mean", "running_var"])
+    path = tmp_path / "training.onnx"
+    onnx.save(proto, path)
+    assert "training_mode" in str(ggufnorm.inspect(path).norms[0].note)
+    found = compared(source, path)
+    assert "training_mode" in found.verdict

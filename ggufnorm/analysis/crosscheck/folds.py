@@ -29,7 +29,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.engines.onnx.layers import PlacedLayer, read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import find_norms, site_name
+from ggufnorm.engines.onnx.norms import find_norms, site_name, takes_own_statistics
 from ggufnorm.formats.naming.join import match_names
 
 
@@ -65,13 +65,23 @@ def find_folds(source: str, engine: str) -> Folds:
         return Folds()
     theirs = read_layers(model)
     norms = {n: i for placed in theirs for n, i in placed.norms.items()}
-    ours = read_layers(OnnxModel(engine))
+    other = OnnxModel(engine)
+    ours = read_layers(other)
+    own = {site_name(n, other) for n in find_norms(other)[0]
+           if takes_own_statistics(other, other.nodes[n.node])}  # fmt: skip
     apart = {p.layer.name for p in ours if p.layer.op == ALONE}
     pairs, skipped = _pairs([p for one in theirs for p in _apart(one, apart)], ours)
     diagnoser = _Diagnoser(_moved(pairs))
-    found = sorted(diagnoser.all(), key=lambda fold: norms[fold.norm])
+    told = (_of_own_statistics(f) if f.norm in own else f for f in diagnoser.all())
+    found = sorted(told, key=lambda fold: norms[fold.norm])
     places = {site_name(n, model): n.node for n in find_norms(model)[0]}
     return Folds(tuple(found), skipped, places | norms)
+
+
+def _of_own_statistics(fold: FoldedNorm) -> FoldedNorm:
+    """A norm that the engine has, with mean and variance of its own input."""
+    message = "takes mean and variance of its input: training_mode is 1, as exported without eval()"
+    return replace(fold, status="mistake", cause="values", message=message)
 
 
 Pair = tuple[PlacedLayer, Layer]

@@ -11,7 +11,14 @@ import numpy as np
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.core.model import Inspection, NormSite
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import DECOMPOSED, LAYER, OnnxNorm, find_norms, site_name
+from ggufnorm.engines.onnx.norms import (
+    DECOMPOSED,
+    OnnxNorm,
+    find_layer,
+    find_norms,
+    site_name,
+    takes_own_statistics,
+)
 
 
 def inspect_onnx(path: str | os.PathLike[str], *, tensors: bool = False) -> Inspection:
@@ -42,7 +49,7 @@ def inspect_onnx(path: str | os.PathLike[str], *, tensors: bool = False) -> Insp
 
 def _site(model: OnnxModel, norm: OnnxNorm) -> NormSite:
     name = site_name(norm, model)
-    layer = LAYER.search(name)
+    layer = find_layer(name)
     site = NormSite(
         tensor=norm.weight,
         bias=norm.bias,
@@ -55,7 +62,7 @@ def _site(model: OnnxModel, norm: OnnxNorm) -> NormSite:
         dtype=model.dtype(norm.weight) if norm.weight else None,
         shape=model.shape(norm.weight)[::-1] if norm.weight else (),
         weight=None,
-        note=_note(norm),
+        note=_note(norm, model),
     )
     values = None if norm.weight_value is None else model.constant(norm.weight_value)
     if values is None:
@@ -65,14 +72,19 @@ def _site(model: OnnxModel, norm: OnnxNorm) -> NormSite:
 
 def _role(name: str) -> str:
     """What stands behind the block's number, or else the last two words."""
-    layer = LAYER.search(name)
+    layer = find_layer(name)
     words = [w for w in re.split(r"[./]", name[layer.end() if layer else 0 :]) if w]
     if len(words) > 1 and words[-1] in ("weight", "scale", "gamma"):
         words.pop()
     return ".".join(words if layer else words[-2:])
 
 
-def _note(norm: OnnxNorm) -> str:
+def _note(norm: OnnxNorm, model: OnnxModel) -> str:
+    if takes_own_statistics(model, model.nodes[norm.node]):
+        return (
+            f"{norm.op} takes mean and variance of its own input (training_mode = 1): exported"
+            " without eval(), or without running statistics"
+        )
     if norm.kind is None:
         return f"{norm.op} has fixed statistics: mean and variance are in the file"
     if norm.op == DECOMPOSED:

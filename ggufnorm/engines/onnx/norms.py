@@ -23,8 +23,35 @@ from ggufnorm.errors import InputError
 Array = NDArray[np.float32]
 
 DECOMPOSED = "decomposed"
-LAYER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
-"""A block's number in names such as ``model.layers.3.norm`` and ``/blocks.3/norm``."""
+_NUMBER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
+_BLOCK = re.compile(
+    r"(?:^|[._/])(?:layers?|blocks?|h|resblocks|stages?)[._/](\d{1,4})(?=[._/])", re.IGNORECASE
+)
+
+
+def find_layer(name: str) -> re.Match[str] | None:
+    """A block's number in names such as ``model.layers.3.norm`` and ``/blocks.3/norm``.
+
+    A number behind the word for a block counts before others: ``model.0.auto_model`` is a
+    part of a pipeline, and no layer.
+    """
+    return _BLOCK.search(name) or _NUMBER.search(name)
+
+
+def takes_own_statistics(model: OnnxModel, node: Any) -> bool:
+    """Whether a BatchNormalization takes mean and variance of its input.
+
+    That is what ``training_mode`` of 1 means, and what versions before 7 do if ``is_test``
+    is 0 (ONNX's ``docs/Changelog.md``).
+    """
+    if node.op_type != "BatchNormalization":
+        return False
+    opset = max(
+        (o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), default=0
+    )
+    return bool(attribute(node, "training_mode", 0)) or (
+        opset < 7 and not attribute(node, "is_test", 0)
+    )
 
 
 @dataclass(frozen=True)

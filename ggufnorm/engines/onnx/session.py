@@ -15,7 +15,14 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.rounding import MATRIX_ROUNDING
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import LAYER, OnnxNorm, find_norms, plain_name, site_name
+from ggufnorm.engines.onnx.norms import (
+    OnnxNorm,
+    find_layer,
+    find_norms,
+    plain_name,
+    site_name,
+    takes_own_statistics,
+)
 from ggufnorm.errors import EngineError, EngineMissingError, InputError
 
 Array = NDArray[np.float32]
@@ -217,6 +224,8 @@ class OnnxSession:
     def _norm(
         self, norm: OnnxNorm, x: NDArray[Any], y: NDArray[Any], n_tokens: int
     ) -> ObservedNorm:
+        if takes_own_statistics(self.model, self.model.nodes[norm.node]):
+            raise ValueError(f"{norm.op} takes mean and variance of its own input")
         if norm.kind is None:
             raise ValueError(f"{norm.op} has fixed statistics: it is a scale and a bias")
         weight, bias = (self._stored(v) for v in (norm.weight_value, norm.bias_value))
@@ -228,7 +237,7 @@ class OnnxSession:
         if weight is not None:
             weight = weight - np.float32(norm.offset)
         channels, name = x.shape[-1], site_name(norm, self.model)
-        layer = LAYER.search(name)
+        layer = find_layer(name)
         return ObservedNorm(
             name=name,
             formula=Formula(norm.kind, norm.epsilon, groups, norm.divisor, norm.offset),

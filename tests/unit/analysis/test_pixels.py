@@ -29,6 +29,7 @@ from ggufnorm.core.pixels import (
     hypotheses,
 )
 from ggufnorm.engines.images import read_picture, resizes
+from ggufnorm.engines.resizing import TENSOR_RESIZES
 from ggufnorm.errors import ConfigError, InputError
 from tests.vision import (
     CLIP,
@@ -94,6 +95,10 @@ MISTAKES = {
     "no mean": ("mean-unused", lambda p, c: p / 255 / np.array(c[1])),
     "no std": ("std-unused", lambda p, c: p / 255 - np.array(c[0])),
     "times std": ("std-multiplied", lambda p, c: (p / 255 - np.array(c[0])) * np.array(c[1])),
+    "x - mean / std": ("precedence", lambda p, c: p / 255 - np.array(c[0]) / np.array(c[1])),
+    "x / std - mean": ("precedence", lambda p, c: p / 255 / np.array(c[1]) - np.array(c[0])),
+    "mean scaled too": ("precedence", lambda p, c: (p - np.array(c[0])) / 255 / np.array(c[1])),
+    "inverse": ("inverted", lambda p, c: p / 255 * np.array(c[1]) + np.array(c[0])),
     "plus mean": ("mean-added", lambda p, c: (p / 255 + np.array(c[0])) / np.array(c[1])),
     "Caffe's": (
         "constants-of-another",
@@ -125,6 +130,34 @@ def test_mistakes_are_named_where_the_picture_was_resized_in_another_way(mistake
     found = explain(mine, values, Normalization(*IMAGENET))
     assert found.mistakes == (name,)
     assert 0.01 < (found.residual or 0) < 0.35
+
+
+@pytest.mark.parametrize("how", ["nearest", "box", *TENSOR_RESIZES])
+@pytest.mark.parametrize("known", [True, False])
+def test_another_resize_is_no_mistake_in_the_constants(how: str, known: bool) -> None:
+    original, expected = levels(180, 240), Normalization(*IMAGENET)
+    ways = [r for r in resizes(original, 48, 48) if r.shape == "stretched"]
+    values = expected.apply(next(r for r in ways if r.how == how).levels)
+    match = best_match(ways if known else [r for r in ways if r.how != how], values)
+    assert not known or match.resized.how == how
+    assert explain(*match.pair(values), expected).mistakes == ()
+
+
+def test_levels_cut_to_whole_numbers_are_no_mistake_in_the_constants() -> None:
+    picture, expected = levels(32, 40) + 0.5, Normalization(*IMAGENET)
+    assert explain(picture, expected.apply(np.floor(picture)), expected).mistakes == ()
+
+
+def test_a_range_alone_is_not_taken_for_the_right_constants() -> None:
+    expected, picture = Normalization(*IMAGENET), levels(64, 80)
+    of_others = Normalization((0.48, 0.45, 0.42), (0.26, 0.25, 0.24))
+    whole = explain_alone(of_others.apply(picture), expected)
+    assert whole.mistakes == ("constants-unknown",)
+    assert "std 0.26, 0.25, 0.24" in whole.text
+    uneven = picture + np.random.default_rng(0).uniform(-0.3, 0.3, picture.shape)
+    between = explain_alone(of_others.apply(uneven), expected)
+    assert not between.identified
+    assert not between.mistakes
 
 
 def test_two_mistakes_at_once_are_both_named() -> None:

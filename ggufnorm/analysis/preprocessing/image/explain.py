@@ -32,7 +32,7 @@ from ggufnorm.engines.images import Levels, resizes
 
 _LONGEST = 192
 """Pixels of a thumbnail's longer edge."""
-_USUAL = 12
+_USUAL = 20
 """Ways to resize that a whole picture is told from its parts by."""
 
 
