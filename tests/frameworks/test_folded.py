@@ -52,7 +52,8 @@ def test_a_right_fold_is_told_as_right(source: Path, tmp_path: Path) -> None:
     }
     assert max(max(f.weight_error, f.bias_error) for f in found.folds) < 1e-6
     assert found.first_wrong is None
-    assert found.verdict == "4 of 4 batch norms are folded, and right."
+    folded = "4 of 4 batch norms are folded, and right."
+    assert found.verdict == f"{folded} Compared: the model's first output."
     assert found.result is not None
     assert found.result.rel_l2 < 1e-5
 
@@ -61,7 +62,8 @@ def test_a_graph_that_keeps_its_norms_is_told_so(source: Path) -> None:
     found = compared(source, source)
     assert {f.status for f in found.folds} == {"kept"}
     assert max(f.weight_error for f in found.folds) == 0.0
-    assert found.verdict == "All 4 batch norms are kept as they are."
+    kept = "All 4 batch norms are kept as they are."
+    assert found.verdict == f"{kept} Compared: the model's first output."
 
 
 # -- others' folds -------------------------------------------------------------------------------
