@@ -290,12 +290,12 @@ def explain_alone(values: ArrayLike, expected: Normalization) -> Explanation[Aff
     if std is not None:
         like = [u for u in possible if np.allclose(std, _std_of(u.hypothesis.affine), rtol=_STEP)]
         numbers = ", ".join(f"{v:.4g}" for v in std)
-        if not like:
+        if not like and possible:
             text = (
                 f"a level's step is that of std {numbers} of pixels from 0 to 1, not the expected"
             )
             return Explanation(("constants-unknown",), text, None, None)
-        if right not in like:
+        if like and right not in like:
             return _alone(like[0], f"a level's step is that of std {numbers}")
     if right.inside:
         filling = [u for u in possible if u.fills]

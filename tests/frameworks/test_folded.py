@@ -52,8 +52,8 @@ def test_a_right_fold_is_told_as_right(source: Path, tmp_path: Path) -> None:
     }
     assert max(max(f.weight_error, f.bias_error) for f in found.folds) < 1e-6
     assert found.first_wrong is None
-    folded = "4 of 4 batch norms are folded, and right."
-    assert found.verdict == f"{folded} Compared: the model's first output."
+    right = "4 of 4 batch norms are folded, and right."
+    assert found.verdict == f"{right} Compared: the model's first output."
     assert found.result is not None
     assert found.result.rel_l2 < 1e-5
 
