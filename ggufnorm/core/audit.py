@@ -113,10 +113,12 @@ class AuditSet(Result):
     Attributes:
         models: those that could be read, as they were given.
         failed: those that could not or, after a Ctrl-C, were not, and why.
+        passed_over: files of a folder or pattern that are no models, and what they are.
     """
 
     models: tuple[AuditReport, ...]
     failed: tuple[Skipped, ...]
+    passed_over: tuple[Skipped, ...] = ()
 
     @property
     def interrupted(self) -> bool:

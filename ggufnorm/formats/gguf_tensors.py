@@ -212,9 +212,9 @@ def _read_info(cursor: Cursor, i: int, alignment: int = 1) -> _TensorInfo:
 def _check_places(front: Front, table: TensorTable, places: array[int]) -> None:
     """Check that the tensors' data lies in the file and nowhere twice, in whatever order."""
 
-    def misplaced(i: int, problem: str) -> TensorDataError:
-        name = table.at(i).name
-        return TensorDataError(front.path, places[i], f"tensor {quoted(name)}", problem, name)
+    def misplaced(i: int, problem: str, whole: int | None = None) -> TensorDataError:
+        name, at = table.at(i).name, places[i]
+        return TensorDataError(front.path, at, f"tensor {quoted(name)}", problem, name, whole)
 
     n = len(table)
     sizes = np.fromiter((t.n_bytes for t in table.values()), np.uint64, n)
@@ -224,9 +224,8 @@ def _check_places(front: Front, table: TensorTable, places: array[int]) -> None:
         t = table.at(i)
         missing = t.offset + t.n_bytes - front.size
         if missing > 0:
-            raise misplaced(
-                i, f"its data ends {missing} bytes after the end of the file (is it truncated?)"
-            )
+            problem = f"its data ends {missing} bytes after the end of the file (is it truncated?)"
+            raise misplaced(i, problem, max(t.offset + t.n_bytes for t in table.values()))
         if t.n_bytes and t.offset < end:
             raise misplaced(i, f"its data overlaps that of {quoted(table.at(before).name)}")
         if t.n_bytes:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ggufnorm.engines.trace import layout
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, NormFacts, StopFacts, TraceFacts
+from ggufnorm.engines.trace import layout
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.formats.safetensors_header import pack_header
 from tests import results

@@ -13,7 +13,7 @@ import numpy as np
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
-from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA
+from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
@@ -21,6 +21,7 @@ from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
 from ggufnorm.formats.dequantize import read_norms
+from ggufnorm.formats.forms import kind_of_model
 from ggufnorm.formats.hf import Source, open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -276,8 +277,12 @@ def _check(
 ) -> tuple[list[Finding], list[NotRun]]:
     findings: list[Finding] = []
     not_run: list[NotRun] = []
+    kind = kind_of_model(subject.file)
     for rule in rules:
+        why = why_not_for(rule, kind)
         try:
+            if why is not None:
+                raise NotApplicableError(why)
             # One by one: what a rule found before it gave up stays found. A damaged file may
             # hold NaNs that signal.
             with np.errstate(invalid="ignore"):

@@ -47,6 +47,10 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
         sections=(
             _not_run(common, "in any of the models"),
             skipped_section(result.failed),
+            Section(
+                f"Passed over: {len(result.passed_over)}",
+                sentences=sentences(*(s.reason for s in result.passed_over)),
+            ),
         ),
     )
     return (*(_report(model, common) for model in models), summary)
