@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.result import Result
 
@@ -27,6 +28,7 @@ class Finding:
         layer: block number, None outside the blocks.
         message: one sentence: what is wrong, with its figures.
         evidence: the figures, by name, as JSON values.
+        mend: what would make it right; None where the right value is not known.
     """
 
     rule: str
@@ -35,6 +37,7 @@ class Finding:
     layer: int | None
     message: str
     evidence: dict[str, Any]
+    mend: Mend | None = None
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,11 @@ class TensorTable(Mapping[str, Tensor]):
         t = _read_info(Cursor(self._front, self._places[i]), i)
         return Tensor(t.name, t.shape, t.dtype, t.ggml_type, self._data + t.offset, t.n_bytes)
 
+    @property
+    def places(self) -> array[int]:
+        """Where in the file the description of each tensor begins, in file order."""
+        return self._places
+
     def first_repeated(self) -> int | None:
         """The first tensor that has the name of one before it."""
         h = np.asarray(self._hashes)

@@ -10,12 +10,15 @@ from typing import Literal
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse
 
-Verb = Literal["inspect", "audit", "diff", "drift", "attribute", "recipe", "trace", "compare"]
+Verb = Literal[
+    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare"
+]
 """A command, and the function of the same name."""
 
 TAKES: Mapping[str, frozenset[Kind]] = {
     "inspect": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix", "onnx"}),
     "audit": frozenset({"gguf", "mmproj", "imatrix"}),
+    "fix": frozenset({"gguf", "mmproj"}),
     "diff": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix"}),
     "drift": frozenset({"gguf"}),
     "attribute": frozenset({"gguf"}),

@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
+from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
@@ -228,21 +229,39 @@ def _audit(
     tell: Progress = lambda _phase, _done, _total: None,
 ) -> AuditReport:
     with ExitStack() as stack:
-        source = options.source
-        opened = None if source is None else stack.enter_context(open_source(source))
         try:
-            file = stack.enter_context(open_model(location))
+            return checked(stack, location, options, rules, step, tell)[1]
         except TensorDataError as error:
             if TENSOR_DATA not in rules:
                 raise
             return _damaged(error, options, rules)
-        local = opened is not None and opened.is_local and not _is_remote(file)
-        subject = open_subject(file, opened, full=options.full or local)
-        subject = replace(subject, on_progress=tell)
-        if options.run:
-            subject = replace(subject, run=lambda: _run(location))
-        findings, not_run = _check(subject, rules, step)
-        return _report(subject, findings, not_run, options, rules)
+
+
+def checked(
+    stack: ExitStack,
+    location: Location,
+    options: AuditOptions,
+    rules: Sequence[Rule] | None = None,
+    step: Callable[[], None] = lambda: None,
+    tell: Progress = lambda _phase, _done, _total: None,
+) -> tuple[Subject, AuditReport]:
+    """Audit a model that stays open as long as ``stack``.
+
+    Raises:
+        InputError: as :func:`audit`; also where a tensor's data is not all there.
+        ConfigError: as :func:`audit`.
+    """
+    chosen = choose_rules(options.select, options.ignore) if rules is None else rules
+    source = options.source
+    opened = None if source is None else stack.enter_context(open_source(source))
+    file = stack.enter_context(open_model(location))
+    local = opened is not None and opened.is_local and not _is_remote(file)
+    subject = open_subject(file, opened, full=options.full or local)
+    subject = replace(subject, on_progress=tell)
+    if options.run:
+        subject = replace(subject, run=lambda: _run(location))
+    findings, not_run = _check(subject, chosen, step)
+    return subject, _report(subject, findings, not_run, options, chosen)
 
 
 def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = False) -> Subject:
@@ -291,7 +310,7 @@ def _check(
         except (NotApplicableError, GgufnormError) as error:
             not_run.append(NotRun(rule.id, str(error)))
         step()
-    return findings, not_run
+    return settled(subject, findings), not_run
 
 
 def _damaged(error: TensorDataError, options: AuditOptions, rules: Sequence[Rule]) -> AuditReport:
