@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -82,7 +83,9 @@ def command(
     from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
     from ggufnorm.formats.location import expand
 
-    read = [*expand(locations), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
+    read = [*locations, source, ignore_file, IGNORE_FILE, "pyproject.toml"]
+    with suppress(InputError):  # api.audit says what was meant instead
+        read += expand(locations)
     require_outputs(output, reading=read)
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())

@@ -44,8 +44,8 @@ class Mend:
     override_kv: str | None = None
 
 
-def set_key(key: str, kind: str, value: Any, actual: Any, *, from_source: bool) -> Mend:
-    """Set a key, or add it.
+def set_key(key: str, kind: str, value: Any, actual: Any, *, from_source: bool) -> Mend | None:
+    """Set a key, or add it; None where its type cannot hold the value.
 
     Args:
         key: whole.
@@ -54,10 +54,23 @@ def set_key(key: str, kind: str, value: Any, actual: Any, *, from_source: bool) 
         actual: the file's; None if it lacks the key.
         from_source: see :class:`Mend`.
     """
+    if not _fits(kind, value):
+        return None
     verb = "set" if actual is not None else "add"
     shown = f"{verb} {key} {'to' if verb == 'set' else 'with'} {_shown(value)}"
     option = override_kv(key, kind, value, actual)
     return Mend("key", key, shown, from_source, kind, value, None, option)
+
+
+_LARGEST = {"u32": 2.0**32 - 1, "i32": 2.0**31 - 1, "f32": 3.4e38}
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether a number is in its type's range: a config may have any."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    inner = kind[4:-1] if kind.startswith("arr[") else kind
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return all(abs(n) <= _LARGEST.get(inner, n) and (inner != "u32" or n >= 0) for n in numbers)
 
 
 def undo(kind: MendKind, tensor: str, action: str) -> Mend:

@@ -19,10 +19,24 @@ _ANOTHER_CHECKPOINT = frozenset({"S101", "T101"})
 
 def settled(subject: Subject, findings: Sequence[Finding]) -> list[Finding]:
     """The findings, without mends by a source that is another checkpoint."""
-    by_source = any(f.mend is not None and f.mend.from_source for f in findings)
-    if not by_source or _is_the_source(subject, findings):
+    if not any(f.mend is not None and f.mend.from_source for f in findings):
         return list(findings)
-    return [replace(f, mend=None) if f.mend and f.mend.from_source else f for f in findings]
+    if not _is_the_source(subject, findings):
+        return [replace(f, mend=None) if f.mend and f.mend.from_source else f for f in findings]
+    if _source_may_have_offsets(subject):
+        return [replace(f, mend=None) if f.rule == "S201" else f for f in findings]
+    return list(findings)
+
+
+def _source_may_have_offsets(subject: Subject) -> bool:
+    """Whether no norm has its offset, and no value of theirs shows that the file is wrong.
+
+    A source in MLX's format has the offsets already: then the file is right.
+    """
+    baked = [m for m in subject.matches.found if m.origin.transform.offset and not m.is_bias]
+    lacking = [m for m in baked if m.explanation.evidence.get("offset") == 0]
+    raw = [m for m in baked if m.site.weight is not None and m.site.weight.offset.offset == 0]
+    return bool(baked) and lacking == baked and not raw
 
 
 def _is_the_source(subject: Subject, findings: Iterable[Finding]) -> bool:
@@ -51,7 +65,7 @@ class Plan:
     tensors: Mapping[str, Array]
 
 
-_NOT_KNOWN = "the right value is not known"
+_NOT_KNOWN = "no mend is known"
 _CONTRADICT = "two findings contradict each other on {}"
 _NO_VALUES = "the right values of {} could not be had"
 

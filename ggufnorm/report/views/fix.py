@@ -23,7 +23,7 @@ def fix_view(result: FixReport) -> tuple[Report, ...]:
         subject=result.path,
         headline=_headline(result),
         status=status,
-        verdict=(Sentence(_headline(result), status),),
+        verdict=(Sentence(_written(result), status),),
         sections=(
             Section(
                 f"Changed: {len(result.mended)}",
@@ -40,11 +40,14 @@ def fix_view(result: FixReport) -> tuple[Report, ...]:
 
 
 def _headline(result: FixReport) -> str:
-    written = "no file was written" if result.output is None else f"{result.output} was written"
     if not result.mended and not result.left:
-        return f"There was nothing to mend: {written}"
+        return "There was nothing to mend"
     left = f", {counted(len(result.left), 'finding')} not mended" if result.left else ""
-    return f"{counted(len(result.mended), 'change')}{left}: {written}"
+    return f"{counted(len(result.mended), 'change')}{left}"
+
+
+def _written(result: FixReport) -> str:
+    return "No file was written" if result.output is None else f"{result.output} was written"
 
 
 _MENDED: Columns[Finding] = (

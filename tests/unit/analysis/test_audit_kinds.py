@@ -14,6 +14,7 @@ from ggufnorm.core.audit import AuditReport
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import Kind, parse
 from ggufnorm.formats.imatrix import Activations, write_imatrix
+from ggufnorm.verbs.kinds import TAKES, wrong_turn
 from tests.checkpoints import safetensors
 from tests.conversions import build, write
 
@@ -84,6 +85,14 @@ def test_a_file_that_is_no_model_is_called_what_it_is(
         ggufnorm.audit(path)
     assert says in str(told.value)
     assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("verb", TAKES)
+def test_verbs_take_kinds_that_they_can_look_at(tmp_path: Path, verb: str) -> None:
+    made = {"imatrix": imatrix(tmp_path / "i.gguf"), "adapter": adapter(tmp_path / "a.gguf"),
+            "vocabulary": vocabulary(tmp_path / "v.gguf")}  # fmt: skip
+    for kind, path in made.items():
+        assert (wrong_turn(verb, [path]) is None) == (kind in TAKES[verb])
 
 
 def test_an_imatrix_has_its_own_rules_and_no_others(tmp_path: Path) -> None:
