@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.models import at_least_one, model_arguments, report_failed
+from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, Severity
@@ -83,9 +82,8 @@ def command(
     from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
     from ggufnorm.formats.location import expand
 
-    read = [*locations, source, ignore_file, IGNORE_FILE, "pyproject.toml"]
-    with suppress(InputError):  # api.audit says what was meant instead
-        read += expand(locations)
+    require_kinds(locations)
+    read = [*expand(locations), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
     require_outputs(output, reading=read)
 
     accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
