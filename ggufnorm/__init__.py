@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         compare_frameworks,
         diff,
         drift,
+        fix,
         inspect,
         pixels,
         recipe,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.audit import AuditReport, Finding
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.fix import FixReport
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
@@ -55,6 +57,7 @@ __all__ = [
     "DriftReport",
     "EngineError",
     "Finding",
+    "FixReport",
     "FrameworksReport",
     "GGUFError",
     "GgufnormError",
@@ -70,6 +73,7 @@ __all__ = [
     "compare_frameworks",
     "diff",
     "drift",
+    "fix",
     "group_norm",
     "inspect",
     "l2_norm",
@@ -91,6 +95,7 @@ _HOMES = {
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
     "Finding": "ggufnorm.core.audit",
+    "FixReport": "ggufnorm.core.fix",
     "FrameworksReport": "ggufnorm.core.frameworks",
     "GGUFError": "ggufnorm.errors",
     "GgufnormError": "ggufnorm.errors",
@@ -106,6 +111,7 @@ _HOMES = {
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",
     "drift": "ggufnorm.api",
+    "fix": "ggufnorm.api",
     "group_norm": "ggufnorm.core.norms",
     "inspect": "ggufnorm.api",
     "l2_norm": "ggufnorm.core.norms",

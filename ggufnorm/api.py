@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ggufnorm.analysis.attribution.recipe import recipe as recipe
     from ggufnorm.analysis.attribution.run import attribute as attribute
+    from ggufnorm.analysis.audit.fix import fix as fix
     from ggufnorm.analysis.crosscheck.run import compare_frameworks as compare_frameworks
     from ggufnorm.analysis.diff.run import diff as diff
     from ggufnorm.analysis.drift.run import drift as drift
@@ -37,34 +38,35 @@ _HOMES = {
     "compared_by": "ggufnorm.verbs.runs",
     "diff": "ggufnorm.analysis.diff.run",
     "drift": "ggufnorm.analysis.drift.run",
+    "fix": "ggufnorm.analysis.audit.fix",
     "inspect": "ggufnorm.verbs.files",
     "pixels": "ggufnorm.analysis.preprocessing.image.run",
     "recipe": "ggufnorm.analysis.attribution.recipe",
     "trace": "ggufnorm.verbs.runs",
 }
 
-_OF_TWO_GGUF = ("attribute", "diff", "drift", "recipe")
-"""Verbs whose first two arguments are GGUF models."""
+_OF_GGUF = {"attribute": 2, "diff": 2, "drift": 2, "fix": 1, "recipe": 2}
+"""Verbs whose first arguments are GGUF models, and how many are."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = _checked(name, found) if name in _OF_TWO_GGUF else found
+    globals()[name] = _checked(name, found) if name in _OF_GGUF else found
     return globals()[name]
 
 
 def _checked(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which first looks at the kinds of its first two arguments."""
+    """The function, which first looks at the kinds of its first arguments."""
     from ggufnorm.verbs.kinds import require_kinds
 
-    first_two = list(signature(function).parameters)[:2]
+    first = list(signature(function).parameters)[: _OF_GGUF[verb]]
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(first_two, args, strict=False)), **kwargs}
-        require_kinds(verb, *(given[name] for name in first_two if name in given))
+        given = {**dict(zip(first, args, strict=False)), **kwargs}
+        require_kinds(verb, *(given[name] for name in first if name in given))
         return function(*args, **kwargs)
 
     return call

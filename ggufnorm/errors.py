@@ -76,12 +76,22 @@ class TensorDataError(GGUFError):
 
     Attributes:
         tensor: its name.
+        whole: bytes that the file would have with all data; None if it is not short.
     """
 
-    def __init__(self, path: str, offset: int, field: str, problem: str, tensor: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        offset: int,
+        field: str,
+        problem: str,
+        tensor: str,
+        whole: int | None = None,
+    ) -> None:
         super().__init__(path, offset, field, problem)
-        self.args = (path, offset, field, problem, tensor)
+        self.args = (path, offset, field, problem, tensor, whole)
         self.tensor = tensor
+        self.whole = whole
 
 
 class TensorTypeError(InputError):

@@ -49,6 +49,7 @@ from ggufnorm.core.drift import (
 )
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.fingerprint import OffsetFingerprint
+from ggufnorm.core.fix import FixReport, Left
 from ggufnorm.core.frameworks import (
     AppliedNorm,
     Cause,
@@ -64,6 +65,7 @@ from ggufnorm.core.frameworks import (
     WrongOperation,
 )
 from ggufnorm.core.logits import KLD_PERCENTS, LogitSum
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import (
     Inspection,
@@ -308,6 +310,9 @@ def audit_report(name: str = "blk") -> AuditReport:
     """An error that is known, one that is accepted, and one of a rule to come."""
     tensor = f"{name}.0.attn_norm.weight"
     finding = Finding("N302", "error", tensor, 0, f"{tensor}: all 64 values are 0", {"n": 64})
+    option = f"--override-kv {name}.epsilon=float:1"
+    mend = Mend("key", f"{name}.epsilon", f"set {name}.epsilon", True, "f32", 1.0, None, option)
+    finding = replace(finding, mend=mend)
     later = replace(finding, rule="N999", severity="warning")
     return AuditReport(
         path=f"{name}.gguf",
@@ -553,6 +558,13 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audio": audio_report(name),
         "ggufnorm/audit": audit_report(name),
+        "ggufnorm/fix": FixReport(
+            f"{name}.gguf",
+            f"{name}-mended.gguf",
+            audit_report(name).findings[:1],
+            tuple(Left(finding, f"{name} is not known") for finding in audit_report(name).findings),
+            audit_report(name),
+        ),
         "ggufnorm/audit-set": AuditSet(
             (audit_report(name), audit_report()), (Skipped(name, "is no model"),)
         ),

@@ -17,7 +17,7 @@ from ggufnorm.errors import InputError
 _FORMATS = (*FORMATS, "sarif", "github")
 
 
-def _split(
+def split_ids(
     _context: click.Context, _parameter: click.Parameter, values: Sequence[str]
 ) -> tuple[str, ...]:
     """``N1,E104`` and repeated options alike."""
@@ -36,11 +36,11 @@ def _split(
     " model and its source are both on this machine."
 )  # fmt: skip
 @click.option(
-    "--select", multiple=True, callback=_split, metavar="IDS",
+    "--select", multiple=True, callback=split_ids, metavar="IDS",
     help="Check only rules whose id starts with one of these: N,E104.  [default: all]",
 )  # fmt: skip
 @click.option(
-    "--ignore", multiple=True, callback=_split, metavar="IDS",
+    "--ignore", multiple=True, callback=split_ids, metavar="IDS",
     help="Skip rules whose id starts with one of these.",
 )  # fmt: skip
 @click.option(
@@ -105,10 +105,10 @@ def command(
         return INTERRUPTED
     if found.failed:
         return InputError.exit_code
-    return int(any(_fails(report, fail_on) for report in found.models))
+    return int(any(fails(report, fail_on) for report in found.models))
 
 
-def _fails(report: AuditReport, fail_on: Severity) -> bool:
+def fails(report: AuditReport, fail_on: Severity) -> bool:
     """Whether a finding is at least as severe as ``fail_on``."""
     severe = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     return any(finding.severity in severe for finding in report.findings)

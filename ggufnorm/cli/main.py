@@ -18,6 +18,7 @@ from ggufnorm.version import __version__
 _COMMANDS = {
     "inspect": "List every norm of a GGUF or ONNX model.",
     "audit": "Lint the normalization of a converted GGUF model.",
+    "fix": "Write a corrected copy of a converted GGUF model.",
     "drift": "Run two GGUF models on the same text and show where they diverge.",
     "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
     "recipe": "Choose a quantization type for each tensor, within a size.",

@@ -88,7 +88,8 @@ def report_failed(found: InspectionSet | AuditSet) -> bool:
         InputError: it was one model, and it could not be read.
     """
     failed = [skipped for skipped in found.failed if skipped.reason != NOT_CHECKED]
-    is_one = len(found.models) + len(found.failed) == 1
+    passed_over = found.passed_over if isinstance(found, AuditSet) else ()
+    is_one = len(found.models) + len(found.failed) + len(passed_over) == 1
     if is_one and failed:
         raise InputError(failed[0].reason)
     for skipped in failed:

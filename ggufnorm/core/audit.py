@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.result import Result
 
@@ -27,6 +28,7 @@ class Finding:
         layer: block number, None outside the blocks.
         message: one sentence: what is wrong, with its figures.
         evidence: the figures, by name, as JSON values.
+        mend: what would make it right; None where the right value is not known.
     """
 
     rule: str
@@ -35,6 +37,7 @@ class Finding:
     layer: int | None
     message: str
     evidence: dict[str, Any]
+    mend: Mend | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,12 @@ class AuditSet(Result):
     Attributes:
         models: those that could be read, as they were given.
         failed: those that could not or, after a Ctrl-C, were not, and why.
+        passed_over: files of a folder or pattern that are no models, and what they are.
     """
 
     models: tuple[AuditReport, ...]
     failed: tuple[Skipped, ...]
+    passed_over: tuple[Skipped, ...] = ()
 
     @property
     def interrupted(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +12,22 @@ from typing import Literal
 from ggufnorm.core.trace import SCHEMA
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.safetensors import SafetensorsReader
 
 Scheme = Literal["path", "http", "hub", "ollama", "checkpoint"]
 """How a location is written, and with that where it leads."""
 
-Kind = Literal["gguf", "mmproj", "trace", "onnx", "checkpoint", "folder", "unknown"]
+Kind = Literal[
+    "gguf", "mmproj", "adapter", "vocabulary", "imatrix", "trace", "safetensors", "onnx",
+    "checkpoint", "folder", "unknown",
+]  # fmt: skip
 """What a location names.
 
-A ``folder`` has a ``config.json`` and was not written as ``hf:FOLDER``. A path is ``unknown``
-where there is no file, or a file of no other kind.
+Of GGUF files, ``gguf`` is a model, whole or a shard of one, ``adapter`` a LoRA, ``vocabulary``
+a tokenizer without weights, ``imatrix`` an importance matrix. A ``folder`` has a
+``config.json`` and was not written as ``hf:FOLDER``. A path is ``unknown`` where there is no
+file, or a file of no other kind.
 """
 
 Engine = Literal["llama.cpp", "transformers", "onnxruntime"]
@@ -146,36 +151,53 @@ def _kind_of_file(path: Path) -> Kind:
         if not path.is_file():  # a pipe would keep us waiting
             return "unknown"
         with path.open("rb") as file:
-            start = file.read(_START.size + 1 + len(_ENCODER))
+            is_gguf = file.read(4) == b"GGUF"
     except (OSError, ValueError):
         return "unknown"
-    is_gguf = start[:4] == b"GGUF"
-    return _kind_of_gguf(path, start) if is_gguf else _kind_of_safetensors(path)
+    return _kind_of_gguf(path) if is_gguf else _kind_of_safetensors(path)
 
 
-_ENCODER = b"clip"
-_START = struct.Struct("<4sIQQQ20sIQ")
-"""Magic, version, tensors, keys; and the first key, which writers make the architecture."""
-_STRING = 8
-"""``GGUF_TYPE_STRING`` in ggml/include/gguf.h."""
-
-
-def _kind_of_gguf(path: Path, start: bytes) -> Kind:
-    # A vocabulary makes the header long, so it is walked only where another key stands first.
-    if len(start) >= _START.size + len(_ENCODER):
-        *_counts, n_key, key, kind, n = _START.unpack_from(start)
-        if (n_key, key, kind) == (20, b"general.architecture", _STRING):
-            return "mmproj" if start[_START.size :][:n] == _ENCODER else "gguf"
+def _kind_of_gguf(path: Path) -> Kind:
     try:
         with GGUFFile(path) as file:
-            return "mmproj" if file.architecture.encode() == _ENCODER else "gguf"
+            return kind_of_model(file)
     except InputError:  # whoever opens it says why
         return "gguf"
+
+
+_TYPES: dict[str, Kind] = {
+    "adapter": "adapter", "vocab": "vocabulary", "imatrix": "imatrix", "mmproj": "mmproj",
+}  # fmt: skip
+"""``general.type`` (``GGUFType`` in gguf-py/gguf/constants.py), where it is not a model."""
+
+
+def kind_of_model(file: ModelFile) -> Kind:
+    """What a GGUF file is, by ``general.type``, and where it does not say so by what it holds.
+
+    A file without tensors that says it is a model, but has tokens, is a vocabulary
+    (``convert_hf_to_gguf.py --vocab-only``); a shard may have none.
+    """
+    said = _TYPES.get(file.metadata.string("general.type") or "")
+    if file.architecture == "clip":
+        return "mmproj"
+    if said is not None:
+        return said
+    if not file.tensors:
+        is_shard = (file.metadata.integer("split.count") or 1) > 1
+        has_tokens = "tokenizer.ggml.model" in file.metadata
+        return "vocabulary" if has_tokens and not is_shard else "gguf"
+    if all(name.endswith((".in_sum2", ".counts")) for name in file.tensors):
+        return "imatrix"
+    return "adapter" if all(name.endswith(_LORA) for name in file.tensors) else "gguf"
+
+
+_LORA = (".lora_a", ".lora_b")
+"""How an adapter's tensors end (``src/llama-adapter.cpp``)."""
 
 
 def _kind_of_safetensors(path: Path) -> Kind:
     try:
         with SafetensorsReader(path) as file:
-            return "trace" if file.metadata.get("schema") == SCHEMA else "unknown"
+            return "trace" if file.metadata.get("schema") == SCHEMA else "safetensors"
     except InputError:
         return "unknown"

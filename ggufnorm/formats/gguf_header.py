@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
+from ggufnorm.errors import GGUFError, TensorDataError
 from ggufnorm.formats.gguf_cursor import ByteOrder as ByteOrder
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
 from ggufnorm.formats.gguf_cursor import value_of as value_of
@@ -41,6 +42,7 @@ _SMALLEST = {kind: scalar.itemsize for kind, scalar in _SCALARS.items()} | {_STR
 _SMALLEST_METADATA = 8 + 1 + 4 + 1  # key, type, value
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8  # name, number of dimensions, type, offset
 
+_MAX_SHOWN = 40
 _DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 _MAX_NESTING = 8
 _FIRST_READ = 1 << 16
@@ -88,7 +90,10 @@ def read_header(storage: Storage) -> Header:
     n_metadata = cursor.count("metadata count", smallest=_SMALLEST_METADATA)
     metadata_at = cursor.metadata(n_metadata)
     alignment = _alignment(front, metadata_at)
-    tensors = read_tensors(cursor, n_tensors, alignment)
+    try:
+        tensors = read_tensors(cursor, n_tensors, alignment)
+    except TensorDataError as error:
+        raise _with_facts(error, front, metadata_at) from None
     cursor.fetched(0)
     return Header(
         version=version,
@@ -99,6 +104,34 @@ def read_header(storage: Storage) -> Header:
         decode=lambda kind, at, field: _Values(front, at).value(kind, field),
         tensors=tensors,
     )
+
+
+def _with_facts(
+    error: TensorDataError, front: Front, metadata_at: dict[str, tuple[int, int]]
+) -> TensorDataError:
+    """The error, with what the header says of the model that is not all there."""
+    if error.whole is None:
+        return error
+    said = []
+    for key, words in (("general.architecture", "{}"), (".block_count", "{} layers")):
+        found = next((k for k in metadata_at if k == key or k.endswith(key)), None)
+        kind, at = metadata_at.get(found or "", (ARRAY, 0))
+        if found is not None and kind != ARRAY:
+            with suppress(GGUFError):
+                value = str(_Values(front, at).value(kind, value_of(found)))
+                said.append(words.format(value[:_MAX_SHOWN]))
+    have, whole = _decimal(front.size), _decimal(error.whole)
+    problem = f"{error.problem}: {have} of about {whole} are there"
+    problem += f"; the header says {', '.join(said)}" if said else ""
+    return TensorDataError(error.path, error.offset, error.field, problem, error.tensor)
+
+
+def _decimal(n: int) -> str:
+    """Bytes as downloads are shown: ``4.7 GB``."""
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if n >= factor:
+            return f"{n / factor:,.1f} {unit}"
+    return f"{n} bytes"
 
 
 def _alignment(front: Front, metadata_at: dict[str, tuple[int, int]]) -> int:

@@ -98,6 +98,11 @@ class TensorTable(Mapping[str, Tensor]):
         t = _read_info(Cursor(self._front, self._places[i]), i)
         return Tensor(t.name, t.shape, t.dtype, t.ggml_type, self._data + t.offset, t.n_bytes)
 
+    @property
+    def places(self) -> array[int]:
+        """Where in the file the description of each tensor begins, in file order."""
+        return self._places
+
     def first_repeated(self) -> int | None:
         """The first tensor that has the name of one before it."""
         h = np.asarray(self._hashes)
@@ -212,9 +217,9 @@ def _read_info(cursor: Cursor, i: int, alignment: int = 1) -> _TensorInfo:
 def _check_places(front: Front, table: TensorTable, places: array[int]) -> None:
     """Check that the tensors' data lies in the file and nowhere twice, in whatever order."""
 
-    def misplaced(i: int, problem: str) -> TensorDataError:
-        name = table.at(i).name
-        return TensorDataError(front.path, places[i], f"tensor {quoted(name)}", problem, name)
+    def misplaced(i: int, problem: str, whole: int | None = None) -> TensorDataError:
+        name, at = table.at(i).name, places[i]
+        return TensorDataError(front.path, at, f"tensor {quoted(name)}", problem, name, whole)
 
     n = len(table)
     sizes = np.fromiter((t.n_bytes for t in table.values()), np.uint64, n)
@@ -224,9 +229,8 @@ def _check_places(front: Front, table: TensorTable, places: array[int]) -> None:
         t = table.at(i)
         missing = t.offset + t.n_bytes - front.size
         if missing > 0:
-            raise misplaced(
-                i, f"its data ends {missing} bytes after the end of the file (is it truncated?)"
-            )
+            problem = f"its data ends {missing} bytes after the end of the file (is it truncated?)"
+            raise misplaced(i, problem, max(t.offset + t.n_bytes for t in table.values()))
         if t.n_bytes and t.offset < end:
             raise misplaced(i, f"its data overlaps that of {quoted(table.at(before).name)}")
         if t.n_bytes:

@@ -122,6 +122,7 @@ def side_by_side(results: Sequence[Result]) -> Result:
         return AuditSet(
             tuple(a for r in audits for a in ((r,) if isinstance(r, AuditReport) else r.models)),
             tuple(s for r in audits if isinstance(r, AuditSet) for s in r.failed),
+            tuple(s for r in audits if isinstance(r, AuditSet) for s in r.passed_over),
         )
     kinds = ", ".join(sorted({kind_of(r).name for r in results}))
     raise InputError(f"cannot show {kinds} side by side: give documents of inspect, drift or audit")

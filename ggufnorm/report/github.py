@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Severity
 from ggufnorm.report.formatting import printable
-from ggufnorm.report.views.audit import rule_title
+from ggufnorm.report.views.audit import mend_words, rule_title
 
 _COMMANDS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "notice"}
 """A severity in GitHub's words."""
@@ -22,7 +22,8 @@ def to_github(result: AuditReport | AuditSet) -> str:
 def _annotation(report: AuditReport, finding: Finding) -> str:
     title = printable(rule_title(finding.rule))
     place = f"file={_property(report.path)},title={_property(title)}"
-    return f"::{_COMMANDS[finding.severity]} {place}::{_data(finding.message)}"
+    mend = f" ({mend_words(finding.mend)})" if finding.mend else ""
+    return f"::{_COMMANDS[finding.severity]} {place}::{_data(finding.message + mend)}"
 
 
 def _data(text: str) -> str:

@@ -11,6 +11,7 @@ from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
+from ggufnorm.core.fix import FixReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.pixel_report import PixelReport
@@ -32,6 +33,7 @@ from ggufnorm.report.views.audit import audit_set_view, audit_view
 from ggufnorm.report.views.diff import diff_view
 from ggufnorm.report.views.drift import drift_view
 from ggufnorm.report.views.drift_set import drift_set_view
+from ggufnorm.report.views.fix import fix_view
 from ggufnorm.report.views.frameworks import frameworks_view
 from ggufnorm.report.views.inspect import inspection_set_view, inspection_view
 from ggufnorm.report.views.pixels import pixel_view
@@ -75,6 +77,7 @@ KINDS = (
     Kind("ggufnorm/diff", DiffReport, diff_view, "tensors", _one(diff_charts)),
     Kind("ggufnorm/audit", AuditReport, audit_view, "findings"),
     Kind("ggufnorm/audit-set", AuditSet, audit_set_view, "findings"),
+    Kind("ggufnorm/fix", FixReport, fix_view, "mended"),
     Kind("ggufnorm/attribute", AttributionReport, attribution_view, "shares",
          _one(attribution_charts)),
     Kind("ggufnorm/recipe", RecipeReport, recipe_view, "choices", _one(recipe_charts)),

@@ -12,6 +12,7 @@ from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Severity
 from ggufnorm.core.plain import to_plain
 from ggufnorm.report.formatting import printable
+from ggufnorm.report.views.audit import mend_words
 from ggufnorm.version import __version__
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -74,6 +75,9 @@ def _sarif(report: AuditReport, finding: Finding, numbers: dict[str, int]) -> di
         "locations": [location],
         "properties": {"layer": finding.layer, "evidence": to_plain(finding.evidence)},
     }
+    if finding.mend is not None:
+        found["properties"]["mend"] = to_plain(finding.mend)
+        found["message"]["text"] += f" ({printable(mend_words(finding.mend))})"
     reasons = [i.reason for i in report.ignored if i.finding is finding]
     if reasons:
         found["suppressions"] = [{"kind": "external", "justification": reasons[0]}]

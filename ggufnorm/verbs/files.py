@@ -140,17 +140,27 @@ def audit(
     if isinstance(location, (str, os.PathLike)):
         require_kinds("audit", location)
         return audits.audit(location, **vars(options))
-    return _audit_set(_models("audit", location), options, on_progress)
+    named = frozenset(os.fspath(one) for one in location)
+    return _audit_set(_models("audit", location), named, options, on_progress)
 
 
 def _audit_set(
-    models: Sequence[str], options: Any, on_progress: Callable[[AuditProgress], None]
+    models: Sequence[str],
+    named: frozenset[str],
+    options: Any,
+    on_progress: Callable[[AuditProgress], None],
 ) -> AuditSet:
+    """Audit all models; ``named`` are those that were not found in a folder or by a pattern."""
     from ggufnorm.analysis.audit.run import audit_all
 
     turns = {model: wrong_turn("audit", [model]) for model in models}
     checkable = [model for model in models if turns[model] is None]
-    found: dict[str, AuditReport | str | None] = dict(turns)
+    others = {m: turn for m, turn in turns.items() if turn is not None and m not in named}
+    if len(others) == len(turns):  # nothing would be audited, and that is no good news
+        others = {}
+    found: dict[str, AuditReport | str | None] = {
+        m: turn for m, turn in turns.items() if m not in others
+    }
     done = 0
     try:
         for model, checked in zip(
@@ -168,6 +178,7 @@ def _audit_set(
             for model, why in found.items()
             if not isinstance(why, AuditReport)
         ),
+        tuple(Skipped(model, turn) for model, turn in others.items()),
     )
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse
 
-Verb = Literal["inspect", "audit", "diff", "drift", "attribute", "recipe", "trace", "compare"]
+Verb = Literal[
+    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare"
+]
 """A command, and the function of the same name."""
 
 TAKES: Mapping[str, frozenset[Kind]] = {
-    "inspect": frozenset({"gguf", "mmproj", "onnx"}),
-    "audit": frozenset({"gguf", "mmproj"}),
-    "diff": frozenset({"gguf", "mmproj"}),
+    "inspect": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix", "onnx"}),
+    "audit": frozenset({"gguf", "mmproj", "imatrix"}),
+    "fix": frozenset({"gguf", "mmproj"}),
+    "diff": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix"}),
     "drift": frozenset({"gguf"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
@@ -24,11 +28,18 @@ TAKES: Mapping[str, frozenset[Kind]] = {
 }
 """Kinds by verb. An unknown file is taken by all: whoever opens it says what is wrong with it."""
 
+_MERGE = "`llama-export-lora -m MODEL --lora {it} -o MERGED` first, then the merged model"
+_LOOK, _SOURCE = "inspect {it}", "audit MODEL --source {folder}"
+
 _MEANT: Mapping[Kind, tuple[str, str, str]] = {
     # what it is; the command that was meant by a verb of one model; by a verb of several
     "trace": ("is a saved trace", "compare {it} MODEL", "compare {all}"),
     "onnx": ("is an ONNX model", "inspect {it}", "compare {all}"),
     "mmproj": ("is an image or audio encoder", "compare hf:FOLDER {it}", "compare hf:FOLDER {it}"),
+    "adapter": ("is a LoRA adapter", _MERGE, _MERGE),
+    "vocabulary": ("is a vocabulary without weights", _LOOK, _LOOK),
+    "imatrix": ("is an importance matrix", "audit {it}", "audit {it}"),
+    "safetensors": ("is a checkpoint's safetensors file", _SOURCE, _SOURCE),
     "checkpoint": ("is a checkpoint", "audit MODEL --source {name}", "compare {all}"),
     "folder": ("is a checkpoint's folder", "audit MODEL --source {name}", "compare {all}"),
 }
@@ -81,10 +92,13 @@ def _wrong_comparison(places: Sequence[Location]) -> str | None:
 
 
 def _filled(template: str, it: Location, places: Sequence[Location]) -> str:
+    if template.startswith("`"):  # another program's
+        return template.format(it=shlex.quote(it.text))
     verb, _, rest = template.partition(" ")
     if rest == "{all}":
         return _command(verb, places)
-    return f"ggufnorm {verb} " + rest.format(it=shlex.quote(it.text), name=shlex.quote(it.name))
+    names = {"it": it.text, "name": it.name, "folder": str(Path(it.name).parent)}
+    return f"ggufnorm {verb} " + rest.format(**{n: shlex.quote(v) for n, v in names.items()})
 
 
 def _command(verb: str, places: Sequence[Location]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,43 @@ def match_norms(
         unreadable=tuple(unreadable.items()),
         different=_why_different(file, found, source),
     )
+
+
+def converted(
+    file: ModelFile, source: Source, tensors: Iterable[str], *, half: bool
+) -> dict[str, Array]:
+    """What a conversion makes of norms of the source.
+
+    Args:
+        file: that they are for.
+        source: what it was converted from.
+        tensors: names in the file, which need not have them.
+        half: whether offsets are added to F16 values in half precision.
+
+    Returns:
+        By name, in the shape of NumPy's order; those whose values the source has.
+    """
+    known = origins(file, source.tensors) or {}
+    wanted = [known[name] for name in tensors if name in known]
+    values, _ = _read(wanted, source)
+    found: dict[str, Array] = {}
+    for name, read in values.items():
+        origin = with_rescale(known[name], file, source.config, read.size)
+        is_f16 = source.tensors[origin.sources[0]].dtype == "F16"
+        flat = origin.transform.apply(read, half=half and is_f16)
+        found[name] = flat.reshape(_shape(file, name, flat.size) or read.shape)
+    return found
+
+
+_LAYER = re.compile(r"(?<=blk\.)\d+(?=\.)")
+
+
+def _shape(file: ModelFile, name: str, n: int) -> tuple[int, ...] | None:
+    """The shape that the file has for a norm, or for the same one of another layer."""
+    role = _LAYER.sub("*", name)
+    alike = [name, *(other for other in file.tensors if _LAYER.sub("*", other) == role)]
+    shapes = (file.tensors[a].shape for a in alike if a in file.tensors)
+    return next((s[::-1] for s in shapes if prod(s) == n), None)
 
 
 def _read(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Finding, Severity
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import NormSite
 
 SECTIONS = ("What it does", "Why it matters", "What to do", "Example")
@@ -32,6 +33,7 @@ class Problem:
         layer: block number, None outside the blocks.
         evidence: the figures, by name, as JSON values.
         severity: None for the rule's own.
+        mend: what would make it right; None where that is not known.
     """
 
     message: str
@@ -39,6 +41,7 @@ class Problem:
     layer: int | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     severity: Severity | None = None
+    mend: Mend | None = None
 
 
 Check = Callable[[Subject], Iterator[Problem]]
@@ -83,7 +86,8 @@ class Rule:
         """
         for p in self.check(subject):
             severity = p.severity or self.severity
-            yield Finding(self.id, severity, p.tensor, p.layer, p.message, p.evidence)
+            mend = None if severity == "info" else p.mend  # nothing is wrong
+            yield Finding(self.id, severity, p.tensor, p.layer, p.message, p.evidence, mend)
 
 
 def rule(rule_id: str, name: str, severity: Severity) -> Callable[[Check], Rule]:

@@ -12,8 +12,9 @@ from threading import Lock
 import numpy as np
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
+from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
-from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA
+from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
@@ -21,6 +22,7 @@ from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
 from ggufnorm.formats.dequantize import read_norms
+from ggufnorm.formats.forms import kind_of_model
 from ggufnorm.formats.hf import Source, open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -227,21 +229,39 @@ def _audit(
     tell: Progress = lambda _phase, _done, _total: None,
 ) -> AuditReport:
     with ExitStack() as stack:
-        source = options.source
-        opened = None if source is None else stack.enter_context(open_source(source))
         try:
-            file = stack.enter_context(open_model(location))
+            return checked(stack, location, options, rules, step, tell)[1]
         except TensorDataError as error:
             if TENSOR_DATA not in rules:
                 raise
             return _damaged(error, options, rules)
-        local = opened is not None and opened.is_local and not _is_remote(file)
-        subject = open_subject(file, opened, full=options.full or local)
-        subject = replace(subject, on_progress=tell)
-        if options.run:
-            subject = replace(subject, run=lambda: _run(location))
-        findings, not_run = _check(subject, rules, step)
-        return _report(subject, findings, not_run, options, rules)
+
+
+def checked(
+    stack: ExitStack,
+    location: Location,
+    options: AuditOptions,
+    rules: Sequence[Rule] | None = None,
+    step: Callable[[], None] = lambda: None,
+    tell: Progress = lambda _phase, _done, _total: None,
+) -> tuple[Subject, AuditReport]:
+    """Audit a model that stays open as long as ``stack``.
+
+    Raises:
+        InputError: as :func:`audit`; also where a tensor's data is not all there.
+        ConfigError: as :func:`audit`.
+    """
+    chosen = choose_rules(options.select, options.ignore) if rules is None else rules
+    source = options.source
+    opened = None if source is None else stack.enter_context(open_source(source))
+    file = stack.enter_context(open_model(location))
+    local = opened is not None and opened.is_local and not _is_remote(file)
+    subject = open_subject(file, opened, full=options.full or local)
+    subject = replace(subject, on_progress=tell)
+    if options.run:
+        subject = replace(subject, run=lambda: _run(location))
+    findings, not_run = _check(subject, chosen, step)
+    return subject, _report(subject, findings, not_run, options, chosen)
 
 
 def open_subject(file: ModelFile, source: Source | None = None, *, full: bool = False) -> Subject:
@@ -276,8 +296,12 @@ def _check(
 ) -> tuple[list[Finding], list[NotRun]]:
     findings: list[Finding] = []
     not_run: list[NotRun] = []
+    kind = kind_of_model(subject.file)
     for rule in rules:
+        why = why_not_for(rule, kind)
         try:
+            if why is not None:
+                raise NotApplicableError(why)
             # One by one: what a rule found before it gave up stays found. A damaged file may
             # hold NaNs that signal.
             with np.errstate(invalid="ignore"):
@@ -286,7 +310,7 @@ def _check(
         except (NotApplicableError, GgufnormError) as error:
             not_run.append(NotRun(rule.id, str(error)))
         step()
-    return findings, not_run
+    return settled(subject, findings), not_run
 
 
 def _damaged(error: TensorDataError, options: AuditOptions, rules: Sequence[Rule]) -> AuditReport:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, AuditSet, Finding, Ignored, NotRun
+from ggufnorm.core.mend import Mend
 from ggufnorm.report.formatting import counted
 from ggufnorm.report.view import (
     Cell,
@@ -47,6 +48,10 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
         sections=(
             _not_run(common, "in any of the models"),
             skipped_section(result.failed),
+            Section(
+                f"Passed over: {len(result.passed_over)}",
+                sentences=sentences(*(s.reason for s in result.passed_over)),
+            ),
         ),
     )
     return (*(_report(model, common) for model in models), summary)
@@ -67,9 +72,13 @@ def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
             Section(
                 "Findings",
                 table=table(
-                    "findings", _FINDINGS, report.findings, most=_MOST_FINDINGS, layout="records"
+                    "findings",
+                    _columns(report.findings),
+                    report.findings,
+                    most=_MOST_FINDINGS,
+                    layout="records",
                 ),
-                topics=tuple(_topics(report.findings)),
+                topics=tuple(topics(report.findings)),
             ),
             Section(
                 f"Accepted: {len(report.ignored)}",
@@ -117,6 +126,12 @@ def rule_title(rule: str) -> str:
     return f"{rule} {BY_ID[rule].name}" if rule in BY_ID else rule
 
 
+def mend_words(mend: Mend) -> str:
+    """What would make a finding right, and llama.cpp's option where one suffices."""
+    option = f", or run with {mend.override_kv}" if mend.override_kv else ""
+    return f"mend: {mend.action}{option}"
+
+
 _FINDINGS: Columns[Finding] = (
     Column("Severity", lambda f: Cell(f.severity, status=severity_status(f.severity)), left=True),
     Column(
@@ -128,6 +143,21 @@ _FINDINGS: Columns[Finding] = (
     Column("Layer", lambda f: "" if f.layer is None else Cell(str(f.layer), f.layer), priority=2),
     Column("Finding", lambda f: f.message, left=True, prose=True),
 )
+
+_MENDS: Columns[Finding] = (
+    Column("Mend", lambda f: f.mend.action if f.mend else "", left=True, priority=3),
+    Column(
+        "llama.cpp option",
+        lambda f: (f.mend and f.mend.override_kv) or "",
+        left=True,
+        priority=4,
+    ),
+)
+"""Shown where something can be mended."""
+
+
+def _columns(findings: Iterable[Finding]) -> Columns[Finding]:
+    return (*_FINDINGS, *_MENDS) if any(f.mend for f in findings) else _FINDINGS
 
 
 def _of_finding(column: Column[Finding]) -> Column[Ignored]:
@@ -146,7 +176,7 @@ _ACCEPTED: Columns[Ignored] = (
 )
 
 
-def _topics(findings: Sequence[Finding]) -> Iterator[Topic]:
+def topics(findings: Sequence[Finding]) -> Iterator[Topic]:
     """Why the rules that found something matter, and what to do."""
     for rule in dict.fromkeys(f.rule for f in findings if f.rule in BY_ID):
         sections = BY_ID[rule].sections

@@ -330,7 +330,7 @@ def test_the_document_keeps_its_names_and_can_be_read_back(bad: Path) -> None:
         "path", "architecture", "name", "findings", "ignored", "not_run", "summary"
     }  # fmt: skip
     assert set(found["findings"][0]) == {
-        "rule", "severity", "tensor", "layer", "message", "evidence"
+        "rule", "severity", "tensor", "layer", "message", "evidence", "mend"
     }  # fmt: skip
     assert set(found["not_run"][0]) == {"rule", "reason"}
     found["path"] = report.path
@@ -439,7 +439,7 @@ def test_every_rule_is_documented(rule: Rule) -> None:
     assert tuple(rule.sections) == SECTIONS
     assert all(rule.sections.values())
     assert rule.summary.endswith(".")
-    assert re.fullmatch(r"[NEHSTKVC]\d{3}", rule.id)
+    assert re.fullmatch(r"[NEHSTKVIC]\d{3}", rule.id)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
 
 

@@ -7,6 +7,7 @@ from ggufnorm.analysis.audit.rules import (
     capture,
     epsilon,
     hyperparameters,
+    imatrix,
     keys,
     norms,
     source,
@@ -14,8 +15,9 @@ from ggufnorm.analysis.audit.rules import (
     vision,
 )
 from ggufnorm.analysis.audit.rules.norms.data import tensor_data
+from ggufnorm.formats.forms import Kind
 
-__all__ = ["BY_ID", "FAMILIES", "RULES", "TENSOR_DATA"]
+__all__ = ["BY_ID", "FAMILIES", "RULES", "TENSOR_DATA", "why_not_for"]
 
 TENSOR_DATA = tensor_data
 """The rule of files whose tensors' data is not all there: none of the others can run then."""
@@ -28,13 +30,23 @@ FAMILIES: dict[str, str] = {
     "T": "All tensors beside their source (`--source`)",
     "K": "Keys beside the source's configs (`--source`)",
     "V": "Vision encoders",
+    "I": "Importance matrices",
     "C": "What llama.cpp really computes (`--run`)",
 }
 """What each letter stands for, in the order in which families are shown."""
 
 RULES: tuple[Rule, ...] = (
     *norms.RULES, *epsilon.RULES, *hyperparameters.RULES, *source.RULES, *tensors.RULES,
-    *keys.RULES, *vision.RULES, *capture.RULES,
+    *keys.RULES, *vision.RULES, *imatrix.RULES, *capture.RULES,
 )  # fmt: skip
+
+
+def why_not_for(rule: Rule, kind: Kind) -> str | None:
+    """Why a rule is not about files of this kind; None if it is."""
+    is_matrix = kind == "imatrix"
+    if rule.id.startswith("I") == is_matrix or rule is TENSOR_DATA:
+        return None
+    return "the file is an importance matrix" if is_matrix else "it is no importance matrix"
+
 
 BY_ID: dict[str, Rule] = {r.id: r for r in RULES}

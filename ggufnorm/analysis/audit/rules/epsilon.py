@@ -6,15 +6,17 @@ Beside the source's config they are family S's, in llama.cpp's graph family C's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
 from gguf.constants import Keys
 
+from ggufnorm.analysis.audit.config import text_epsilon
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.floats import shortest_float32
+from ggufnorm.core.mend import Mend, override_kv, set_key
 from ggufnorm.core.model import NormSite
 from ggufnorm.formats.naming.language import expected_kind
 from ggufnorm.formats.naming.rules import NO_KEY
@@ -84,7 +86,8 @@ def missing(subject: Subject) -> Iterator[Problem]:
     for key, those in lacking.items():
         norms = "norm needs" if len(those) == 1 else "norms need"
         message = f"{key} is missing: {len(those)} {norms} it"
-        yield Problem(message, evidence={"key": key, "n_norms": len(those)})
+        evidence = {"key": key, "n_norms": len(those)}
+        yield Problem(message, evidence=evidence, mend=_of_source(subject, key, those))
     if unknown:
         raise NotApplicableError(
             f"the formula of the architecture {subject.architecture!a} is not known"
@@ -217,7 +220,23 @@ def wrong_key(subject: Subject) -> Iterator[Problem]:
         message = (
             f"{subject.architecture} builds {_NAMES[kind]} and needs {needed}, the file has {other}"
         )
-        yield Problem(message, evidence={"key": other, "needed": needed})
+        action = f"rename {other} to {needed}"
+        mend = Mend("key", needed, action, False, renames=other)
+        value = subject.metadata.number(other)
+        if value is not None:
+            mend = replace(mend, override_kv=override_kv(needed, "f32", value, None))
+        yield Problem(message, evidence={"key": other, "needed": needed}, mend=mend)
+
+
+def _of_source(subject: Subject, key: str, sites: list[NormSite]) -> Mend | None:
+    """Add a missing key as the source's config has it, if it has one epsilon for all norms."""
+    if subject.source is None or subject.architecture == "clip":
+        return None
+    kinds = {(s.kind or expected_kind(subject.architecture), s.layer) for s in sites}
+    config = dict(subject.source.config)
+    found = {text_epsilon(config, kind, layer) for kind, layer in kinds if kind is not None}
+    epsilon = found.pop() if len(found) == 1 else None
+    return None if epsilon is None else set_key(key, "f32", epsilon[1], None, from_source=True)
 
 
 def _is_wrong_key(subject: Subject) -> bool:

@@ -8,9 +8,16 @@ from dataclasses import dataclass
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import set_key
 from ggufnorm.formats.read_keys import KNOWN, reads
 
 _BLOCK = re.compile(r"(?:(?:enc|dec)\.)?blk\.(\d{1,6})\.(.+?)(?:\.weight)?")
+
+_COUNTED = (
+    "feed_forward_length", "expert_feed_forward_length", "expert_count",
+    "attention.q_lora_rank", "attention.kv_lora_rank", "embedding_length",
+)  # fmt: skip
+"""Keys that are the length of one dimension, so that the tensors tell them."""
 
 _GATED = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
 """Architectures whose query projection holds a gate of the same size (src/models/qwen3next.cpp)."""
@@ -56,9 +63,11 @@ def shape(subject: Subject) -> Iterator[Problem]:
     if subject.architecture not in KNOWN or subject.architecture == "clip":
         raise NotApplicableError("what the keys of this architecture are about is not known")
     wrong: dict[tuple[str, int, tuple[int, ...]], list[_Claim]] = {}
+    lengths: dict[str, set[int]] = {}
     for claim in _claims(subject):
         dimensions = subject.file.tensors[claim.tensor].shape
         length = dimensions[claim.dimension] if claim.dimension < len(dimensions) else 1
+        lengths.setdefault(claim.key, set()).add(length)
         if length not in claim.expected:
             wrong.setdefault((claim.key, length, claim.expected), []).append(claim)
     seen: set[str] = set()
@@ -66,12 +75,18 @@ def shape(subject: Subject) -> Iterator[Problem]:
         if key in seen:
             continue
         seen.add(key)
-        yield _problem(subject, key, length, expected, claims)
+        yield _problem(subject, key, length, expected, claims, len(lengths[key]) == 1)
 
 
 def _problem(
-    subject: Subject, key: str, length: int, expected: tuple[int, ...], claims: list[_Claim]
+    subject: Subject,
+    key: str,
+    length: int,
+    expected: tuple[int, ...],
+    claims: list[_Claim],
+    agree: bool,
 ) -> Problem:
+    """The problem of a key; ``agree`` is whether all tensors that it is about have one length."""
     first = claims[0]
     name = key if key.startswith("tokenizer.") else f"{subject.architecture}.{key}"
     value = subject.metadata.get(name)
@@ -89,7 +104,10 @@ def _problem(
         "length": length,
         "tensors": [c.tensor for c in claims[:40]],
     }
-    return Problem(message, first.tensor, first.layer, evidence)
+    mend = None
+    if key in _COUNTED and isinstance(value, int) and agree:
+        mend = set_key(name, "u32", length, value, from_source=False)
+    return Problem(message, first.tensor, first.layer, evidence, mend=mend)
 
 
 def _claims(subject: Subject) -> Iterator[_Claim]:

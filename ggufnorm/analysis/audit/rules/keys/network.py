@@ -19,6 +19,8 @@ from ggufnorm.analysis.audit.source.keys.network import network_keys
 from ggufnorm.analysis.audit.source.keys.rope import frequency_factors, rope_keys
 from ggufnorm.analysis.audit.source.keys.tokens import vocabulary_key
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.audit import Severity
+from ggufnorm.core.mend import Mend, set_key
 from ggufnorm.formats.dequantize import read_tensor
 
 _ROPE = ("rope.",)
@@ -67,11 +69,13 @@ def _problem(found: KeyDifference) -> Problem:
             f"{e.key} is missing, so llama.cpp takes {_shown(found.effective)}, {e.origin}:"
             f" {e.does} should be {wanted}"
         )
-    return Problem(said, evidence=evidence(found), severity="warning" if e.warn else None)
+    mend = set_key(e.key, e.type, e.value, found.actual, from_source=True)
+    severity: Severity | None = "warning" if e.warn else None
+    return Problem(said, evidence=_evidence(found), severity=severity, mend=mend)
 
 
-def evidence(found: KeyDifference) -> dict[str, Any]:
-    """What a later correction needs."""
+def _evidence(found: KeyDifference) -> dict[str, Any]:
+    """What the message says, as data."""
     e = found.expected
     return {
         "key": e.key,
@@ -209,13 +213,18 @@ def factors(subject: Subject) -> Iterator[Problem]:
         names = [n for n in subject.file.tensors if n.endswith(name)]
         if not names:
             message = f"{name} is missing: config.json has {kind} scaling"
-            yield Problem(message, None, None, {"tensor": name, "expected": values[:512]})
+            action = f"add {name}, computed from config.json"
+            mend = Mend("missing", name, action, True, value=list(values))
+            evidence = {"tensor": name, "expected": values[:512]}
+            yield Problem(message, evidence=evidence, mend=mend)
             continue
         found = read_tensor(subject.file, names[0]).ravel()
         right = np.array(values, np.float32)
         if found.shape != right.shape or not np.allclose(found, right, rtol=1e-4):
             message = f"{names[0]} does not have the factors that config.json gives"
-            yield Problem(message, names[0], None, {"expected": values[:512]})
+            action = f"write {names[0]} as config.json gives it"
+            mend = Mend("values", names[0], action, True, value=list(values))
+            yield Problem(message, names[0], None, {"expected": values[:512]}, mend=mend)
 
 
 @rule("K301", "keys-compared", "info")

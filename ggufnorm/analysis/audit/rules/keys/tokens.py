@@ -10,6 +10,7 @@ from ggufnorm.analysis.audit.rules.keys.network import configs
 from ggufnorm.analysis.audit.source.keys.tokens import template, token_differences
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
+from ggufnorm.core.mend import set_key
 
 _TEMPLATE = "tokenizer.chat_template"
 
@@ -36,7 +37,10 @@ def tokenizer(subject: Subject) -> Iterator[Problem]:
     """
     for d in token_differences(configs(subject)):
         evidence = {"key": d.key, "type": d.type, "expected": d.expected, "actual": d.actual}
-        yield Problem(d.message, evidence=evidence, severity=cast(Severity, d.severity))
+        known = d.expected is not None
+        mend = set_key(d.key, d.type, d.expected, d.actual, from_source=True) if known else None
+        severity = cast(Severity, d.severity)
+        yield Problem(d.message, evidence=evidence, severity=severity, mend=mend)
 
 
 @rule("K402", "chat-template", "warning")
@@ -64,7 +68,8 @@ def chat_template(subject: Subject) -> Iterator[Problem]:
     evidence = {"key": _TEMPLATE, "type": "str", "expected": wanted[:20_000]}
     if actual is None:
         message = f"{_TEMPLATE} is missing, and the source has one"
-        yield Problem(message, evidence={**evidence, "actual": None})
+        mend = set_key(_TEMPLATE, "str", wanted, None, from_source=True)
+        yield Problem(message, evidence={**evidence, "actual": None}, mend=mend)
     elif actual.strip() != wanted.strip():
         message = f"{_TEMPLATE} is not the source's"
         evidence |= {"actual": actual[:20_000]}

@@ -9,6 +9,7 @@ from gguf.constants import Keys
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import NormSite
 
 Shape = tuple[int, ...]
@@ -54,9 +55,12 @@ def dtype(subject: Subject) -> Iterator[Problem]:
     for site in subject.sites:
         for name in (site.tensor, site.bias):
             stored = subject.file.tensors[name].dtype if name else "F32"
-            if stored != "F32":
+            if name and stored != "F32":
                 evidence = {"dtype": stored, "role": site.role}
-                yield Problem(f"{name} is stored as {stored}", name, site.layer, evidence)
+                action = f"store {name} as F32, with the values that the file has"
+                mend = Mend("dtype", name, action, False)
+                message = f"{name} is stored as {stored}"
+                yield Problem(message, name, site.layer, evidence, mend=mend)
 
 
 @rule("N202", "norm-shape", "error")

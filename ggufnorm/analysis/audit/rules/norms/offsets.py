@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.analysis.audit.subject import Array, Subject
+from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import NormSite
 
 _NEGATIVE = 0.25
 """Share of negative values from which a weight that should have its 1 looks as if it had not:
 ``1 + w`` is hardly ever negative in a trained model."""
+
+
+_TOLD = 2.0**-14
+"""The smallest bfloat16 whose eight bits all survive in float32 when 2 is added to it."""
 
 
 @rule("N501", "offset-missing", "error")
@@ -46,7 +52,8 @@ def missing(subject: Subject) -> Iterator[Problem]:
         found = _found(site) if told else None
         if found == 0:
             message = f"the 1 that {subject.architecture}'s converter adds was not added"
-            yield at(site, f"{site.tensor}: {message}", expected=1, found=0)
+            found_at = at(site, f"{site.tensor}: {message}", expected=1, found=0)
+            yield replace(found_at, mend=_undo(site, values, 0, 1))
         elif found is None and (share := _negative_share(values)) >= _NEGATIVE:
             message = (
                 f"{site.tensor}: {share:.0%} of its values are negative: the 1 that"
@@ -75,10 +82,11 @@ def doubled(subject: Subject) -> Iterator[Problem]:
     """
     offsets = _baking(subject)
     _need_bf16(subject)
-    for site, _ in _of_offset_one(subject, offsets):
+    for site, values in _of_offset_one(subject, offsets):
         if _found(site) == 2:
             message = f"the 1 that {subject.architecture}'s converter adds was added twice"
-            yield at(site, f"{site.tensor}: {message}", expected=1, found=2)
+            found_at = at(site, f"{site.tensor}: {message}", expected=1, found=2)
+            yield replace(found_at, mend=_undo(site, values, 2, 1))
 
 
 @rule("N503", "offset-unexpected", "error")
@@ -100,11 +108,12 @@ def unexpected(subject: Subject) -> Iterator[Problem]:
     """
     offsets = _offsets(subject)
     _need_bf16(subject)
-    for site, _, _ in subject.weighted:
+    for site, values, _ in subject.weighted:
         found = _found(site)
         if site.tensor and offsets.get(site.tensor) == 0 and found:
             message = f"{found} was added, and {subject.architecture}'s converter adds nothing here"
-            yield at(site, f"{site.tensor}: {message}", expected=0, found=found)
+            found_at = at(site, f"{site.tensor}: {message}", expected=0, found=found)
+            yield replace(found_at, mend=_undo(site, values, found, 0))
 
 
 @rule("N504", "offset-mixed", "warning")
@@ -133,6 +142,21 @@ def mixed(subject: Subject) -> Iterator[Problem]:
         if _found(site) != usual and 2 * n > len(sites):
             message = f"{_word(_found(site))} was added, to {n} other norms {_word(usual)} was"
             yield at(site, f"{site.tensor}: {message}", expected=usual, found=_found(site))
+
+
+def _undo(site: NormSite, values: Array, found: int, expected: int) -> Mend | None:
+    """Put the right offset in the place of another, if the file's values tell each weight.
+
+    A sum loses the last bits of a weight far smaller than the offset: of those the source
+    alone tells which they were.
+    """
+    assert site.tensor is not None
+    weights = values.astype(np.float64) - found
+    if found and not (np.abs(weights) >= _TOLD).all():
+        return None
+    verb = "add" if expected > found else "subtract"
+    action = f"{verb} {abs(expected - found)} {'to' if verb == 'add' else 'from'} {site.tensor}"
+    return Mend("offset", site.tensor, action, False, value=float(expected - found))
 
 
 def _word(offset: int | None) -> str:

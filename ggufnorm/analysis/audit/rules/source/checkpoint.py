@@ -13,6 +13,7 @@ from ggufnorm.analysis.audit.rules.source.common import (
     source_of,
 )
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import undo
 from ggufnorm.formats.naming import layer_of
 
 
@@ -68,7 +69,8 @@ def missing(subject: Subject) -> Iterator[Problem]:
     for origin in same_checkpoint(subject).missing:
         message = f"{origin.tensor} is missing: the source has {origin.sources[0]}"
         evidence = {"sources": list(origin.sources)}
-        yield Problem(message, origin.tensor, layer_of(origin.tensor), evidence)
+        mend = undo("missing", origin.tensor, f"add {origin.tensor}, of the source")
+        yield Problem(message, origin.tensor, layer_of(origin.tensor), evidence, mend=mend)
 
 
 @rule("S103", "source-norm-unknown", "warning")

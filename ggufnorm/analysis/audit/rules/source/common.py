@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ggufnorm.analysis.audit.matching import Match, Matches
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import Mend, MendKind, undo
 from ggufnorm.core.transforms import Kind
 from ggufnorm.formats.hf import Source
 
@@ -69,4 +70,27 @@ def problem(match: Match, message: str, **more: int) -> Problem:
         **match.explanation.evidence,
         **more,
     }
-    return Problem(message, match.tensor, match.site.layer, evidence)
+    return Problem(message, match.tensor, match.site.layer, evidence, mend=_mend(match))
+
+
+_UNDONE: dict[Kind, tuple[MendKind, str]] = {
+    "offset": ("offset", "undo the offset in {}"),
+    "scale": ("scale", "undo the scale of {}"),
+    "affine": ("scale", "undo scale and offset of {}"),
+    "permutation": ("permutation", "put {} in order"),
+    "bytes": ("byte-order", "turn round the bytes of {}"),
+    "elsewhere": ("swap", "give {} its own values"),
+    "rounding": ("rounding", "give {} its full precision"),
+    "size": ("values", "give {} its size and values"),
+    "partial": ("values", "give {} its values"),
+    "values": ("values", "give {} its values"),
+}
+
+
+def _mend(match: Match) -> Mend | None:
+    """All of them by the source's values: what was done to a file's may have lost bits."""
+    undone = _UNDONE.get(match.explanation.kind)
+    if undone is None:
+        return None
+    kind, action = undone
+    return undo(kind, match.tensor, f"{action.format(match.tensor)}, by the source")

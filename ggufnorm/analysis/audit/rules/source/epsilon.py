@@ -8,6 +8,7 @@ from ggufnorm.analysis.audit.config import same_float32, text_epsilon
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.rules.source.common import source_of
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import set_key
 from ggufnorm.core.model import NormSite
 
 _FIXED_EPSILON = 1e-6
@@ -108,4 +109,18 @@ def _epsilon_problem(subject: Subject, site: NormSite, key: str, value: float) -
         "expected": value,
         "n_norms": sum(s.epsilon_key == site.epsilon_key for s in subject.sites),
     }
-    return Problem(message, None, site.layer if per_layer else None, evidence)
+    mend = None
+    if not per_layer and _is_same_for_all(subject, site.epsilon_key):
+        mend = set_key(site.epsilon_key, "f32", value, site.epsilon, from_source=True)
+    return Problem(message, None, site.layer if per_layer else None, evidence, mend=mend)
+
+
+def _is_same_for_all(subject: Subject, epsilon_key: str) -> bool:
+    """Whether the config has one epsilon for all norms whose epsilon stands under a key."""
+    config = _text_config(subject)
+    wanted = {
+        text_epsilon(config, s.kind, s.layer)
+        for s in subject.sites
+        if s.kind is not None and s.epsilon_key == epsilon_key
+    }
+    return len(wanted) == 1

@@ -1,0 +1,195 @@
+"""Kinds of file: each has its own rules, or one sentence that names the right command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import ggufnorm
+from ggufnorm.core.audit import AuditReport
+from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import Kind, parse
+from ggufnorm.formats.imatrix import Activations, write_imatrix
+from ggufnorm.verbs.kinds import TAKES, wrong_turn
+from tests.checkpoints import safetensors
+from tests.conversions import build, write
+
+SUMS = np.abs(np.random.default_rng(0).normal(size=(1, 64))).astype(np.float32)
+EXPERTS = np.abs(np.random.default_rng(1).normal(size=(4, 64))).astype(np.float32)
+
+
+def saved(
+    path: Path, arch: str, kind: str | None, tensors: dict[str, np.ndarray], **keys: str
+) -> Path:
+    writer = gguf.GGUFWriter(path, arch)
+    if kind is not None:
+        writer.add_type(kind)
+    for key, value in keys.items():
+        writer.add_string(key.replace("_", "."), value)
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def adapter(path: Path, kind: str | None = "adapter") -> Path:
+    rows = np.ones((4, 64), np.float32)
+    names = [f"blk.0.attn_q.weight.lora_{ab}" for ab in "ab"]
+    return saved(path, "llama", kind, dict.fromkeys(names, rows))
+
+
+def vocabulary(path: Path, kind: str | None = "vocab") -> Path:
+    return saved(path, "llama", kind, {}, tokenizer_ggml_model="gpt2")
+
+
+def imatrix(path: Path, **spoilt: Activations) -> Path:
+    one, four = np.full(1, 512, np.float32), np.full(4, 128, np.float32)
+    found = {
+        "blk.0.attn_q.weight": Activations(SUMS, one),
+        "blk.0.ffn_up_exps.weight": Activations(EXPERTS, four),
+    }
+    found |= {name.replace("__", "."): a for name, a in spoilt.items()}
+    write_imatrix(path, found, text_name="text", n_chunks=1, n_ctx=512)
+    return path
+
+
+def checkpoint(path: Path) -> Path:
+    path.write_bytes(safetensors({"model.norm.weight": ("F32", np.ones(8, np.float32))}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "says"),
+    [
+        (adapter, "adapter", "is a LoRA adapter: use `llama-export-lora -m MODEL --lora"),
+        (lambda p: adapter(p, None), "adapter", "is a LoRA adapter"),
+        (vocabulary, "vocabulary", "is a vocabulary without weights: use ggufnorm inspect"),
+        (lambda p: vocabulary(p, None), "vocabulary", "is a vocabulary without weights"),
+        (checkpoint, "safetensors", "use ggufnorm audit MODEL --source"),
+    ],
+)
+def test_a_file_that_is_no_model_is_called_what_it_is(
+    tmp_path: Path, make: Callable[[Path], Path], kind: Kind, says: str
+) -> None:
+    path = make(tmp_path / "file.gguf")
+
+    assert parse(path).kind == kind
+    with pytest.raises(InputError) as told:
+        ggufnorm.audit(path)
+    assert says in str(told.value)
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("verb", TAKES)
+def test_verbs_take_kinds_that_they_can_look_at(tmp_path: Path, verb: str) -> None:
+    made = {"imatrix": imatrix(tmp_path / "i.gguf"), "adapter": adapter(tmp_path / "a.gguf"),
+            "vocabulary": vocabulary(tmp_path / "v.gguf")}  # fmt: skip
+    for kind, path in made.items():
+        assert (wrong_turn(verb, [path]) is None) == (kind in TAKES[verb])
+
+
+def test_an_imatrix_has_its_own_rules_and_no_others(tmp_path: Path) -> None:
+    path = imatrix(tmp_path / "imatrix.gguf")
+
+    report = ggufnorm.audit(path)
+
+    assert parse(path).kind == "imatrix"
+    assert report.findings == ()
+    ran = set(report.summary.rules_run)
+    assert {r for r in ran if r.startswith("I")} == {"I101", "I102", "I103", "I104", "I105"}
+    assert ran - {"N601"} == {r for r in ran if r.startswith("I")}
+    assert {n.reason for n in report.not_run} == {"the file is an importance matrix"}
+
+
+def with_value(values: np.ndarray, value: float) -> np.ndarray:
+    values = values.copy()
+    values.flat[3] = value
+    return values
+
+
+FOUR, NAME = np.full(4, 128, np.float32), "blk__0__ffn_up_exps__weight"
+
+
+@pytest.mark.parametrize(
+    ("rule", "spoilt", "says"),
+    [
+        ("I102", Activations(with_value(EXPERTS, np.nan), FOUR), "1 of 256 sums are NaN"),
+        ("I102", Activations(EXPERTS, with_value(FOUR, np.inf)), "1 of 4 counts are NaN"),
+        ("I103", Activations(with_value(EXPERTS, -1), FOUR), "1 of 256 sums are negative"),
+        ("I104", Activations(EXPERTS, with_value(FOUR, 0)), "1 of 4 experts were never used: 3"),
+        ("I105", Activations(EXPERTS * np.array([[1], [0], [1], [1]], np.float32), FOUR),
+         "all sums of 1 of 4 experts are 0: 1"),
+        ("I101", Activations(EXPERTS, np.full(3, 1, np.float32)), "3 counts do not fit 256 sums"),
+    ],
+)  # fmt: skip
+def test_a_spoilt_imatrix_is_found(
+    tmp_path: Path, rule: str, spoilt: Activations, says: str
+) -> None:
+    report = ggufnorm.audit(imatrix(tmp_path / "imatrix.gguf", **{NAME: spoilt}))
+
+    (finding,) = report.findings
+    assert (finding.rule, finding.tensor) == (rule, "blk.0.ffn_up_exps.weight")
+    assert finding.layer == 0
+    assert says in finding.message
+
+
+def test_sums_without_counts_are_found(tmp_path: Path) -> None:
+    tensors = {"blk.1.attn_q.weight.in_sum2": SUMS}
+    report = ggufnorm.audit(saved(tmp_path / "m.gguf", "", "imatrix", tensors))
+
+    (finding,) = report.findings
+    assert (finding.rule, finding.message) == (
+        "I101", "blk.1.attn_q.weight has sums and no counts"
+    )  # fmt: skip
+
+
+def test_a_folder_of_mixed_files_has_no_false_errors(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", build("llama"))
+    imatrix(tmp_path / "imatrix.gguf")
+    adapter(tmp_path / "lora.gguf")
+    vocabulary(tmp_path / "vocab.gguf")
+    checkpoint(tmp_path / "model.safetensors")
+
+    found = ggufnorm.audit([tmp_path])
+
+    assert [Path(m.path).name for m in found.models] == ["imatrix.gguf", "model.gguf"]
+    assert found.failed == ()
+    assert [Path(s.what).name for s in found.passed_over] == ["lora.gguf", "vocab.gguf"]
+    assert {f.severity for m in found.models for f in m.findings} <= {"info"}
+
+
+def test_a_file_that_was_named_is_not_passed_over(tmp_path: Path) -> None:
+    model = write(tmp_path / "model.gguf", build("llama"))
+    lora = adapter(tmp_path / "lora.gguf")
+
+    found = ggufnorm.audit([str(model), str(lora)])
+
+    assert [s.what for s in found.failed] == [str(lora)]
+    assert found.passed_over == ()
+
+
+def test_a_folder_without_any_model_is_no_good_news(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora.gguf")
+
+    assert [Path(s.what).name for s in ggufnorm.audit([tmp_path]).failed] == ["lora.gguf"]
+
+
+def test_a_truncated_model_says_how_much_of_it_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", build("qwen2"))
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: whole * 3 // 4])
+
+    report = ggufnorm.audit(path)
+
+    assert isinstance(report, AuditReport)
+    (finding,) = report.findings
+    assert finding.rule == "N601"
+    told = f"{whole * 3 // 4 / 1000:.1f} kB of about {whole / 1000:.1f} kB are there"
+    assert f"{told}; the header says qwen2, 10 layers" in finding.message
