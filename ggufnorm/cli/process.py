@@ -6,11 +6,8 @@ import codecs
 import errno
 import io
 import os
-import platform
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -171,6 +168,9 @@ def fault(error: Exception) -> str:
 
     The traceback is written to a temporary file, or is in the text if ``GGUFNORM_DEBUG=1``.
     """
+    import platform  # only a fault needs these: they cost milliseconds at every start
+    import traceback
+
     lines = traceback.format_exception(error)
     what = printable(f"{type(error).__name__}: {error}".rstrip(": "), 300)
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
@@ -190,6 +190,8 @@ def fault(error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """The innermost line of ggufnorm's own."""
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).parents[1]
     own = [f for f in frames if Path(f.filename).is_relative_to(package)] or frames
@@ -201,6 +203,8 @@ def _place(error: Exception) -> str:
 
 
 def _keep(text: str) -> str | None:
+    import tempfile
+
     try:
         number, path = tempfile.mkstemp(".txt", "ggufnorm-traceback-")
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:

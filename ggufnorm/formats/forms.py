@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -151,18 +152,55 @@ def _kind_of_file(path: Path) -> Kind:
         if not path.is_file():  # a pipe would keep us waiting
             return "unknown"
         with path.open("rb") as file:
-            is_gguf = file.read(4) == b"GGUF"
+            start = file.read(_PEEK)
     except (OSError, ValueError):
         return "unknown"
-    return _kind_of_gguf(path) if is_gguf else _kind_of_safetensors(path)
+    return _kind_of_gguf(path, start) if start[:4] == b"GGUF" else _kind_of_safetensors(path)
 
 
-def _kind_of_gguf(path: Path) -> Kind:
+def _kind_of_gguf(path: Path, start: bytes) -> Kind:
+    """By the first keys where they tell: a vocabulary makes the whole header long."""
+    said = _first_strings(start)
+    architecture, n_tensors = (
+        said.get("general.architecture"),
+        int.from_bytes(start[8:16], "little"),
+    )
+    if architecture == "clip":
+        return "mmproj"
+    if architecture and n_tensors and "general.type" in said:
+        return _TYPES.get(said["general.type"], "gguf")
     try:
         with GGUFFile(path) as file:
             return kind_of_model(file)
     except InputError:  # whoever opens it says why
         return "gguf"
+
+
+_PEEK = 1 << 12
+_HEAD = struct.Struct("<4sIQQ")
+"""Magic, version, number of tensors and of keys (ggml/include/gguf.h)."""
+_STRING = 8
+"""``GGUF_TYPE_STRING`` in ggml/include/gguf.h."""
+
+
+def _first_strings(start: bytes) -> dict[str, str]:
+    """The keys at the beginning of a header, as far as their values are strings."""
+    found: dict[str, str] = {}
+    at = _HEAD.size
+    while True:
+        parts = []
+        for kind in (None, _STRING):  # a key has no type in front, its value has
+            if kind is not None:
+                if int.from_bytes(start[at : at + 4], "little") != kind:
+                    return found
+                at += 4
+            n = int.from_bytes(start[at : at + 8], "little")
+            at += 8
+            if at + n > len(start) or n == 0:
+                return found
+            parts.append(start[at : at + n].decode(errors="replace"))
+            at += n
+        found[parts[0]] = parts[1]
 
 
 _TYPES: dict[str, Kind] = {

@@ -481,7 +481,10 @@ def test_files_that_are_no_traces_are_refused(sound: bytes, tmp_path: Path) -> N
     refused(sound + b"x", path, "truncated or damaged")
     save_file({"x": np.ones(3)}, path)
     with pytest.raises(InputError, match="safetensors, but not a trace"):
+        Trace(path)
+    with pytest.raises(InputError, match="is a checkpoint's safetensors file: use"):
         ggufnorm.compare(path, path)
+    path.write_bytes(sound)
     with pytest.raises(InputError, match="cannot open"):
         ggufnorm.compare(path, tmp_path / "missing")
 
