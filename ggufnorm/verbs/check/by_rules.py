@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, Finding
 from ggufnorm.core.check import State, SuspectName
-from ggufnorm.verbs.check.case import Case
+from ggufnorm.verbs.check.case import FLOATS, Case
 from ggufnorm.verbs.check.suspects import Judgement
 
 _OF_RULES: tuple[tuple[str, SuspectName], ...] = (
@@ -35,6 +35,9 @@ _NOTES = ("H201", "T103", "C404")
 """Rules whose findings tell of no fault: of a label, of what was not compared, of a limit that
 belongs to the checkpoint."""
 
+_DOUBTFUL = ("C101",)
+"""Rules whose findings may be another suspect's doing: a damaged file does not run either."""
+
 _POOLING = frozenset({"pooler", "classifier", "score", "pooling_type"})
 """Elements of the names of keys and tensors that make one vector or score of a text."""
 
@@ -43,7 +46,8 @@ def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
     """A judgement for each finding that is an error or a warning."""
     for finding in report.findings:
         if finding.severity != "info" and finding.rule not in _NOTES:
-            state: State = "guilty" if finding.severity == "error" else "probable"
+            is_certain = finding.severity == "error" and finding.rule not in _DOUBTFUL
+            state: State = "guilty" if is_certain else "probable"
             yield Judgement(suspect_of(finding), state, _sentence(finding), _do(finding), command)
 
 
@@ -58,6 +62,8 @@ def suspect_of(finding: Finding) -> SuspectName:
         named = [finding.evidence.get("key"), *(finding.evidence.get("sources") or ())]
         if any(_POOLING.intersection(str(name).split(".")) for name in named if name):
             return "pooling"
+    if finding.rule == "N602" and finding.evidence.get("dtype") in FLOATS:
+        return "file against source"
     return next(s for start, s in _OF_RULES if finding.rule.startswith(start))
 
 

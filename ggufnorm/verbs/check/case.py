@@ -16,7 +16,8 @@ from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.verbs.check.given import Evidence
 
-_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+"""Types that are not quantized."""
 _DIGEST = re.compile(r"(?:sha256[-:])?([0-9a-f]{64})")
 """How huggingface_hub's cache and Ollama name the files whose digest they know."""
 
@@ -127,7 +128,7 @@ def open_case(evidence: Evidence, options: RunOptions) -> Case:
 
 
 def _is_quantized(dtype: str) -> bool:
-    return dtype not in _FLOATS and not re.fullmatch(r"I\d+", dtype)
+    return dtype not in FLOATS and not re.fullmatch(r"I\d+", dtype)
 
 
 def _local(location: str) -> Path | None:

@@ -56,7 +56,8 @@ def _digest_lacks(case: Case) -> tuple[str, str] | None:
 
 
 def _digest(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
-    assert case.path is not None and case.digest is not None
+    assert case.path is not None
+    assert case.digest is not None
     found = hashlib.sha256()
     with open_regular(case.path) as file:
         while block := file.read(_BLOCK):
@@ -82,12 +83,17 @@ def _audit(case: Case, **options: Any) -> AuditReport:
 
 
 def _alone_command(case: Case) -> str:
-    return case.command("audit", case.evidence.model, "--full" if case.path else None)
+    full = _is_read_alone(case)
+    return case.command("audit", case.evidence.model, "--full" if full else None)
+
+
+def _is_read_alone(case: Case) -> bool:
+    """Whether all tensors are read without their source: beside it, more can be said of them."""
+    return case.path is not None and not case.source_is_local
 
 
 def _alone(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
-    is_local = case.path is not None
-    report = _audit(case, full=is_local)
+    report = _audit(case, full=_is_read_alone(case))
     yield from by_rules.accusations(report, _alone_command(case))
     yield from by_rules.of_file_alone(report, case, _alone_command(case))
 
@@ -275,7 +281,7 @@ STEPS: tuple[Step, ...] = (
         "check the file by itself",
         ("download", "file against source", "normalization", "pooling"),
         _alone_command, lambda _case: None,
-        lambda case: seconds(case.size / _READ if case.path else 3), _alone,
+        lambda case: seconds(case.size / _READ if _is_read_alone(case) else 3), _alone,
     ),
     Step(
         "compare every tensor and key with the source",
