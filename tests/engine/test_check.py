@@ -1,11 +1,13 @@
 """Does ``check`` name the right suspect, and nobody where nothing is wrong?
 
-``python -m tests.engine.test_check`` prints the table of docs/check.md.
+``python -m tests.engine.test_check`` prints the table of docs/how-to/find-the-culprit.md.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from tests.engine.test_audit_whole import FAULTS, Planted
 from tests.engine.test_verdict import biased, halves
 from tests.pairs import NETWORKS, whole
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "find-the-culprit.md"
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
 
 RUN = ("llama", "qwen3moe", "gemma3")
@@ -227,6 +230,11 @@ def test_each_fault_of_a_conversion_is_laid_at_the_right_door(tmp_path: Path) ->
 
     assert len(outcomes) == len(FAULTS) - len(_HARMLESS)
     assert [o for o in outcomes if not o.is_right] == []
+    told = re.findall(r"^\| ([a-zA-Z/ ]+) \| (\d+) \| (\d+) \|$", DOCUMENT.read_text("utf-8"), re.M)
+    of_document = {suspect: (int(n), int(right)) for suspect, n, right in told}
+    for suspect, n in Counter(o.suspect for o in outcomes).items():
+        in_runs = sum(len(archs) for _, of_run, _, archs in RUNS if of_run == suspect)
+        assert of_document[suspect] == (n + in_runs, n + in_runs)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ggufnorm.core.check import CheckReport, CheckStep, State, Suspect
+from ggufnorm.core.check import CheckReport, State, Suspect
 from ggufnorm.report.view import (
     Cell,
     Column,
@@ -56,7 +56,6 @@ def check_view(report: CheckReport) -> tuple[Report, ...]:
                     ),
                     most=10,
                 ),
-                Section("Steps", table=table("steps", _STEPS, report.steps), folded=True),
             ),
         ),
     )  # fmt: skip
@@ -84,12 +83,16 @@ def _headline(report: CheckReport) -> str:
 def _verdict(report: CheckReport, status: Status) -> Iterator[Sentence]:
     yield Sentence(report.answer, status)
     if report.next_step:
-        yield Sentence(report.next_step, label="next")
+        yield Sentence(f"Next: {report.next_step}")
 
 
 def _given(report: CheckReport) -> Iterator[tuple[str, str]]:
     for given in report.given:
         yield given.role, given.location
+    for step in report.steps:
+        yield (
+            ("left out", f"{step.name}: {step.skipped}") if step.skipped else ("run", step.command)
+        )
 
 
 _SUSPECTS: Columns[Suspect] = (
@@ -98,10 +101,4 @@ _SUSPECTS: Columns[Suspect] = (
     Column("Why", lambda s: s.sentence, left=True, prose=True),
     Column("What to do", lambda s: s.do, left=True, priority=1, prose=True),
     Column("Command", lambda s: s.command, left=True, priority=2),
-)
-
-_STEPS: Columns[CheckStep] = (
-    Column("Step", lambda s: s.name, left=True),
-    Column("Not run because", lambda s: s.skipped, left=True, prose=True),
-    Column("Command", lambda s: s.command, left=True, priority=1),
 )

@@ -109,19 +109,20 @@ ADD_SOURCE = "add its checkpoint: ggufnorm check MODEL FOLDER"
 def of_file_alone(report: AuditReport, case: Case, command: str) -> Iterator[Judgement]:
     """What the file by itself says of the suspects, beside the accusations."""
     n = report.summary.n_norms
+    add = ADD_SOURCE if case.evidence.source is None else ""
     whole = f"{case.size:,} bytes are there, and every tensor lies within them"
     more = "; none holds NaN or infinity" if "N602" in report.summary.rules_run else ""
-    yield Judgement("download", "partly", whole + more, ADD_SOURCE, command)
+    yield Judgement("download", "partly", whole + more, add, command)
     if ran(report, "H101"):
         said = joined(["the shapes bear out the hyperparameters", *notes(report)])
-        yield Judgement("file against source", "partly", said, ADD_SOURCE, command)
+        yield Judgement("file against source", "partly", said, add, command)
     checked = len(ran(report, "N", "E"))
     if n and checked:
         norms = f"{checked} rules find nothing wrong with its {n} norms, taken by themselves"
-        yield Judgement("normalization", "partly", norms, ADD_SOURCE, command)
+        yield Judgement("normalization", "partly", norms, add, command)
     if case.is_encoder and ran(report, "V"):
         constants = "mean and deviation of pixels are plausible, taken by themselves"
-        yield Judgement("preprocessing", "partly", constants, ADD_SOURCE, command)
+        yield Judgement("preprocessing", "partly", constants, add, command)
     if not case.pools and not case.is_encoder:
         words = "it predicts tokens: nothing is pooled"
         yield Judgement("pooling", "cleared", words, "", command)

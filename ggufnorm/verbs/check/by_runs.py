@@ -22,7 +22,8 @@ def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[J
     found = report.comparisons[0]
     compared = ", ".join(found.compared)
     if found.tokenizer is not None:
-        keys = " ".join(f"--override-kv {key}" for key in found.tokenizer.keys)
+        mends = found.tokenizer.remaining < found.tokenizer.differing
+        keys = " ".join(f"--override-kv {key}" for key in found.tokenizer.keys if mends)
         do = f"run with {keys}, and convert again" if keys else "convert again"
         yield Judgement("tokenizer", "guilty", found.tokenizer.message, do, command)
     elif any(words.startswith("token ids") for words in found.compared):
