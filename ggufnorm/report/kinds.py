@@ -18,6 +18,7 @@ from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
+from ggufnorm.core.verify import VerifyReport
 from ggufnorm.report.html.charts.attribute import attribution_charts
 from ggufnorm.report.html.charts.audio import audio_charts
 from ggufnorm.report.html.charts.diff import diff_charts
@@ -40,6 +41,7 @@ from ggufnorm.report.views.frameworks import frameworks_view
 from ggufnorm.report.views.inspect import inspection_set_view, inspection_view
 from ggufnorm.report.views.pixels import pixel_view
 from ggufnorm.report.views.recipe import recipe_view
+from ggufnorm.report.views.verify import verify_view
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ KINDS = (
     Kind("ggufnorm/attribute", AttributionReport, attribution_view, "shares",
          _one(attribution_charts)),
     Kind("ggufnorm/recipe", RecipeReport, recipe_view, "choices", _one(recipe_charts)),
+    Kind("ggufnorm/verify", VerifyReport, verify_view, "tensors"),
     Kind("ggufnorm/frameworks", FrameworksReport, frameworks_view, "sites"),
     Kind("ggufnorm/pixels", PixelReport, pixel_view, "pipelines", _one(pixel_charts)),
     Kind("ggufnorm/audio", AudioReport, audio_view, "pipelines", _one(audio_charts)),
