@@ -123,7 +123,8 @@ def _weights(
             f"{name}: the importance matrix has {found.size:,} weights for"
             f" {tensor.shape[0] * experts:,} columns: it belongs to another model"
         )
-    return found.reshape(experts, -1)[expert]
+    weights: NDArray[np.float32] = found.reshape(experts, -1)[expert]
+    return weights
 
 
 def _made(
