@@ -26,7 +26,10 @@ _OTHERS = "LLAMA_CPP_LIB_PATH"
 
 _FOLDERS = ("", "bin", "lib", "lib64", "build/bin", "build/lib", "build/src")
 """Where build trees, install prefixes and release folders keep their libraries."""
-_NAME = re.compile(r"(?:lib)?llama(?:\.[bv]?[\d.]+)?\.(?:so(?:\.[\d.]+)?|(?:[\d.]+\.)?dylib|dll)")
+_NAME = re.compile(
+    r"(?:lib)?llama(?:\.[a-z]+)?(?:\.[bv]?[\d.]+)?\.(?:so(?:\.[\d.]+)?|(?:[\d.]+\.)?dylib|dll)"
+)
+"""``libllama.so.0``, ``libllama.v0.5.0.so``, ``libllama.vulkan.v0.5.0.so``, ``llama.dll``."""
 _OURS = re.compile(r"(?:lib)?(?:llama|ggml)\.(?:so|dylib|dll)")
 """What llama-cpp-python opens: libllama, and ggml beside it."""
 _PART = 1 << 22

@@ -24,6 +24,7 @@ def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         "libllama.so", "bin/libllama.so", "lib/libllama.so", "build/bin/libllama.so",
         "lib/libllama.dylib", "bin/llama.dll", "libllama.v0.5.0.so", "libllama.b10361.so",
+        "libllama.vulkan.v0.5.0.so",
         "lib64/libllama.so.0.5.0",
     ],
 )  # fmt: skip
