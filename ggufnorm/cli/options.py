@@ -146,7 +146,8 @@ def _choose_build(
 llama_cpp_option = click.option(
     "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
     metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
-    " folder, or libllama.  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
+    " folder, or libllama, or the device of one that `engine get` fetched."
+    "  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
 )  # fmt: skip
 """Which llama.cpp runs models."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -103,7 +103,8 @@ def engine_version() -> str:
     if library is None:
         return f"llama-cpp-python {llama().__version__}"
     llama()
-    return f"llama.cpp ({library.name}, {ggml_version()})"
+    names = ", ".join(name for name, _description in _devices())
+    return f"llama.cpp ({library.name}, {ggml_version()}, on {names})"
 
 
 def ggml_version() -> str:
@@ -113,16 +114,18 @@ def ggml_version() -> str:
 
 def devices() -> list[str]:
     """What this build of llama.cpp can compute on."""
+    return [f"{name} ({description})" for name, description in _devices()]
+
+
+def _devices() -> Iterator[tuple[str, str]]:
     lib = ggml()
-    found = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
         name, description = (
             describe(device).decode()
             for describe in (lib.ggml_backend_dev_name, lib.ggml_backend_dev_description)
         )
-        found.append(f"{name} ({description})")
-    return found
+        yield name, description
 
 
 @cache

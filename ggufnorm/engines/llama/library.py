@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ggufnorm.engines.llama.prebuilt import DEVICES, folder_of
 from ggufnorm.errors import EngineError, EngineMissingError
 
 CHOICE = "GGUFNORM_LLAMA_CPP"
@@ -49,12 +50,22 @@ def chosen_library() -> Path | None:
 
 
 def find_library(place: str | os.PathLike[str]) -> Path:
-    """The libllama in a build tree, an install prefix or a release folder, or the file itself.
+    """The libllama of a build.
+
+    Args:
+        place: a build tree, an install prefix, a release folder, the library itself, or the device
+            of a build that was fetched (:mod:`ggufnorm.engines.llama.prebuilt`).
 
     Raises:
         EngineMissingError: there is none.
     """
     path = Path(place).expanduser()
+    if os.fspath(place) in DEVICES and not path.exists():
+        path = folder_of(os.fspath(place))
+        if not path.is_dir():
+            raise EngineMissingError(
+                f"no {place} build was fetched: ggufnorm engine get {place} does that"
+            )
     if path.is_file():
         return path.resolve()
     for folder in _FOLDERS:
