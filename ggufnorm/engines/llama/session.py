@@ -230,6 +230,7 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
+        params.op_offload = options.n_gpu_layers > 0  # -ngl 0 is the CPU alone, at any batch size
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
