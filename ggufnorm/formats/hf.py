@@ -96,6 +96,10 @@ class Source:
         """A tensor as it is stored; see :meth:`SafetensorsFile.read_stored`."""
         return self._files[name].read_stored(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some rows of a tensor as they are stored; see :meth:`SafetensorsFile.read_rows`."""
+        return self._files[name].read_rows(name, start, stop)
+
     def read_json(self, name: str) -> Config | None:
         """What another JSON file of the checkpoint says; None if there is none.
 

@@ -93,6 +93,23 @@ class SafetensorsFile:
         kind = "<u2" if place.dtype == "BF16" else DTYPES[place.dtype]
         return raw.view(kind).reshape(place.shape)
 
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some rows as they are stored, all dimensions but the last counted through.
+
+        Returns:
+            ``(stop - start, length of a row)``; see :meth:`read_stored`.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its dtype is not a float's, or its bytes cannot be had.
+        """
+        place = self._readable_place(name)
+        kind = np.dtype("<u2") if place.dtype == "BF16" else DTYPES[place.dtype]
+        columns = place.shape[-1] if place.shape else 1
+        size = columns * kind.itemsize
+        raw = self._storage.read(place.offset + start * size, (stop - start) * size)
+        return np.frombuffer(raw, np.uint8).view(kind).reshape(stop - start, columns)
+
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""
         dtype = self.places[name].dtype

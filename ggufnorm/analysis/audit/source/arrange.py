@@ -320,6 +320,27 @@ STEPS: dict[str, Step] = {
 }
 """What may be done to a tensor, by its name in reports."""
 
+WHOLE_ROWS = frozenset(
+    (
+        "heads interleaved", "heads deinterleaved", "rotary part deinterleaved",
+        "q, k, v regrouped from each head", "q, k, v regrouped from each K head",
+        "q rows", "k rows", "v rows", "q of each K head", "k of each K head", "v of each K head",
+        "first half of the rows", "second half of the rows", "even rows", "odd rows",
+        "values of each head", "q, k, v of each K head", "z of each K head", "V heads tiled",
+        "V heads tiled behind q and k", "first rows", "last rows", "padded with zeros",
+    )
+)  # fmt: skip
+"""Steps that move or choose whole rows, whatever their length."""
+
+EACH_ITEM = frozenset(
+    (
+        "transposed", "first half of the rows", "second half of the rows",
+        "first half of the columns", "second half of the columns",
+        "even rows", "odd rows", "even columns", "odd columns",
+    )
+)  # fmt: skip
+"""Steps that do to a stack of matrices what they do to each."""
+
 WHOLE: tuple[Steps, ...] = (
     (),
     ("transposed",),

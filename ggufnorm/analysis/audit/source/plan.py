@@ -15,7 +15,6 @@ from ggufnorm.analysis.audit.source.arrange import (
     NoSuchStepError,
     Site,
     Steps,
-    apply,
 )
 from ggufnorm.analysis.audit.source.compare import distance, glance
 from ggufnorm.analysis.audit.source.layout import (
@@ -27,6 +26,7 @@ from ggufnorm.analysis.audit.source.layout import (
 )
 from ggufnorm.analysis.audit.source.network import Network, text_config
 from ggufnorm.analysis.audit.source.orders import expected_orders
+from ggufnorm.analysis.audit.source.rows import Held, rows_of
 from ggufnorm.errors import InputError
 from ggufnorm.formats.conversion import likely_origins, named_origins, transform_of
 from ggufnorm.formats.hf import Source
@@ -98,6 +98,7 @@ class Planner:
     def __init__(self, file: ModelFile, source: Source, excluded: Iterable[str] = ()) -> None:
         self._file, self.source = file, source
         self._excluded = frozenset(excluded)
+        self._held = Held()
         self._network = Network(text_config(source.config), file, file.architecture)
         self.named = named_origins(file, source.tensors)
         self._likely = {} if self.named is not None else likely_origins(file, source.tensors)
@@ -124,11 +125,12 @@ class Planner:
         inner = replace(site, shape=site.shape[1:]) if several and len(site.shape) > 1 else site
         try:
             for name in sources:
-                stored = apply(steps, self.source.read_stored(name), inner)
-                parts += _parts(name, self.source.tensors[name].dtype, stored, site.shape[-1])
+                dtype = self.source.tensors[name].dtype
+                rows = rows_of(self.source, name, steps, inner, self._held)
+                parts += [Part(name, dtype, r) for r in rows]
         except (NoSuchStepError, ValueError):
             return None
-        layout = Layout(tuple(parts), change)
+        layout = Layout(tuple(parts), site.shape[-1], change)
         return layout if layout.n_rows == int(np.prod(site.shape[:-1])) else None
 
     def plan(self, on_tensor: Callable[[], None] = lambda: None) -> Plan:
@@ -318,15 +320,6 @@ def _numbered_alike(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
 def _orders(architecture: str, role: str) -> Iterator[Steps]:
     expected = expected_orders(architecture, role)
     yield from dict.fromkeys((*expected, *WHOLE, *PARTS))
-
-
-def _parts(name: str, dtype: str, stored: np.ndarray, columns: int) -> Iterator[Part]:
-    if stored.ndim == 3 and stored.shape[-1] == columns:
-        yield from (Part(name, dtype, matrix) for matrix in stored)
-    elif stored.ndim == 2 and stored.shape[-1] == columns:
-        yield Part(name, dtype, stored)
-    else:
-        yield Part(name, dtype, stored.reshape(-1, columns))
 
 
 def role_of(tensor: str) -> str:

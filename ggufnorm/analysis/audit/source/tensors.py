@@ -14,6 +14,7 @@ from ggufnorm.analysis.audit.source.explain import Case, Explanation, explain
 from ggufnorm.analysis.audit.source.layout import Layout
 from ggufnorm.analysis.audit.source.orders import expected_orders, is_known
 from ggufnorm.analysis.audit.source.plan import Making, Plan, Planner
+from ggufnorm.analysis.audit.source.rows import Gate
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -102,6 +103,7 @@ class _Comparison:
     ) -> None:
         self._file, self._planner, self._plan = file, planner, plan
         self._on_progress = on_progress
+        self._gate = Gate()
         self._measured: dict[str, Measured] = {}
         self._failed: dict[str, str] = {}
         self._explained: dict[str, Explanation] = {}
@@ -116,10 +118,11 @@ class _Comparison:
             if layout is None:
                 self._failed[name] = "its source's shape does not fit"
                 return
-            measured = measure(self._file, name, layout)
-            self._measured[name] = measured
-            if not measured.is_right:
-                self._explained[name] = self._explain(making, layout, measured)
+            with self._gate.holding(layout.n_held):
+                measured = measure(self._file, name, layout)
+                self._measured[name] = measured
+                if not measured.is_right:
+                    self._explained[name] = self._explain(making, layout, measured)
         except GgufnormError as error:
             self._failed[name] = str(error)
         finally:
