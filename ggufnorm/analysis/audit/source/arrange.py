@@ -176,7 +176,7 @@ def _mla(part: int) -> Step:
 
     def cut(w: Stored, site: Site) -> Stored:
         nope, value = (site.network.number(k) for k in ("qk_nope_head_dim", "v_head_dim"))
-        _need(nope > 0 and value > 0)
+        _need(nope > 0 and value > 0 and w.ndim == 2)
         each = w.reshape(-1, nope + value, w.shape[-1])
         return each[:, nope:] if part else each[:, :nope].swapaxes(1, 2)
 

@@ -159,7 +159,7 @@ def _screened(file: ModelFile, name: str, layout: Layout, cost: float | None) ->
 
 def _dots(rows: Values) -> NDArray[np.float32]:
     """Squared length of each row."""
-    return np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0]
+    return np.asarray(np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0])
 
 
 def _measured(file: ModelFile, name: str, layout: Layout, cost: float | None) -> Measured:

@@ -26,7 +26,7 @@ from ggufnorm.analysis.audit.source.layout import (
 )
 from ggufnorm.analysis.audit.source.network import Network, text_config
 from ggufnorm.analysis.audit.source.orders import expected_orders
-from ggufnorm.analysis.audit.source.rows import Held, rows_of
+from ggufnorm.analysis.audit.source.rows import MOST_HELD, Held, rows_of
 from ggufnorm.errors import InputError
 from ggufnorm.formats.conversion import likely_origins, named_origins, transform_of
 from ggufnorm.formats.hf import Source
@@ -209,10 +209,11 @@ class Planner:
         """
         first: Making | None = None
         nearest = _NEAR
+        expected = expected_orders(self._file.architecture, site.role)
         for change in self._changes(site, sources[0]):
-            for steps in _orders(self._file.architecture, site.role):
+            for steps in dict.fromkeys((*expected, *WHOLE, *PARTS)):
                 layout = self.layout(site, sources, steps, change)
-                if layout is None:
+                if layout is None or (steps not in expected and layout.n_held > MOST_HELD):
                     continue
                 making = Making(tensor, site, sources, steps, change, by_name, holds=True)
                 if glance(self._file, tensor, layout):
@@ -315,11 +316,6 @@ def _numbered_alike(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
             pattern = f"{name[: number.start(1)]}*{name[number.end(1) :]}"
             groups.setdefault(pattern, []).append((int(number[1]), name))
     return (tuple(n for _, n in sorted(g)) for g in groups.values() if len(g) > 1)
-
-
-def _orders(architecture: str, role: str) -> Iterator[Steps]:
-    expected = expected_orders(architecture, role)
-    yield from dict.fromkeys((*expected, *WHOLE, *PARTS))
 
 
 def role_of(tensor: str) -> str:

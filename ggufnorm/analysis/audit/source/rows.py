@@ -31,6 +31,9 @@ from ggufnorm.formats.hf import Source
 BUDGET = 512 << 20
 """Bytes of source tensors that are held as wholes; one that is larger is held alone."""
 
+MOST_HELD = 1 << 30
+"""Most bytes that an order may hold that is only tried."""
+
 _OVERREAD = 256
 """Rows that may be read besides twice those that are wanted: cheaper than many reads."""
 
@@ -54,12 +57,19 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Straight:
-    """Rows that follow each other in the source, too."""
+    """Rows that follow each other in the source, too.
+
+    Attributes:
+        first: rows of this length before them.
+        n: how many they are.
+        columns: the length of a row, which may be another one than the source's.
+    """
 
     source: Source
     name: str
     first: int
     n: int
+    columns: int
     n_held: int = 0
 
     def __len__(self) -> int:
@@ -67,7 +77,9 @@ class Straight:
 
     def read(self, start: int, stop: int) -> Stored:
         """See :class:`Rows`."""
-        return self.source.read_rows(self.name, self.first + start, self.first + stop)
+        first, last = self.first + start, self.first + stop
+        found = self.source.read_flat(self.name, first * self.columns, last * self.columns)
+        return found.reshape(stop - start, self.columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,40 +213,66 @@ def rows_of(source: Source, name: str, steps: Steps, site: Site, held: Held) -> 
         ValueError: it does not give rows of the site's length.
     """
     shape, columns = source.tensors[name].shape, site.shape[-1]
-    if len(shape) > 1 and shape[-1] == columns and all(s in WHOLE_ROWS for s in steps):
-        yield _by_rows(source, name, steps, site)
-    elif len(shape) == 3 and steps and all(s in EACH_ITEM for s in steps):
-        yield from _by_items(source, name, steps, site, held)
+    if not steps:
+        yield Straight(source, name, 0, _divided(math.prod(shape), columns), columns)
+        return
+    n_first = next((i for i, s in enumerate(steps) if s not in WHOLE_ROWS), len(steps))
+    moving, rest = steps[:n_first], steps[n_first:]
+    if len(shape) < 2 or not all(s in EACH_ITEM for s in rest):
+        yield _whole(source, name, steps, site, held)
+        return
+    moved, stack = _moved(source, name, moving, site)
+    if not rest and shape[-1] == columns:
+        yield moved
+    elif rest and len(stack) == 2:
+        yield from _by_items(moved, stack, rest, site, held, (name, steps))
     else:
         yield _whole(source, name, steps, site, held)
 
 
-def _by_rows(source: Source, name: str, steps: Steps, site: Site) -> Rows:
-    shape = source.tensors[name].shape
-    n = math.prod(shape[:-1])
-    if not steps:
-        return Straight(source, name, 0, n)
-    numbers = np.arange(1, n + 1).reshape(*shape[:-1], 1)
-    order = apply(steps, numbers, replace(site, shape=(*site.shape[:-1], 1))).reshape(-1)
+def _divided(n: int, columns: int) -> int:
+    if not columns or n % columns:
+        raise ValueError(f"{n} values are no rows of {columns}")
+    return n // columns
+
+
+def _moved(source: Source, name: str, steps: Steps, site: Site) -> tuple[Rows, tuple[int, ...]]:
+    """Rows after steps that move whole ones, and the dimensions but the last."""
+    *stack, width = source.tensors[name].shape
+    n = math.prod(stack)
+    numbers = np.arange(1, n + 1).reshape(*stack, 1)
+    narrow = replace(site, shape=(*site.shape[:-1], 1))
+    order = apply(steps, numbers, narrow)
+    shape, order = order.shape[:-1], order.reshape(-1)
     if len(order) and order[0] and (np.diff(order) == 1).all():
-        return Straight(source, name, int(order[0]) - 1, len(order))
-    return Moved(source, name, order)
+        return Straight(source, name, int(order[0]) - 1, len(order), width), shape
+    return Moved(source, name, order), shape
 
 
-def _by_items(source: Source, name: str, steps: Steps, site: Site, held: Held) -> Iterator[Rows]:
-    n_items, n_rows, width = source.tensors[name].shape
-    blank = apply(steps, _blank((n_rows, width)), site)
+def _by_items(
+    rows: Rows,
+    stack: tuple[int, ...],
+    steps: Steps,
+    site: Site,
+    held: Held,
+    key: tuple[Any, ...],
+) -> Iterator[Rows]:
+    """Each matrix of a stack after some steps."""
+    n_items, n_rows = stack
+    one = rows.read(0, 1)
+    blank = apply(steps, np.broadcast_to(one[:, :1], (n_rows, one.shape[1])), site)
+    n = _divided(math.prod(blank.shape), site.shape[-1])
     if blank.shape[-1] != site.shape[-1]:
-        yield _whole(source, name, steps, site, held)
-        return
+        raise ValueError(f"rows of {blank.shape[-1]} for {site.shape[-1]}")
 
-    def make(i: int) -> Stored:
-        return apply(steps, source.read_rows(name, i * n_rows, (i + 1) * n_rows), site)
+    def made(i: int) -> Made:
+        def make() -> Stored:
+            return apply(steps, rows.read(i * n_rows, (i + 1) * n_rows), site)
 
-    for i in range(n_items):
-        key = (name, steps, site.shape, i)
-        n_held = 2 * _SIZE * n_rows * width
-        yield Made(held, key, lambda i=i: make(i), blank.shape[0], n_held)  # type: ignore[misc]
+        n_held = 2 * one.nbytes * n_rows
+        return Made(held, (*key, site.shape, i), make, n, n_held)
+
+    yield from map(made, range(n_items))
 
 
 def _whole(source: Source, name: str, steps: Steps, site: Site, held: Held) -> Rows:

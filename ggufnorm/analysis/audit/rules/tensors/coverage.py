@@ -256,6 +256,7 @@ def coverage(subject: Subject) -> Iterator[Problem]:
         "n_compared": n,
         "unread": unread[:40],
         "n_tensors": total,
+        "n_not_compared": len(tensors.not_compared),
         "n_weights": tensors.n_weights,
         "by_value": by_value[:40],
         "not_compared": [list(p) for p in tensors.not_compared[:40]],
