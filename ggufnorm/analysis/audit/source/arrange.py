@@ -270,6 +270,22 @@ def _bytes_of_block(w: Stored, _site: Site) -> Stored:
     return w.transpose(0, 2, 1)
 
 
+def _moment(i: int) -> Step:
+    """One of two moments of patches in time (conversion/qwenvl.py: ``data_torch[:, :, 0]``)."""
+
+    def cut(w: Stored, _site: Site) -> Stored:
+        _need(w.ndim == 5 and w.shape[2] == 2)
+        return w[:, :, i]
+
+    return cut
+
+
+def _patches(w: Stored, site: Site) -> Stored:
+    """Patches that were rows of a matrix, with a dimension for colours and two for pixels."""
+    _need(w.ndim == 2 and len(site.shape) == 4 and w.size == np.prod(site.shape))
+    return w.reshape(site.shape)
+
+
 def _plamo_q(w: Stored, _site: Site) -> Stored:
     """conversion/plamo.py, ``shuffle_attn_q_weight``."""
     _need(w.shape == (5120, 5120))
@@ -315,6 +331,9 @@ STEPS: dict[str, Step] = {
     "padded with zeros": _padded_rows,
     "transposed within each expert": _by_expert_transposed,
     "last dimensions exchanged": _bytes_of_block,
+    "first of two moments": _moment(0),
+    "second of two moments": _moment(1),
+    "as patches": _patches,
     "PLaMo's Q heads": _plamo_q,
     "PLaMo's output heads": _plamo_output,
 }
@@ -366,7 +385,7 @@ PARTS: tuple[Steps, ...] = tuple(
         "even rows", "odd rows", "even columns", "odd columns", "q rows", "k rows", "v rows",
         "q of each K head", "k of each K head", "v of each K head",
         "keys of each head, transposed", "values of each head", "q, k, v of each K head",
-        "z of each K head",
+        "z of each K head", "first of two moments", "second of two moments",
     )
     for then in ((), ("transposed",), ("heads interleaved",), ("heads deinterleaved",))
 )  # fmt: skip

@@ -70,6 +70,11 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("*", "output", (_AS_IS, ("first rows",), ("padded with zeros",))),
     ("*bert*", "position_embd", (_AS_IS, ("last rows",), ("first rows",))),
     ("nomic-bert-moe", "ffn_down_exps", (_TRANSPOSED,)),
+    ("clip:pixtral", "v.attn_[qk]", (_INTERLEAVED,)),
+    *((f"clip:{p}", f"v.attn_{x}*", (_AS_IS, (f"{x} rows",)))
+      for p in ("qwen*", "internvl", "kimivl", "glm4v") for x in "qkv"),
+    ("clip:qwen*", "v.patch_embd", (("first of two moments",),)),
+    ("clip:qwen*", "v.patch_embd.weight.1", (("second of two moments",),)),
 )
 
 
@@ -103,6 +108,8 @@ _WHOLE = frozenset(("transposed", "heads interleaved", "heads deinterleaved"))
 
 _VERIFIED: frozenset[str] = frozenset(
     (
+        "clip:gemma3", "clip:idefics3", "clip:mlp", "clip:internvl", "clip:qwen2vl_merger",
+        "clip:qwen2.5vl_merger", "clip:llama4", "clip:pixtral",
         "afmoe", "apertus", "arcee", "bert", "bloom", "cohere2", "cohere2moe", "command-r",
         "deepseek2", "dots1", "ernie4_5", "exaone-moe", "falcon-h1", "glm4moe", "gptneox",
         "granite_swa",

@@ -24,11 +24,17 @@ from ggufnorm.analysis.audit.source.layout import (
     exponential,
     negative_exponential,
 )
-from ggufnorm.analysis.audit.source.network import Network, text_config
+from ggufnorm.analysis.audit.source.network import Network, encoder_config, text_config
 from ggufnorm.analysis.audit.source.orders import expected_orders
 from ggufnorm.analysis.audit.source.rows import MOST_HELD, Held, rows_of
 from ggufnorm.errors import InputError
-from ggufnorm.formats.conversion import likely_origins, named_origins, transform_of
+from ggufnorm.formats.conversion import (
+    is_of_text,
+    kind_of,
+    likely_origins,
+    named_origins,
+    transform_of,
+)
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
@@ -99,14 +105,18 @@ class Planner:
         self._file, self.source = file, source
         self._excluded = frozenset(excluded)
         self._held = Held()
-        self._network = Network(text_config(source.config), file, file.architecture)
+        self.kind = kind_of(file)
+        self._networks = _networks(file, source)
         self.named = named_origins(file, source.tensors)
         self._likely = {} if self.named is not None else likely_origins(file, source.tensors)
 
     @cached_property
     def _of_layer(self) -> Mapping[int | None, list[str]]:
         found: dict[int | None, list[str]] = {}
+        is_encoder = self._file.architecture == "clip"
         for name in self.source.tensors:
+            if is_encoder and is_of_text(name):
+                continue
             if self.source.why_unreadable(name) is None:
                 found.setdefault(source_layer(name), []).append(name)
         return found
@@ -114,7 +124,8 @@ class Planner:
     def site(self, tensor: str) -> Site:
         """What a tensor of the file is."""
         shape = self._file.tensors[tensor].shape[::-1]
-        return Site(role_of(tensor), layer_of(tensor), shape, self._network)
+        network = self._networks["a." if tensor.startswith(("a.", "mm.a.")) else ""]
+        return Site(role_of(tensor), layer_of(tensor), shape, network)
 
     def layout(
         self, site: Site, sources: Sequence[str], steps: Steps, change: Change | None
@@ -209,7 +220,7 @@ class Planner:
         """
         first: Making | None = None
         nearest = _NEAR
-        expected = expected_orders(self._file.architecture, site.role)
+        expected = expected_orders(self.kind, site.role)
         for change in self._changes(site, sources[0]):
             for steps in dict.fromkeys((*expected, *WHOLE, *PARTS)):
                 layout = self.layout(site, sources, steps, change)
@@ -296,7 +307,10 @@ class Planner:
     def _unused(self, makings: Mapping[str, Making]) -> Iterator[tuple[str, str | None]]:
         used = {s for m in makings.values() for s in m.sources}
         targets = {s: t for t, names in (self.named or {}).items() for s in names}
+        is_encoder = self._file.architecture == "clip"
         for name in self.source.tensors:
+            if is_encoder and is_of_text(name):
+                continue
             if name not in used and targets.get(name) not in self._excluded:
                 yield name, targets.get(name)
 
@@ -316,6 +330,17 @@ def _numbered_alike(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
             pattern = f"{name[: number.start(1)]}*{name[number.end(1) :]}"
             groups.setdefault(pattern, []).append((int(number[1]), name))
     return (tuple(n for _, n in sorted(g)) for g in groups.values() if len(g) > 1)
+
+
+def _networks(file: ModelFile, source: Source) -> dict[str, Network]:
+    """The networks that a file's tensors belong to, by what the names of theirs begin with."""
+    if file.architecture != "clip":
+        found = Network(text_config(source.config), file, file.architecture)
+        return {"": found, "a.": found}
+    return {
+        stem: Network(encoder_config(source.config, modality), file, f"clip.{modality}")
+        for stem, modality in (("", "vision"), ("a.", "audio"))
+    }
 
 
 def role_of(tensor: str) -> str:

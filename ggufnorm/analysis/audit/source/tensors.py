@@ -164,7 +164,7 @@ class _Comparison:
     def result(self) -> Tensors:
         """What was seen."""
         makings = self._plan.makings
-        unlearned = _unlearned(self._file, makings)
+        unlearned = _unlearned(self._planner.kind, makings)
         differences, right = [], []
         for name, measured in self._measured.items():
             making = makings[name]
@@ -190,7 +190,7 @@ class _Comparison:
 
     def _misplaced(self, making: Making, unlearned: Mapping[str, Steps]) -> Explanation | None:
         """Why a tensor's order, of right values, is not the expected one; None if it is."""
-        architecture, role = self._file.architecture, making.site.role
+        architecture, role = self._planner.kind, making.site.role
         change = _unchanged(making)
         if change is not None:
             return change
@@ -221,7 +221,7 @@ def _unchanged(making: Making) -> Explanation | None:
     return Explanation("values", "A_log", message, {"expected_change": "-exp"})
 
 
-def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Steps]:
+def _unlearned(kind: str, makings: Mapping[str, Making]) -> dict[str, Steps]:
     """Orders that are the same in all layers and that nobody has read of this architecture."""
     found: dict[str, Counter[Steps]] = {}
     for m in makings.values():
@@ -231,6 +231,6 @@ def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Step
         role: next(iter(orders))
         for role, orders in found.items()
         if len(orders) == 1
-        and next(iter(orders)) not in expected_orders(file.architecture, role)
-        and not is_known(file.architecture, role, next(iter(orders)))
+        and next(iter(orders)) not in expected_orders(kind, role)
+        and not is_known(kind, role, next(iter(orders)))
     }

@@ -28,8 +28,6 @@ def compared(subject: Subject) -> Tensors:
     source_of(subject)
     if not subject.full:
         raise NotApplicableError("all tensors are compared with --full alone: one side is remote")
-    if subject.architecture == "clip":
-        raise NotApplicableError("the tensors of encoders are not compared with a source")
     if subject.matches.different:
         raise NotApplicableError("the source is another checkpoint (S101)")
     return subject.tensors
