@@ -391,7 +391,7 @@ class Whole:
         return self.write_model(folder / "model.gguf"), checkpoint
 
     def write_model(self, path: Path) -> Path:
-        arch = self.network.name
+        arch = self.network.name.partition("/")[0]
         writer = gguf.GGUFWriter(path, arch)
         for key, value in self.keys.items():
             _add(writer, key if "." in key and key.split(".")[0] in _WHOLE_KEYS
@@ -440,7 +440,12 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def whole(name: str, dtype: str = "F32", file_type: str = "F32", seed: int = 0) -> Whole:
     """A checkpoint of that dtype, and the file of that type that a right conversion makes."""
-    network = NETWORKS[name]
+    return whole_of(NETWORKS[name], dtype, file_type, seed)
+
+
+def whole_of(network: Network, dtype: str = "F32", file_type: str = "F32", seed: int = 0) -> Whole:
+    """The same of any network."""
+    name = network.name
     rng = np.random.default_rng([seed, *name.encode()])
     made = Whole(network, {}, dict(network.config), dict(network.keys), {}, {}, dtype, file_type)
     for entry in network.entries:

@@ -380,9 +380,9 @@ WHOLE: tuple[Steps, ...] = (
 PARTS: tuple[Steps, ...] = tuple(
     (cut, *then)
     for cut in (
-        "first half of the rows", "second half of the rows", "first rows", "last rows",
-        "padded with zeros", "first half of the columns", "second half of the columns",
-        "even rows", "odd rows", "even columns", "odd columns", "q rows", "k rows", "v rows",
+        "first half of the rows", "second half of the rows", "q rows", "k rows", "v rows",
+        "first rows", "last rows", "padded with zeros", "first half of the columns",
+        "second half of the columns", "even rows", "odd rows", "even columns", "odd columns",
         "q of each K head", "k of each K head", "v of each K head",
         "keys of each head, transposed", "values of each head", "q, k, v of each K head",
         "z of each K head", "first of two moments", "second of two moments",

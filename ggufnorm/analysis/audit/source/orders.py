@@ -71,8 +71,11 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("*bert*", "position_embd", (_AS_IS, ("last rows",), ("first rows",))),
     ("nomic-bert-moe", "ffn_down_exps", (_TRANSPOSED,)),
     ("clip:pixtral", "v.attn_[qk]", (_INTERLEAVED,)),
-    *((f"clip:{p}", f"v.attn_{x}*", (_AS_IS, (f"{x} rows",)))
-      for p in ("qwen*", "internvl", "kimivl", "glm4v") for x in "qkv"),
+    *(
+        (f"clip:{p}", f"v.attn_{x}*", (_AS_IS, (f"{x} rows",)))
+        for p in ("qwen*", "internvl", "kimivl", "glm4v")
+        for x in "qkv"
+    ),
     ("clip:qwen*", "v.patch_embd", (("first of two moments",),)),
     ("clip:qwen*", "v.patch_embd.weight.1", (("second of two moments",),)),
 )
@@ -88,11 +91,13 @@ def is_known(architecture: str, role: str, steps: Steps) -> bool:
     """Whether one would know of it if the converter gave a tensor this order.
 
     Roles of the table are known, and so are, in architectures whose conversions were held
-    against it, all others, as far as whole tensors are concerned.
+    against it and in encoders, of whose classes Pixtral's alone permutes, all others, as far as
+    whole tensors are concerned.
     """
     if _of_table(architecture, role):
         return True
-    return architecture in _VERIFIED and len(steps) == 1 and steps[0] in _WHOLE
+    is_verified = architecture in _VERIFIED or architecture.startswith("clip:")
+    return is_verified and len(steps) == 1 and steps[0] in _WHOLE
 
 
 def _of_table(architecture: str, role: str) -> list[Steps]:
@@ -108,8 +113,6 @@ _WHOLE = frozenset(("transposed", "heads interleaved", "heads deinterleaved"))
 
 _VERIFIED: frozenset[str] = frozenset(
     (
-        "clip:gemma3", "clip:idefics3", "clip:mlp", "clip:internvl", "clip:qwen2vl_merger",
-        "clip:qwen2.5vl_merger", "clip:llama4", "clip:pixtral",
         "afmoe", "apertus", "arcee", "bert", "bloom", "cohere2", "cohere2moe", "command-r",
         "deepseek2", "dots1", "ernie4_5", "exaone-moe", "falcon-h1", "glm4moe", "gptneox",
         "granite_swa",

@@ -47,6 +47,9 @@ _NUMBER = re.compile(r"(?<=\.)(\d{1,5})(?=\.)")
 _NEAR = 0.7
 """Relative error below which values that are not right are still those of a tensor."""
 
+NO_ORIGIN = "no tensor of the source has its name or its values"
+"""Why a tensor was not compared."""
+
 # Tensors that no tensor of the source becomes: the converter computes them of the config.
 COMPUTED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
 
@@ -125,7 +128,8 @@ class Planner:
         """What a tensor of the file is."""
         shape = self._file.tensors[tensor].shape[::-1]
         network = self._networks["a." if tensor.startswith(("a.", "mm.a.")) else ""]
-        return Site(role_of(tensor), layer_of(tensor), shape, network)
+        layer = layer_of(tensor) if _ROLE.search(tensor) else None
+        return Site(role_of(tensor), layer, shape, network)
 
     def layout(
         self, site: Site, sources: Sequence[str], steps: Steps, change: Change | None
@@ -175,7 +179,7 @@ class Planner:
             if found is None or not found.holds:
                 found = self._by_value(name, used) or found
             if found is None:
-                unknown.append((name, "no tensor of the source has its name or its values"))
+                unknown.append((name, NO_ORIGIN))
             else:
                 makings[name] = found
         self._correct(makings, unknown)

@@ -197,19 +197,25 @@ class _Comparison:
         expected = expected_orders(architecture, role)
         if making.steps in expected or unlearned.get(role) == making.steps:
             return None
-        if self._is_indifferent(making, expected[0]):
+        fitting = self._fitting(making, expected)
+        if not fitting and not making.by_name:
             return None
-        found, wanted = words(making.steps), words(expected[0])
+        if any(measure(self._file, making.tensor, layout).is_right for layout in fitting.values()):
+            return None
+        right = next(iter(fitting), expected[0])
+        found, wanted = words(making.steps), words(right)
         message = f"has its source's values {found}, where the conversion gives them {wanted}"
-        evidence = {"order": list(making.steps), "expected_order": list(expected[0])}
+        evidence = {"order": list(making.steps), "expected_order": list(right)}
         return Explanation("order", f"{found} for {wanted}", message, evidence)
 
-    def _is_indifferent(self, making: Making, expected: Steps) -> bool:
-        """Whether the expected order gives the same values, or does not fit at all."""
-        layout = self._planner.layout(making.site, making.sources, expected, making.change)
-        return (layout is None and not making.by_name) or (
-            layout is not None and measure(self._file, making.tensor, layout).is_right
-        )
+    def _fitting(self, making: Making, orders: Iterable[Steps]) -> dict[Steps, Layout]:
+        """The orders that give a tensor of that shape, with what they give."""
+        found = {}
+        for steps in orders:
+            layout = self._planner.layout(making.site, making.sources, steps, making.change)
+            if layout is not None:
+                found[steps] = layout
+        return found
 
 
 def _unchanged(making: Making) -> Explanation | None:

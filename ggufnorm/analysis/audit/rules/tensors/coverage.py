@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ from ggufnorm.analysis.audit.rules.tensors.common import (
     same_checkpoint,
 )
 from ggufnorm.analysis.audit.source.arrange import words
-from ggufnorm.analysis.audit.source.plan import source_layer
+from ggufnorm.analysis.audit.source.plan import NO_ORIGIN, role_of, source_layer
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.formats.conversion import EMBEDDING, embedding_source, n_blocks
@@ -27,9 +28,10 @@ from ggufnorm.formats.naming import layer_of
 _NO_WEIGHT = re.compile(
     r"rotary_emb|inv_freq|position_ids|masked_bias|attn(ention)?\.bias$|rope\.freqs"
     r"|num_batches_tracked|token_type_ids|\.cos_cached|\.sin_cached|act_fn\.(alpha|beta|eps)"
-    r"|visual\.|vision|audio|vit\.|vpm\.|resampler|projector|talker|token2wav|code2wav"
+    r"|talker|token2wav|code2wav"
     r"|_scale(_inv)?$|\.(input|weight|k|v)_scale|\.lora_|tokens_per_expert"
 )
+_OF_ENCODERS = re.compile(r"visual\.|vision|audio|vit\.|vpm\.|resampler|projector|mlp1\.|connector")
 
 # A head that a model for another purpose has beside the network, and that is not run.
 _HEADS = re.compile(r"^(cls\.|lm_head\.|pooler\.|bert\.pooler|roberta\.pooler|score\.|classifier)")
@@ -95,7 +97,7 @@ def lost(subject: Subject) -> Iterator[Problem]:
     source = source_of(subject)
     groups: dict[str, list[tuple[str, str | None]]] = {}
     for name, target in tensors.unused:
-        if _NO_WEIGHT.search(name) or _is_beyond(subject, name) or _is_copy(source, name, subject):
+        if _is_left_out(subject, name) or _is_copy(source, name, subject):
             continue
         if source.why_unreadable(name) is not None:  # told by T104
             continue
@@ -103,6 +105,13 @@ def lost(subject: Subject) -> Iterator[Problem]:
         groups.setdefault(re.sub(r"\.(weight|bias)$", "", pattern), []).append((name, target))
     for group in groups.values():
         yield _lost(subject, group)
+
+
+def _is_left_out(subject: Subject, name: str) -> bool:
+    """Whether no file of this kind has such a tensor."""
+    if _NO_WEIGHT.search(name) or _is_beyond(subject, name):
+        return True
+    return subject.architecture != "clip" and _OF_ENCODERS.search(name) is not None
 
 
 def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
@@ -133,8 +142,9 @@ def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
             if severity is None
             else ": a head that this file's use does not run"
         )
-    elif not subject.tensors.knows_names:
-        severity = "warning"
+    elif subject.architecture == "clip":
+        # Heads of an encoder's own pre-training, blocks behind the one whose output is taken.
+        severity = "info"
     else:
         severity = "warning"
     evidence = {"sources": [n for n, _ in group[:40]], "n_sources": len(group), "target": target}
@@ -181,8 +191,8 @@ def unknown(subject: Subject) -> Iterator[Problem]:
     What it does:
         Lists tensors whose name leads to no tensor of the source, and whose values none
         has, in whatever order; and those whose source is of a type that is not read. It is
-        a warning where tensors of the same role in other layers have an origin, else an
-        information.
+        a warning where tensors of the same role in other layers have an origin, or one of the
+        source of its size became nothing, else an information.
 
     Why it matters:
         What was not compared may be wrong.
@@ -197,11 +207,13 @@ def unknown(subject: Subject) -> Iterator[Problem]:
     tensors = same_checkpoint(subject)
     joined = {m.site.role for m in tensors.right}
     joined |= {d.making.site.role for d in tensors.differences}
-    from ggufnorm.analysis.audit.source.plan import role_of
-
     rest = []
     for name, why in tensors.not_compared:
-        if role_of(name) in joined and why.startswith("no tensor"):
+        left = _left_over(subject, name) if why == NO_ORIGIN else None
+        if left is not None:
+            said = f"{name} was not compared: {why}; {left}, of its size, became nothing"
+            yield Problem(said, name, layer_of(name), {"reason": why, "left_over": left})
+        elif role_of(name) in joined and why == NO_ORIGIN:
             yield Problem(f"{name} was not compared: {why}", name, layer_of(name), {"reason": why})
         else:
             rest.append((name, why))
@@ -209,6 +221,23 @@ def unknown(subject: Subject) -> Iterator[Problem]:
         names = [n for n, _ in rest]
         message = f"{len(rest)} tensors were not compared, the first is {names[0]}: {rest[0][1]}"
         yield Problem(message, evidence={"tensors": names[:40]}, severity="info")
+
+
+def _left_over(subject: Subject, name: str) -> str | None:
+    """The one source tensor of the same block and size that became nothing."""
+    size, site = subject.file.tensors[name].n_elements, _ROLE.search(name)
+    layer = layer_of(name) if site else None
+    shapes = source_of(subject).tensors
+    found = [
+        unused
+        for unused, target in subject.tensors.unused
+        if target is None and source_layer(unused) == layer and not _is_left_out(subject, unused)
+        and math.prod(shapes[unused].shape) == size
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
+_ROLE = re.compile(r"(?:^|\.)blk\.\d+\.")
 
 
 @rule("T104", "tensors-compared", "info")

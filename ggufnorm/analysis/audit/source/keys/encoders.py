@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
-from ggufnorm.analysis.audit.source.keys.facts import Configs, Expected, Value
+from ggufnorm.analysis.audit.source.keys.facts import Configs, Expected
 from ggufnorm.analysis.audit.source.network import encoder_config, is_number
 from ggufnorm.formats.naming.encoders import projector_type
 
@@ -113,21 +113,23 @@ def _of_pictures(c: Configs, vision: Mapping[str, Any]) -> Iterator[Expected]:
         yield Expected("clip.use_gelu", act in _GELU, "bool", origin, does, False)
     if projector == "gemma3":
         yield from _pooling_of_gemma(c, vision)
-    for name, key in _OTHERS.get(projector, ()):
+    for name, key, default in _OTHERS.get(projector, ()):
         value = vision.get(name, c.source.config.get(name))
         if _is_count(value):
-            does = "how many patches become one"
-            yield Expected(key, int(value), "u32", f"config.json has {name} {value}", does, None)  # type: ignore[call-overload]
+            does, origin = "how many patches become one", f"config.json has {name} {value}"
+            yield Expected(key, int(value), "u32", origin, does, default)
 
 
 _SCALE = "clip.vision.projector.scale_factor"
 _MERGE = "clip.vision.spatial_merge_size"
 
-_OTHERS: dict[str, Sequence[tuple[str, str]]] = {
-    "idefics3": (("scale_factor", _SCALE),),
-    "pixtral": (("spatial_merge_size", _MERGE),),
-    "qwen2vl_merger": (("spatial_merge_size", _MERGE),),
+_OTHERS: dict[str, Sequence[tuple[str, str, int | None]]] = {
+    "idefics3": (("scale_factor", _SCALE, None),),
+    "pixtral": (("spatial_merge_size", _MERGE, 1),),
+    "qwen2vl_merger": (("spatial_merge_size", _MERGE, 2),),
+    "qwen2.5vl_merger": (("spatial_merge_size", _MERGE, 2),),
 }
+"""Numbers of the config and their keys, with what clip.cpp takes without the key."""
 
 
 def _pooling_of_gemma(c: Configs, vision: Mapping[str, Any]) -> Iterator[Expected]:
@@ -136,15 +138,12 @@ def _pooling_of_gemma(c: Configs, vision: Mapping[str, Any]) -> Iterator[Expecte
     tokens = c.source.config.get("mm_tokens_per_image")
     if not (_is_count(size) and _is_count(patch) and _is_count(tokens)):
         return
-    per_side = int(size) // max(1, int(patch))  # type: ignore[call-overload]
-    side = math.isqrt(int(tokens))  # type: ignore[call-overload]
-    if not side or per_side % side:
+    per_side, side = size // patch, math.isqrt(tokens)
+    if per_side % side:
         return
-    factor: Value = per_side // side
-    default: Value = 4
     origin = f"config.json has mm_tokens_per_image {tokens}"
-    yield Expected(_SCALE, factor, "u32", origin, "how many patches become one", default)
+    yield Expected(_SCALE, per_side // side, "u32", origin, "how many patches become one", 4)
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return is_number(value) and isinstance(value, int) and value > 0
