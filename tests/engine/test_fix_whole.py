@@ -23,6 +23,35 @@ NOT_TOLD = {"another pre-tokenizer"}
 """Several would split as the source does."""
 
 
+OF_TENSORS = [
+    (planted, name, planted.file_types[i % len(planted.file_types)])
+    for planted in FAULTS
+    if planted.rules[0].startswith("T2")
+    for i, name in enumerate(planted.names)
+    if planted.spoil(whole(name, planted.dtype, planted.file_types[0])) is not None
+]
+
+
+@pytest.mark.parametrize(
+    ("planted", "name", "file_type"),
+    OF_TENSORS,
+    ids=[f"{p.words}-{n}-{t}".replace(" ", "_") for p, n, t in OF_TENSORS],
+)
+def test_a_mended_tensor_is_byte_for_byte_the_sound_one(
+    tmp_path: Path, planted: Planted, name: str, file_type: str
+) -> None:
+    made = whole(name, planted.dtype, file_type)
+    planted.spoil(made)
+    model, checkpoint = made.write(tmp_path)
+    sound = whole(name, planted.dtype, file_type).write_model(tmp_path / "sound.gguf")
+
+    report = ggufnorm.fix(model, tmp_path / "mended.gguf", source=checkpoint, select=["T"])
+
+    assert report.left == ()
+    assert [f for f in told(report.audit) if f.rule[0] in "HSTK"] == []
+    assert differences(tmp_path / "mended.gguf", sound) == []
+
+
 @pytest.mark.parametrize(
     ("planted", "name"), CASES, ids=[f"{p.words}-{n}".replace(" ", "_") for p, n in CASES]
 )

@@ -225,7 +225,7 @@ class Planner:
         first: Making | None = None
         nearest = _NEAR
         expected = expected_orders(self.kind, site.role)
-        for change in self._changes(site, sources[0]):
+        for change in self.changes(site, sources[0]):
             for steps in dict.fromkeys((*expected, *WHOLE, *PARTS)):
                 layout = self.layout(site, sources, steps, change)
                 if layout is None or (steps not in expected and layout.n_held > MOST_HELD):
@@ -238,7 +238,8 @@ class Planner:
                     first, nearest = replace(making, holds=False), d
         return first
 
-    def _changes(self, site: Site, source: str) -> tuple[Change | None, ...]:
+    def changes(self, site: Site, source: str = "") -> tuple[Change | None, ...]:
+        """What may be done to each value, the likeliest first."""
         if site.role in ("ssm_a", "ssm_a_log"):
             return (negative_exponential, exponential, None)
         transform = transform_of(self._file, source)

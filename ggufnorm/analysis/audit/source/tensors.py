@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ggufnorm.analysis.audit.source.arrange import Steps, words
 from ggufnorm.analysis.audit.source.compare import Measured, measure
@@ -55,6 +56,7 @@ class Tensors:
         computed: tensors that the converter makes of the config.
         n_weights: elements compared.
         knows_names: whether gguf-py knows the architecture.
+        layout_of: gives what a tensor should have; None if that is not known.
     """
 
     right: tuple[Making, ...]
@@ -65,6 +67,7 @@ class Tensors:
     computed: tuple[str, ...] = ()
     n_weights: int = 0
     knows_names: bool = True
+    layout_of: Callable[[str], Layout | None] = lambda _name: None
 
     @property
     def n_compared(self) -> int:
@@ -186,7 +189,22 @@ class _Comparison:
             computed=self._plan.computed,
             n_weights=sum(self._file.tensors[n].n_elements for n in self._measured),
             knows_names=self._planner.named is not None,
+            layout_of=partial(self._wanted, {d.making.tensor: d for d in differences}),
         )
+
+    def _wanted(self, differences: Mapping[str, Difference], name: str) -> Layout | None:
+        """What a tensor should have, in the order and with the change that the conversion makes."""
+        making = self._plan.makings.get(name)
+        if making is None:
+            return None
+        found = differences.get(name)
+        if found is not None and found.measured is None:
+            if found.explanation.kind == "order":
+                expected = found.explanation.evidence["expected_order"]
+                making = replace(making, steps=tuple(expected))
+            else:
+                making = replace(making, change=self._planner.changes(making.site)[0])
+        return self._layout(making)
 
     def _misplaced(self, making: Making, unlearned: Mapping[str, Steps]) -> Explanation | None:
         """Why a tensor's order, of right values, is not the expected one; None if it is."""
