@@ -390,9 +390,11 @@ class Whole:
         (checkpoint / "model.safetensors").write_bytes(safetensors(stored))
         return self.write_model(folder / "model.gguf"), checkpoint
 
-    def write_model(self, path: Path) -> Path:
+    def write_model(self, path: Path, *, big: bool = False, per_shard: int = 0) -> Path:
+        """Write the file: in big endian, or in shards of so many tensors, if so asked."""
         arch = self.network.name.partition("/")[0]
-        writer = gguf.GGUFWriter(path, arch)
+        order = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
+        writer = gguf.GGUFWriter(path, arch, endianess=order, split_max_tensors=per_shard)
         for key, value in self.keys.items():
             _add(writer, key if "." in key and key.split(".")[0] in _WHOLE_KEYS
                  else f"{arch}.{key}", value)  # fmt: skip
@@ -405,7 +407,8 @@ class Whole:
         if self.trailing:
             with path.open("ab") as file:
                 file.write(self.trailing)
-        return path
+        shards = sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
+        return shards[0] if shards else path
 
     def _add_tensor(self, writer: gguf.GGUFWriter, name: str, values: Array) -> None:
         kind = gguf.GGMLQuantizationType[self.file_type]

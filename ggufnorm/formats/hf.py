@@ -167,6 +167,12 @@ class Source:
         return self._folder is not None and _opened(self._folder, name) is not None
 
     @property
+    def n_bytes(self) -> int:
+        """Of all its tensors as they are stored."""
+        places = (file.places[name] for name, file in self._files.items())
+        return sum(place.end - place.offset for place in places)
+
+    @property
     def is_local(self) -> bool:
         """Whether its bytes are on this machine."""
         return isinstance(self._folder, LocalFolder)

@@ -183,10 +183,10 @@ def _times_scale(weight: Stored, scale: Stored, block: tuple[int, int] | None) -
             where = at // per * of_item + at % per // block[0]
             first, last = int(where.min()), int(where.max()) + 1
             scales = decoded(scale, first, last)[where - first]
-            return values * np.repeat(scales, block[1], axis=1)[:, :width]
+            return np.asarray(values * np.repeat(scales, block[1], axis=1)[:, :width])
         flat = decoded(scale, 0, max(1, prod(of_scale[:-1]))).reshape(-1)
         if len(flat) == 1:
-            return values * flat[0]
+            return np.asarray(values * flat[0])
         # As it is broadcast: one of each row of a matrix, or of each matrix of a stack.
         of_row = flat[at] if len(flat) == n else flat[at // (n // len(flat))]
         return values * of_row[:, None]
@@ -306,7 +306,7 @@ def _of_gptq(
         n_groups = scales.entry.shape[0]
         scale = decoded(scales, 0, n_groups)[:, start:stop]
         zero = _bits_along(zeros.rows(0, n_groups), bits)[:, start:stop].astype(np.float32) + one
-        return (values - zero[of_input].T) * scale[of_input].T
+        return np.asarray((values - zero[of_input].T) * scale[of_input].T)
 
     return Dequantized((n_out, n_in), rows)
 
@@ -333,7 +333,7 @@ def _of_bitnet(weight: Stored, scale: Stored) -> Dequantized:
         at = np.arange(start, stop)
         raw = weight.rows(0, quarter)[at % quarter]
         values = (raw >> (2 * (at // quarter)).astype(np.uint8)[:, None]) & 3
-        return (values.astype(np.float32) - 1) / decoded(scale, 0, 1).reshape(-1)[0]
+        return np.asarray((values.astype(np.float32) - 1) / decoded(scale, 0, 1).reshape(-1)[0])
 
     return Dequantized((4 * quarter, width), rows)
 
@@ -401,7 +401,7 @@ def decoded(tensor: Stored, start: int, stop: int) -> Values:
     raw, dtype = tensor.rows(start, stop), tensor.entry.dtype
     tables = {"F8_E4M3": _E4M3, "F8_E5M2": _E5M2, "F8_E8M0": _E8M0}
     if dtype in tables:
-        return tables[dtype][raw]
+        return np.asarray(tables[dtype][raw])
     if dtype == "BF16":
         return from_bf16(raw)
     if dtype == "F16":

@@ -143,10 +143,11 @@ def _write(
 def _changes(todo: Plan, shards: Sequence[GGUFFile], number: int) -> Changes:
     """What is changed in one shard: keys in the first, tensors where they are, new ones last."""
     shard, n = shards[number], len(shards)
-    new = [name for name in todo.tensors if not any(name in s.tensors for s in shards)]
-    here: dict[str, Array | Stream] = {
+    new = [name for name in todo.written if not any(name in s.tensors for s in shards)]
+    written: dict[str, Array | Stream] = {**todo.tensors, **todo.streams}
+    here = {
         name: values
-        for name, values in (*todo.tensors.items(), *todo.streams.items())
+        for name, values in written.items()
         if name in shard.tensors or (name in new and number == n - 1)
     }
     keys: dict[str, tuple[str, object]] = {}

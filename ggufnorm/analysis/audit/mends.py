@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ggufnorm.analysis.audit.matching import Array, converted
-from ggufnorm.analysis.audit.source.encode import fits, stream
+from ggufnorm.analysis.audit.source.encode import added, fits, stored_alike, stream
 from ggufnorm.analysis.audit.source.layout import Layout
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Finding
@@ -70,9 +70,9 @@ class Plan:
     streams: Mapping[str, Stream]
 
     @property
-    def written(self) -> frozenset[str]:
+    def written(self) -> tuple[str, ...]:
         """Names of the tensors that are written anew."""
-        return frozenset((*self.tensors, *self.streams))
+        return (*self.tensors, *self.streams)
 
 
 _NOT_KNOWN = "no mend is known"
@@ -93,8 +93,9 @@ def plan(subject: Subject, findings: Iterable[Finding]) -> Plan:
     wrong = [f for f in findings if f.severity != "info"]
     targets: dict[str, list[Mend]] = {}
     for finding in wrong:
-        for target in finding.mend.targets if finding.mend is not None else ():
-            targets.setdefault(target, []).append(finding.mend)
+        if finding.mend is not None:
+            for target in finding.mend.targets:
+                targets.setdefault(target, []).append(finding.mend)
     chosen = {target: of_one_target(mends) for target, mends in targets.items()}
     mends = list({id(m): m for m in chosen.values() if m is not None}.values())
     of_tensors = [m for m in mends if m.kind != "key"]
@@ -130,6 +131,8 @@ def _streams(subject: Subject, mends: Sequence[Mend]) -> dict[str, Stream]:
             continue
         for name in mend.targets:
             layout, tensor = _layout(subject, name), subject.file.tensors.get(name)
+            if layout is not None and tensor is None:
+                tensor = added(name, stored_alike(subject.file, name), layout)
             if layout is not None and tensor is not None and fits(tensor, layout):
                 found[name] = stream(tensor, layout)
     return found

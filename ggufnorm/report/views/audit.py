@@ -126,9 +126,9 @@ def _not_compared(report: AuditReport) -> str | None:
     evidence = next((f.evidence for f in report.findings if f.rule == "T104"), None)
     if evidence is None:
         return None
-    n, total = evidence.get("n_not_compared", 0), evidence.get("n_tensors")
+    n, total = evidence.get("n_not_compared", 0), evidence.get("n_tensors", 0)
     rest = evidence.get("not_compared")
-    if not n or not rest:
+    if not n or not rest:  # also of a report that was saved before these were kept
         return None
     return f"{n} of {counted(total, 'tensor')} not compared: {rest[0][1]}"
 

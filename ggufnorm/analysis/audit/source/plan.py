@@ -248,6 +248,17 @@ class Planner:
             return (lambda v: v + offset, None)
         return (None,)
 
+    def lost(self, tensor: str) -> Layout | None:
+        """What a tensor that the file lacks should have, where one source makes it as it is."""
+        sources = (self.named or {}).get(tensor, ())
+        if len(sources) != 1 or self.source.why_unreadable(sources[0]) is not None:
+            return None
+        shape = self.source.tensors[sources[0]].shape
+        layer = layer_of(tensor) if _ROLE.search(tensor) else None
+        site = Site(role_of(tensor), layer, shape, self._networks[""])
+        steps = expected_orders(self.kind, site.role)[0]
+        return self.layout(site, sources, steps, self.changes(site, sources[0])[0])
+
     def _learn(self, makings: dict[str, Making]) -> None:
         """Take the order of a role's other layers for what does not show its own."""
         orders: dict[str, list[Steps]] = {}

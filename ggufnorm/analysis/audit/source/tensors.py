@@ -196,7 +196,7 @@ class _Comparison:
         """What a tensor should have, in the order and with the change that the conversion makes."""
         making = self._plan.makings.get(name)
         if making is None:
-            return None
+            return None if name in self._file.tensors else self._planner.lost(name)
         found = differences.get(name)
         if found is not None and found.measured is None:
             if found.explanation.kind == "order":

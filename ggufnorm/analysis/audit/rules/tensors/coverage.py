@@ -19,6 +19,7 @@ from ggufnorm.analysis.audit.source.arrange import words
 from ggufnorm.analysis.audit.source.plan import NO_ORIGIN, role_of, source_layer
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
+from ggufnorm.core.mend import Mend
 from ggufnorm.formats.conversion import EMBEDDING, embedding_source, n_blocks
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.naming import layer_of
@@ -149,7 +150,19 @@ def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
         severity = "warning"
     evidence = {"sources": [n for n, _ in group[:40]], "n_sources": len(group), "target": target}
     return Problem(said, target if target in subject.file.tensors else None,
-                   source_layer(name) if len(group) == 1 else None, evidence, severity)  # fmt: skip
+                   source_layer(name) if len(group) == 1 else None, evidence, severity,
+                   None if severity == "info" else _added(subject, group))  # fmt: skip
+
+
+def _added(subject: Subject, group: list[tuple[str, str | None]]) -> Mend | None:
+    """Add the tensors that the file lacks, where names and orders say what they are."""
+    targets = [target for _, target in group]
+    lacking = [t for t in targets if t is not None and t not in subject.file.tensors]
+    if len(lacking) < len(group) or any(subject.tensors.layout_of(t) is None for t in lacking):
+        return None
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    action = f"add {lacking[0]}{more} from the source"
+    return Mend("missing", lacking[0], action, True, also=tuple(lacking[1:]))
 
 
 def _is_run(subject: Subject, name: str) -> bool:
