@@ -100,7 +100,7 @@ class Loop:
         self.cut: str | None = None
         self._started = self._saved = time.monotonic()
         self._phases: dict[str, int] = {}
-        self._file = None if policy.resume is None else _File(policy.resume, digest)
+        self._file = None if policy.resume is None else Checkpoint(policy.resume, digest)
         if self._file:
             self._phases = self._file.load(keeps)
             self.done = self.begun = sum(self._phases.values())
@@ -172,7 +172,7 @@ def _digest_of_array(values: Any) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-class _File:
+class Checkpoint:
     """A file that holds what was gathered after some unit, replaced as a whole."""
 
     def __init__(self, path: str, job: str) -> None:
