@@ -305,7 +305,14 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
     architecture = architectures.get(file.architecture)
     if file.architecture == "clip":
         architecture = MODEL_ARCH.MMPROJ
-    return None if architecture is None else _names_of(architecture, n_blocks(file))
+    if architecture is None:
+        return None
+    # Too few may be counted: names of the others are theirs all the same.
+    named = (int(found[1]) + 1 for n in file.tensors if (found := _BLOCK.match(n)))
+    return _names_of(architecture, max(n_blocks(file), min(_MAX_BLOCKS, max(named, default=0))))
+
+
+_BLOCK = re.compile(r"(?:[a-z]+\.)?blk\.(\d{1,4})\.")
 
 
 def _names_of(architecture: MODEL_ARCH, blocks: int) -> Mapping[str, tuple[object, str]]:

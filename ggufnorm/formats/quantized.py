@@ -391,7 +391,8 @@ def _e4m3() -> Values:
     return np.where(bits > 127, -values, values).astype(np.float32)
 
 
-_E4M3 = _e4m3()
+E4M3 = _e4m3()
+"""All 256 numbers of FP8 E4M3, by their bits."""
 _E5M2 = (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32)
 _E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan))
 
@@ -399,7 +400,7 @@ _E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.n
 def decoded(tensor: Stored, start: int, stop: int) -> Values:
     """Rows of a tensor as float32, FP8 too."""
     raw, dtype = tensor.rows(start, stop), tensor.entry.dtype
-    tables = {"F8_E4M3": _E4M3, "F8_E5M2": _E5M2, "F8_E8M0": _E8M0}
+    tables = {"F8_E4M3": E4M3, "F8_E5M2": _E5M2, "F8_E8M0": _E8M0}
     if dtype in tables:
         return np.asarray(tables[dtype][raw])
     if dtype == "BF16":

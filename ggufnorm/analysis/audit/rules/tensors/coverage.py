@@ -21,6 +21,7 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.mend import Mend
 from ggufnorm.formats.conversion import EMBEDDING, embedding_source, n_blocks
+from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.naming import layer_of
 
@@ -205,7 +206,8 @@ def unknown(subject: Subject) -> Iterator[Problem]:
         Lists tensors whose name leads to no tensor of the source, and whose values none
         has, in whatever order; and those whose source is of a type that is not read. It is
         a warning where tensors of the same role in other layers have an origin, or one of the
-        source of its size became nothing, else an information.
+        source of its size became nothing; an error for a head or a bias that is run and
+        that the source has not; else an information.
 
     Why it matters:
         What was not compared may be wrong.
@@ -223,7 +225,10 @@ def unknown(subject: Subject) -> Iterator[Problem]:
     rest = []
     for name, why in tensors.not_compared:
         left = _left_over(subject, name) if why == NO_ORIGIN else None
-        if left is not None:
+        more = _has_more(subject, name) if why == NO_ORIGIN and left is None else None
+        if more is not None:
+            yield Problem(f"{name} {more}", name, layer_of(name), {"reason": why}, "error")
+        elif left is not None:
             said = f"{name} was not compared: {why}; {left}, of its size, became nothing"
             yield Problem(said, name, layer_of(name), {"reason": why, "left_over": left})
         elif role_of(name) in joined and why == NO_ORIGIN:
@@ -234,6 +239,21 @@ def unknown(subject: Subject) -> Iterator[Problem]:
         names = [n for n, _ in rest]
         message = f"{len(rest)} tensors were not compared, the first is {names[0]}: {rest[0][1]}"
         yield Problem(message, evidence={"tensors": names[:40]}, severity="info")
+
+
+def _has_more(subject: Subject, name: str) -> str | None:
+    """What a tensor is that the network runs and the source has not; None if nobody knows."""
+    if not subject.tensors.knows_names:
+        return None
+    if name == "output.weight":
+        return "is no tensor of the source's, which has no head of its own: the logits are other"
+    weight = f"{name.removesuffix('.bias')}.weight"
+    known = {m.tensor for m in subject.tensors.right}
+    known |= {d.making.tensor for d in subject.tensors.differences}
+    if not name.endswith(".bias") or weight not in known:
+        return None
+    is_used = bool(read_tensor(subject.file, name).any())
+    return "is a bias that the source has not" if is_used else None
 
 
 def _left_over(subject: Subject, name: str) -> str | None:
