@@ -100,7 +100,8 @@ def _title(report: AuditReport) -> str:
 def _headline(report: AuditReport) -> str:
     s = report.summary
     if not (s.errors or s.warnings):
-        return "Nothing is wrong"
+        unseen = _not_compared(report)
+        return f"Nothing is wrong in what was compared: {unseen}" if unseen else "Nothing is wrong"
     return f"{counted(s.errors, 'error')}, {counted(s.warnings, 'warning')}"
 
 
@@ -115,7 +116,21 @@ def _outcome(report: AuditReport) -> str:
     found = [counted(s.errors, "error"), counted(s.warnings, "warning"), counted(s.infos, "info")]
     accepted = [f"{s.ignored} accepted"] if s.ignored else []
     rules = f"{counted(len(s.rules_run), 'rule')} run, {len(report.not_run)} not run"
-    return f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules})"
+    unseen = _not_compared(report)
+    more = f"; {unseen}" if unseen else ""
+    return f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules}){more}"
+
+
+def _not_compared(report: AuditReport) -> str | None:
+    """What of the file was not compared with its source, and why; None if all of it was."""
+    evidence = next((f.evidence for f in report.findings if f.rule == "T104"), None)
+    if evidence is None:
+        return None
+    n, total = evidence.get("n_not_compared", 0), evidence.get("n_tensors", 0)
+    rest = evidence.get("not_compared")
+    if not n or not rest:  # also of a report that was saved before these were kept
+        return None
+    return f"{n} of {counted(total, 'tensor')} not compared: {rest[0][1]}"
 
 
 # -- findings ----------------------------------------------------------------------------
