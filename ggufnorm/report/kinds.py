@@ -70,7 +70,10 @@ KINDS = (
         InspectionSet,
         inspection_set_view,
         "norms",
-        lambda result: tuple(map(inspect_charts, result.models)),
+        lambda result: (
+            *([Charts({}, {})] if result.failed else []),
+            *map(inspect_charts, result.models),
+        ),
     ),
     Kind("ggufnorm/drift", DriftReport, drift_view, "operations", _one(drift_charts)),
     Kind("ggufnorm/drift-set", DriftSet, drift_set_view, "reports", _one(drift_set_charts)),

@@ -38,11 +38,19 @@ from ggufnorm.report.view import (
     facts,
     table,
 )
-from ggufnorm.report.views.common import model_facts, option_facts, sentences, skipped_section
+from ggufnorm.report.views.common import (
+    command,
+    model_facts,
+    option_facts,
+    sentences,
+    skipped_section,
+)
 from ggufnorm.report.views.predictions import (
+    FEW_POSITIONS,
     exceeded_type,
     prediction_figures,
     predictions_section,
+    severity_figure,
 )
 
 _MOST_OPERATIONS = 8
@@ -60,6 +68,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             status=answer,
             figures=tuple(_figures(report)),
             verdict=(Sentence(report.verdict, answer),),
+            next_step=next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
                 _norms(report),
@@ -82,16 +91,42 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
 
 
 def status(report: DriftReport) -> Status:
-    """Fine only if nothing is out of line and predictions drift as little as in Q4_K_M."""
+    """Fine only if all was compared, nothing is out of line, and predictions drift little."""
     if report.culprit is not None:
         return "error"
-    return "warning" if exceeded_type(report.logits) else "ok"
+    return "warning" if exceeded_type(report.logits) or limits(report) else "ok"
+
+
+def limits(report: DriftReport) -> list[str]:
+    """What the answer does not rest on, because it was not run or not compared."""
+    run, s = report.run, report.logits
+    found = []
+    if run.cut or run.n_chunks < run.n_chunks_planned:
+        why = f" ({run.cut})" if run.cut else ""
+        found.append(f"only {run.n_chunks} of {run.n_chunks_planned} chunks were run{why}")
+    if not report.operations:
+        found.append("no operation was compared")
+    if s is not None and s.n_tokens < FEW_POSITIONS:
+        found.append(f"only {counted(s.n_tokens, 'scored position')}")
+    if s is not None and s.non_finite_tokens:
+        left = counted(s.non_finite_tokens, "position")
+        found.append(f"{left} with NaN or infinite logits were left out")
+    if s is None and report.embedding is None:
+        found.append("neither predictions nor an embedding were compared")
+    return found
 
 
 def headline(report: DriftReport) -> str:
-    """The answer in a few words."""
+    """The answer in a few words, after what it does not rest on."""
+    said = _answer(report)
+    unseen = "; ".join(limits(report))
+    return f"{unseen[0].upper()}{unseen[1:]}. {said}" if unseen else said
+
+
+def _answer(report: DriftReport) -> str:
     if report.culprit is None:
-        usual = exceeded_type(report.logits)
+        s = report.logits
+        usual = exceeded_type(s) if s is not None and s.n_tokens >= FEW_POSITIONS else None
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
         return f"Nothing is out of line{more}"
     where = report.culprit.tensor or report.culprit.node
@@ -99,7 +134,28 @@ def headline(report: DriftReport) -> str:
     return f"Out of line: {where}{at}"
 
 
+def next_step(report: DriftReport) -> str:
+    """What to do now; empty where nothing is to be done."""
+    ref, quant = report.reference.path, report.quant.path
+    culprit = report.culprit
+    if culprit is None:
+        if limits(report):
+            return "run more text (-f FILE, --chunks N)"
+        if exceeded_type(report.logits) is None:
+            return ""
+        return f"{command('attribute', ref, quant)} tells which tensors cost most"
+    if ref == quant:
+        return "run it with other options (-fa, -ctk, -ctv)"
+    if culprit.tensor in {n.tensor for n in report.norms} - {None}:
+        return f"{command('audit', quant)}, with --source FOLDER if you have it, tells what it is"
+    look = command("diff", ref, quant)
+    if culprit.tensor is None:
+        return f"{look} lists the keys and tensors that differ"
+    return f"{look} shows the tensor beside the others; convert or quantize it again"
+
+
 def _figures(report: DriftReport) -> Iterator[Figure]:
+    yield from severity_figure(report.logits, report.quant, report.reference)
     yield from prediction_figures(report.logits)
     if report.embedding is not None:
         d = report.embedding
@@ -178,10 +234,16 @@ def _norms(report: DriftReport) -> Section:
             _NORMS,
             report.norms,
             status=_fault_at(report),
+            quiet=_adds_nothing,
+            quiet_words="norms add nothing: their own error is 0",
             notes=tuple(_norm_notes(report.norms)),
         ),
         folded=True,
     )
+
+
+def _adds_nothing(n: NormDrift) -> bool:
+    return n.local.rel_l2 == 0 and n.epsilon_used == n.epsilon_used_ref and not _metadata_differs(n)
 
 
 def _norm_notes(norms: Sequence[NormDrift]) -> Iterator[Sentence]:

@@ -234,7 +234,7 @@ def test_columns_go_by_their_priority_and_the_text_says_so() -> None:
     report = drift_report()
     headers = {}
     for width in (120, 100, 80, 60):
-        lines = render(report, "text", width=width).splitlines()
+        lines = render(report, "text", width=width, verbose=True).splitlines()
         headers[width] = next(line for line in lines if line.startswith("Layer")).split()
         assert any("left out" in line for line in lines) == ("Tensor" not in headers[width])
     assert headers[120][-1] == "Tensor"
@@ -262,11 +262,15 @@ def test_numbers_are_never_cut_and_names_before_columns_are() -> None:
 
 def test_the_command_shows_all_of_it_with_wide(tmp_path: Path) -> None:
     drift_report(8, name="a_name_of_many_words").save(tmp_path / "x.json")
-    narrow = run("report", tmp_path / "x.json").stdout
+    folded = run("report", tmp_path / "x.json").stdout
+    assert "16 norms add nothing: their own error is 0 (-v shows them)" in folded
+    assert "columns left out" not in folded
+    narrow = run("report", tmp_path / "x.json", "-v").stdout
     wide = run("report", tmp_path / "x.json", "--wide").stdout
     assert max(map(len, narrow.splitlines())) <= 100 < max(map(len, wide.splitlines()))
     assert "columns left out at this width: Tensor (--wide shows all)" in narrow
-    assert "more (--wide shows all)" in narrow
+    assert "more (--wide shows all)" in folded
+    assert "shows all)" not in narrow.replace("Tensor (--wide shows all)", "")
     assert "--wide" not in wide
     assert "a_name_of_many_words.7.ffn_norm.weight" in wide
 
