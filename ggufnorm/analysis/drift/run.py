@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
@@ -91,6 +92,6 @@ def drift(
         options_ref=options_ref.engine(n_ctx, n_threads, n_gpu_layers),
         options=options.engine(n_ctx, n_threads, n_gpu_layers),
         floor=floor,
-        policy=Policy(resume, save_every, budget),
+        policy=Policy(resume, save_every, budget, time.time()),
     )
     return execute(run_drift, job, on_progress, resume)

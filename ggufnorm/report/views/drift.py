@@ -106,6 +106,7 @@ def limits(report: DriftReport) -> list[str]:
         found.append(f"only {run.n_chunks} of {run.n_chunks_planned} chunks were run{why}")
     if not report.operations:
         found.append("no operation was compared")
+    found += [f"of the tokens {s.reason}" for s in report.skipped if s.what == "tokens"]
     if s is not None and s.n_tokens < FEW_POSITIONS:
         found.append(f"only {counted(s.n_tokens, 'scored position')}")
     if s is not None and s.non_finite_tokens:
