@@ -304,6 +304,14 @@ class ChannelSum:
                 self.error += np.where(np.isfinite(error), error, 0.0)
                 self.reference += np.where(np.isfinite(reference), reference, 0.0)
 
+    @property
+    def typical(self) -> float:
+        """Relative L2 error of the median channel, 0 if none has energy."""
+        there = self.reference > 0
+        if not there.any():
+            return 0.0
+        return float(np.sqrt(np.median(self.error[there] / self.reference[there])))
+
 
 def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
     """The :class:`Difference` of two whole arrays of one shape, ``(…, channels)``."""

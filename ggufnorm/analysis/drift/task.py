@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ggufnorm.analysis.drift.causes import Sides
-from ggufnorm.analysis.drift.edits import how_edited
+from ggufnorm.analysis.drift.edits import how_differs, how_edited
 from ggufnorm.analysis.drift.files import read_files
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import Evidence, judge
@@ -134,5 +134,12 @@ class _Drift:
             check_weight=partial(weight_error, reference, quant),
             sample_weight=partial(sampled_error, reference, quant),
             how_edited=partial(how_edited, reference, quant),
+            how_differs=partial(how_differs, reference, quant),
+            typical={
+                o.node: channels.typical
+                for o in operations
+                if o.role == "attention" and (channels := self.sums.hooks[o.node].channels)
+            },
+            bad_ref=frozenset(key for key, total in self.sums.hooks.items() if total.bad_ref),
         )
         return judge(norms, operations, logits, evidence)

@@ -61,7 +61,9 @@ class HookSum:
         pinned: drift with the reference's values upstream.
         peak: largest value in the free run.
         peak_ref: largest value in the reference.
-        channels: energies per channel, of residual sums only.
+        channels: energies per channel, of residual sums in the free run, and of attention
+            with the reference's values upstream.
+        bad_ref: whether the reference itself shows NaN or infinity.
     """
 
     free: DifferenceSum = field(default_factory=DifferenceSum)
@@ -69,6 +71,7 @@ class HookSum:
     peak: PeakSum = field(default_factory=PeakSum)
     peak_ref: PeakSum = field(default_factory=PeakSum)
     channels: ChannelSum | None = None
+    bad_ref: bool = False
 
 
 class DriftSums(Probe):
@@ -152,10 +155,13 @@ class DriftSums(Probe):
         total = self.hooks.setdefault(hook.key, HookSum())
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
         reference.compare(*observed, peaks=(total.peak_ref, total.peak))
-        if hook.role == "residual":
+        if total.free.non_finite_rows and not total.bad_ref:
+            total.bad_ref = not np.isfinite(reference.values).all()
+        by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())
+        for rows in by_channel:
             if total.channels is None:
-                total.channels = ChannelSum(free.values.shape[1])
-            total.channels.add(reference.values, free.values)
+                total.channels = ChannelSum(rows.values.shape[1])
+            total.channels.add(reference.values, rows.values)
 
     def _expect(
         self,
@@ -245,6 +251,7 @@ def _hook_state(total: HookSum) -> dict[str, Any]:
         "free": total.free.state(),
         "pinned": total.pinned.state(),
         "channels": channels,
+        "bad_ref": total.bad_ref,
         **peaks,
     }
 
@@ -260,6 +267,7 @@ def _hook_from_state(data: dict[str, Any]) -> HookSum:
         peak=PeakSum(data["peak"] and Peak(*data["peak"])),
         peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
         channels=channels,
+        bad_ref=bool(data["bad_ref"]),
     )
 
 
