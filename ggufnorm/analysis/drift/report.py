@@ -65,6 +65,7 @@ def drift_report(
     loop: Loop,
     judge: Judge,
     skipped: Sequence[Skipped] = (),
+    output: str | None = None,
 ) -> DriftReport:
     """Put together what was measured.
 
@@ -78,6 +79,8 @@ def drift_report(
         loop: how far it was run.
         judge: finds the culprit.
         skipped: what cannot be told from this kind of run.
+        output: key of the hook point that holds an encoder's result; None for a language
+            model, whose result is its logits or a pooled embedding.
     """
     ref, quant = session.runners[REFERENCE], session.runners[FREE]
     types = {REFERENCE: ref.dtypes, FREE: quant.dtypes}
@@ -86,9 +89,11 @@ def drift_report(
     has_logits = ref.capabilities.logits and quant.capabilities.logits
     measured, *floor = (total.result() if has_logits else None for total in logits.totals)
     culprit, verdict = judge(norms, operations, measured)
-    pooled = sums.hooks.get(POOLED)
-    left_out = _skipped(session, sums, skipped)
-    unseen = not_compared(len(operations), left_out, measured, POOLED in sums.hooks, loop.cut)
+    pooled = sums.hooks.get(output or POOLED)
+    left_out = _skipped(session, sums, skipped, predicts=output is None)
+    unseen = not_compared(
+        len(operations), left_out, measured, pooled is not None, loop.cut, output is None
+    )
     return DriftReport(
         reference=models[REFERENCE],
         quant=models[FREE],
@@ -117,6 +122,7 @@ def not_compared(
     logits: LogitStatistics | None,
     pooled: bool,
     cut: str | None,
+    predicts: bool = True,
 ) -> str:
     """The verdict's last sentence where something was not compared; else nothing.
 
@@ -126,11 +132,12 @@ def not_compared(
         logits: None where predictions were not compared.
         pooled: whether an embedding was.
         cut: why the run ended early.
+        predicts: whether a model of this kind may make predictions.
     """
     found = [f"{s.what} ({s.reason})" for s in skipped if s.what != "logits"]
     if len(found) > 1:
         found = [f"{found[0]} and {len(found) - 1} more"]
-    if logits is None:
+    if logits is None and predicts:
         found.append("predictions" + (", but the embedding was" if pooled else ""))
     left = [f"not compared: {'; '.join(found)}"] if found else []
     left += [f"the run was cut short ({cut})"] if cut else []
@@ -154,8 +161,10 @@ def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:
     )
 
 
-def _skipped(session: Session, sums: DriftSums, more: Sequence[Skipped]) -> tuple[Skipped, ...]:
+def _skipped(
+    session: Session, sums: DriftSums, more: Sequence[Skipped], *, predicts: bool
+) -> tuple[Skipped, ...]:
     found = [*more, *sums.skipped.values(), *session.skipped()]
-    if not all(r.capabilities.predicts for r in session.runners[: FREE + 1]):
+    if predicts and not all(r.capabilities.predicts for r in session.runners[: FREE + 1]):
         found.append(Skipped("logits", "the model makes no next-token predictions"))
     return tuple(dict.fromkeys(found))

@@ -49,6 +49,8 @@ _BLOCK = 256
 """Elements of a block: ggml's QK_K."""
 _DEALT = 32
 """Parts of a row whose columns are dealt out: as many as the smallest block has elements."""
+_SHORT = 256
+"""Columns of a row from which dealing them out leaves no block as it was."""
 _RUN = 8
 """Rows read at a time where rows are sampled."""
 _ON_GRID = 0.3
@@ -117,7 +119,7 @@ def type_cost(values: Array, ggml_type: int) -> float:
     n = values.shape[-1]
     if not _is_quantized(ggml_type) or n % _DEALT or not values.size:
         return 0.0
-    if n == _DEALT:  # rows of one block: deal out the values of each column instead
+    if n < _SHORT:  # a row is few blocks: deal out the values of each column instead
         rows = (np.arange(len(values))[:, None] + np.arange(n)) % len(values)
         dealt = values[rows, np.arange(n)]
     else:

@@ -55,6 +55,8 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
+_PARTS = ("tokens", "tiles")
+"""What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
 def drift_view(report: DriftReport) -> tuple[Report, ...]:
@@ -103,10 +105,11 @@ def limits(report: DriftReport) -> list[str]:
     found = []
     if run.cut or run.n_chunks < run.n_chunks_planned:
         why = f" ({run.cut})" if run.cut else ""
-        found.append(f"only {run.n_chunks} of {run.n_chunks_planned} chunks were run{why}")
+        unit = "pictures" if _of_pictures(report) else "chunks"
+        found.append(f"only {run.n_chunks} of {run.n_chunks_planned} {unit} were run{why}")
     if not report.operations:
         found.append("no operation was compared")
-    found += [f"of the tokens {s.reason}" for s in report.skipped if s.what == "tokens"]
+    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in _PARTS]
     if s is not None and s.n_tokens < FEW_POSITIONS:
         found.append(f"only {counted(s.n_tokens, 'scored position')}")
     if s is not None and s.non_finite_tokens:
@@ -160,8 +163,10 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     yield from prediction_figures(report.logits)
     if report.embedding is not None:
         d = report.embedding
-        note = f"relative L2 over {counted(d.rows, 'chunk')}; cosine {number(d.cosine, 7)}"
-        yield Figure("Pooled output", number(d.rel_l2), note)
+        rows = counted(d.rows, "row" if _of_pictures(report) else "chunk")
+        note = f"relative L2 over {rows}; cosine {number(d.cosine, 7)}"
+        label = "Image embedding" if _of_pictures(report) else "Pooled output"
+        yield Figure(label, number(d.rel_l2), note)
     worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
     if worst is not None and _have_own_errors(report.operations):
         note = f"{worst.tensor or worst.node}, {types(worst.dtype_ref, worst.dtype)}"
@@ -169,6 +174,11 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     layers = report.localisation.layers
     if layers:
         yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
+
+
+def _of_pictures(report: DriftReport) -> bool:
+    """Whether an encoder was run, which has no context of tokens."""
+    return report.run.n_ctx == 0
 
 
 def _growth(found: Localisation) -> str:
@@ -181,13 +191,20 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     run = report.run
     yield from model_facts("reference", report.reference)
     yield from model_facts("quant", report.quant)
-    yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
+    if _of_pictures(report):
+        yield "pictures", run.text
+    else:
+        yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
     stopped = run.n_chunks < run.n_chunks_planned
     of = f" of {run.n_chunks_planned} (stopped early)" if stopped else ""
     taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
-    where = f"{run.engine}, {counted(run.n_threads, 'thread')}"
+    threads = counted(run.n_threads, "thread") if run.n_threads else "all threads"
+    where = f"{run.engine}, {threads}"
     where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
-    yield "run", f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens{taken} ({where})"
+    unit = f"chunks of {run.n_ctx} tokens"
+    if _of_pictures(report):
+        unit = "picture" if run.n_chunks == 1 and not of else "pictures"
+    yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from option_facts(run.reference, run.quant)
 
 
