@@ -10,6 +10,7 @@ from ggufnorm.analysis.drift.localise import localise
 from ggufnorm.core.drift import (
     Culprit,
     DriftReport,
+    ExpertDrift,
     ModelFacts,
     NormDrift,
     OperationDrift,
@@ -90,7 +91,9 @@ def drift_report(
     measured, *floor = (total.result() if has_logits else None for total in logits.totals)
     culprit, verdict = judge(norms, operations, measured)
     pooled = sums.hooks.get(output or POOLED)
+    experts = assemble.experts(operations, sums)
     left_out = _skipped(session, sums, skipped, predicts=output is None)
+    left_out += _unused(experts)
     unseen = not_compared(
         len(operations), left_out, measured, pooled is not None, loop.cut, output is None
     )
@@ -111,6 +114,7 @@ def drift_report(
         culprit=culprit,
         verdict=f"{verdict}{unseen}",
         skipped=left_out,
+        experts=experts,
         run=_run_facts(ref, quant, text, loop),
         cost=RunCost(loop.seconds, loop.speed, peak_memory()),
     )
@@ -142,6 +146,15 @@ def not_compared(
     left = [f"not compared: {'; '.join(found)}"] if found else []
     left += [f"the run was cut short ({cut})"] if cut else []
     return f" {n} operations were compared; {'; '.join(left)}." if left else ""
+
+
+def _unused(experts: Sequence[ExpertDrift]) -> tuple[Skipped, ...]:
+    """Experts that the text did not use: of them nothing was seen."""
+    idle = {(e.layer, e.expert) for e in experts if not e.rows}
+    if not idle:
+        return ()
+    n = len({(e.layer, e.expert) for e in experts})
+    return (Skipped("experts", f"no token was routed to {len(idle)} of {n}"),)
 
 
 def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ggufnorm.core.drift import (
     DriftReport,
+    ExpertDrift,
     Localisation,
     NormDrift,
     OperationDrift,
@@ -20,6 +21,7 @@ from ggufnorm.report.formatting import (
     counted,
     drift,
     fixed,
+    integer,
     layer,
     number,
     numeric,
@@ -55,7 +57,7 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles")
+_PARTS = ("tokens", "tiles", "experts")
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -75,6 +77,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             sections=(
                 _norms(report),
                 largest_errors(report),
+                _experts(report),
                 _places(report.localisation),
                 predictions_section(report.logits, report.floor),
                 Section(
@@ -121,10 +124,12 @@ def limits(report: DriftReport) -> list[str]:
 
 
 def headline(report: DriftReport) -> str:
-    """The answer in a few words, after what it does not rest on."""
-    said = _answer(report)
-    unseen = "; ".join(limits(report))
-    return f"{unseen[0].upper()}{unseen[1:]}. {said}" if unseen else said
+    """The answer in a few words; what it does not rest on first, unless something was found."""
+    said, unseen = _answer(report), "; ".join(limits(report))
+    if not unseen:
+        return said
+    unseen = f"{unseen[0].upper()}{unseen[1:]}"
+    return f"{unseen}. {said}" if report.culprit is None else f"{said}. {unseen}"
 
 
 def _answer(report: DriftReport) -> str:
@@ -325,6 +330,27 @@ def largest_errors(report: DriftReport, *, charts: bool = True) -> Section:
             status=_fault_at(report),
             most=_MOST_OPERATIONS,
         ),
+    )
+
+
+_EXPERTS: Columns[ExpertDrift] = (
+    Column("Layer", lambda e: layer(e.layer)),
+    Column("Expert", lambda e: Cell(str(e.expert), e.expert)),
+    Column("Tensor", lambda e: e.tensor, left=True, least=25),
+    Column("Rows", lambda e: integer(e.rows)),
+    Column("Own", lambda e: numeric(e.local)),
+)
+
+
+def _experts(report: DriftReport) -> Section:
+    """Each expert's own error, the largest first."""
+    ranked = sorted(report.experts, key=lambda e: -(e.local or 0.0))
+    idle = sum(not e.rows for e in ranked)
+    used = f" of {len(ranked)}; no token was routed to {idle}" if idle else ""
+    return Section(
+        f"Experts{used}: own errors, each given the reference's input and routing",
+        table=table("experts", _EXPERTS, ranked, most=_MOST_OPERATIONS),
+        folded=True,
     )
 
 

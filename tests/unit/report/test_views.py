@@ -296,7 +296,7 @@ def test_an_unknown_table_is_refused_with_the_names_of_those_there_are(tmp_path:
     saved = tmp_path / "x.json"
     drift_report().save(saved)
     done = run("report", saved, "--format", "csv", "--table", "layers")
-    one_line_error(done, 3, "no table 'layers'", "norms, operations, predictions")
+    one_line_error(done, 3, "no table 'layers'", "norms, operations, experts, predictions")
     assert run("report", saved, "--table", "norms").returncode == 2
     with pytest.raises(InputError, match="no table 'x'"):
         render(frameworks_report(), "csv", table="x")
@@ -321,6 +321,6 @@ def test_a_set_without_its_main_table_is_an_empty_csv(tmp_path: Path) -> None:
 def test_a_table_is_data() -> None:
     (report,) = reports_of(drift_report())
     names = [t.name for t in report.tables]
-    assert names == ["norms", "operations", "predictions", "worst_tokens", "run"]
+    assert names == ["norms", "operations", "experts", "predictions", "worst_tokens", "run"]
     assert all(isinstance(t, Table) and len(t.rows) == len(t.statuses) for t in report.tables)
     json.dumps([[c.text for c in row] for t in report.tables for row in t.rows])
