@@ -180,7 +180,9 @@ def adapter(b: Bench) -> Iterator[Planted]:
     names = [n for n in b.halves if ".1." in n][:4]
     path = b.changed(dict.fromkeys(names, in_float(rank_one)))
     yield b.drift(b.model, path), "|".join(names), ["by a rank-1 update"]
-    yield b.drift(b.model, b.quantized(path, "Q8_0")), "|".join(names), ["by a rank-1 update"]
+    for file_type in ("Q8_0", "Q4_K_M"):
+        report = b.drift(b.model, b.quantized(path, file_type))
+        yield report, "|".join(names), ["by a rank-1 update"]
 
 
 def fine_tune(b: Bench) -> Iterator[Planted]:

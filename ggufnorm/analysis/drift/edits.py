@@ -22,8 +22,11 @@ _TAIL = 1e-3
 """Share of a difference's squares that rounding may leave behind its rank."""
 _ROWS = 256
 """Rows of a matrix that are looked for among the reference's."""
-_MOST_TAIL = 0.1
-"""Above this share of a difference that the types cost, no rank can be told."""
+_EDGE = 1.3
+"""Singular values above this multiple of noise's largest are no noise: a type's errors are
+not alike in all rows."""
+_MOST_LEFT = 1.5
+"""What a rank leaves of a difference, in multiples of noise's squares, and is noise."""
 _LOW_RANK = 4
 """A rank is low up to this part of the smaller side."""
 
@@ -91,13 +94,24 @@ def describe(w: Array, q: Array, cost: float = 0.0) -> str | None:
         return f"scaled by {factor:.4g}"
     if _reordered(w, q, cost):
         return "the same values in another order"
-    left = _TAIL + 1.5 * (cost * float(np.linalg.norm(w) / np.linalg.norm(q - w))) ** 2
-    if left > _MOST_TAIL:  # what the types cost hides the rank
-        return None
-    energy = np.linalg.svd(q - w, compute_uv=False) ** 2
-    tail = 1 - np.cumsum(energy) / energy.sum()
-    rank = int(np.argmax(tail <= left)) + 1
-    return f"by a rank-{rank} update" if rank * _LOW_RANK <= len(energy) else None
+    rank = _rank(q - w, cost * float(np.linalg.norm(w)))
+    return f"by a rank-{rank} update" if rank and rank * _LOW_RANK <= min(w.shape) else None
+
+
+def _rank(d: Array, noise: float) -> int:
+    """The rank of a difference beside noise of a known L2 norm; 0 if it has none.
+
+    Noise alone has no singular value above ``(√rows + √columns)`` standard deviations of an
+    element (the edge of Marchenko and Pastur's law).
+    """
+    energy = np.linalg.svd(d, compute_uv=False) ** 2
+    if not noise:
+        tail = 1 - np.cumsum(energy) / energy.sum()
+        return int(np.argmax(tail <= _TAIL)) + 1
+    rows, columns = d.shape
+    edge = _EDGE * noise * (rows**-0.5 + columns**-0.5)
+    rank = int((energy > edge**2).sum())
+    return rank if energy[rank:].sum() <= _MOST_LEFT * noise**2 else 0
 
 
 def _reordered(w: Array, q: Array, cost: float) -> bool:
