@@ -22,6 +22,10 @@ _TAIL = 1e-3
 """Share of a difference's squares that rounding may leave behind its rank."""
 _ROWS = 256
 """Rows of a matrix that are looked for among the reference's."""
+_FINE = 1e-3
+"""Above this cost a factor is known to two digits."""
+_CLEARLY = 3.0
+"""A row is off beyond doubt at this multiple of what its type costs."""
 _EDGE = 1.3
 """Singular values above this multiple of noise's largest are no noise: a type's errors are
 not alike in all rows."""
@@ -91,11 +95,26 @@ def describe(w: Array, q: Array, cost: float = 0.0) -> str | None:
         return "transposed"
     factor = float(np.vdot(w, q) / np.vdot(w, w))
     if abs(factor - 1) > max(SAME_FACTOR, cost) and _same(np.float32(factor) * w, q, cost):
-        return f"scaled by {factor:.4g}"
+        return f"scaled by {factor:.{4 if cost < _FINE else 2}g}"
     if _reordered(w, q, cost):
         return "the same values in another order"
+    if (part := _part(w, q, cost, "rows") or _part(w.T, q.T, cost, "columns")) is not None:
+        return part
     rank = _rank(q - w, cost * float(np.linalg.norm(w)))
     return f"by a rank-{rank} update" if rank and rank * _LOW_RANK <= min(w.shape) else None
+
+
+def _part(w: Array, q: Array, cost: float, what: str) -> str | None:
+    """Rows that are off where all others are whole; None if there is no such line to be drawn."""
+    scale = np.maximum(np.linalg.norm(w, axis=1), np.float32(1e-30))
+    errors = np.linalg.norm(q - w, axis=1) / scale
+    whole = errors <= max(HALF_ROUNDING, WEIGHT_RATIO * cost)
+    off = errors > max(HALF_ROUNDING, _CLEARLY * cost)
+    n = int(off.sum())
+    if not 0 < n <= len(off) // 2 or not (whole | off).all():
+        return None
+    zero = " are all zero" if not q[off].any() else " differ, and no other"
+    return f"{n} of {len(off)} {what}{zero}"
 
 
 def _rank(d: Array, noise: float) -> int:
