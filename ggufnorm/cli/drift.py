@@ -41,6 +41,11 @@ from ggufnorm.cli.progress import progress_bar
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
 )
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path),
+    help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
+    "  [default: generated]",
+)  # fmt: skip
 @resume_option
 @time_option
 @click.option(
@@ -58,6 +63,7 @@ def command(
     threads: int | None,
     gpu_layers: int,
     floor: bool,
+    images: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -73,10 +79,12 @@ def command(
     REF is the reference; QUANT is the same network, quantized or converted differently.
     Both run in llama.cpp, in lockstep, node by node. They must be on this machine: paths
     (any shard of a split model), ollama:name, or hf://org/repo/file.gguf once downloaded.
+
+    Two mmproj files are run on pictures (--image): what quantization costs an image encoder.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, reading=[ref, quant, text_file])
+    require_outputs(output, resume, reading=[ref, quant, text_file, *images])
     from ggufnorm import api
 
     text = None if text_file is None else read_text(text_file)
@@ -84,6 +92,7 @@ def command(
         report = api.drift(
             ref,
             quant,
+            images=images,
             text=text,
             text_name=str(text_file),
             n_ctx=ctx_size,

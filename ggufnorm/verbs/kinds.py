@@ -63,11 +63,17 @@ def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
             continue  # which of them it is takes the whole header to tell
         if place.kind == "folder" and "checkpoint" in TAKES[verb]:
             return f"{place.text} is a checkpoint's folder: use {_command(verb, places)}"
-        if place.kind != "unknown" and place.kind not in TAKES[verb]:
+        if place.kind not in {"unknown", *TAKES[verb], *_taken_together(verb, places)}:
             what, alone, together = _MEANT[place.kind]
             template = alone if len(places) == 1 else together
             return f"{place.text} {what}: use {_filled(template, place, places)}"
     return _wrong_comparison(places) if verb == "compare" else None
+
+
+def _taken_together(verb: str, places: Sequence[Location]) -> frozenset[Kind]:
+    """Kinds that a verb takes if all are of that kind: two versions of an encoder."""
+    kinds = {place.kind for place in places}
+    return frozenset(kinds) if verb == "drift" and kinds == {"mmproj"} else frozenset()
 
 
 def require_kinds(verb: str, *locations: AnyLocation) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from ggufnorm.analysis.drift.causes import Sides
-from ggufnorm.analysis.drift.edits import how_edited
-from ggufnorm.analysis.drift.files import read_files
+from ggufnorm.analysis.drift.evidence import gather_evidence
 from ggufnorm.analysis.drift.report import Text, drift_report
-from ggufnorm.analysis.drift.verdict import Evidence, judge
-from ggufnorm.analysis.drift.weights import sampled_error, weight_error
+from ggufnorm.analysis.drift.verdict import judge
 from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
@@ -126,13 +123,6 @@ class _Drift:
         operations: Sequence[OperationDrift],
         logits: LogitStatistics | None,
     ) -> tuple[Culprit | None, str]:
-        reference, quant = self.files[REFERENCE], self.files[FREE]
-        read = [o.tensor for o in operations if o.tensor]
-        evidence = Evidence(
-            files=read_files(reference, quant, read),
-            sides=Sides(self.job.options_ref, self.job.options),
-            check_weight=partial(weight_error, reference, quant),
-            sample_weight=partial(sampled_error, reference, quant),
-            how_edited=partial(how_edited, reference, quant),
-        )
+        sides = Sides(self.job.options_ref, self.job.options)
+        evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)

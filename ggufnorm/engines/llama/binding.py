@@ -284,6 +284,8 @@ class NodeView:
         shape: ``ne`` without trailing ones.
         params: the raw bytes of ``op_params``.
         sources: addresses of its sources.
+        flags: ``enum ggml_tensor_flag``.
+        target: address of the tensor whose memory it writes to or shows, 0 for its own.
     """
 
     address: int
@@ -293,6 +295,8 @@ class NodeView:
     shape: tuple[int, ...]
     params: bytes
     sources: tuple[int, ...]
+    flags: int
+    target: int
 
     @classmethod
     def at(cls, address: int) -> NodeView:
@@ -314,6 +318,8 @@ class NodeView:
             shape=tuple(shape),
             params=bytes(t.op_params),
             sources=tuple(s for s in t.src if s),
+            flags=t.flags,
+            target=t.view_src or 0,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
@@ -25,6 +26,11 @@ from ggufnorm.report.view import (
 _MOST_SKIPPED = 10
 
 
+def command(verb: str, *arguments: str) -> str:
+    """A command to be typed, its arguments quoted for a shell."""
+    return f"`{shlex.join(['ggufnorm', verb, *arguments])}`"
+
+
 def sentences(*texts: str) -> tuple[Sentence, ...]:
     """Sentences that are neither good nor bad; empty ones are left out."""
     return tuple(Sentence(text) for text in texts if text)
@@ -41,12 +47,13 @@ def _reason(s: Skipped) -> str:
     return s.reason if s.reason.startswith(f"{s.what}: ") else f"{s.what}: {s.reason}"
 
 
-def unread_reports(failed: Sequence[Skipped]) -> tuple[Report, ...]:
-    """The models of a set that could not be read, if any."""
+def unread_reports(failed: Sequence[Skipped], n: int) -> tuple[Report, ...]:
+    """Those of ``n`` models of a set that could not be read, if any."""
     if not failed:
         return ()
     said = tuple(Sentence(_reason(s), "error") for s in failed)
-    return (Report(f"Skipped: {len(failed)}", status="error", verdict=said),)
+    headline = f"{len(failed)} of {n} models were not read"
+    return (Report("Summary", headline=headline, status="error", verdict=said),)
 
 
 def model_facts(label: str, model: ModelFacts) -> Iterable[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.report.formatting import counted, number, plus_minus
 from ggufnorm.report.view import Figure, Section, facts
@@ -12,6 +13,66 @@ _USUAL_KLD = {"Q8_0": 0.0014, "Q4_K_M": 0.031, "Q2_K": 0.33}
 """Mean KL divergences of Llama 3 8B, in nats: llama.cpp's tools/perplexity/README.md."""
 
 QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{k} {v}' for k, v in _USUAL_KLD.items())}"
+
+
+_COSTS: dict[str, dict[str, float]] = {
+    "Llama 2 7B": {"Q8_0": 0.00037, "Q6_K": 0.0021, "Q4_K_M": 0.0127, "Q2_K": 0.109},
+    "Llama 3 8B": {"Q8_0": 0.0014, "Q6_K": 0.0055, "Q4_K_M": 0.0313, "Q2_K": 0.445},
+}
+"""Mean KL divergences without an importance matrix, in nats: the same page's tables."""
+_FAMILY, _F16_BYTES = "llama", (12e9, 18e9)
+"""Architecture and size in half precision of the models whose cost is known."""
+_WORDS = (
+    (1e-5, "none"),
+    (_COSTS["Llama 3 8B"]["Q8_0"], "negligible"),
+    (_COSTS["Llama 3 8B"]["Q6_K"], "slight"),
+    (_COSTS["Llama 3 8B"]["Q4_K_M"], "moderate"),
+    (_USUAL_KLD["Q2_K"], "large"),
+)
+"""Mean KL divergences up to which a word holds; above them all it is severe."""
+FEW_POSITIONS = 100
+"""Fewer scored positions tell no mean: one of them moves it by more than its standard error."""
+
+
+def severity(kld: float) -> str:
+    """A mean KL divergence in a word."""
+    return next((word for most, word in _WORDS if kld <= most), "severe")
+
+
+def _yardstick(kld: float, quant: ModelFacts, reference: ModelFacts) -> str:
+    """What a type costs models whose cost is known, beside what was measured.
+
+    The type is the one that the file claims, or else the coarsest that costs no more.
+    """
+    claimed = (quant.file_type or "").removeprefix("MOSTLY_")
+    model = "Llama 3 8B"
+    low, high = _F16_BYTES
+    if reference.architecture == _FAMILY and low <= reference.n_bytes <= high:
+        unknown = ""
+    else:
+        unknown = "; for this model none is known"
+    if claimed not in _COSTS[model]:
+        below = [t for t, cost in _COSTS[model].items() if cost <= kld]
+        return f"{f'more than {below[-1]}' if below else 'less than Q8_0'} costs {model}{unknown}"
+    if unknown:
+        return f"{claimed} costs {model} {_COSTS[model][claimed]:g}{unknown}"
+    costs = " and ".join(f"{name} {of[claimed]:g}" for name, of in _COSTS.items())
+    return f"{claimed} costs {costs}"
+
+
+def severity_figure(
+    s: LogitStatistics | None, quant: ModelFacts, reference: ModelFacts
+) -> Iterator[Figure]:
+    """How bad the divergence is, in a word, with what it is measured by."""
+    if s is None:
+        return
+    if s.mean_kld is None:
+        yield Figure("Severity", "not known", "no position has finite logits in both")
+    elif s.n_tokens < FEW_POSITIONS:
+        few = f"{counted(s.n_tokens, 'position')} scored, of {FEW_POSITIONS} that a mean needs"
+        yield Figure("Severity", "not known", few)
+    else:
+        yield Figure("Severity", severity(s.mean_kld), _yardstick(s.mean_kld, quant, reference))
 
 
 def exceeded_type(s: LogitStatistics | None) -> str | None:
