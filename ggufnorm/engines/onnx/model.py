@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ class OnnxModel:
         # Of several the largest: beside a weight stands the 1 that is added, or a scale.
         names = [name for name in found if name is not None]
         return max(names, key=lambda n: math.prod(self.shape(n)), default=None)
+
+    def leads_to(self, value: str, ops: Collection[str]) -> str | None:
+        """One of some operations that a value depends on, the nearest; None for none."""
+        seen, waiting = {value}, deque([value])
+        while waiting:
+            node = self.producers.get(waiting.popleft())
+            if node is None:
+                continue
+            if node.op_type in ops:
+                return str(node.op_type)
+            waiting += [name for name in node.input if name not in seen]
+            seen.update(node.input)
+        return None
 
     def constant(self, value: str, depth: int = _DEPTH) -> NDArray[Any] | None:
         """A value that does not depend on the input; None if it does or is not understood.

@@ -42,16 +42,34 @@ def takes_own_statistics(model: OnnxModel, node: Any) -> bool:
     """Whether a BatchNormalization takes mean and variance of its input.
 
     That is what ``training_mode`` of 1 means, and what versions before 7 do if ``is_test``
-    is 0 (ONNX's ``docs/Changelog.md``).
+    is 0 (ONNX's ``docs/Changelog.md``). So does one whose statistics the graph computes.
     """
     if node.op_type != "BatchNormalization":
         return False
+    if lacks_statistics(model, node):
+        return True
     opset = max(
         (o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), default=0
     )
     return bool(attribute(node, "training_mode", 0)) or (
         opset < 7 and not attribute(node, "is_test", 0)
     )
+
+
+def lacks_statistics(model: OnnxModel, node: Any) -> bool:
+    """Whether a BatchNormalization is given a mean and a variance that the file does not hold.
+
+    Exporters compute them of its input where it was trained without running statistics.
+    """
+    return any(model.constant(name) is None for name in node.input[3:5])
+
+
+def own_statistics(model: OnnxModel, node: Any) -> str:
+    """Why a batch norm takes statistics of its input, in words that follow its name."""
+    why = "training_mode is 1, as exported without eval()"
+    if lacks_statistics(model, node):
+        why = "it has no running statistics (track_running_stats=False)"
+    return f"takes mean and variance of its own input: {why}"
 
 
 @dataclass(frozen=True)

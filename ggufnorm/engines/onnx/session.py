@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
+from ggufnorm.core.observed import ModelOutput, ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.rounding import MATRIX_ROUNDING
+from ggufnorm.engines.onnx.layers import read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import (
     OnnxNorm,
     find_layer,
     find_norms,
+    own_statistics,
     plain_name,
     site_name,
     takes_own_statistics,
@@ -28,6 +30,11 @@ from ggufnorm.errors import EngineError, EngineMissingError, InputError
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
 
+_UNSTABLE = frozenset({
+    "ArgMax", "ArgMin", "Bernoulli", "Multinomial", "NonMaxSuppression", "RandomNormal",
+    "RandomNormalLike", "RandomUniform", "RandomUniformLike", "TopK", "Unique",
+})  # fmt: skip
+"""Operations whose result rounding may turn over, or chance decides."""
 _SIDE = 32
 """Length of an axis that a model without tokens leaves open, a multiple of common strides."""
 
@@ -48,7 +55,7 @@ def require_onnxruntime() -> Any:
 
 
 class OnnxSession:
-    """An ONNX file ready to run, on the CPU. All norms are observed.
+    """An ONNX file ready to run, on the CPU. All norms are observed, without any all layers.
 
     Args:
         path: of the file; weights that it keeps in other files must lie beside it.
@@ -70,6 +77,8 @@ class OnnxSession:
         self.model = OnnxModel(path)
         self.norms, self._skipped = find_norms(self.model)
         self._inputs_of = [_input_of(norm, self.model) for norm in self.norms]
+        self._outputs = [o.name for o in self.model.proto.graph.output]
+        self._ends = self._ends_of_layers()
         self._session = self._open(n_threads)
 
     def _open(self, n_threads: int | None) -> Any:
@@ -102,10 +111,16 @@ class OnnxSession:
                 outputs[norm.sum_output] = name
         there = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
         wanted = [n for pair in zip(self._inputs_of, self._results(), strict=True) for n in pair]
-        for name in dict.fromkeys(wanted):
+        for name in dict.fromkeys([*wanted, *self._ends]):
             if name not in there:
                 proto.graph.output.add().name = name
         return proto
+
+    def _ends_of_layers(self) -> tuple[str, ...]:
+        """What to observe where there is no norm to look at."""
+        if any(norm.kind is not None for norm in self.norms):
+            return ()
+        return tuple(dict.fromkeys(layer.end for layer in read_layers(self.model)))
 
     def _results(self) -> list[str]:
         return [norm.y for norm in self.norms]
@@ -157,11 +172,20 @@ class OnnxSession:
             skipped=(*self._skipped, *skipped),
             rounding=self._rounding(),
             result=self._result(values),
+            outputs=tuple(self._floats(values)),
+            behind={name: values[name].astype(np.float32) for name in self._ends},
         )
 
     def _result(self, values: Mapping[str, NDArray[Any]]) -> Array | None:
-        first = values[self.model.proto.graph.output[0].name]
+        first = values[self._outputs[0]]
         return first.astype(np.float32) if first.dtype.kind == "f" else None
+
+    def _floats(self, values: Mapping[str, NDArray[Any]]) -> Iterator[ModelOutput]:
+        for name in self._outputs:
+            value = values[name]
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                unstable = self.model.leads_to(name, _UNSTABLE)
+                yield ModelOutput(name, value.astype(np.float32), unstable)
 
     def _rounding(self) -> float:
         types = (dtype for _name, dtype, _shape in self.model.matrices())
@@ -225,7 +249,7 @@ class OnnxSession:
         self, norm: OnnxNorm, x: NDArray[Any], y: NDArray[Any], n_tokens: int
     ) -> ObservedNorm:
         if takes_own_statistics(self.model, self.model.nodes[norm.node]):
-            raise ValueError(f"{norm.op} takes mean and variance of its own input")
+            raise ValueError(f"{norm.op} {own_statistics(self.model, self.model.nodes[norm.node])}")
         if norm.kind is None:
             raise ValueError(f"{norm.op} has fixed statistics: it is a scale and a bias")
         weight, bias = (self._stored(v) for v in (norm.weight_value, norm.bias_value))
