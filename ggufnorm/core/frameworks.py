@@ -271,6 +271,7 @@ class OutputDifference:
         difference: how far it is off; None where it cannot be compared.
         reason: why it cannot, or why it is another; empty where neither is known.
         unstable: the operation before it that rounding may turn over; None if there is none.
+        is_another: whether it is wrong whatever its values are: it has another shape.
     """
 
     source: str
@@ -278,6 +279,7 @@ class OutputDifference:
     difference: Difference | None
     reason: str = ""
     unstable: str | None = None
+    is_another: bool = False
 
     @property
     def tells(self) -> bool:

@@ -145,6 +145,8 @@ class ObservedRun:
             show them.
         behind: what comes out behind each layer, by the value's name; empty where there are
             norms to look at.
+        own_feed: whether it was fed other values than the source, as it normalizes its input
+            otherwise.
     """
 
     engine: str
@@ -157,6 +159,7 @@ class ObservedRun:
     result: Array | None = None
     outputs: tuple[ModelOutput, ...] = ()
     behind: Mapping[str, Array] = field(default_factory=dict)
+    own_feed: bool = False
 
 
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:

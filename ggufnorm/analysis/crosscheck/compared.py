@@ -112,9 +112,9 @@ def compare_runs(
     if tokens is None:
         joined = align_class_token(joined)
     both = (parse(source.location).engine, parse(location).engine)
-    graphs = compare_graphs(source, engine) if both == _BOTH_ONNX else NOTHING
-    folds, anything = graphs.folds, joined.pairs or graphs.shows
     names = _names(source, engine)
+    graphs = compare_graphs(source, engine, tokens, names) if both == _BOTH_ONNX else NOTHING
+    folds, anything = graphs.folds, joined.pairs or graphs.shows
     if not source.norms and not anything:
         raise InputError(f"{source.location}: it has no norm that can be compared")
     if not anything:
@@ -160,13 +160,19 @@ def compare_runs(
             if both == _BOTH_ONNX:
                 wrong = with_layer(wrong, sites, graphs, source, engine)
             why_not = (*why_not, Skipped("operations", str(error)))
-    wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+    behind = wrong
+    wrong = (
+        graphs.front
+        or wrong_pixels(pixels, sites)
+        or name_unmatched(wrong, joined, source.norms, engine.norms)
+    )
     result = _result(source, engine)
     seen = (len(sites), 0 if folds.found else len(graphs.layers.found))
     examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
                        of_text=tokens is not None)  # fmt: skip
     said = (
         verdict(sites, wrong, engine.rounding, examined, costs),
+        _behind_front(graphs.front, behind),
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
         examined.sentence,
@@ -190,6 +196,14 @@ def compare_runs(
         layers=graphs.layers.found,
         outputs=graphs.outputs,
     )
+
+
+def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:
+    """What is wrong in two networks whose inputs are normalized otherwise; empty for one input."""
+    if front is None:
+        return ""
+    fed = "Fed so that both normalize to the same"
+    return f"{fed}, {wrong.key} is wrong: {wrong.reason}." if wrong else f"{fed}, all else agrees."
 
 
 def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:

@@ -65,6 +65,8 @@ def compare_layers(
         tuple(p for p in read_layers(OnnxModel(run.location)) if p.layer.op != ALONE)
         for run in (source, engine)
     )
+    if engine.own_feed:  # what the two do to their pixels is told by itself
+        theirs, ours = (_without_front(side) for side in (theirs, ours))
     pairs = _pairs(theirs, ours)
     known = {id(s) for s, _e in pairs}
     others = [s.layer for s, _e in pairs][:_MOST_OTHERS]
@@ -80,6 +82,11 @@ def compare_layers(
         {e.layer.name: s.node for s, e in pairs},
         tuple(s.layer.name for s in theirs if id(s) not in known),
     )
+
+
+def _without_front(placed: tuple[PlacedLayer, ...]) -> tuple[PlacedLayer, ...]:
+    """The layers, the first without what is done to its input."""
+    return (*(replace(p, layer=replace(p.layer, before=())) for p in placed[:1]), *placed[1:])
 
 
 def _pairs(

@@ -24,13 +24,15 @@ def compare_outputs(source: ObservedRun, engine: ObservedRun) -> tuple[OutputDif
 def _compared(source: ModelOutput, engine: ModelOutput) -> OutputDifference:
     found = OutputDifference(source.name, engine.name, None)
     a, b = source.value, engine.value
-    if a.shape != b.shape:
+    if a.size != b.size:
         shapes = ("×".join(map(str, v.shape)) or "one number" for v in (b, a))
-        return replace(found, reason="it is {}, in the source {}".format(*shapes))
+        reason = "it is {}, in the source {}".format(*shapes)
+        unstable = source.unstable or engine.unstable
+        return replace(found, reason=reason, unstable=unstable, is_another=unstable is None)
     if not a.size:
         return replace(found, reason="it is empty")
     unstable = source.unstable or engine.unstable
-    return replace(found, difference=difference(a, b), unstable=unstable)
+    return replace(found, difference=difference(a, b.reshape(a.shape)), unstable=unstable)
 
 
 def are_the_same(outputs: Sequence[OutputDifference], tolerance: float) -> bool:
@@ -53,6 +55,8 @@ def first_wrong_output(
         after: the last site or layer that is right.
     """
     for o in outputs:
+        if o.difference is None and o.reason and o.is_another:
+            return FirstWrong(o.engine, None, "output", after, o.reason, ())
         if o.difference is None or not o.tells:
             continue
         off = o.difference.rel_l2
@@ -71,5 +75,5 @@ def not_compared(outputs: Sequence[OutputDifference]) -> tuple[Skipped, ...]:
     return tuple(
         Skipped(o.engine, o.reason or f"rounding may turn over its {o.unstable}")
         for o in outputs
-        if not o.tells
+        if not o.tells and not o.is_another
     )

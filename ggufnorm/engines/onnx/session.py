@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.formula import Formula
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ModelOutput, ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.rounding import MATRIX_ROUNDING
+from ggufnorm.engines.onnx.front import Front, read_front, same_front
 from ggufnorm.engines.onnx.layers import read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import (
@@ -60,10 +63,12 @@ class OnnxSession:
     Args:
         path: of the file; weights that it keeps in other files must lie beside it.
         n_threads: CPU threads; None leaves ONNX Runtime's choice.
+        also: names other values of the graph that are to be observed.
 
     Attributes:
         model: the graph.
         norms: that it has.
+        front: what it does to its pixels before its first layer; None for nothing.
 
     Raises:
         EngineMissingError: onnx or onnxruntime is not installed.
@@ -71,7 +76,13 @@ class OnnxSession:
         EngineError: ONNX Runtime does not take it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, n_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        n_threads: int | None = None,
+        also: Callable[[OnnxModel], Iterable[str]] = lambda _model: (),
+    ) -> None:
         self._runtime = require_onnxruntime()
         self.engine = f"onnxruntime {self._runtime.__version__}"
         self.model = OnnxModel(path)
@@ -79,6 +90,9 @@ class OnnxSession:
         self._inputs_of = [_input_of(norm, self.model) for norm in self.norms]
         self._outputs = [o.name for o in self.model.proto.graph.output]
         self._ends = self._ends_of_layers()
+        self._also = tuple(also(self.model))
+        self.front = read_front(self.model)
+        self._undone = self.front
         self._session = self._open(n_threads)
 
     def _open(self, n_threads: int | None) -> Any:
@@ -111,7 +125,7 @@ class OnnxSession:
                 outputs[norm.sum_output] = name
         there = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
         wanted = [n for pair in zip(self._inputs_of, self._results(), strict=True) for n in pair]
-        for name in dict.fromkeys([*wanted, *self._ends]):
+        for name in dict.fromkeys([*wanted, *self._ends, *self._also]):
             if name not in there:
                 proto.graph.output.add().name = name
         return proto
@@ -129,6 +143,69 @@ class OnnxSession:
     def takes_tokens(self) -> bool:
         """Whether one of its inputs is token ids."""
         return any(_role(i.name, i.type) == "ids" for i in self._session.get_inputs())
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether one of its inputs tells tokens from padding."""
+        return any("mask" in i.name.lower() for i in self._session.get_inputs())
+
+    def run_beside(self, source: ObservedRun, front: Front | None) -> ObservedRun:
+        """Run a model of pixels beside a source's run, so that both networks get the same.
+
+        A source may normalize its pixels, and this model not, or in its first layer. So it gets
+        what the source was fed, and what it is made for itself; the nearer run is given.
+
+        Args:
+            source: the source's run.
+            front: what the source does to its pixels.
+
+        Raises:
+            EngineError: ONNX Runtime fails.
+        """
+        no_tokens = np.empty(0, np.int32)
+        own = self.run(no_tokens)
+        if same_front(self.front, front):
+            return own
+        self._undone = front
+        same = self.run(no_tokens)
+        self._undone = self.front
+        a, b, c = source.result, own.result, same.result
+        if a is None or b is None or c is None or not a.shape == b.shape == c.shape:
+            return same
+        nearer = relative_l2(a, b) < relative_l2(a, c)
+        return replace(own, own_feed=True) if nearer else same
+
+    def run_padded(
+        self, tokens: NDArray[np.int64], mask: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """Run several texts at once, and give all that is observed, by name.
+
+        Args:
+            tokens: ids, ``(texts, tokens)``.
+            mask: 1 for each token, 0 for padding, likewise.
+
+        Raises:
+            InputError: an input is of a type that is not known here.
+            EngineError: ONNX Runtime fails: it may take no other batch or length.
+        """
+        feeds = {}
+        for wanted in self._session.get_inputs():
+            role, dtype = _role(wanted.name, wanted.type), _DTYPES.get(wanted.type)
+            positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+            made = {"ids": tokens, "ones": mask, "zeros": 0 * mask, "positions": positions}.get(
+                role
+            )
+            if dtype is None or made is None:
+                raise InputError(f"{self.model.path}: its input {wanted.name} is {wanted.type}")
+            feeds[wanted.name] = made.astype(dtype)
+        return self._values_of(feeds)
+
+    def _values_of(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        names = [o.name for o in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        except Exception as error:  # whatever a runtime raises
+            raise EngineError(f"{self.model.path}: ONNX Runtime fails: {_line(error)}") from None
 
     @property
     def n_vocab(self) -> int:
@@ -157,13 +234,9 @@ class OnnxSession:
             EngineError: ONNX Runtime fails.
         """
         feeds = {i.name: self._feed(i, tokens, pixels) for i in self._session.get_inputs()}
-        names = [o.name for o in self._session.get_outputs()]
-        try:
-            values = dict(zip(names, self._session.run(names, feeds), strict=True))
-        except Exception as error:  # whatever a runtime raises
-            raise EngineError(f"{self.model.path}: ONNX Runtime fails: {_line(error)}") from None
+        values = self._values_of(feeds)
         norms, skipped = self._observed({**feeds, **values}, len(tokens))
-        logits = values.get(next((n for n in names if "logits" in n.lower()), ""))
+        logits = values.get(next((n for n in values if "logits" in n.lower()), ""))
         return ObservedRun(
             engine=self.engine,
             location=self.model.path,
@@ -231,8 +304,11 @@ class OnnxSession:
         shape = [batch if isinstance(batch, int) else 1]
         open_side = 0 if role == "past" else _SIDE
         shape += [size if isinstance(size, int) else open_side for size in rest]
-        rng = np.random.default_rng(0)
-        return rng.standard_normal(shape).astype(dtype)
+        made = np.random.default_rng(0).standard_normal(shape)
+        if self._undone is not None and self._undone.fits(made.shape):
+            # Noise behind what the graph does to its pixels: the network gets what it is made for.
+            made = self._undone.undo(made)
+        return np.asarray(made, dtype)
 
     def _observed(
         self, values: Mapping[str, NDArray[Any]], n_tokens: int
