@@ -23,6 +23,7 @@ _LEAST_MOST = 1 << 20
 """To how many elements a constant is expanded, at most, where the file has fewer bytes than
 that; else to as many as it has bytes. A damaged shape may ask for any number."""
 _MAX_NAME = 4096
+_MOST_WEIGHTS = 1 << 18
 _DEPTH = 8
 """Operations between an initializer and the place where it is used, at most."""
 
@@ -53,6 +54,7 @@ class OnnxModel:
         nodes: of the main graph, in order.
         producers: by the name of a value, the node that computes it.
         consumers: by the name of a value, the nodes that take it.
+        index: place of each node in ``nodes``, by its ``id()``.
 
     Raises:
         EngineMissingError: onnx is not installed.
@@ -77,6 +79,8 @@ class OnnxModel:
         self.nodes: list[Any] = list(graph.node)
         self._initializers = {t.name: t for t in graph.initializer}
         self.producers = {out: n for n in self.nodes for out in n.output if out}
+        self.index = {id(node): i for i, node in enumerate(self.nodes)}
+        self._small: dict[str, NDArray[Any] | None] = {}
         self._require_order()
         self.consumers: dict[str, list[Any]] = {}
         for node in self.nodes:
@@ -194,6 +198,17 @@ class OnnxModel:
         except (TypeError, ValueError, IndexError, MemoryError):  # someone else's sizes
             return None
 
+    def small_constant(self, value: str) -> NDArray[Any] | None:
+        """As :meth:`constant`, of at most as many elements as a norm has weights; kept.
+
+        Matrices are not read for it.
+        """
+        if value not in self._small:
+            stored = self.source(value)
+            large = stored is not None and math.prod(self.shape(stored)) > _MOST_WEIGHTS
+            self._small[value] = None if large else self.constant(value)
+        return self._small[value]
+
     def _check_size(self, *shapes: tuple[int, ...]) -> None:
         if math.prod(np.broadcast_shapes(*shapes)) > self._most_elements:
             raise ValueError("too large")
@@ -252,17 +267,17 @@ def _reshaped(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
 
 
 def _unsqueezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    given = integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
     return np.expand_dims(x, given)
 
 
 def _squeezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    given = integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
     return np.squeeze(x, given or None)
 
 
 def _transposed(node: Any, x: NDArray[Any]) -> NDArray[Any]:
-    return np.transpose(x, _integers(node, "perm") or None)
+    return np.transpose(x, integers(node, "perm") or None)
 
 
 def _expanded(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
@@ -274,7 +289,8 @@ def _shape_of(node: Any, x: NDArray[Any]) -> NDArray[Any]:
     return np.array(x.shape[int(start) : int(end)], np.int64)
 
 
-def _integers(node: Any, name: str) -> tuple[int, ...]:
+def integers(node: Any, name: str) -> tuple[int, ...]:
+    """Whole numbers among a node's attributes, empty for none."""
     return next((tuple(a.ints) for a in node.attribute if a.name == name), ())
 
 
@@ -285,6 +301,8 @@ _FOLDED: dict[str, Any] = {
     "Add": lambda _n, a, b: a + b,
     "Sub": lambda _n, a, b: a - b,
     "Mul": lambda _n, a, b: a * b,
+    "Div": lambda _n, a, b: a / b,
+    "Pow": lambda _n, a, b: np.power(a, b),
     "Neg": lambda _n, x: -x,
     "Reciprocal": lambda _n, x: 1 / x,
     "Sqrt": lambda _n, x: np.sqrt(x),
@@ -298,7 +316,7 @@ _FOLDED: dict[str, Any] = {
 }
 """Operations on constants that stand between what is stored and a norm or a layer."""
 
-_BROADCAST = ("Add", "Sub", "Mul")
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow")
 """Of these, the ones whose result may be larger than both operands."""
 
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ModelOutput, ObservedNorm, ObservedRun, by_token
+from ggufnorm.core.observed import ModelOutput, ObservedNorm, ObservedRun
 from ggufnorm.core.rounding import MATRIX_ROUNDING
+from ggufnorm.engines.onnx.arranged import AGREES, HALVED, arranged, by_row, by_sample
 from ggufnorm.engines.onnx.front import Front, read_front, same_front
 from ggufnorm.engines.onnx.layers import read_layers
 from ggufnorm.engines.onnx.model import OnnxModel
@@ -125,7 +126,8 @@ class OnnxSession:
                 outputs[norm.sum_output] = name
         there = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
         wanted = [n for pair in zip(self._inputs_of, self._results(), strict=True) for n in pair]
-        for name in dict.fromkeys([*wanted, *self._ends, *self._also]):
+        rows = [n.spelled.rows for n in self.norms if n.spelled is not None]
+        for name in dict.fromkeys([*wanted, *rows, *self._ends, *self._also]):
             if name not in there:
                 proto.graph.output.add().name = name
         return proto
@@ -316,7 +318,13 @@ class OnnxSession:
         norms, skipped = [], []
         for norm, name in zip(self.norms, self._inputs_of, strict=True):
             try:
-                norms.append(self._norm(norm, values[name], values[norm.y], n_tokens))
+                if norm.spelled is not None:
+                    rows = values[norm.spelled.rows]
+                    norms.append(
+                        self._of_several(norm, rows, values[name], values[norm.y], n_tokens)
+                    )
+                else:
+                    norms.append(self._norm(norm, values[name], values[norm.y], n_tokens))
             except ValueError as error:
                 skipped.append(Skipped(site_name(norm, self.model), str(error)))
         return norms, skipped
@@ -331,17 +339,50 @@ class OnnxSession:
         weight, bias = (self._stored(v) for v in (norm.weight_value, norm.bias_value))
         groups = (norm.groups or x.shape[1]) if norm.kind == "group" else None
         if norm.kind == "group":
-            x, y, weight, bias = _flat(x, y, weight, bias)
+            x, y, weight, bias = by_sample(x, y, weight, bias)
         else:
-            x, y = (_rows(v, n_tokens, norm.axis) for v in (x, y))
+            x, y = (by_row(v, n_tokens, norm.axis) for v in (x, y))
         if weight is not None:
             weight = weight - np.float32(norm.offset)
+        formula = Formula(norm.kind, norm.epsilon, groups, norm.divisor, norm.offset)
+        return self._site(norm, formula, x, y, weight, bias)
+
+    def _of_several(
+        self,
+        norm: OnnxNorm,
+        rows: NDArray[Any],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        n_tokens: int,
+    ) -> ObservedNorm:
+        """A norm of several operations, where NumPy agrees that it is one."""
+        weight, bias = (self._stored(v) for v in (norm.weight_value, norm.bias_value))
+        found = arranged(norm, rows, x, y, weight, bias, n_tokens)
+        formula = replace(found.formula, offset=norm.offset)
+        weight = None if found.weight is None else found.weight - np.float32(norm.offset)
+        site = self._site(norm, formula, found.x, found.y, weight, found.bias)
+        off, halved = site.residual(), np.dtype(np.float16) in (x.dtype, y.dtype)
+        if np.isfinite(off) and off > (HALVED if halved else AGREES):
+            raise ValueError(
+                f"it looks like {formula}, and gives something else (off by {off:.2g})"
+            )
+        return site
+
+    def _site(
+        self,
+        norm: OnnxNorm,
+        formula: Formula,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        bias: Array | None,
+    ) -> ObservedNorm:
         channels, name = x.shape[-1], site_name(norm, self.model)
         layer = find_layer(name)
         return ObservedNorm(
             name=name,
-            formula=Formula(norm.kind, norm.epsilon, groups, norm.divisor, norm.offset),
-            epsilon_stated=norm.epsilon,
+            formula=formula,
+            epsilon_stated=formula.epsilon,
             weight=None if weight is None else _fitting(weight, channels),
             bias=None if bias is None else _fitting(bias, channels),
             x=x,
@@ -387,31 +428,6 @@ _DTYPES = {
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float)": "float32",
     "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
 }  # fmt: skip
-
-
-def _rows(value: NDArray[Any], n_tokens: int, axis: int) -> Array:
-    channels = int(np.prod(value.shape[axis:]))
-    if n_tokens and n_tokens in value.shape[:-1] and channels == value.shape[-1]:
-        return by_token(value, n_tokens, channels)
-    return np.ascontiguousarray(value, np.float32).reshape(-1, 1, channels)
-
-
-def _flat(
-    x: NDArray[Any],
-    y: NDArray[Any],
-    weight: Array | None,
-    bias: Array | None,
-) -> tuple[Array, Array, Array | None, Array | None]:
-    """Samples as rows: a channel is a run of each."""
-    n, channels = x.shape[0], x.shape[1]
-    run = x[0].size // channels
-
-    def spread(v: Array | None) -> Array | None:
-        # Before opset 21 there is one weight for a group.
-        return None if v is None else np.repeat(v.reshape(-1), channels // v.size * run)
-
-    flat = [np.ascontiguousarray(v, np.float32).reshape(n, 1, -1) for v in (x, y)]
-    return flat[0], flat[1], spread(weight), spread(bias)
 
 
 def _fitting(v: Array, channels: int) -> Array:
