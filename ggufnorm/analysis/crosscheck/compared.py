@@ -41,6 +41,7 @@ from ggufnorm.core.frameworks import (
     FirstWrong,
     OperationMatch,
     RunSide,
+    SiteComparison,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
@@ -144,6 +145,8 @@ def compare_runs(
         explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
         off = _logits_off(source, engine, explained)
         wrong = first_wrong(sites, names[1], off, costs)
+    if graphs.pools_otherwise and wrong is not None and _is_of_result(wrong, sites):
+        wrong = None  # the norm of an embedding that is pooled otherwise
     if wrong is None:
         wrong = wrong_output(output, explained) or first_wrong_output(
             graphs.outputs, explained_by(graphs, explained), sites[-1].key if sites else None
@@ -204,6 +207,12 @@ def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:
         return ""
     fed = "Fed so that both normalize to the same"
     return f"{fed}, {wrong.key} is wrong: {wrong.reason}." if wrong else f"{fed}, all else agrees."
+
+
+def _is_of_result(wrong: FirstWrong, sites: Sequence[SiteComparison]) -> bool:
+    """Whether nothing but an L2 norm's input is wrong."""
+    site = next((s for s in sites if s.key == wrong.key), None)
+    return wrong.where == "before" and site is not None and site.source.kind == "l2"
 
 
 def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:

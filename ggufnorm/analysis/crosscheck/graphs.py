@@ -52,6 +52,11 @@ class Graphs:
     front: FirstWrong | None = None
 
     @property
+    def pools_otherwise(self) -> bool:
+        """Whether it is known why the first result is another."""
+        return bool(self.outputs and self.outputs[0].reason)
+
+    @property
     def shows(self) -> bool:
         """Whether anything was compared."""
         results = any(o.difference is not None for o in self.outputs)

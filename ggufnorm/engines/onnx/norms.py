@@ -270,7 +270,7 @@ def _with_affine(model: OnnxModel, norm: OnnxNorm) -> OnnxNorm:
     elif norm.kind != "group" and (x != norm.x or values is None):
         return norm
     return replace(
-        norm, x=x, y=y, groups=groups, node=model.index[id(model.producers[y])],
+        norm, x=x, y=y, groups=groups,
         **_stored(model, affine.weight, affine.bias),
     )  # fmt: skip
 
@@ -281,7 +281,7 @@ def _with_bias(model: OnnxModel, norm: OnnxNorm) -> OnnxNorm:
         return norm
     y, bias = found
     stored = _stored(model, norm.weight_value, bias)
-    return replace(norm, y=y, node=model.index[id(model.producers[y])], **stored)
+    return replace(norm, y=y, **stored)
 
 
 def _groups(model: OnnxModel, x: str) -> int | None:
