@@ -9,6 +9,7 @@ from ggufnorm.core.frameworks import FirstWrong, OutputDifference
 from ggufnorm.core.metrics import difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ModelOutput, ObservedRun
+from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 
 
 def compare_outputs(source: ObservedRun, engine: ObservedRun) -> tuple[OutputDifference, ...]:
@@ -60,7 +61,8 @@ def first_wrong_output(
         if o.difference is None or not o.tells:
             continue
         off = o.difference.rel_l2
-        if off is not None and off <= explained:
+        # Another pooling is another whatever its size.
+        if off is not None and off <= (SAME_DOWNSTREAM if o.reason else explained):
             continue
         size = "NaN or infinity" if off is None else f"off by {off:.3g}"
         reason = f"it is {size}" + (f": {o.reason}" if o.reason else "")
