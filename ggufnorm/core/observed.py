@@ -40,6 +40,7 @@ class ObservedNorm:
         layer: block number, None outside the blocks or where it is not told.
         role: as in :class:`~ggufnorm.core.model.NormSite`; the empty string where it is
             not told.
+        rounding: relative L2 that the types of its operations lose; 0 for float32.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ObservedNorm:
     dtype: str | None = None
     layer: int | None = None
     role: str = ""
+    rounding: float = 0.0
 
     @property
     def effective_weight(self) -> Array | None:

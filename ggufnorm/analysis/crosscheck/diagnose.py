@@ -62,7 +62,8 @@ class Diagnoser:
     def _site(self, pair: Pair) -> SiteComparison:
         s, e = pair.source, pair.engine
         local = relative_l2(s.recompute(e.x), e.y)
-        allowed = max(NORM_RESULT, WEIGHT_ROUNDING.get(e.dtype or "", 0.0), _summing(e))
+        of_types = WEIGHT_ROUNDING.get(e.dtype or "", 0.0) + e.rounding
+        allowed = max(NORM_RESULT, of_types, _summing(e))
         if max(relative_l2(s.x, e.x), relative_l2(s.y, e.y)) <= FLOAT32_ROUNDING:
             # What both kernels' rounding makes of it is no mistake of one.
             allowed = max(allowed, 2 * s.residual())

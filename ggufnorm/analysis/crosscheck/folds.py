@@ -132,7 +132,7 @@ def _pairs(
     source: Sequence[PlacedLayer], engine: Sequence[PlacedLayer]
 ) -> tuple[list[Pair], tuple[Skipped, ...]]:
     """Layers of both sides, and the batch norms whose layer the engine does not have."""
-    theirs, ours = ([(p.weight_name, p.layer.look) for p in side] for side in (source, engine))
+    theirs, ours = ([(p.label, p.layer.look) for p in side] for side in (source, engine))
     found = {k: i for i, k in match_names(theirs, ours).items()}
     pairs, skipped = [], []
     for k, placed in enumerate(source):
@@ -159,7 +159,8 @@ def _apart(placed: PlacedLayer, names: Collection[str]) -> Iterator[PlacedLayer]
     yield replace(placed, layer=replace(layer, before=left(layer.before), after=left(layer.after)))
     for norm in found:
         i = placed.norms[norm.name]
-        yield replace(placed, layer=alone(norm, norm.step), weight_name=norm.name, node=i)
+        yield replace(placed, layer=alone(norm, norm.step), weight_name=norm.name,
+                      label=norm.name, node=i)  # fmt: skip
 
 
 def _moved(pairs: Sequence[Pair]) -> list[tuple[Layer, Layer]]:

@@ -73,6 +73,8 @@ def compare_layers(
     found: list[LayerComparison] = []
     for s, e in pairs:
         seen = _output(source.behind.get(s.end), engine.behind.get(e.end))
+        if (s.layer.op == "FusedConv") != (e.layer.op == "FusedConv"):
+            seen = None  # an activation is in one of them
         told = e.layer.name in folded
         one = _compared(s.layer, e.layer, seen, others, told=told)
         status = "upstream" if told else _status(one, found, engine.rounding)
@@ -92,7 +94,7 @@ def _without_front(placed: tuple[PlacedLayer, ...]) -> tuple[PlacedLayer, ...]:
 def _pairs(
     source: Sequence[PlacedLayer], engine: Sequence[PlacedLayer]
 ) -> list[tuple[PlacedLayer, PlacedLayer]]:
-    theirs, ours = ([(p.weight_name, p.layer.look) for p in side] for side in (source, engine))
+    theirs, ours = ([(p.label, p.layer.look) for p in side] for side in (source, engine))
     found = match_names(theirs, ours)
     pairs = [(source[k], engine[i]) for i, k in found.items()]
     alike = [(s, e) for s, e in pairs if s.layer.look == e.layer.look]

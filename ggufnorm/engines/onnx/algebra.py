@@ -8,7 +8,7 @@ symbols all of these are one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -89,20 +89,17 @@ class Sum:
 
     def plus(self, other: Sum, sign: float = 1.0) -> Sum | None:
         """The sum of two; None where they are not in one space or have too many terms."""
-        terms = dict(self.terms)
-        for term, factor in other.terms.items():
-            terms[term] = terms.get(term, 0.0) + sign * factor
-        return _joined(terms, self, other)
+        added = [*self.terms.items(), *((t, sign * f) for t, f in other.terms.items())]
+        return _joined(added, self, other)
 
     def times(self, other: Sum) -> Sum | None:
         """The product of two; None where they are not in one space or have too many terms."""
-        terms: dict[Term, float] = {}
+        added: list[tuple[Term, float]] = []
         for (a, names), f in self.terms.items():
             for (b, more), g in other.terms.items():
                 powers = Powers(*(i + k for i, k in zip(a, b, strict=True)))
-                term = powers, tuple(sorted((*names, *more)))
-                terms[term] = terms.get(term, 0.0) + f * g
-        return _joined(terms, self, other)
+                added.append(((powers, tuple(sorted((*names, *more)))), f * g))
+        return _joined(added, self, other)
 
     def scaled(self, factor: float) -> Sum:
         """The same times a number."""
@@ -112,23 +109,27 @@ class Sum:
         """Its mean over the axes; None where that is no mean of the value or its squares."""
         if self.has_names:
             return None
-        terms: dict[Term, float] = {}
+        added: list[tuple[Term, float]] = []
         for (p, _names), factor in self.terms.items():
             if p.x > _MOST_POWER:
                 return None
             powers = p._replace(x=0, mu=p.mu + (p.x == 1), m2=p.m2 + (p.x == _MOST_POWER))
-            terms[powers, ()] = terms.get((powers, ()), 0.0) + factor
-        return _joined(terms)
+            added.append(((powers, ()), factor))
+        return _joined(added)
 
 
 def _is_high(powers: Powers) -> bool:
     return max(powers[:-1]) > _MOST_POWER or powers.n > 2 * _MOST_POWER
 
 
-def _joined(terms: Mapping[Term, float], *parts: Sum) -> Sum | None:
-    largest = max(map(abs, terms.values()), default=0.0)
+def _joined(added: Iterable[tuple[Term, float]], *parts: Sum) -> Sum | None:
+    terms: dict[Term, float] = {}
+    largest: dict[Term, float] = {}
+    for term, factor in added:
+        terms[term] = terms.get(term, 0.0) + factor
+        largest[term] = max(largest.get(term, 0.0), abs(factor))
     # What two roundings of one constant leave of a difference is nothing.
-    kept = {t: f for t, f in terms.items() if abs(f) > 1e-9 * largest}
+    kept = {t: f for t, f in terms.items() if abs(f) > 1e-9 * largest[t]}
     if len(kept) > _MOST_TERMS or any(_is_high(p) for p, _names in kept):
         return None
     spaces = {p.space for p in parts if p.has_x}

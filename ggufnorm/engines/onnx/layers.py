@@ -38,6 +38,7 @@ class PlacedLayer:
     Attributes:
         layer: with the steps beside it.
         weight_name: None where an exporter has only numbered it.
+        label: its weight's name or else its node's, by which it is joined; None for neither.
         node: index of its node.
         norms: index of the node of each batch norm beside it, by the norm's name.
         follows: node of the layer whose last step leads to this layer and to nothing else;
@@ -51,6 +52,7 @@ class PlacedLayer:
     norms: dict[str, int]
     follows: int | None
     end: str
+    label: str | None = None
 
 
 @np.errstate(divide="ignore", over="ignore", invalid="ignore")
@@ -123,7 +125,9 @@ class _Reader:
         norms = {s.step.norm.name: self._index[id(s.node)] for s in steps if s.step.norm}
         i = self._index[id(node)]
         end = str(after[-1].node.output[0]) if after else bare.end
-        return PlacedLayer(whole, self._weight_name(node), i, norms, self._follows.get(i), end)
+        name = self._weight_name(node)
+        label = _module(name, str(node.name).removesuffix("_quant"))
+        return PlacedLayer(whole, name, i, norms, self._follows.get(i), end, label)
 
     def _alone(self, node: Any) -> Iterator[PlacedLayer]:
         gamma = stored(self._model, node.input[1])
@@ -132,7 +136,8 @@ class _Reader:
             layer = alone(step.step.norm, step.step)
             norms, i = {layer.name: self._index[id(node)]}, self._index[id(node)]
             end = str(node.output[0])
-            yield PlacedLayer(layer, self._weight_name(node), i, norms, None, end)
+            name = self._weight_name(node)
+            yield PlacedLayer(layer, name, i, norms, None, end, name)
 
     def _weight_name(self, node: Any) -> str | None:
         return plain_name(self._model.source(node.input[1]))
@@ -300,6 +305,20 @@ class _Reader:
         else:
             step = Step(scale, shift, rounding=constant.rounding)
         return _Beside(step, node, x)
+
+
+def _module(weight: str | None, node: str) -> str | None:
+    """The module that a layer was: a weight's name without its last word, or a node's path.
+
+    torch calls the weight ``net.conv.weight`` and the node ``/net/conv/Conv``, and numbers what
+    it folds.
+    """
+    if weight is not None:
+        stem, _, last = weight.rpartition(".")
+        return stem if stem and last in ("kernel", "weight") else weight
+    if not node.startswith("/"):
+        return node or None
+    return node[1:].rpartition("/")[0].replace("/", ".") or None
 
 
 def _is_padded(node: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,29 +76,50 @@ class OnnxModel:
         graph = self.proto.graph
         if not graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without a graph")
-        self.nodes: list[Any] = list(graph.node)
         self._initializers = {t.name: t for t in graph.initializer}
+        self.nodes: list[Any] = self._in_order()
         self.producers = {out: n for n in self.nodes for out in n.output if out}
         self.index = {id(node): i for i, node in enumerate(self.nodes)}
         self._small: dict[str, NDArray[Any] | None] = {}
-        self._require_order()
         self.consumers: dict[str, list[Any]] = {}
         for node in self.nodes:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
 
-    def _require_order(self) -> None:
-        """Refuse a graph in which a node takes what comes later: to follow it may never end."""
-        known = {name for node in self.nodes for name in node.output}
-        named = [*known, *self._initializers, *(n for node in self.nodes for n in node.input)]
+    def _in_order(self) -> list[Any]:
+        """The nodes, each behind those that it takes values of, in the file's order otherwise.
+
+        Converters append what they add, and ONNX Runtime takes that. A graph with a cycle is
+        refused: to follow it may never end.
+        """
+        graph = self.proto.graph
+        self._require_names(graph.node)
+        waiting = {name for node in graph.node for name in node.output}
+        found: list[Any] = []
+        left = list(graph.node)
+        while left:
+            later = []
+            for node in left:
+                if any(name in waiting for name in node.input):
+                    later.append(node)
+                else:
+                    found.append(node)
+                    waiting.difference_update(node.output)
+            if len(later) == len(left):
+                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
+            left = later
+        if any(a is not b for a, b in zip(found, graph.node, strict=True)):
+            ordered = [type(node).FromString(node.SerializeToString()) for node in found]
+            del graph.node[:]
+            graph.node.extend(ordered)
+        return list(graph.node)
+
+    def _require_names(self, nodes: Sequence[Any]) -> None:
+        named = [n for node in nodes for n in (*node.input, *node.output)] + [*self._initializers]
         if not all(isinstance(name, str) for name in named):  # what is no UTF-8 comes as bytes
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one")
         if any(len(name) > _MAX_NAME for name in named):
             raise InputError(f"{self.path}: a name in it has more than {_MAX_NAME} characters")
-        for node in self.nodes:
-            if any(name in known for name in node.input):
-                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
-            known.difference_update(node.output)
 
     def type_name(self, data_type: int) -> str:
         """ONNX's name of an element type, for example ``FLOAT16``."""

@@ -103,6 +103,8 @@ class OnnxNorm:
         weight_value: name of the value that the norm multiplies with, None for none.
         bias_value: name of the value that it adds, None for none.
         spelled: how it is made up, where it is several operations.
+        mean_axis: over which an operation before takes the mean off; None where none does.
+        perm: in which order the axes of what goes in are put first; None for none.
     """
 
     op: str
@@ -121,6 +123,8 @@ class OnnxNorm:
     weight_value: str | None
     bias_value: str | None
     spelled: Spelled | None = None
+    mean_axis: int | None = None
+    perm: tuple[int, ...] | None = None
 
     @property
     def over_batch(self) -> bool:
@@ -250,15 +254,16 @@ def _with_affine(model: OnnxModel, norm: OnnxNorm) -> OnnxNorm:
     """A norm of one operation with the weight and the bias that stand behind it instead."""
     if norm.kind is None or norm.x is None:
         return norm
-    base = centred(model, norm.x) if norm.kind == "rms" and norm.axis == -1 else None
-    if base is not None:  # an RMSNorm of what the mean was taken off is a LayerNorm
-        return _with_bias(model, replace(norm, kind="layer", x=base))
+    found = centred(model, norm.x) if norm.kind == "rms" and norm.axis == -1 else None
+    if found is not None:  # an RMSNorm of what the mean was taken off is a LayerNorm
+        moved = replace(norm, kind="layer", x=found.x, perm=found.perm, mean_axis=found.axis)
+        return _with_bias(model, moved)
     if not _is_bare(model, norm):
         return norm
-    found = behind(model, norm.x, norm.y, norm.kind)
-    if found is None:
+    after = behind(model, norm.x, norm.y, norm.kind)
+    if after is None:
         return norm
-    y, affine, x = found
+    y, affine, x = after
     if affine.factor != 1 or affine.bias_factor != 1:
         return norm
     values = model.small_constant(affine.weight or "")

@@ -15,7 +15,7 @@ from ggufnorm.core.formula import Formula
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ModelOutput, ObservedNorm, ObservedRun
-from ggufnorm.core.rounding import MATRIX_ROUNDING
+from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING
 from ggufnorm.engines.onnx.arranged import AGREES, HALVED, arranged, by_row, by_sample
 from ggufnorm.engines.onnx.front import Front, read_front, same_front
 from ggufnorm.engines.onnx.layers import read_layers
@@ -39,6 +39,9 @@ _UNSTABLE = frozenset({
     "RandomNormalLike", "RandomUniform", "RandomUniformLike", "TopK", "Unique",
 })  # fmt: skip
 """Operations whose result rounding may turn over, or chance decides."""
+_RESHAPED_IDS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_ROUNDINGS = 4
+"""Half-precision operations of a norm that is written as several, each of which rounds."""
 _SIDE = 32
 """Length of an axis that a model without tokens leaves open, a multiple of common strides."""
 
@@ -217,12 +220,24 @@ class OnnxSession:
             InputError: the graph does not show which that is.
         """
         at = {"Gather": 0, "EmbedLayerNormalization": 2}
-        tables = [n.input[at[n.op_type]] for n in self.model.nodes if n.op_type in at]
+        nodes = [n for n in self.model.nodes if n.op_type in at]
+        ids = {i.name for i in self._session.get_inputs() if _role(i.name, i.type) == "ids"}
+        # Positions are looked up too, and there may be more of them than words.
+        of_ids = [n for n in nodes if n.op_type != "Gather" or self._origin(n.input[1]) in ids]
+        tables = [n.input[at[n.op_type]] for n in of_ids or nodes]
         shapes = [self.model.shape(s) for t in tables if (s := self.model.source(t))]
         looked_up = [shape[0] for shape in shapes if len(shape) == 2]
         if not looked_up:
             raise InputError(f"{self.model.path}: its vocabulary is not to be seen in the graph")
         return int(max(looked_up))
+
+    def _origin(self, value: str) -> str:
+        """What ids were before they were reshaped or converted."""
+        node = self.model.producers.get(value)
+        while node is not None and node.op_type in _RESHAPED_IDS:
+            value = node.input[0]
+            node = self.model.producers.get(value)
+        return value
 
     def run(self, tokens: Tokens, pixels: Array | None = None) -> ObservedRun:
         """Run the model once.
@@ -334,9 +349,14 @@ class OnnxSession:
     ) -> ObservedNorm:
         if takes_own_statistics(self.model, self.model.nodes[norm.node]):
             raise ValueError(f"{norm.op} {own_statistics(self.model, self.model.nodes[norm.node])}")
+        if norm.perm is not None:
+            x = np.transpose(x, norm.perm)
+        if norm.mean_axis is not None and norm.mean_axis not in (-1, x.ndim - 1):
+            raise ValueError("the mean is taken off over other axes")
         if norm.kind is None:
             raise ValueError(f"{norm.op} has fixed statistics: it is a scale and a bias")
         weight, bias = (self._stored(v) for v in (norm.weight_value, norm.bias_value))
+        lost = HALF_ULP["F16"] if y.dtype == np.float16 else 0.0
         groups = (norm.groups or x.shape[1]) if norm.kind == "group" else None
         if norm.kind == "group":
             x, y, weight, bias = by_sample(x, y, weight, bias)
@@ -345,7 +365,7 @@ class OnnxSession:
         if weight is not None:
             weight = weight - np.float32(norm.offset)
         formula = Formula(norm.kind, norm.epsilon, groups, norm.divisor, norm.offset)
-        return self._site(norm, formula, x, y, weight, bias)
+        return self._site(norm, formula, x, y, weight, bias, lost)
 
     def _of_several(
         self,
@@ -360,8 +380,10 @@ class OnnxSession:
         found = arranged(norm, rows, x, y, weight, bias, n_tokens)
         formula = replace(found.formula, offset=norm.offset)
         weight = None if found.weight is None else found.weight - np.float32(norm.offset)
-        site = self._site(norm, formula, found.x, found.y, weight, found.bias)
-        off, halved = site.residual(), np.dtype(np.float16) in (x.dtype, y.dtype)
+        halved = np.dtype(np.float16) in (x.dtype, y.dtype)
+        lost = _ROUNDINGS * HALF_ULP["F16"] if halved else 0.0
+        site = self._site(norm, formula, found.x, found.y, weight, found.bias, lost)
+        off = site.residual()
         if np.isfinite(off) and off > (HALVED if halved else AGREES):
             raise ValueError(
                 f"it looks like {formula}, and gives something else (off by {off:.2g})"
@@ -376,6 +398,7 @@ class OnnxSession:
         y: Array,
         weight: Array | None,
         bias: Array | None,
+        rounding: float,
     ) -> ObservedNorm:
         channels, name = x.shape[-1], site_name(norm, self.model)
         layer = find_layer(name)
@@ -391,6 +414,7 @@ class OnnxSession:
             bias_name=plain_name(norm.bias),
             dtype=self.model.dtype(norm.weight) if norm.weight else None,
             layer=int(layer[1]) if layer else None,
+            rounding=rounding,
         )
 
     def _stored(self, value: str | None) -> Array | None:

@@ -15,7 +15,7 @@ from ggufnorm.core.formula import Divisor
 from ggufnorm.core.model import NormKind
 from ggufnorm.engines.onnx.algebra import INVERSE, M2, MU, ONE, SQUARE, Powers, Sum, X
 from ggufnorm.engines.onnx.evaluate import Axes, Walk, reductions_before
-from ggufnorm.engines.onnx.model import OnnxModel
+from ggufnorm.engines.onnx.model import OnnxModel, integers
 
 _CASTS = ("Cast", "Identity")
 _SAME = 1e-4
@@ -273,19 +273,41 @@ def _factor(
     return None
 
 
-def centred(model: OnnxModel, value: str) -> str | None:
-    """What a value is made of, if it is that less its own mean over the last axis."""
-    node = model.producers.get(through(model, value))
+@dataclass(frozen=True)
+class Centred:
+    """A value less its own mean.
+
+    Attributes:
+        x: name of the value.
+        perm: in which order its axes are put afterwards; None for none.
+        axis: over which the mean is taken, of those axes where they are reordered.
+    """
+
+    x: str
+    perm: tuple[int, ...] | None
+    axis: int
+
+
+def centred(model: OnnxModel, value: str) -> Centred | None:
+    """What a value is made of, if it is that less its own mean over one axis."""
+    node, perm = model.producers.get(through(model, value)), None
+    if node is not None and node.op_type == "Transpose":
+        perm = integers(node, "perm") or None
+        node = model.producers.get(through(model, node.input[0]))
     if node is None or node.op_type != "Sub":
         return None
     base = through(model, node.input[0])
     walk = Walk(model, base, "")
     walk.run()
     found = walk.sums.get(node.output[0])
-    if found is None or found.terms.get((X, ())) != 1 or walk.axes != (-1,):
+    if found is None or found.terms.get((X, ())) != 1 or walk.axes is None or len(walk.axes) != 1:
         return None
     less = [f for (p, _names), f in found.terms.items() if p == MU]
-    return base if less == [-1.0] and len(found.terms) == len(less) + 1 else None
+    alone = less == [-1.0] and len(found.terms) == len(less) + 1
+    (axis,) = walk.axes
+    if not alone or (perm is not None and axis not in perm):
+        return None
+    return Centred(base, perm, axis if perm is None else perm.index(axis))
 
 
 def bias_behind(model: OnnxModel, y: str) -> tuple[str, str] | None:
