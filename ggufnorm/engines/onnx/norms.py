@@ -34,7 +34,8 @@ Array = NDArray[np.float32]
 DECOMPOSED = "decomposed"
 _NUMBER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
 _BLOCK = re.compile(
-    r"(?:^|[._/])(?:layers?|blocks?|h|resblocks|stages?)[._/](\d{1,4})(?=[._/])", re.IGNORECASE
+    r"(?:^|[._/])(?:layers?|(?:(?:en|de)coder)?blocks?|h|resblocks|stages?)[._/]{1,3}(\d{1,4})(?=[._/])",
+    re.IGNORECASE,
 )
 
 

@@ -278,7 +278,10 @@ class OnnxSession:
                 yield ModelOutput(name, value.astype(np.float32), unstable)
 
     def _rounding(self) -> float:
-        types = (dtype for _name, dtype, _shape in self.model.matrices())
+        types = [dtype for _name, dtype, _shape in self.model.matrices()]
+        # What is fed in half precision is rounded too.
+        fed = (i.type.tensor_type.elem_type for i in self.model.proto.graph.input)
+        types += [self.model.type_name(t) for t in fed]
         return max((MATRIX_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
 
     def _feed(self, wanted: Any, tokens: Tokens, pixels: Array | None) -> NDArray[Any]:
