@@ -76,7 +76,7 @@ class _Constants(click.ParamType["Normalization"]):
 )  # fmt: skip
 @click.option(
     "--onnx", metavar="MODEL", type=click.Path(path_type=Path),
-    help="ONNX model that takes the pixels, to check the shape and type of its input.",
+    help="ONNX model that takes the pixels, to check its input, and what it does to pixels itself.",
 )  # fmt: skip
 @output_options(*FORMATS)
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,19 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.crosscheck.align_cls import align_class_token
 from ggufnorm.analysis.crosscheck.diagnose import Diagnoser, with_cost
 from ggufnorm.analysis.crosscheck.examined import examine
-from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
+from ggufnorm.analysis.crosscheck.folds import folds_sentence
+from ggufnorm.analysis.crosscheck.graphs import (
+    NOTHING,
+    compare_graphs,
+    earliest,
+    explained_by,
+    with_layer,
+)
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
+from ggufnorm.analysis.crosscheck.layers import layers_sentence
 from ggufnorm.analysis.crosscheck.operations import match_operations
 from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.results import first_wrong_output
 from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
 from ggufnorm.analysis.crosscheck.verdict import (
@@ -103,12 +113,12 @@ def compare_runs(
     if tokens is None:
         joined = align_class_token(joined)
     both = (parse(source.location).engine, parse(location).engine)
-    folds = (
-        find_folds(source.location, location) if both == ("onnxruntime", "onnxruntime") else Folds()
-    )
-    if not source.norms and not folds.found:
+    names = _names(source, engine)
+    graphs = compare_graphs(source, engine, tokens, names) if both == _BOTH_ONNX else NOTHING
+    folds, anything = graphs.folds, joined.pairs or graphs.shows
+    if not source.norms and not anything:
         raise InputError(f"{source.location}: it has no norm that can be compared")
-    if not joined.pairs and not folds.found:
+    if not anything:
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
             f" {len(source.norms)} of {source.location}: they are not one network"
@@ -118,14 +128,14 @@ def compare_runs(
         p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
         for p in joined.pairs
     }
-    diagnoser = Diagnoser(_short(source), _short(engine), engine.rounding, weights, moved)
+    diagnoser = Diagnoser(*names, engine.rounding, weights, moved)
     sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
     explained = diagnoser.explained(sites)
     off = _logits_off(source, engine, explained)
-    wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    wrong = earliest(first_wrong(sites, names[1], off), sites, graphs, names[1])
     costs: Mapping[str, float] = {}
     if cost is not None and _needs_cost(engine.rounding, wrong):
         measured = cost()
@@ -134,23 +144,42 @@ def compare_runs(
         sites = diagnoser.sites(joined.pairs)
         explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
         off = _logits_off(source, engine, explained)
-        wrong = first_wrong(sites, _short(engine), off, costs)
+        wrong = first_wrong(sites, names[1], off, costs)
+    if graphs.pools_otherwise and wrong is not None and _is_of_result(wrong, sites):
+        wrong = None  # the norm of an embedding that is pooled otherwise
     if wrong is None:
-        wrong = wrong_output(output, explained)
+        wrong = wrong_output(output, explained) or first_wrong_output(
+            graphs.outputs, explained_by(graphs, explained), sites[-1].key if sites else None
+        )
     operations: tuple[OperationMatch, ...] = ()
     if wrong is not None and wrong.where == "before" and wrong.key not in RESULTS[1:]:
         key = wrong.key
         before = list(takewhile(lambda s: s.key != key, sites))
         try:
             segment = _follow(follow, joined.pairs, wrong, diagnoser.explained(before, key))
-            operations, operation = match_operations(segment, _short(source))
-            wrong = with_operation(wrong, operation, _short(engine))
+            operations, operation = match_operations(segment, names[0])
+            wrong = with_operation(wrong, operation, names[1])
         except NotFollowedError as error:
+            if both == _BOTH_ONNX:
+                wrong = with_layer(wrong, sites, graphs, source, engine)
             why_not = (*why_not, Skipped("operations", str(error)))
-    wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+    behind = wrong
+    wrong = (
+        graphs.front
+        or wrong_pixels(pixels, sites)
+        or name_unmatched(wrong, joined, source.norms, engine.norms)
+    )
     result = _result(source, engine)
-    examined = examine(len(sites), logits, result, token_ids, output, of_text=tokens is not None)
-    said = verdict(sites, wrong, engine.rounding, examined, costs)
+    seen = (len(sites), 0 if folds.found else len(graphs.layers.found))
+    examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
+                       of_text=tokens is not None)  # fmt: skip
+    said = (
+        verdict(sites, wrong, engine.rounding, examined, costs),
+        _behind_front(graphs.front, behind),
+        folds_sentence(folds, wrong),
+        "" if folds.found else layers_sentence(graphs.layers, wrong),
+        examined.sentence,
+    )
     return EngineComparison(
         engine=side(engine),
         sites=sites,
@@ -159,7 +188,7 @@ def compare_runs(
         logits=logits,
         tokenizer=None if token_ids is None else token_ids.finding,
         first_wrong=wrong,
-        verdict=" ".join(filter(None, (said, folds_sentence(folds, wrong), examined.sentence))),
+        verdict=" ".join(filter(None, said)),
         skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
         operations=operations,
         folds=folds.found,
@@ -167,7 +196,23 @@ def compare_runs(
         pixels=pixels,
         compared=examined.compared,
         not_compared=examined.not_compared,
+        layers=graphs.layers.found,
+        outputs=graphs.outputs,
     )
+
+
+def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:
+    """What is wrong in two networks whose inputs are normalized otherwise; empty for one input."""
+    if front is None:
+        return ""
+    fed = "Fed so that both normalize to the same"
+    return f"{fed}, {wrong.key} is wrong: {wrong.reason}." if wrong else f"{fed}, all else agrees."
+
+
+def _is_of_result(wrong: FirstWrong, sites: Sequence[SiteComparison]) -> bool:
+    """Whether nothing but an L2 norm's input is wrong."""
+    site = next((s for s in sites if s.key == wrong.key), None)
+    return wrong.where == "before" and site is not None and site.source.kind == "l2"
 
 
 def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
@@ -194,29 +239,29 @@ def _follow(
     return follow(pairs, wrong, tolerance)
 
 
-def _earlier(
-    wrong: FirstWrong | None, sites: Sequence[SiteComparison], folds: Folds
-) -> FirstWrong | None:
-    """Of a wrong site and a wrong fold the one that the source's graph has first."""
-    fold = first_wrong_fold(folds)
-    if wrong is None or fold is None:
-        return wrong or fold
-    if wrong.key == LOGITS:
-        return fold
-    name = next(s.source.name for s in sites if s.key == wrong.key)
-    return wrong if folds.places[name] < folds.places[fold.key] else fold
-
-
 def _result(source: ObservedRun, engine: ObservedRun) -> Difference | None:
     a, b = source.result, engine.result
     return difference(a, b) if a is not None and b is not None and a.shape == b.shape else None
 
+
+_BOTH_ONNX = ("onnxruntime", "onnxruntime")
 
 _NAMES = {
     "llama-cpp-python": "llama.cpp",
     "onnxruntime": "ONNX Runtime",
     "transformers": "Transformers",
 }
+
+
+def _names(source: ObservedRun, engine: ObservedRun) -> tuple[str, str]:
+    """What the two are called: by what ran them, or by their files where that is the same."""
+    a, b = _short(source), _short(engine)
+    if a != b:
+        return a, b
+    first, second = (Path(run.location) for run in (source, engine))
+    if first.name != second.name:
+        return first.name, second.name
+    return str(first), str(second)
 
 
 def _short(run: ObservedRun) -> str:

@@ -26,6 +26,7 @@ from ggufnorm.core.tolerances import (
     SAME_DOWNSTREAM,
     STRETCH_OF_COST,
     STRETCH_OF_MATRICES,
+    summing,
 )
 
 
@@ -61,7 +62,8 @@ class Diagnoser:
     def _site(self, pair: Pair) -> SiteComparison:
         s, e = pair.source, pair.engine
         local = relative_l2(s.recompute(e.x), e.y)
-        allowed = max(NORM_RESULT, WEIGHT_ROUNDING.get(e.dtype or "", 0.0))
+        of_types = WEIGHT_ROUNDING.get(e.dtype or "", 0.0) + e.rounding
+        allowed = max(NORM_RESULT, of_types, _summing(e))
         if max(relative_l2(s.x, e.x), relative_l2(s.y, e.y)) <= FLOAT32_ROUNDING:
             # What both kernels' rounding makes of it is no mistake of one.
             allowed = max(allowed, 2 * s.residual())
@@ -111,6 +113,20 @@ class Diagnoser:
         seen = [d.rel_l2 or 0.0 for s in before for d in (s.input, s.output)]
         rounding = max(self.rounding, self.moved.get(key or "", 0.0))
         return max(SAME_DOWNSTREAM, STRETCH_OF_MATRICES * rounding, JUMP * max(seen, default=0.0))
+
+
+def _summing(norm: ObservedNorm) -> float:
+    """What the sums of a float32 kernel cost a norm, by the size and the mean of its rows."""
+    groups = norm.formula.groups or 1
+    n = norm.x.shape[-1] // groups
+    if norm.formula.kind in ("rms", "l2") or n < 1:
+        return summing(n, 0.0)
+    runs = norm.x.reshape(-1, norm.x.shape[-1])[:, : n * groups].reshape(-1, n)
+    with np.errstate(all="ignore"):
+        means = runs.mean(axis=1, dtype=np.float64)
+        squares = np.einsum("ri,ri->r", runs, runs, dtype=np.float64) / n
+        ratio = float(np.sqrt((means**2).sum() / (squares - means**2).sum()))
+    return summing(n, ratio if np.isfinite(ratio) else 0.0)
 
 
 def with_cost(diagnoser: Diagnoser, costs: Mapping[str, float]) -> Diagnoser:

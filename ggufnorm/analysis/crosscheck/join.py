@@ -103,6 +103,11 @@ def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -
     """Join by the ends of the weights' names, and what is left by order."""
     theirs, ours = ([(n.weight_name, _look(n)) for n in norms] for norms in (source, engine))
     found = match_names(theirs, ours)
+    rest = [k for k in range(len(source)) if k not in found.values()]
+    left = [i for i in range(len(engine)) if i not in found]
+    # What is left may be another kind of norm by mistake: its rows are as wide all the same.
+    if [source[k].x.shape for k in rest] == [engine[i].x.shape for i in left]:
+        found |= dict(zip(left, rest, strict=True))
     pairs = [(source[found[i]].name, [source[found[i]]], engine[i]) for i in sorted(found)]
     return _joined(pairs, source, engine)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.crosscheck.token_ids import TokenIds
     from ggufnorm.core.operations import Segment
     from ggufnorm.engines.hf.model import HFModel
+    from ggufnorm.engines.onnx.front import Front
     from ggufnorm.engines.onnx.session import OnnxSession
 
 
@@ -62,6 +63,7 @@ class Runs:
         self.outputs: dict[str, SourceOutput] = {}
         self.tokenizers: dict[str, Tokenizer | None] = {}
         self.tokens_are_random = False
+        self._first: tuple[ObservedRun, Front | None] | None = None
 
     def add(self, location: str) -> None:
         """Run a model."""
@@ -183,7 +185,13 @@ class Runs:
         session = OnnxSession(location, n_threads=self.n_threads)
         if self.tokens is None:
             self.tokens = self._onnx_ids(location, session) if session.takes_tokens else _NO_TOKENS
-        return session.run(self.tokens)
+        if session.takes_tokens or len(self.tokens):
+            return session.run(self.tokens)
+        if self._first is None:
+            found = session.run(self.tokens)
+            self._first = found, session.front
+            return found
+        return session.run_beside(*self._first)
 
     def _onnx_ids(self, location: str, session: OnnxSession) -> Tokens:
         """The text's ids where a tokenizer lies beside the model and can be run."""

@@ -28,6 +28,7 @@ class Evidence:
         model_input: what an ONNX model takes, None without one.
         of_file: the constants in the encoder's file, None without a file, or if it has none.
         turned: whether the picture was turned as its EXIF data say, for llama.cpp too.
+        inside: what is wrong with what the ONNX model does to its pixels itself.
     """
 
     expected: ExpectedPixels
@@ -36,12 +37,14 @@ class Evidence:
     model_input: ModelInput | None
     of_file: Normalization | None
     turned: bool
+    inside: tuple[FeedFinding, ...] = ()
 
 
 def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
     """The findings, the most severe first, and all of it in a sentence."""
     found = [
         *_of_constants(evidence),
+        *evidence.inside,
         *(f for p in evidence.pipelines for f in pipeline_findings(p, "processor-differs")),
         *(finding for c in evidence.comparisons for finding in _of_pair(c)),
         *_of_model(evidence),
