@@ -113,6 +113,12 @@ PICTURE_FOUND = 1e-3
 SAME_LEVELS = 2.5
 """Levels of 255 by which two resizes of one make differ: Pillow and llama.cpp round after each of
 two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""
+WAVE_FORMULA = 1e-5
+"""One multiple of a sample and one number explain a waveform up to this residual; float32 leaves
+1e-7."""
+WAVE_CONSTANT = 0.005
+"""Relative difference up to which two gains of a waveform are one, and offsets in deviations:
+0.04 dB. Resamplers and rounding shift less."""
 MEL_FORMULA = 1e-4
 """A log-mel computation explains all up to this residual; float32 leaves 1e-7 to 1e-5."""
 SAME_SOUND = 0.1

@@ -20,7 +20,8 @@ from ggufnorm.report.view import (
 from ggufnorm.report.views.common import feed_findings_section, feed_status, gallery
 
 _HEADLINES: dict[Status, str] = {
-    "error": "Spectrograms are not as expected",
+    "error": "{} are not as expected",
+    "warning": "Whether {} are as expected cannot be told",
     "neutral": "Normalized as expected, but not the same",
     "ok": "As expected",
 }
@@ -29,11 +30,12 @@ _HEADLINES: dict[Status, str] = {
 def audio_view(report: AudioReport) -> tuple[Report, ...]:
     """Whether spectrograms are normalized as expected, and what each pipeline feeds."""
     answer = feed_status(report.findings)
+    what = "Waveforms" if report.waveform else "Spectrograms"
     return (
         Report(
-            f"Spectrograms of {Path(report.sound.path).name}",
+            f"{what} of {Path(report.sound.path).name}",
             subject=report.sound.path,
-            headline=_HEADLINES[answer],
+            headline=_HEADLINES[answer].format(what if answer == "error" else what.lower()),
             status=answer,
             figures=tuple(_figures(report)),
             verdict=(Sentence(report.verdict, answer),),
@@ -83,7 +85,10 @@ def _sound(report: AudioReport) -> str:
 
 
 def _expected(report: AudioReport) -> str:
-    e = report.expected
+    e, w = report.expected, report.waveform
+    if w is not None:
+        how = "of zero mean and unit variance" if w.normalized else "from -1 to 1, as they are"
+        return f"samples at {w.rate:,} Hz, {how} ({w.source})"
     if e is None:
         return "the feature extractor's output: its formula is not known here"
     return (
@@ -94,7 +99,8 @@ def _expected(report: AudioReport) -> str:
 
 def _size(p: AudioPipeline) -> str:
     n, n_mel, n_frames = p.shape
-    return f"{n_mel}×{n_frames}" + (f" ×{n}" if n > 1 else "")
+    size = f"{n_mel}×{n_frames}" if n_mel > 1 else f"{n_frames} samples"
+    return size + (f" ×{n}" if n > 1 else "")
 
 
 _PIPELINES: Columns[AudioPipeline] = (

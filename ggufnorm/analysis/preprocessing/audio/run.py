@@ -9,12 +9,14 @@ from functools import partial
 import numpy as np
 from gguf.constants import Keys
 
-from ggufnorm.analysis.preprocessing.arrays import read_spectrograms
+from ggufnorm.analysis.preprocessing.arrays import read_spectrograms, read_waveforms
 from ggufnorm.analysis.preprocessing.audio.compare import compare
 from ggufnorm.analysis.preprocessing.audio.explain import SoundDiagnoser
 from ggufnorm.analysis.preprocessing.audio.verdict import Evidence, judge
+from ggufnorm.analysis.preprocessing.audio.waveforms import WaveformDiagnoser
+from ggufnorm.analysis.preprocessing.audio.waveforms import judge as judge_waveforms
 from ggufnorm.analysis.preprocessing.pipelines import PipelineOutput, compare_with_first
-from ggufnorm.core.audio_report import AudioReport, ExpectedMel, SoundFacts
+from ggufnorm.core.audio_report import AudioReport, ExpectedMel, ExpectedWaveform, SoundFacts
 from ggufnorm.core.log_mel import WHISPER_RATE, Array, LogMel, whisper
 from ggufnorm.engines.extractors import Extractor
 from ggufnorm.engines.llama.sound import capture_sound
@@ -60,6 +62,8 @@ def audio(
         raise ConfigError("what the model expects is not known: give --processor or --mmproj")
     original = read_sound(sound)
     loaded = None if processor is None else Extractor(processor)
+    if loaded is not None and loaded.feeds_waveforms:
+        return _of_waveforms(original, loaded, mmproj, array)
     of_file = None if mmproj is None else _file_facts(local_path(mmproj))
     formula = loaded.formula if loaded else _whisper_of(of_file, mmproj)
     rate = loaded.rate if loaded else WHISPER_RATE
@@ -79,6 +83,41 @@ def audio(
         comparisons=comparisons,
         findings=findings,
         verdict=verdict,
+    )
+
+
+def _of_waveforms(
+    original: Sound, loaded: Extractor, mmproj: Location | None, array: Location | None
+) -> AudioReport:
+    """The report of a model that takes samples, not a spectrogram of them."""
+    if mmproj is not None:
+        raise InputError(
+            f"{loaded.path}: {loaded.name} feeds samples, {os.fspath(mmproj)} takes what llama.cpp"
+            " makes of them: give the folder that the encoder was converted from"
+        )
+    expected = loaded.waveform
+    diagnoser = WaveformDiagnoser(original, expected)
+    outputs = [
+        PipelineOutput("transformers", loaded.path, [loaded.feed(diagnoser.samples)]),
+        PipelineOutput(
+            "numpy",
+            "(sample - mean) / sqrt(variance + 1e-7)" if expected.normalized else "samples",
+            [expected.apply(diagnoser.samples).astype(np.float32)],
+        ),
+    ]
+    if array is not None:
+        values, exchanged = read_waveforms(array)
+        outputs.append(PipelineOutput("array", os.fspath(array), list(values), exchanged=exchanged))
+    diagnoses = [diagnoser.diagnose(output) for output in outputs]
+    comparisons, findings, verdict = judge_waveforms(diagnoses)
+    return AudioReport(
+        sound=_facts(original),
+        expected=None,
+        pipelines=tuple(d.pipeline for d in diagnoses),
+        comparisons=comparisons,
+        findings=findings,
+        verdict=verdict,
+        waveform=ExpectedWaveform(loaded.path, expected.rate, expected.normalized),
     )
 
 
