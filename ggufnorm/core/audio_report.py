@@ -38,6 +38,8 @@ class ExpectedMel:
         n_frames: of one input.
         n_fft: samples of a window.
         hop: samples from one window to the next.
+        formula: what becomes of mel energies; Whisper's if it is empty.
+        fixed: whether every input has that many frames, however long its sound is.
     """
 
     source: str
@@ -46,6 +48,8 @@ class ExpectedMel:
     n_frames: int
     n_fft: int
     hop: int
+    formula: str = ""
+    fixed: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,17 @@ windows or filters (:class:`Spectrum`), of the second another logarithm, scale o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, product
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.core.feed import Explanation
 from ggufnorm.core.log_mel import FLOOR, SPAN, Array, LogMel, resampled, scaled
+from ggufnorm.core.spectra import Spectrum, Take, of_variations, variations
 from ggufnorm.core.tolerances import AMBIGUOUS, MEL_FIT, MEL_FORMULA, SAME_SOUND
 
 AS_EXPECTED = "normalized as expected"
@@ -26,23 +28,17 @@ _AUDIBLE = 0.1
 """Decibels below which a sound is not called louder."""
 _MOST_FRAMES = 300
 """Frames that computations are tried on: more tell no more."""
+_MOST_PADDING = 16
+"""Frames of padding that are looked at."""
+_LOUDEST = 8
+"""Frames of the loudest that are always among those tried: the clamp is told by them."""
+_PADDING = 1e-3
+"""Difference of padding, in deviations, up to which it is as computed."""
+_PAIR_GAIN = 0.3
+"""Share of one mistake's residual below which a second one explains something."""
+_FIRST_OF_PAIRS = 3
 LLAMA_FLOOR = 2.0**-24
 """llama.cpp's least energy (``filter_params::mel_floor`` in ``tools/mtmd/mtmd-audio.cpp``)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Spectrum:
-    """Mel energies of a sound, as a pipeline may have made them.
-
-    Attributes:
-        mistakes: names of what is not as expected.
-        text: the same in words.
-        energies: ``(mel bins, frames)``.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    energies: Array
 
 
 @dataclass(frozen=True)
@@ -103,49 +99,19 @@ def spectra(channels: Array, rate: int, formula: LogMel) -> Iterator[Spectrum]:
         rate: of the samples, in Hz.
         formula: the expected one.
     """
-    n_mel = formula.shape[0]
-    mono = channels.mean(axis=0)
-    samples = resampled(mono, rate, formula.rate)
-
-    def of(mistake: str, text: str, how: LogMel, sound: Array = samples) -> Spectrum:
-        return Spectrum((mistake,), text, how.energies(sound))
-
-    yield Spectrum((), "", formula.energies(samples))
-    if rate != formula.rate:
-        text = f"the samples of {rate:,} Hz were taken for ones of {formula.rate:,} Hz"
-        yield of("not-resampled", text, formula, mono)
-    if len(channels) > 1:
-        text = "the first channel alone was taken, not the mean of all"
-        yield of("one-channel", text, formula, resampled(channels[0], rate, formula.rate))
-    text = "samples from -32768 to 32767 were not divided by 32768"
-    yield of("levels-not-scaled", text, formula, samples * 2**15)
-    text = "high frequencies were raised first (pre-emphasis of 0.97)"
-    yield of(
-        "pre-emphasis", text, formula, np.append(samples[:1], samples[1:] - 0.97 * samples[:-1])
-    )
-    text = "windows begin where they should have their middle (center=False)"
-    yield of("not-centred", text, replace(formula, centred=False))
-    yield of(
-        "window-of-another", "Hamming's window, not Hann's", replace(formula, window="hamming")
-    )
-    yield of("window-missing", "no window", replace(formula, window="none"))
-    text = "the filters sum magnitudes, not their squares (power=1)"
-    yield of("magnitudes", text, replace(formula, power=1.0))
-    text = "the filters are spaced in HTK's mels, not Slaney's"
-    yield of("mel-scale-of-another", text, formula.with_bins(n_mel, htk=True))
-    text = "the filters are not divided by their widths (norm=None)"
-    yield of("mel-not-normalized", text, formula.with_bins(n_mel, area=False))
-    text = "the filters are HTK's, and not divided by their widths: torchaudio's defaults"
-    yield Spectrum(("mel-scale-of-another", "mel-not-normalized"), text,
-                   formula.with_bins(n_mel, htk=True, area=False).energies(samples))  # fmt: skip
+    right = Take(resampled(channels.mean(axis=0), rate, formula.rate), formula)
+    yield of_variations(right, (), None)
+    for variation in variations(channels, rate, formula):
+        yield of_variations(right, (variation,), None)
 
 
-def scales(whole: float | None) -> Iterator[Scale]:
+def scales(whole: float | None, batch: float | None = None) -> Iterator[Scale]:
     """What a pipeline may have made of energies, the right thing first.
 
     Args:
         whole: decades of the loudest value of all of a sound that is longer than what the
             encoder takes at once; None for one that is not.
+        batch: decades of the loudest value of all inputs fed together, None of one alone.
     """
     floors = [
         ("", "", FLOOR),
@@ -158,6 +124,9 @@ def scales(whole: float | None) -> Iterator[Scale]:
     if whole is not None:
         text = "the maximum is that of the whole sound, not of the part that is fed"
         tops.append(("clamp-of-whole", text, True, whole))
+    if batch is not None:
+        text = "the maximum is that of all inputs together (the batch), not of each"
+        tops.append(("clamp-of-batch", text, True, batch))
     logs = [
         ("", "", 1.0, SPAN),
         ("natural-logarithm", "the logarithm is natural, not to base 10", _E, SPAN / _E),
@@ -186,7 +155,43 @@ def scales(whole: float | None) -> Iterator[Scale]:
     yield Scale(("decibels",), text, gain=10.0, offset=0.0, relative=True)
 
 
-def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Explanation[Scale]:
+Pairs = Callable[[Sequence[int], NDArray[np.intp]], Iterator[Spectrum]]
+"""``(places of spectra, frames) -> spectra with a second mistake``, at those frames alone."""
+
+
+def pairs_of(channels: Array, rate: int, formula: LogMel) -> Pairs:
+    """Spectra with two mistakes, of which one is known.
+
+    Args:
+        channels: as for :func:`spectra`, whose places are counted.
+        rate: as well.
+        formula: as well.
+    """
+    right = Take(resampled(channels.mean(axis=0), rate, formula.rate), formula)
+    every = list(variations(channels, rate, formula))
+
+    def made(places: Sequence[int], at: NDArray[np.intp]) -> Iterator[Spectrum]:
+        done = set()
+        for place, j in product(places, range(len(every))):
+            first, second = sorted((place - 1, j))
+            same = first == second or every[first].mistake == every[second].mistake
+            if place == 0 or same or (first, second) in done:
+                continue
+            done.add((first, second))
+            yield of_variations(right, (every[first], every[second]), at)
+
+    return made
+
+
+def explain(
+    values: Array,
+    tried: Sequence[Spectrum],
+    whole: float | None,
+    *,
+    batch: float | None = None,
+    n_sound: int | None = None,
+    pairs: Pairs | None = None,
+) -> Explanation[Scale]:
     """Say what made the values of a sound.
 
     Of the computations that are as good as the best the one with the fewest mistakes is
@@ -197,30 +202,50 @@ def explain(values: Array, tried: Sequence[Spectrum], whole: float | None) -> Ex
             not padded as it should be.
         tried: of :func:`spectra`, with as many mel bins and at least as many frames.
         whole: as in :func:`scales`.
+        batch: as well.
+        n_sound: frames that the sound has a part in, the rest is padding; by default all.
+        pairs: of :func:`pairs_of`, tried where one mistake explains too little.
     """
     if tried[0].energies.max() <= FLOOR:
         text = "the sound is silent: it tells nothing"
         return Explanation((), text, None, None, identified=False)
     if not np.ptp(values):
         return Explanation(("constant",), "one value all over", None, None)
-    step = -(-values.shape[1] // _MOST_FRAMES)
-    y = values[:, ::step]
-    some = slice(None, values.shape[1], step)
-    few = [_Part(s, s.energies[:, some], float(s.energies.max())) for s in tried]
-    pairs = sorted(product(few, scales(whole)), key=_n_mistakes)
-    found: list[tuple[float, Spectrum, Scale]] = []
-    for _n, alike in groupby(pairs, _n_mistakes):
-        found += [(_residual(s.apply(p.some, p.loudest), y), p.spectrum, s) for p, s in alike]
-        if min(f[0] for f in found) <= MEL_FORMULA:
-            return _explained(*min(found, key=lambda f: f[0]))
-    best = min(residual for residual, _, _ in found)
-    free = _free_fit(few[0], y)
+    n = min(n_sound or values.shape[1], values.shape[1])
+    at, padding = _sampled(values[:, :n]), _few(n, values.shape[1], _MOST_PADDING)
+    fed = _Fed(values[:, at], values[:, padding])
+    every = list(scales(whole, batch))
+    parts = [
+        _Part(s, s.energies[:, at], s.energies[:, padding], float(s.energies.max())) for s in tried
+    ]
+    found: list[_Found] = []
+    for _n, alike in groupby(sorted(product(parts, every), key=_n_mistakes), _n_mistakes):
+        group = [_try(p, s, fed) for p, s in alike]
+        found += group
+        exact = [f for f in group if f.residual <= MEL_FORMULA and f.padded]
+        if exact:
+            return _explained(min(exact, key=lambda f: f.residual))
+    best = min(f.residual for f in found)
+    if best > MEL_FORMULA and pairs is not None:
+        more = _paired(found, tried, pairs, every, fed, at, padding)
+        if more and more[0].residual <= max(MEL_FORMULA, _PAIR_GAIN * best):
+            found, best = [*found, *more], more[0].residual
+    free = _free_fit(parts[0], fed.sound)
     if best > max(4 * MEL_FORMULA, 1.5 * free[0]) and free[0] < MEL_FIT:
         return free[1]
     if best > SAME_SOUND:
         return Explanation((), "the values are not of this sound", None, best, identified=False)
     # In the order of their mistakes: the first that is good has the fewest.
-    return _explained(*next(f for f in found if f[0] <= AMBIGUOUS * best))
+    good = [f for f in found if f.residual <= max(MEL_FORMULA, AMBIGUOUS * best)]
+    return _explained(next((f for f in good if f.padded), good[0]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Fed:
+    """Values of some frames: of the sound, and of its padding."""
+
+    sound: Array
+    padding: Array
 
 
 class _Part(NamedTuple):
@@ -228,16 +253,75 @@ class _Part(NamedTuple):
 
     spectrum: Spectrum
     some: Array
+    padding: Array
     loudest: float
+
+
+class _Found(NamedTuple):
+    """How near one computation comes to the sound, and whether to the padding."""
+
+    residual: float
+    spectrum: Spectrum
+    scale: Scale
+    padded: bool
+
+
+def _sampled(sound: Array) -> NDArray[np.intp]:
+    """Frames to try computations on: some all over, the first ones and the loudest."""
+    n = sound.shape[1]
+    loudest = np.argsort(sound.max(axis=0))[-_LOUDEST:]
+    return np.unique(np.concatenate([_few(0, n, _MOST_FRAMES), np.arange(min(n, 3)), loudest]))
+
+
+def _few(start: int, stop: int, most: int) -> NDArray[np.intp]:
+    return np.arange(start, stop, max(1, -(-(stop - start) // most)))
+
+
+def _try(part: _Part, scale: Scale, fed: _Fed) -> _Found:
+    residual = _residual(scale.apply(part.some, part.loudest), fed.sound)
+    made = scale.apply(part.padding, part.loudest)
+    near = max(_PADDING, 3 * residual) * float(fed.sound.std())
+    padded = not made.size or bool(np.abs(made - fed.padding).max() <= near)
+    return _Found(residual, part.spectrum, scale, padded)
+
+
+def _paired(
+    found: Sequence[_Found],
+    tried: Sequence[Spectrum],
+    pairs: Pairs,
+    every: Sequence[Scale],
+    fed: _Fed,
+    at: NDArray[np.intp],
+    padding: NDArray[np.intp],
+) -> list[_Found]:
+    """Two mistakes on the way to energies, of which one explains most by itself; best first."""
+    nearest: dict[int, float] = {}
+    for f in found:
+        place = next(i for i, s in enumerate(tried) if s is f.spectrum)
+        nearest[place] = min(nearest.get(place, np.inf), f.residual)
+    places = sorted(nearest, key=lambda i: nearest[i])[:_FIRST_OF_PAIRS]
+    more = []
+    for spectrum in pairs(places, np.concatenate([at, padding])):
+        some, rest = spectrum.energies[:, : len(at)], spectrum.energies[:, len(at) :]
+        part = _Part(spectrum, some, rest, float(spectrum.energies.max()))
+        more += [_try(part, scale, fed) for scale in every]
+    more.sort(key=lambda f: f.residual)
+    good = [f for f in more if f.residual <= max(MEL_FORMULA, AMBIGUOUS * more[0].residual)]
+    return sorted(good, key=lambda f: len(f.spectrum.mistakes) + len(f.scale.mistakes))
 
 
 def _n_mistakes(pair: tuple[_Part, Scale]) -> int:
     return len(pair[0].spectrum.mistakes) + len(pair[1].mistakes)
 
 
-def _explained(residual: float, spectrum: Spectrum, scale: Scale) -> Explanation[Scale]:
-    text = "; ".join(t for t in (spectrum.text, scale.text) if t) or AS_EXPECTED
-    return Explanation((*spectrum.mistakes, *scale.mistakes), text, scale, residual)
+def _explained(found: _Found) -> Explanation[Scale]:
+    spectrum, scale = found.spectrum, found.scale
+    mistakes, texts = [*spectrum.mistakes, *scale.mistakes], [spectrum.text, scale.text]
+    if not found.padded:
+        mistakes.append("padding-of-another")
+        texts.append("what follows the sound is not what silence gives")
+    text = "; ".join(t for t in texts if t) or AS_EXPECTED
+    return Explanation(tuple(mistakes), text, scale, found.residual)
 
 
 def _residual(made: Array, values: Array) -> float:

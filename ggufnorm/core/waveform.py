@@ -27,11 +27,13 @@ class Waveform:
         normalized: to zero mean and unit variance over the clip, without its padding.
         masked: whether padding is told to the model; if not, Transformers takes mean and
             variance over the padding of a batch, too.
+        frame: samples that are fed as one row; 0 for a plain waveform.
     """
 
     rate: int
     normalized: bool
     masked: bool = True
+    frame: int = 0
 
     def apply(self, samples: Array) -> Array:
         """What the model is fed of samples at :attr:`rate`."""
@@ -72,3 +74,11 @@ class Gain:
     def std(self) -> float:
         """That this divides by."""
         return 1 / self.gain
+
+
+PROJECTORS = {
+    "gemma4ua": Waveform(16_000, normalized=False, frame=640),
+    "pockettts_spkenc": Waveform(24_000, normalized=False),
+}
+"""Of encoders in mtmd that take samples as they are, by ``clip.projector_type``
+(``mtmd_context::init_audio`` in ``tools/mtmd/mtmd.cpp``)."""

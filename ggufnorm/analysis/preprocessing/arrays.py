@@ -60,8 +60,14 @@ def read_spectrograms(path: str | os.PathLike[str], n_mel: int) -> tuple[NDArray
 _MOST_CHANNELS = 8
 
 
-def read_waveforms(path: str | os.PathLike[str]) -> tuple[NDArray[np.float64], bool]:
+def read_waveforms(
+    path: str | os.PathLike[str], frame: int = 0
+) -> tuple[NDArray[np.float64], bool]:
     """Waveforms of a ``.npy`` file, of any type of number.
+
+    Args:
+        path: of the file.
+        frame: samples in a row of one waveform that is cut into rows; 0 if none is.
 
     Returns:
         ``(inputs, samples)``, and whether its last two axes had to be exchanged for that.
@@ -71,6 +77,8 @@ def read_waveforms(path: str | os.PathLike[str]) -> tuple[NDArray[np.float64], b
     """
     values = read_numbers(path)
     batch = values[None] if values.ndim == 1 else values
+    if frame and batch.ndim in (2, 3) and batch.shape[-1] == frame:
+        batch = batch.reshape(1 if batch.ndim == 2 else len(batch), -1)
     if batch.ndim == 3 and 1 in batch.shape[1:]:  # (inputs, channels, samples) of one channel
         batch = batch.reshape(len(batch), -1)
     if batch.ndim == 3 and len(batch) == 1:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufnorm.core.audio_report import AudioComparison, AudioPipeline, AudioReport
+from ggufnorm.core.log_mel import WHISPERS_FORMULA
 from ggufnorm.report.formatting import counted, halved, number, numeric, sparkline
 from ggufnorm.report.view import (
     Column,
@@ -92,7 +93,7 @@ def _expected(report: AudioReport) -> str:
     if e is None:
         return "the feature extractor's output: its formula is not known here"
     return (
-        f"(max(log10 energy, maximum - 8) + 4) / 4 of {e.n_mel} mel bins and {e.n_frames:,}"
+        f"{e.formula or WHISPERS_FORMULA} of {e.n_mel} mel bins and {e.n_frames:,}"
         f" frames, windows of {e.n_fft} samples every {e.hop} at {e.rate:,} Hz ({e.source})"
     )
 

@@ -127,21 +127,26 @@ def compare(a: WaveformDiagnosis, b: WaveformDiagnosis) -> AudioComparison:
 
 
 def judge(
-    diagnoses: list[WaveformDiagnosis],
+    diagnoses: list[WaveformDiagnosis], n_samples: int
 ) -> tuple[tuple[AudioComparison, ...], tuple[FeedFinding, ...], str]:
-    """The comparisons, the findings, the most severe first, and all of it in a sentence."""
+    """The comparisons, the findings, the most severe first, and all of it in a sentence.
+
+    Args:
+        diagnoses: of all pipelines.
+        n_samples: of the sound.
+    """
     pipelines = tuple(d.pipeline for d in diagnoses)
     comparisons = compare_with_first(diagnoses, compare)
-    found = [finding for p in pipelines for finding in _of_pipeline(p, pipelines[0])]
+    found = [finding for p in pipelines for finding in _of_pipeline(p, n_samples)]
     found += [f for c in comparisons for f in _of_pair(c, pipelines)]
     findings = by_severity(found)
     return comparisons, findings, summarize(pipelines, findings, "waveform")
 
 
-def _of_pipeline(p: AudioPipeline, first: AudioPipeline) -> list[FeedFinding]:
+def _of_pipeline(p: AudioPipeline, n_samples: int) -> list[FeedFinding]:
     found = list(pipeline_findings(p, "extractor-differs", MILD))
-    if not is_misconfigured(p) and p.shape[2] < first.shape[2]:
-        message = f"{p.name} feeds {p.shape[2]:,} samples, {first.name} {first.shape[2]:,}"
+    if not is_misconfigured(p) and p.shape[2] < n_samples:
+        message = f"{p.name} feeds {p.shape[2]:,} samples, the sound has {n_samples:,}"
         found.append(FeedFinding("warning", "length", p.name, message))
     return found
 
