@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import combinations, groupby, product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.feed import Explanation
-from ggufnorm.core.log_mel import FLOOR, SPAN, Array, LogMel, resampled, scaled
+from ggufnorm.core.log_mel import FLOOR, Array, LogMel, resampled
+from ggufnorm.core.log_mel_scales import Scale, scales
 from ggufnorm.core.spectra import Spectrum, Take, of_variations, variations
 from ggufnorm.core.tolerances import AMBIGUOUS, MEL_FIT, MEL_FORMULA, SAME_SOUND
 
 AS_EXPECTED = "normalized as expected"
 
-_E = float(np.log(10))
 _AUDIBLE = 0.1
 """Decibels below which a sound is not called louder."""
-_MOST_FRAMES = 300
+_MOST_FRAMES = 160
 """Frames that computations are tried on: more tell no more."""
 _MOST_PADDING = 16
 """Frames of padding that are looked at."""
@@ -36,59 +36,8 @@ _PADDING = 1e-3
 """Difference of padding, in deviations, up to which it is as computed."""
 _PAIR_GAIN = 0.3
 """Share of one mistake's residual below which a second one explains something."""
-_FIRST_OF_PAIRS = 3
-LLAMA_FLOOR = 2.0**-24
-"""llama.cpp's least energy (``filter_params::mel_floor`` in ``tools/mtmd/mtmd-audio.cpp``)."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """``gain · max(log10 e, log10 floor, top - span) + offset``.
-
-    Attributes:
-        mistakes: names of what is not as expected.
-        text: the same in words.
-        gain: of decades; None feeds the energies themselves.
-        offset: added at the end.
-        span: decades kept below ``top``, None to keep all.
-        floor: least energy.
-        top: decades of the loudest value; by default of the values themselves.
-        relative: whether that is subtracted first.
-    """
-
-    mistakes: tuple[str, ...]
-    text: str
-    gain: float | None = 0.25
-    offset: float = 1.0
-    span: float | None = SPAN
-    floor: float = FLOOR
-    top: float | None = None
-    relative: bool = False
-
-    def apply(self, energies: Array, loudest: float) -> Array:
-        """Values of energies.
-
-        Args:
-            energies: at any places.
-            loudest: energy of the whole spectrogram.
-        """
-        if self.gain is None:
-            return energies
-        logs = np.log10(np.maximum(energies, self.floor))
-        top = float(np.log10(max(loudest, self.floor))) if self.top is None else self.top
-        if self.span is not None:
-            logs = np.maximum(logs, top - self.span)
-        return np.asarray(self.gain * (logs - top * self.relative) + self.offset)
-
-    def undo(self, values: Array) -> Array:
-        """Energies of values, those below the bound raised to it."""
-        with np.errstate(over="ignore"):
-            return values if self.gain is None else 10 ** ((values - self.offset) / self.gain)
-
-
-def expected_again(scale: Scale, values: Array) -> Array:
-    """Values as the expected scale gives them, where another one gave these."""
-    return scaled(scale.undo(values))
+_FIRST_OF_PAIRS = 6
+"""Pairs that are tried with every scale: those whose energies come nearest to a line."""
 
 
 def spectra(channels: Array, rate: int, formula: LogMel) -> Iterator[Spectrum]:
@@ -105,80 +54,19 @@ def spectra(channels: Array, rate: int, formula: LogMel) -> Iterator[Spectrum]:
         yield of_variations(right, (variation,), None)
 
 
-def scales(whole: float | None, batch: float | None = None) -> Iterator[Scale]:
-    """What a pipeline may have made of energies, the right thing first.
-
-    Args:
-        whole: decades of the loudest value of all of a sound that is longer than what the
-            encoder takes at once; None for one that is not.
-        batch: decades of the loudest value of all inputs fed together, None of one alone.
-    """
-    floors = [
-        ("", "", FLOOR),
-        ("mel-floor", "energies below 2^-24 were raised to it, not those below 1e-10", LLAMA_FLOOR),
-    ]
-    tops: list[tuple[str, str, bool, float | None]] = [
-        ("", "", True, None),
-        ("clamp-missing", "nothing was cut off 8 decades below the maximum", False, None),
-    ]
-    if whole is not None:
-        text = "the maximum is that of the whole sound, not of the part that is fed"
-        tops.append(("clamp-of-whole", text, True, whole))
-    if batch is not None:
-        text = "the maximum is that of all inputs together (the batch), not of each"
-        tops.append(("clamp-of-batch", text, True, batch))
-    logs = [
-        ("", "", 1.0, SPAN),
-        ("natural-logarithm", "the logarithm is natural, not to base 10", _E, SPAN / _E),
-        ("decibels", "decibels, not decades", 10.0, SPAN),
-    ]
-    steps = [
-        ("", "", 0.25, 1.0),
-        ("not-scaled", "(x + 4) / 4 was left out", 1.0, 0.0),
-        ("scaled-twice", "(x + 4) / 4 was done twice", 0.0625, 1.25),
-        ("offset-missing", "divided by 4, but 4 was not added", 0.25, 0.0),
-        ("divisor-missing", "4 was added, but not divided by 4", 1.0, 4.0),
-    ]
-    for floor, top, log, step in product(floors, tops, logs, steps):
-        parts = [(name, text) for name, text, *_ in (step, log, top, floor) if name]
-        yield Scale(
-            mistakes=tuple(name for name, _text in parts),
-            text="; ".join(text for _name, text in parts),
-            gain=log[2] * step[2],
-            offset=step[3],
-            span=log[3] if top[2] else None,
-            floor=floor[2],
-            top=top[3],
-        )
-    yield Scale(("logarithm-missing",), "energies: no logarithm was taken", gain=None)
-    text = "decibels below the loudest value"
-    yield Scale(("decibels",), text, gain=10.0, offset=0.0, relative=True)
-
-
-Pairs = Callable[[Sequence[int], NDArray[np.intp]], Iterator[Spectrum]]
-"""``(places of spectra, frames) -> spectra with a second mistake``, at those frames alone."""
+Pairs = Callable[[NDArray[np.intp]], Iterator[Spectrum]]
+"""``frames -> spectra with two mistakes``, at those frames alone."""
 
 
 def pairs_of(channels: Array, rate: int, formula: LogMel) -> Pairs:
-    """Spectra with two mistakes, of which one is known.
-
-    Args:
-        channels: as for :func:`spectra`, whose places are counted.
-        rate: as well.
-        formula: as well.
-    """
+    """Spectra with two mistakes; the arguments are those of :func:`spectra`."""
     right = Take(resampled(channels.mean(axis=0), rate, formula.rate), formula)
     every = list(variations(channels, rate, formula))
 
-    def made(places: Sequence[int], at: NDArray[np.intp]) -> Iterator[Spectrum]:
-        done = set()
-        for place, j in product(places, range(len(every))):
-            first, second = sorted((place - 1, j))
-            same = first == second or every[first].mistake == every[second].mistake
-            if place == 0 or same or (first, second) in done:
-                continue
-            done.add((first, second))
-            yield of_variations(right, (every[first], every[second]), at)
+    def made(at: NDArray[np.intp]) -> Iterator[Spectrum]:
+        for first, second in combinations(every, 2):
+            if first.mistake != second.mistake:
+                yield of_variations(right, (first, second), at)
 
     return made
 
@@ -227,9 +115,10 @@ def explain(
             return _explained(min(exact, key=lambda f: f.residual))
     best = min(f.residual for f in found)
     if best > MEL_FORMULA and pairs is not None:
-        more = _paired(found, tried, pairs, every, fed, at, padding)
-        if more and more[0].residual <= max(MEL_FORMULA, _PAIR_GAIN * best):
-            found, best = [*found, *more], more[0].residual
+        more = _paired(pairs, every, fed, at, padding)
+        nearer = min((f.residual for f in more), default=np.inf)
+        if nearer <= max(MEL_FORMULA, _PAIR_GAIN * best):
+            found, best = [*found, *more], nearer
     free = _free_fit(parts[0], fed.sound)
     if best > max(4 * MEL_FORMULA, 1.5 * free[0]) and free[0] < MEL_FIT:
         return free[1]
@@ -286,28 +175,36 @@ def _try(part: _Part, scale: Scale, fed: _Fed) -> _Found:
 
 
 def _paired(
-    found: Sequence[_Found],
-    tried: Sequence[Spectrum],
     pairs: Pairs,
     every: Sequence[Scale],
     fed: _Fed,
     at: NDArray[np.intp],
     padding: NDArray[np.intp],
 ) -> list[_Found]:
-    """Two mistakes on the way to energies, of which one explains most by itself; best first."""
-    nearest: dict[int, float] = {}
-    for f in found:
-        place = next(i for i, s in enumerate(tried) if s is f.spectrum)
-        nearest[place] = min(nearest.get(place, np.inf), f.residual)
-    places = sorted(nearest, key=lambda i: nearest[i])[:_FIRST_OF_PAIRS]
+    """Two mistakes on the way to energies; of those as good as the best the fewest first."""
+    screened = [
+        (_unexplained(s.energies[:, : len(at)], fed.sound), s)
+        for s in pairs(np.concatenate([at, padding]))
+    ]
+    screened.sort(key=lambda pair: pair[0])
     more = []
-    for spectrum in pairs(places, np.concatenate([at, padding])):
+    for _left, spectrum in screened[:_FIRST_OF_PAIRS]:
         some, rest = spectrum.energies[:, : len(at)], spectrum.energies[:, len(at) :]
         part = _Part(spectrum, some, rest, float(spectrum.energies.max()))
         more += [_try(part, scale, fed) for scale in every]
-    more.sort(key=lambda f: f.residual)
-    good = [f for f in more if f.residual <= max(MEL_FORMULA, AMBIGUOUS * more[0].residual)]
+    best = min((f.residual for f in more), default=np.inf)
+    good = [f for f in more if f.residual <= max(MEL_FORMULA, AMBIGUOUS * best)]
     return sorted(good, key=lambda f: len(f.spectrum.mistakes) + len(f.scale.mistakes))
+
+
+def _unexplained(energies: Array, values: Array) -> float:
+    """What a line through energies or their logarithms leaves of values above their least."""
+    kept = (values > values.min() + 1e-3 * np.ptp(values)) & (energies > FLOOR)
+    if kept.sum() < 3:
+        return np.inf
+    y, e = values[kept], energies[kept]
+    correlations = [np.corrcoef(y, x)[0, 1] for x in (np.log10(e), e) if np.ptp(x)]
+    return 1 - max((abs(float(c)) for c in correlations), default=0.0)
 
 
 def _n_mistakes(pair: tuple[_Part, Scale]) -> int:

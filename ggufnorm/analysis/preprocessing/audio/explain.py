@@ -21,7 +21,8 @@ from ggufnorm.core.feed import Explanation
 from ggufnorm.core.front_end_mistakes import FrontEndExplainer
 from ggufnorm.core.front_ends import FrontEnd
 from ggufnorm.core.log_mel import Array, LogMel, resampled
-from ggufnorm.core.log_mel_mistakes import Pairs, Scale, explain, pairs_of, spectra
+from ggufnorm.core.log_mel_mistakes import Pairs, explain, pairs_of, spectra
+from ggufnorm.core.log_mel_scales import Scale
 from ggufnorm.core.spectra import Spectrum
 from ggufnorm.core.tolerances import MEL_FORMULA
 from ggufnorm.formats.wav import Sound
