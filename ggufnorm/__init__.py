@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         attribute,
         audio,
         audit,
+        check,
         compare,
         compare_frameworks,
         diff,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
+    from ggufnorm.core.check import CheckReport
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.fix import FixReport
@@ -53,6 +55,7 @@ __all__ = [
     "AttributionReport",
     "AudioReport",
     "AuditReport",
+    "CheckReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
@@ -69,6 +72,7 @@ __all__ = [
     "attribute",
     "audio",
     "audit",
+    "check",
     "compare",
     "compare_frameworks",
     "diff",
@@ -91,6 +95,7 @@ _HOMES = {
     "AttributionReport": "ggufnorm.core.attribution",
     "AudioReport": "ggufnorm.core.audio_report",
     "AuditReport": "ggufnorm.core.audit",
+    "CheckReport": "ggufnorm.core.check",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
@@ -107,6 +112,7 @@ _HOMES = {
     "attribute": "ggufnorm.api",
     "audio": "ggufnorm.api",
     "audit": "ggufnorm.api",
+    "check": "ggufnorm.api",
     "compare": "ggufnorm.api",
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",
