@@ -110,6 +110,9 @@ SAME_PICTURE = 0.35
 """Free fit's residual above which the two are not one picture, and tell nothing."""
 PICTURE_FOUND = 1e-3
 """Residual of a resized picture below which no other way to resize is tried."""
+ROUNDED_PICTURE = 0.01
+"""Residual that rounding a resized picture to whole levels leaves at most: above it the resize is
+another one."""
 SAME_LEVELS = 2.5
 """Levels of 255 by which two resizes of one make differ: Pillow and llama.cpp round after each of
 two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""

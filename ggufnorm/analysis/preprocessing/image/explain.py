@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
-from ggufnorm.analysis.preprocessing.image.matching import best_match
+from ggufnorm.analysis.preprocessing.image.matching import Match, best_match, match_picture
 from ggufnorm.analysis.preprocessing.pipelines import (
     BINS,
     Diagnosis,
@@ -28,6 +29,7 @@ from ggufnorm.core.pixels import (
     explain_alone,
     fit,
 )
+from ggufnorm.core.tolerances import ROUNDED_PICTURE
 from ggufnorm.engines.images import Levels, resizes
 
 _LONGEST = 192
@@ -119,13 +121,12 @@ def _with_picture(
 ) -> tuple[Explanation[Affine], str | None, float | None]:
     """What was done to levels, how they were resized, and how sure that is."""
     values = output.inputs[index]
-    height, width, _channels = values.shape
     if output.levels is None:
-        match = best_match(resizes(levels, height, width), values)
-        explanation = explain(*match.pair(values), expected)
+        match = match_picture(levels, values)
+        explanation = _explained(match, values, expected)
     else:
         before = output.levels[index]
-        match = best_match(resizes(levels, height, width), before)
+        match = match_picture(levels, before)
         explanation = explain(before, values, expected)
     if explanation.identified:
         return explanation, str(match.resized), match.residual
@@ -134,6 +135,18 @@ def _with_picture(
     mistakes, residual = alone.mistakes, explanation.residual
     both = Explanation(mistakes, text, alone.transform, residual, identified=bool(mistakes))
     return both, None, match.residual
+
+
+def _explained(match: Match, values: Values, expected: Normalization) -> Explanation[Affine]:
+    """The normalization; by means over blocks where the resize is not recognized."""
+    whole = explain(*match.pair(values), expected)
+    means = match.means(values) if match.residual > ROUNDED_PICTURE else None
+    if means is None or not whole.identified or "constant" in whole.mistakes:
+        return whole
+    found = explain(*means, expected)
+    if not found.identified or (found.residual or 0.0) > (whole.residual or 0.0):
+        return whole
+    return replace(found, residual=whole.residual)
 
 
 def _shown(values: Values, expected: Normalization) -> str | None:
