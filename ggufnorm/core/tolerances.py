@@ -113,6 +113,10 @@ PICTURE_FOUND = 1e-3
 ROUNDED_PICTURE = 0.01
 """Residual that rounding a resized picture to whole levels leaves at most: above it the resize is
 another one."""
+UNRECOGNIZED_PICTURE = 0.05
+"""Residual above which the picture may be another one than the original, resized in any way."""
+MUCH_NEARER = 0.6
+"""Share of that residual that another picture, mirrored or without colours, must not exceed."""
 SAME_LEVELS = 2.5
 """Levels of 255 by which two resizes of one make differ: Pillow and llama.cpp round after each of
 two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""

@@ -21,6 +21,7 @@ from ggufnorm.engines.resizing import (
     TENSOR_RESIZES,
     resize_tensor,
 )
+from ggufnorm.engines.takes import Take, takes_of_file
 from ggufnorm.errors import InputError, MissingPackageError
 from ggufnorm.formats.files import open_regular
 
@@ -48,11 +49,13 @@ class Picture:
         path: of the file.
         levels: ``(height, width, 3)``, red first.
         turned: whether its EXIF data told to turn it, and it was.
+        takes: what pipelines may read out of the file instead.
     """
 
     path: str
     levels: Levels
     turned: bool
+    takes: tuple[Take, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
                     )
                 turned = image.getexif().get(0x0112, 1) != 1  # Orientation
                 levels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                takes = tuple(takes_of_file(image, turned))
     except FileNotFoundError:
         raise InputError(f"cannot read the picture {name}: there is no such file") from None
     except image_module.UnidentifiedImageError:
@@ -109,7 +113,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot read the picture {name}: {reason}") from None
-    return Picture(name, levels, turned)
+    return Picture(name, levels, turned, takes)
 
 
 def resizes(

@@ -71,6 +71,12 @@ def match_picture(levels: Levels, values: NDArray[np.floating]) -> Match:
     return best_match(chain([nearest[shapes[0]].resized], others), values)
 
 
+def rough_match(levels: Levels, values: NDArray[np.floating]) -> Match:
+    """The same by few filters: how near the picture is at all."""
+    height, width = values.shape[:2]
+    return best_match(resizes(levels, height, width, _OF_SHAPE), values)
+
+
 def best_match(candidates: Iterable[Resized], values: NDArray[np.floating]) -> Match:
     """The picture that comes nearest to values, whatever constants normalized it.
 
@@ -107,4 +113,5 @@ def _flat(pixels: NDArray[np.floating] | NDArray[np.uint8]) -> Array:
 def _block_means(pixels: NDArray[np.floating] | NDArray[np.uint8], side: int) -> Array:
     rows, columns = (n // side for n in pixels.shape[:2])
     whole = np.asarray(pixels[: rows * side, : columns * side], np.float64)
-    return whole.reshape(rows, side, columns, side, 3).mean(axis=(1, 3)).reshape(-1, 3)
+    means = whole.reshape(rows, side, columns, side, 3).mean(axis=(1, 3))
+    return np.asarray(means.reshape(-1, 3))

@@ -64,7 +64,8 @@ def pixels(
     model_input = None if onnx is None else picture_input(onnx)
     levels = None if picture is None else picture.levels
     outputs = list(_outputs(levels, loaded, mmproj, array, expected.normalization))
-    diagnoses = diagnose_all(outputs, levels, expected.normalization)
+    takes = () if picture is None else picture.takes
+    diagnoses = diagnose_all(outputs, levels, expected.normalization, takes)
     comparisons = compare_with_first(diagnoses, compare)
     pipelines = tuple(d.pipeline for d in diagnoses)
     evidence = Evidence(
