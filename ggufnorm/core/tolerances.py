@@ -129,9 +129,22 @@ SAME_PICTURE = 0.35
 """Free fit's residual above which the two are not one picture, and tell nothing."""
 PICTURE_FOUND = 1e-3
 """Residual of a resized picture below which no other way to resize is tried."""
+ROUNDED_PICTURE = 0.01
+"""Residual that rounding a resized picture to whole levels leaves at most: above it the resize is
+another one."""
+UNRECOGNIZED_PICTURE = 0.05
+"""Residual above which the picture may be another one than the original, resized in any way."""
+MUCH_NEARER = 0.6
+"""Share of that residual that another picture, mirrored or without colours, must not exceed."""
 SAME_LEVELS = 2.5
 """Levels of 255 by which two resizes of one make differ: Pillow and llama.cpp round after each of
 two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""
+WAVE_FORMULA = 1e-5
+"""One multiple of a sample and one number explain a waveform up to this residual; float32 leaves
+1e-7."""
+WAVE_CONSTANT = 0.005
+"""Relative difference up to which two gains of a waveform are one, and offsets in deviations:
+0.04 dB. Resamplers and rounding shift less."""
 MEL_FORMULA = 1e-4
 """A log-mel computation explains all up to this residual; float32 leaves 1e-7 to 1e-5."""
 SAME_SOUND = 0.1

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
-from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.feed import FeedFinding, is_refuted
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.formatting import model_line
 from ggufnorm.report.view import (
@@ -97,8 +97,10 @@ def severity_status(severity: str) -> Status:
 
 def feed_status(findings: Iterable[FeedFinding]) -> Status:
     """How good pipelines are by what was found on them."""
-    severities = {f.severity for f in findings}
-    return "error" if "error" in severities else "neutral" if severities else "ok"
+    found = tuple(findings)
+    if any(f.severity == "error" for f in found):
+        return "error"
+    return "warning" if is_refuted(found) else "neutral" if found else "ok"
 
 
 def feed_findings_section(findings: Sequence[FeedFinding]) -> Section:

@@ -73,10 +73,12 @@ def pixels(
     model_input = None if onnx is None else picture_input(onnx)
     levels = None if picture is None else picture.levels
     outputs = list(_outputs(levels, loaded, mmproj, array, expected.normalization))
-    diagnoses = diagnose_all(outputs, levels, expected.normalization)
+    takes = () if picture is None else picture.takes
+    diagnoses = diagnose_all(outputs, levels, expected.normalization, takes)
     inside = None if onnx is None else _look_inside(onnx, expected.normalization)
     if inside is not None:
-        diagnoses = inside.judged(diagnoses, diagnose_all(outputs, levels, inside.fed))
+        of_fed = diagnose_all(outputs, levels, inside.fed, takes)
+        diagnoses = inside.judged(diagnoses, of_fed)
         expected = inside.sources(expected)
     comparisons = compare_with_first(diagnoses, compare)
     pipelines = tuple(d.pipeline for d in diagnoses)
