@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         compare_frameworks,
         diff,
         drift,
+        drift_onnx,
         fix,
         inspect,
         pixels,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.onnx_drift import OnnxDriftReport
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
@@ -64,6 +66,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "OnnxDriftReport",
     "PixelReport",
     "RecipeReport",
     "attribute",
@@ -73,6 +76,7 @@ __all__ = [
     "compare_frameworks",
     "diff",
     "drift",
+    "drift_onnx",
     "fix",
     "group_norm",
     "inspect",
@@ -102,6 +106,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "OnnxDriftReport": "ggufnorm.core.onnx_drift",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
     "attribute": "ggufnorm.api",
@@ -111,6 +116,7 @@ _HOMES = {
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",
     "drift": "ggufnorm.api",
+    "drift_onnx": "ggufnorm.api",
     "fix": "ggufnorm.api",
     "group_norm": "ggufnorm.core.norms",
     "inspect": "ggufnorm.api",

@@ -14,6 +14,7 @@ from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.fix import FixReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.model import Inspection, InspectionSet
+from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.pixel_report import PixelReport
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
@@ -36,6 +37,7 @@ from ggufnorm.report.views.drift_set import drift_set_view
 from ggufnorm.report.views.fix import fix_view
 from ggufnorm.report.views.frameworks import frameworks_view
 from ggufnorm.report.views.inspect import inspection_set_view, inspection_view
+from ggufnorm.report.views.onnx_drift import onnx_drift_view
 from ggufnorm.report.views.pixels import pixel_view
 from ggufnorm.report.views.recipe import recipe_view
 
@@ -74,6 +76,7 @@ KINDS = (
     ),
     Kind("ggufnorm/drift", DriftReport, drift_view, "operations", _one(drift_charts)),
     Kind("ggufnorm/drift-set", DriftSet, drift_set_view, "reports", _one(drift_set_charts)),
+    Kind("ggufnorm/drift-onnx", OnnxDriftReport, onnx_drift_view, "operations"),
     Kind("ggufnorm/diff", DiffReport, diff_view, "tensors", _one(diff_charts)),
     Kind("ggufnorm/audit", AuditReport, audit_view, "findings"),
     Kind("ggufnorm/audit-set", AuditSet, audit_set_view, "findings"),

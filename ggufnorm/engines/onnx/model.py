@@ -138,6 +138,11 @@ class OnnxModel:
         t = self._initializers.get(name)
         return () if t is None else tuple(t.dims)
 
+    def n_bytes(self, name: str) -> int:
+        """Size of an initializer, 0 if there is none of that name."""
+        t = self._initializers.get(name)
+        return 0 if t is None else math.prod(t.dims) * self._item_size(t.data_type)
+
     def source(self, value: str, depth: int = _DEPTH) -> str | None:
         """The initializer that a constant value is made of; None if it is none."""
         if value in self._initializers:

@@ -47,6 +47,28 @@ def require_onnxruntime() -> Any:
     return onnxruntime
 
 
+def optimize(model: OnnxModel, out: Path) -> Path:
+    """Write what ONNX Runtime makes of a graph on any machine: fused, and constants folded.
+
+    Args:
+        model: the graph.
+        out: file to write.
+
+    Raises:
+        EngineError: ONNX Runtime does not take the model.
+    """
+    runtime = require_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(out)
+    try:
+        runtime.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever a runtime raises
+        raise EngineError(f"{model.path}: ONNX Runtime does not take it: {_line(error)}") from None
+    return out
+
+
 class OnnxSession:
     """An ONNX file ready to run, on the CPU. All norms are observed.
 
@@ -113,7 +135,7 @@ class OnnxSession:
     @property
     def takes_tokens(self) -> bool:
         """Whether one of its inputs is token ids."""
-        return any(_role(i.name, i.type) == "ids" for i in self._session.get_inputs())
+        return any(input_role(i.name, i.type) == "ids" for i in self._session.get_inputs())
 
     @property
     def n_vocab(self) -> int:
@@ -168,8 +190,8 @@ class OnnxSession:
         return max((MATRIX_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
 
     def _feed(self, wanted: Any, tokens: Tokens, pixels: Array | None) -> NDArray[Any]:
-        role = _role(wanted.name, wanted.type)
-        dtype = _DTYPES.get(wanted.type)
+        role = input_role(wanted.name, wanted.type)
+        dtype = INPUT_DTYPES.get(wanted.type)
         if dtype is None:
             raise InputError(f"{self.model.path}: its input {wanted.name} is {wanted.type}")
         if role == "image" and pixels is not None:
@@ -270,7 +292,8 @@ def _input_of(norm: OnnxNorm, model: OnnxModel) -> str:
     return outputs[at] if at < len(outputs) and outputs[at] else f"{norm.y}/ggufnorm_input"
 
 
-def _role(name: str, kind: str) -> str:
+def input_role(name: str, kind: str) -> str:
+    """What an input takes: past, ones, zeros, positions, ids or image; the last for any reals."""
     lower = name.lower()
     if "past" in lower or "cache" in lower:
         return "past"
@@ -283,7 +306,7 @@ def _role(name: str, kind: str) -> str:
     return "ids" if "int" in kind else "image"
 
 
-_DTYPES = {
+INPUT_DTYPES = {
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float)": "float32",
     "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
 }  # fmt: skip

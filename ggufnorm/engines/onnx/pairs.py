@@ -1,0 +1,369 @@
+"""Which value of one ONNX graph stands for which of another.
+
+A value of the graph under test is paired with one of the reference by
+
+1. its name, where the two files share names: whoever quantizes, converts to half precision or
+   optimizes a graph keeps the names of results. Names are believed as a whole or not at all:
+   exporters that number values give the same number to another value in another version;
+2. the weight that it is computed with: by the initializer's name, or by its values;
+3. topology: the same operation on paired inputs and equal constants gives paired results, in
+   the order of the graph where several are alike.
+
+Casts, copies and ``QuantizeLinear`` followed by ``DequantizeLinear`` are seen through: they round
+a value and do not make another one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.tolerances import NOT_QUANTIZATION
+from ggufnorm.engines.onnx.model import OnnxModel
+from ggufnorm.engines.onnx.quantized import WEIGHT_INPUTS, dequantized_weight
+
+_ROUNDS = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
+"""Operations that give their first input, rounded."""
+_SCALES = ("Cast", "Mul")
+"""What turns an integer product into real numbers."""
+_AGREE = 0.9
+"""Share of the common names behind which the same must stand for names to be believed."""
+_SAMPLES = 4096
+"""Elements by which two weights are compared."""
+_SMALL = 64
+"""Constants of at most so many elements are compared exactly."""
+
+_WEIGHTED: Mapping[str, tuple[int, ...]] = {
+    "MatMul": (1, 0), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,),
+    "FusedMatMul": (1, 0), "FusedGemm": (1,), "FusedConv": (1,), "Attention": (1,),
+    **{op: (at.weight,) for op, at in WEIGHT_INPUTS.items() if op != "DequantizeLinear"},
+}  # fmt: skip
+"""Where an operation's matrix stands among its inputs."""
+_ADDS_BIAS: Mapping[str, int] = {
+    "Gemm": 2, "FusedGemm": 2, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6,
+}  # fmt: skip
+"""Products that may add a bias, and which input that is."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Values that stand for each other.
+
+    Attributes:
+        values: of the graph under test, to the reference's; in the order of its nodes.
+        inputs: of the graph under test, to the reference's.
+        outputs: likewise.
+        by_name: whether names were believed.
+    """
+
+    values: Mapping[str, str]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    by_name: bool
+
+
+def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
+    """Pair the values of two graphs."""
+    inputs = _ends([i.name for i in graph_inputs(ref)], [i.name for i in graph_inputs(quant)])
+    outputs = _ends(*([o.name for o in m.proto.graph.output] for m in (ref, quant)))
+    weights = _Weights(ref, quant)
+    products = [
+        {p.weight: p for p in products_of(model, weights if model is quant else None)}
+        for model in (ref, quant)
+    ]
+    by_name = _names_agree(ref, quant, *products)
+    finder = _Finder(ref, quant, weights, dict(inputs))
+    if by_name:
+        for name in quant.producers:
+            if name in ref.producers:
+                finder.add(name, name)
+    else:
+        for key, product in products[1].items():
+            if key in products[0]:
+                finder.add(product.end, _end_like(ref, products[0][key], product))
+    finder.follow()
+    for name, other in outputs.items():
+        finder.add(name, other)
+    order = {name: i for i, name in enumerate(quant.producers)}
+    found = {n: finder.found[n] for n in sorted(finder.found.keys() & order, key=order.get)}  # type: ignore[arg-type]
+    return Pairing(found, inputs, outputs, by_name)
+
+
+def graph_inputs(model: OnnxModel) -> list[Any]:
+    """Inputs of a graph that are no initializers."""
+    return [i for i in model.proto.graph.input if model.dtype(i.name) is None]
+
+
+def _ends(ref: list[str], quant: list[str]) -> dict[str, str]:
+    """Inputs or outputs, by name or else by order."""
+    if set(quant) <= set(ref):
+        return {name: name for name in quant}
+    return dict(zip(quant, ref, strict=False)) if len(ref) == len(quant) else {}
+
+
+# -- products with a stored matrix -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Product:
+    """An operation that reads a stored matrix.
+
+    Attributes:
+        weight: the reference's initializer, by name, with the how manieth reader of it this is.
+        node: the operation.
+        end: the value in real numbers that comes of it.
+        bias: whether the operation adds a bias.
+    """
+
+    weight: tuple[str, int]
+    node: Any
+    end: str
+    bias: bool
+
+
+def products_of(model: OnnxModel, weights: _Weights | None = None) -> Iterator[Product]:
+    """All operations with a stored matrix, in order.
+
+    Args:
+        model: the graph.
+        weights: knows which matrix of the reference one is; None for the reference itself.
+    """
+    readers: dict[str, int] = defaultdict(int)
+    for node in model.nodes:
+        name = matrix_of(model, node)
+        key = name if name is None or weights is None else weights.of(name)
+        if key is not None:
+            number = _ADDS_BIAS.get(node.op_type, len(node.input))
+            bias = number < len(node.input) and bool(node.input[number])
+            yield Product((key, readers[key]), node, _end(model, node), bias)
+            readers[key] += 1
+
+
+def matrix_of(model: OnnxModel, node: Any) -> str | None:
+    """The initializer that an operation reads as its matrix, None if it reads none."""
+    for i in _WEIGHTED.get(node.op_type, ()):
+        if i < len(node.input):
+            name = model.source(node.input[i])
+            if (
+                name is not None
+                and len(model.shape(name)) > 1
+                and is_constant(model, node.input[i])
+            ):
+                return name
+    return None
+
+
+def is_constant(model: OnnxModel, value: str) -> bool:
+    """Whether a value depends on no input of the graph."""
+    waiting, seen = [value], set()
+    inputs = {i.name for i in graph_inputs(model)}
+    while waiting:
+        name = waiting.pop()
+        if name in inputs:
+            return False
+        if name in seen:
+            continue
+        seen.add(name)
+        node = model.producers.get(name)
+        if node is not None:
+            if node.op_type not in _OF_CONSTANTS:
+                return False
+            waiting += [i for i in node.input if i]
+    return True
+
+
+def captured(node: Any) -> set[str]:
+    """Names that the graphs inside a node (``If``, ``Loop``, ``Scan``) take from outside."""
+    found: set[str] = set()
+    for a in node.attribute:
+        for graph in (a.g, *a.graphs):
+            for inner in graph.node:
+                found.update(inner.input)
+                found |= captured(inner)
+            found.update(o.name for o in graph.output)
+    return found
+
+
+def on_input(model: OnnxModel) -> set[str]:
+    """All values that depend on an input of the graph."""
+    found = {i.name for i in graph_inputs(model)}
+    for node in model.nodes:
+        if any(name in found for name in (*node.input, *captured(node))):
+            found.update(node.output)
+    return found
+
+
+_OF_CONSTANTS = (
+    *_ROUNDS, "Constant", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Add", "Mul", "Sub",
+    "Div",
+)  # fmt: skip
+
+
+def _end(model: OnnxModel, node: Any) -> str:
+    """The real number that becomes of an integer product."""
+    value = str(node.output[0])
+    if node.op_type == "Gather":
+        users = model.consumers.get(value, [])
+        if len(users) == 1 and users[0].op_type == "DequantizeLinear":
+            return str(users[0].output[0])
+    if node.op_type not in ("MatMulInteger", "ConvInteger"):
+        return value
+    while True:
+        users = model.consumers.get(value, [])
+        if len(users) != 1 or users[0].op_type not in _SCALES:
+            return value
+        value = str(users[0].output[0])
+
+
+def _end_like(ref: OnnxModel, product: Product, other: Product) -> str:
+    """The reference's result with the bias, if the other one adds that too."""
+    value = product.end
+    if other.bias and not product.bias:
+        users = ref.consumers.get(value, [])
+        if len(users) == 1 and users[0].op_type == "Add":
+            return str(users[0].output[0])
+    return value
+
+
+def _names_agree(
+    ref: OnnxModel,
+    quant: OnnxModel,
+    products_ref: Mapping[tuple[str, int], Product],
+    products: Mapping[tuple[str, int], Product],
+) -> bool:
+    """Whether equal names mean equal values: the same matrix, or the same operation."""
+    common = [name for name in quant.producers if name in ref.producers]
+    makers = {p.end: key for key, p in products_ref.items()}
+    read = [(makers[p.end], key) for key, p in products.items() if p.end in makers]
+    if read:
+        return sum(a[0] == b[0] for a, b in read) >= _AGREE * len(read)
+    same = [ref.producers[n].op_type == quant.producers[n].op_type for n in common]
+    return bool(same) and sum(same) >= _AGREE * len(same)
+
+
+class _Weights:
+    """Which initializer of the reference one of the graph under test is."""
+
+    def __init__(self, ref: OnnxModel, quant: OnnxModel) -> None:
+        self.ref, self.quant = ref, quant
+        self._found: dict[str, str | None] = {}
+        self._sizes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name, _dtype, shape in ref.matrices():
+            self._sizes[tuple(sorted(shape))].append(name)
+
+    def of(self, name: str) -> str | None:
+        """By name, with or without what ONNX Runtime's quantizer appends; else by values."""
+        if name not in self._found:
+            self._found[name] = self._by_name(name) or self._by_values(name)
+        return self._found[name]
+
+    def _by_name(self, name: str) -> str | None:
+        shape = sorted(self.quant.shape(name))
+        for candidate in (name, name.removesuffix("_quantized")):
+            if self.ref.dtype(candidate) and sorted(self.ref.shape(candidate)) == shape:
+                return candidate
+        return None
+
+    def _by_values(self, name: str) -> str | None:
+        mine = dequantized_weight(self.quant, name)
+        if mine is None or mine.ndim < 2:
+            return None
+        near = []
+        for candidate in self._sizes.get(tuple(sorted(mine.shape)), ()):
+            theirs = self.ref.constant(candidate)
+            if theirs is not None:
+                near.append((_distance(theirs, mine), candidate))
+        best = min(near, default=None)
+        return best[1] if best is not None and best[0] < NOT_QUANTIZATION else None
+
+
+def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Relative L2 of a sample of two matrices, either of which may be transposed."""
+    turned = [b] if a.shape == b.shape else []
+    if a.ndim == 2 and a.shape == b.T.shape:
+        turned.append(b.T)
+    step = max(1, a.size // _SAMPLES)
+    x = a.reshape(-1)[::step].astype(np.float64)
+    length = float(np.linalg.norm(x)) or 1.0
+    errors = [float(np.linalg.norm(t.reshape(-1)[::step] - x)) / length for t in turned]
+    return min(errors, default=np.inf)
+
+
+# -- topology ---------------------------------------------------------------------------------
+
+
+class _Finder:
+    """Pairs results of the same operation on paired inputs."""
+
+    def __init__(
+        self, ref: OnnxModel, quant: OnnxModel, weights: _Weights, found: dict[str, str]
+    ) -> None:
+        self.ref, self.quant, self.weights, self.found = ref, quant, weights, found
+        self._taken = set(found.values())
+
+    def add(self, name: str, other: str) -> None:
+        """Two values that stand for each other, unless either has a partner."""
+        if name not in self.found and other not in self._taken:
+            self.found[name] = other
+            self._taken.add(other)
+
+    def follow(self) -> None:
+        """From what is paired to what is computed of it."""
+        theirs: dict[Any, list[Any]] = defaultdict(list)
+        for node in self.ref.nodes:
+            theirs[self._key_ref(node)].append(node)
+        for node in self.quant.nodes:
+            if node.op_type in _ROUNDS or node.output[0] in self.found:
+                continue
+            key = self._key(node)
+            for other in theirs.get(key, ()) if key is not None else ():
+                if other.output[0] not in self._taken:
+                    for mine, their in zip(node.output, other.output, strict=False):
+                        self.add(mine, their)
+                    break
+
+    def _key_ref(self, node: Any) -> Any:
+        return node.op_type, tuple(self._side_ref(name) for name in node.input if name)
+
+    def _side_ref(self, name: str) -> Any:
+        base = through(self.ref, name)
+        constant = _constant_key(self.ref, base, lambda source: source)
+        return ("value", base) if constant is None else constant
+
+    def _key(self, node: Any) -> Any:
+        sides = [self._side(name) for name in node.input if name]
+        return None if None in sides else (node.op_type, tuple(sides))
+
+    def _side(self, name: str) -> Any:
+        base = through(self.quant, name, self.found)
+        if base in self.found:
+            return "value", through(self.ref, self.found[base])
+        return _constant_key(self.quant, base, self.weights.of)
+
+
+def _constant_key(model: OnnxModel, value: str, name_of: Callable[[str], str | None]) -> Any:
+    """What tells a constant from others: small ones their values, others the weight's name."""
+    if model.dtype(value) is None or math.prod(model.shape(value)) <= _SMALL:
+        found = model.constant(value)
+        if found is None:
+            return None
+        if found.size <= _SMALL:
+            return "constant", tuple(float(np.float32(v)) for v in found.reshape(-1))
+    source = model.source(value)
+    return "weight", None if source is None else name_of(source)
+
+
+def through(model: OnnxModel, name: str, known: Collection[str] | None = None) -> str:
+    """The value before rounding; of a graph under test the nearest that has a partner."""
+    while known is None or name not in known:
+        node = model.producers.get(name)
+        if node is None or node.op_type not in _ROUNDS:
+            return name
+        name = str(node.input[0])
+    return name
