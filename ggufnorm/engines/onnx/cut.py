@@ -210,7 +210,7 @@ def _add_ends(
         if t.name in taken and t.name not in change.constants
     )
     proto.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value), name)
+        numpy_helper.from_array(np.array(value, order="C"), name)
         for name, value in change.constants.items()
         if name in taken
     )

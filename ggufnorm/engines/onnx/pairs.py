@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.tolerances import NOT_QUANTIZATION
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.quantized import WEIGHT_INPUTS, dequantized_weight
+from ggufnorm.engines.onnx.quantized import WEIGHT_INPUTS, dequantized_weight, dequantizer
 
 _ROUNDS = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 """Operations that give their first input, rounded."""
@@ -47,6 +47,7 @@ _WEIGHTED: Mapping[str, tuple[int, ...]] = {
 """Where an operation's matrix stands among its inputs."""
 _ADDS_BIAS: Mapping[str, int] = {
     "Gemm": 2, "FusedGemm": 2, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6,
+    "Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8, "QGemm": 6,
 }  # fmt: skip
 """Products that may add a bias, and which input that is."""
 
@@ -60,19 +61,21 @@ class Pairing:
         inputs: of the graph under test, to the reference's.
         outputs: likewise.
         by_name: whether names were believed.
+        weights: knows which matrix of the reference one is.
     """
 
     values: Mapping[str, str]
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     by_name: bool
+    weights: Weights
 
 
 def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
     """Pair the values of two graphs."""
     inputs = _ends([i.name for i in graph_inputs(ref)], [i.name for i in graph_inputs(quant)])
     outputs = _ends(*([o.name for o in m.proto.graph.output] for m in (ref, quant)))
-    weights = _Weights(ref, quant)
+    weights = Weights(ref, quant)
     products = [
         {p.weight: p for p in products_of(model, weights if model is quant else None)}
         for model in (ref, quant)
@@ -83,16 +86,35 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
         for name in quant.producers:
             if name in ref.producers:
                 finder.add(name, name)
-    else:
-        for key, product in products[1].items():
-            if key in products[0]:
-                finder.add(product.end, _end_like(ref, products[0][key], product))
+    for key, product in products[1].items():
+        if key in products[0]:
+            finder.add(*_ends_of(ref, quant, products[0][key], product))
     finder.follow()
     for name, other in outputs.items():
         finder.add(name, other)
+    for name, other in list(finder.found.items()):
+        if _clips_later(ref.producers.get(other), quant.producers.get(name)):
+            _after_rounding(quant, finder.found, name)
     order = {name: i for i, name in enumerate(quant.producers)}
     found = {n: finder.found[n] for n in sorted(finder.found.keys() & order, key=order.get)}  # type: ignore[arg-type]
-    return Pairing(found, inputs, outputs, by_name)
+    return Pairing(found, inputs, outputs, by_name, weights)
+
+
+_CLIPS = ("Relu", "Clip")
+
+
+def _clips_later(theirs: Any | None, mine: Any | None) -> bool:
+    """Whether an activation was left to the rounding behind it, which clips as well."""
+    if theirs is None or mine is None or theirs.op_type not in _CLIPS:
+        return False
+    return mine.op_type not in _CLIPS and not mine.op_type.startswith(("Fused", "QLinear"))
+
+
+def _after_rounding(quant: OnnxModel, found: dict[str, str], name: str) -> None:
+    """Pair what a value is rounded to in its place."""
+    rounded = _rounded(quant, name)
+    if rounded is not None:
+        found[rounded] = found.pop(name)
 
 
 def graph_inputs(model: OnnxModel) -> list[Any]:
@@ -127,7 +149,7 @@ class Product:
     bias: bool
 
 
-def products_of(model: OnnxModel, weights: _Weights | None = None) -> Iterator[Product]:
+def products_of(model: OnnxModel, weights: Weights | None = None) -> Iterator[Product]:
     """All operations with a stored matrix, in order.
 
     Args:
@@ -138,10 +160,11 @@ def products_of(model: OnnxModel, weights: _Weights | None = None) -> Iterator[P
     for node in model.nodes:
         name = matrix_of(model, node)
         key = name if name is None or weights is None else weights.of(name)
-        if key is not None:
+        end = _end(model, node)
+        if key is not None and not _is_integer(model, end):
             number = _ADDS_BIAS.get(node.op_type, len(node.input))
             bias = number < len(node.input) and bool(node.input[number])
-            yield Product((key, readers[key]), node, _end(model, node), bias)
+            yield Product((key, readers[key]), node, end, bias)
             readers[key] += 1
 
 
@@ -208,10 +231,9 @@ _OF_CONSTANTS = (
 def _end(model: OnnxModel, node: Any) -> str:
     """The real number that becomes of an integer product."""
     value = str(node.output[0])
-    if node.op_type == "Gather":
-        users = model.consumers.get(value, [])
-        if len(users) == 1 and users[0].op_type == "DequantizeLinear":
-            return str(users[0].output[0])
+    if node.op_type in ("Gather", "QLinearMatMul", "QLinearConv", "QGemm"):
+        user = dequantizer(model, value)
+        return value if user is None else str(user.output[0])
     if node.op_type not in ("MatMulInteger", "ConvInteger"):
         return value
     while True:
@@ -221,12 +243,53 @@ def _end(model: OnnxModel, node: Any) -> str:
         value = str(users[0].output[0])
 
 
-def _end_like(ref: OnnxModel, product: Product, other: Product) -> str:
-    """The reference's result with the bias, if the other one adds that too."""
-    value = product.end
-    if other.bias and not product.bias:
-        users = ref.consumers.get(value, [])
-        if len(users) == 1 and users[0].op_type == "Add":
+def _is_integer(model: OnnxModel, value: str) -> bool:
+    """Whether a value stays in integers."""
+    op = model.producers[value].op_type
+    return op.startswith("QLinear") or (op == "QGemm" and len(model.producers[value].input) > 7)
+
+
+def _ends_of(ref: OnnxModel, quant: OnnxModel, theirs: Product, mine: Product) -> tuple[str, str]:
+    """Results of the same product, both with the bias if either operation adds it."""
+    ends = [mine.end, theirs.end]
+    if mine.bias and not theirs.bias:
+        ends[1] = _with_bias(ref, theirs.end)
+    elif theirs.bias and not mine.bias:
+        ends[0] = _with_bias(quant, mine.end)
+    return _with_activation(ref, quant, mine, ends[0], ends[1])
+
+
+def _with_activation(
+    ref: OnnxModel, quant: OnnxModel, mine: Product, end: str, end_ref: str
+) -> tuple[str, str]:
+    """Results behind an activation that the graph under test has no node for.
+
+    It may be fused into the product, or left to the rounding behind it, which clips as well.
+    """
+    users = ref.consumers.get(end_ref, [])
+    if len(users) != 1 or users[0].op_type not in _CLIPS:
+        return end, end_ref
+    behind = str(users[0].output[0])
+    if any(a.name == "activation" and a.s for a in mine.node.attribute):
+        return end, behind
+    rounded = _rounded(quant, end)
+    return (end, end_ref) if rounded is None else (rounded, behind)
+
+
+def _rounded(model: OnnxModel, value: str) -> str | None:
+    """What a value is rounded to, if nothing else becomes of it."""
+    users = model.consumers.get(value, [])
+    if not users or any(user.op_type != "QuantizeLinear" for user in users):
+        return None
+    last = dequantizer(model, str(users[0].output[0]))
+    return None if last is None else str(last.output[0])
+
+
+def _with_bias(model: OnnxModel, value: str) -> str:
+    """What a constant is added to, if that is all that becomes of a value."""
+    users = model.consumers.get(value, [])
+    if len(users) == 1 and users[0].op_type == "Add":
+        if any(is_constant(model, name) for name in users[0].input):
             return str(users[0].output[0])
     return value
 
@@ -238,16 +301,21 @@ def _names_agree(
     products: Mapping[tuple[str, int], Product],
 ) -> bool:
     """Whether equal names mean equal values: the same matrix, or the same operation."""
+    read = [
+        (quant_end == ref_end, quant_end in ref.producers)
+        for key, product in products.items()
+        if key in products_ref
+        for quant_end, ref_end in [_ends_of(ref, quant, products_ref[key], product)]
+    ]
+    shared = [same for same, known in read if known]
+    if shared:
+        return sum(shared) >= _AGREE * len(shared)
     common = [name for name in quant.producers if name in ref.producers]
-    makers = {p.end: key for key, p in products_ref.items()}
-    read = [(makers[p.end], key) for key, p in products.items() if p.end in makers]
-    if read:
-        return sum(a[0] == b[0] for a, b in read) >= _AGREE * len(read)
     same = [ref.producers[n].op_type == quant.producers[n].op_type for n in common]
     return bool(same) and sum(same) >= _AGREE * len(same)
 
 
-class _Weights:
+class Weights:
     """Which initializer of the reference one of the graph under test is."""
 
     def __init__(self, ref: OnnxModel, quant: OnnxModel) -> None:
@@ -302,7 +370,7 @@ class _Finder:
     """Pairs results of the same operation on paired inputs."""
 
     def __init__(
-        self, ref: OnnxModel, quant: OnnxModel, weights: _Weights, found: dict[str, str]
+        self, ref: OnnxModel, quant: OnnxModel, weights: Weights, found: dict[str, str]
     ) -> None:
         self.ref, self.quant, self.weights, self.found = ref, quant, weights, found
         self._taken = set(found.values())

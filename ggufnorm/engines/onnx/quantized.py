@@ -114,15 +114,21 @@ def weight_sites(model: OnnxModel, nodes: Iterable[Any]) -> Iterator[WeightSite]
 def _scale_of(model: OnnxModel, node: Any, at: _Inputs) -> tuple[str | None, str]:
     """Names of scale and zero point; of rows that are looked up they stand behind."""
     if node.op_type == "Gather":
-        users = model.consumers.get(node.output[0], [])
-        if len(users) != 1 or users[0].op_type != "DequantizeLinear":
+        user = dequantizer(model, node.output[0])
+        if user is None:
             return None, ""
-        names = [str(name) for name in users[0].input]
+        names = [str(name) for name in user.input]
         return names[1], names[2] if len(names) > 2 else ""
     zero = str(node.input[at.zero]) if at.zero < len(node.input) else ""
     if at.scale is None:
         return _scale_behind(model, node), zero
     return str(node.input[at.scale]), zero
+
+
+def dequantizer(model: OnnxModel, value: str) -> Any | None:
+    """The node that turns looked up integers into real numbers, None if none does."""
+    users = model.consumers.get(value, [])
+    return next((u for u in users if u.op_type == "DequantizeLinear"), None)
 
 
 def _middle(dtype: Any) -> int:
@@ -161,12 +167,13 @@ def _scale_behind(model: OnnxModel, node: Any) -> str | None:
 
 
 def _constant_factor(model: OnnxModel, name: str) -> str | None:
-    if model.constant(name) is not None:
+    if model.dtype(name) is not None:
         return name
     maker = model.producers.get(name)
     if maker is None or maker.op_type != "Mul":
-        return None
-    return next((str(i) for i in maker.input if model.constant(i) is not None), None)
+        return name if model.constant(name) is not None else None
+    # The input's scale stands in front; of an input that was looked up that is stored too.
+    return next((str(i) for i in reversed(maker.input) if model.constant(i) is not None), None)
 
 
 def stored_weight(model: OnnxModel, site: WeightSite) -> Array | None:

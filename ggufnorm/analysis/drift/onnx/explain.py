@@ -89,10 +89,23 @@ def quantized_afresh(
         return None
     if site.node.op_type in _TIED_BIAS:
         return None
-    by_channel = site.per_channel or (per_channel and site.node.op_type != "Gather")
+    by_channel = site.per_channel or (per_channel and may_be_by_channel(sides, site))
     axis = site.channel_axis if by_channel else None
     bounds = bounds_of(stored.dtype, symmetric=site.symmetric, used=stored)
     return requantize(real, stored.dtype, axis, symmetric=site.symmetric, bounds=bounds), by_channel
+
+
+def may_be_by_channel(sides: Sides, site: WeightSite) -> bool:
+    """Whether a matrix with one scale could have one for each output channel."""
+    model = sides.quant
+    users = [site.node, *model.consumers.get(site.node.output[0], ())]
+    looked_up = any(node.op_type == "Gather" for node in users)
+    shared = any(
+        node.op_type != "Mul" and site.weight not in node.input
+        for name in (site.scale, site.zero)
+        for node in model.consumers.get(name or "", ())
+    )
+    return not (site.per_channel or looked_up or shared)
 
 
 def _shaped(values: NDArray[Any], site: WeightSite, sides: Sides, by_channel: bool) -> Any:
@@ -109,12 +122,24 @@ def fresh_ranges(sides: Sides, hooks: Sequence[Hook], sums: Mapping[str, HookSum
     constants: dict[str, NDArray[Any]] = {}
     for hook in hooks:
         for site in hook.rounded:
+            if not _is_alone(sides, site.scale):
+                continue
             fresh = _fresh_range(sides, site, sums)
             for name, value in ((site.scale, fresh.scale), (site.zero, fresh.zero)):
                 there = None if name is None else sides.quant.constant(name)
                 if name is not None and there is not None and there.size == 1:
                     constants[name] = value.reshape(there.shape)
     return Change(constants)
+
+
+def _is_alone(sides: Sides, scale: str) -> bool:
+    """Whether a scale belongs to activations alone, and not to a table or a kernel too."""
+    for node in sides.quant.consumers.get(scale, ()):
+        maker = sides.quant.producers.get(node.input[0])
+        made = maker is not None and maker.op_type == "QuantizeLinear" and maker.input[1] == scale
+        if node.op_type != "QuantizeLinear" and not (node.op_type == "DequantizeLinear" and made):
+            return False
+    return True
 
 
 def _fresh_range(sides: Sides, site: ActivationSite, sums: Mapping[str, HookSums]) -> Requantized:

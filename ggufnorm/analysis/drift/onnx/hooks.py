@@ -26,6 +26,7 @@ from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_layer
 from ggufnorm.engines.onnx.pairs import Pairing, matrix_of, on_input, through
 from ggufnorm.engines.onnx.quantized import WeightSite, stored_weight, weight_sites
+from ggufnorm.errors import MismatchError
 
 Array = NDArray[np.float32]
 _ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
@@ -135,16 +136,17 @@ class Hook:
         mine = stored_weight(self._sides.quant, site)
         if mine is None:
             return None
+        known = self._sides.pairing.weights.of(site.weight)
+        names = [known] if known else [n for node in self.nodes_ref for n in node.input if n]
         found = []
-        for node in self.nodes_ref:
-            for name in node.input:
-                theirs = self._sides.ref.constant(name) if self._may_be(name, mine) else None
-                if theirs is not None and theirs.dtype.kind == "f":
-                    wide = theirs.astype(np.float32)
-                    same = [wide] if wide.shape == mine.shape else []
-                    if wide.ndim == 2 and wide.T.shape == mine.shape:
-                        same.append(wide.T)
-                    found += [(relative_l2(w, mine), i, w) for i, w in enumerate(same)]
+        for name in names:
+            theirs = self._sides.ref.constant(name) if self._may_be(name, mine) else None
+            if theirs is not None and theirs.dtype.kind == "f":
+                wide = theirs.astype(np.float32)
+                same = [wide] if wide.shape == mine.shape else []
+                if wide.ndim == 2 and wide.T.shape == mine.shape:
+                    same.append(wide.T)
+                found += [(relative_l2(w, mine), i, w) for i, w in enumerate(same)]
         return min(found, key=lambda f: f[:2])[2] if found else None
 
     def _may_be(self, name: str, mine: Array) -> bool:
@@ -172,6 +174,7 @@ class Sides:
         skipped: what is not compared, and why.
 
     Raises:
+        MismatchError: they have no operation in common.
         EngineError: ONNX Runtime does not take one of them.
     """
 
@@ -186,6 +189,11 @@ class Sides:
         self.ref, self.quant, self.n_threads = ref, quant, n_threads
         self.pairing = pairing
         pairs = _cuttable(ref, quant, pairing)
+        if not pairs:
+            raise MismatchError(
+                f"{quant.path}: no operation of {ref.path} is found in it: use compare, which"
+                " judges norms and outputs"
+            )
         kinds = [
             _kinds(model, names, n_threads)
             for model, names in ((quant, list(pairs)), (ref, list(pairs.values())))
@@ -212,8 +220,13 @@ class Sides:
         self.skipped = tuple(self._unpaired())
 
     def _unpaired(self) -> Iterator[Skipped]:
-        """The operations with a matrix that no hook has."""
+        """The operations with a matrix that no hook has, or not by themselves."""
         seen = {id(node) for hook in self.hooks for node in hook.nodes}
+        for hook in self.hooks:
+            for node in hook.nodes_ref:
+                if node is not hook.main and matrix_of(self.ref, node) is not None:
+                    name = node.name or node.output[0]
+                    yield Skipped(name, f"compared together with {hook.label}")
         for node in self.quant.nodes:
             if id(node) not in seen and matrix_of(self.quant, node) is not None:
                 name = node.name or node.output[0]

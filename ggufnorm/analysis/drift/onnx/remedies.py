@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ggufnorm.analysis.drift.onnx.explain import fresh_ranges, fresh_weights
+from ggufnorm.analysis.drift.onnx.explain import (
+    fresh_ranges,
+    fresh_weights,
+    may_be_by_channel,
+)
 from ggufnorm.analysis.drift.onnx.hooks import Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import HookSums, Outputs
 from ggufnorm.core.model import Skipped
@@ -70,7 +74,7 @@ def _candidates(
     for hook in costly:
         setting = exclude.format(repr(hook.label))
         yield setting, (hook.label,), _float_bytes(sides, [hook]), _floating(sides, [hook])
-    by_tensor = [h for h in hooks if any(not s.per_channel for s in h.sites)]
+    by_tensor = [h for h in hooks if any(may_be_by_channel(sides, site) for site in h.sites)]
     change = fresh_weights(sides, by_tensor, per_channel=True)
     if change.constants:
         labels = tuple(h.label for h in by_tensor)
@@ -87,20 +91,20 @@ def _candidates(
             0,
             lambda: whole(sides.quant, ranges),
         )
-    types = list(dict.fromkeys(h.op for h in hooks if h.sites or scheme == "half"))
+    made = [h for h in sides.hooks if h.is_quantized or scheme == "half"]
+    types = dict.fromkeys(h.op for h in made)
     for op in types if len(types) > 1 else ():
-        of_type = [h for h in hooks if h.op == op]
-        if sum(shares.get(h.name, 0.0) for h in of_type) >= _LEAST_SHARE:
-            rest = [t for t in types if t != op]
-            setting = by_type.format(rest if scheme != "half" else [op])
+        of_type = [h for h in made if h.op == op]
+        if len(of_type) > 1 and sum(shares.get(h.name, 0.0) for h in of_type) >= _LEAST_SHARE:
             labels = tuple(h.label for h in of_type)
+            setting = by_type.format(repr(op))
             yield setting, labels, _float_bytes(sides, of_type), _floating(sides, of_type)
 
 
 _WORDS: Mapping[Scheme, tuple[str, str]] = {
-    "dynamic": ("nodes_to_exclude=[{}]", "op_types_to_quantize={}"),
-    "static": ("nodes_to_exclude=[{}]", "op_types_to_quantize={}"),
-    "half": ("node_block_list=[{}]", "op_block_list={}"),
+    "dynamic": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
+    "static": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
+    "half": ("node_block_list=[{}]", "op_block_list=[{}]"),
     "float": ("the reference's {}", "the reference's {}"),
 }
 """How a scheme's converter is told to leave an operation in float, and a type of operations:
@@ -119,22 +123,10 @@ def _floating(sides: Sides, hooks: Sequence[Hook]) -> Build:
 
 def _float_bytes(sides: Sides, hooks: Sequence[Hook]) -> int:
     """What the file grows by if the reference's matrices are put back."""
-    total = 0
-    for name in dict.fromkeys(h.matrix for h in hooks if h.matrix is not None):
-        total += sides.ref.n_bytes(name)
-    stored = {s.weight for h in hooks for s in h.sites}
-    for hook in hooks:
-        if not hook.sites:
-            stored |= {
-                source
-                for node in hook.nodes
-                for name in node.input
-                if name
-                and (source := sides.quant.source(name)) is not None
-                and name not in sides.grafts
-                and len(sides.quant.shape(source)) > 1
-            }
-    return total - sum(sides.quant.n_bytes(name) for name in stored)
+    matrices = {h.matrix for h in hooks if h.matrix is not None}
+    weights = sides.pairing.weights
+    stored = [n for n, _dtype, _shape in sides.quant.matrices() if weights.of(n) in matrices]
+    return sum(map(sides.ref.n_bytes, matrices)) - sum(map(sides.quant.n_bytes, stored))
 
 
 def _bytes_of(sides: Sides, name: str) -> int:

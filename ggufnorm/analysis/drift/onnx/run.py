@@ -24,7 +24,7 @@ from ggufnorm.analysis.drift.onnx.measure import (
     sweep,
 )
 from ggufnorm.analysis.drift.onnx.remedies import try_remedies
-from ggufnorm.analysis.drift.onnx.verdict import LOSSY, Reshaped, judge
+from ggufnorm.analysis.drift.onnx.verdict import LOSSY, Reshaped, judge, needs_help
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.onnx_drift import (
     OnnxDriftReport,
@@ -51,7 +51,7 @@ from ggufnorm.engines.onnx.norms import find_layer
 from ggufnorm.engines.onnx.pairs import pair_values
 from ggufnorm.engines.onnx.session import optimize, require_onnxruntime
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import EngineMissingError, MismatchError
+from ggufnorm.errors import EngineMissingError
 from ggufnorm.samples import text_to_run
 
 N_TOKENS, N_RUNS = 127, 2
@@ -182,11 +182,6 @@ class _Run:
         on_progress = self._on_progress
         on_progress(Progress("pairing operations"))
         sides = Sides(self._ref, self._quant, self._pairing, self._feeds[0], self._n_threads)
-        if not sides.hooks and not sides.reshaped:
-            raise MismatchError(
-                f"{self._quant.path}: no operation of {self._ref.path} is found in it: use"
-                " compare, which judges norms and outputs"
-            )
         groups = groups_of(sides.hooks, sides, self._held)
         sums: dict[str, HookSums] = {}
         on_progress(Progress("own errors"))
@@ -209,7 +204,7 @@ class _Run:
             portions = {n: e / whole_error**2 for n, e in made.items() if whole_error}
         scheme = _scheme(sides)
         remedies: list[Remedy] = []
-        if main is not None and closer:
+        if main is not None and closer and needs_help(main):
             on_progress(Progress("trying settings"))
             remedies, failed = try_remedies(
                 sides, scheme, closer, portions, sums, outputs, main.name

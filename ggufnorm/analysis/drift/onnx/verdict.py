@@ -40,7 +40,10 @@ _MOST_OF_IT = 0.5
 """Share of the output's error from which one operation makes most of it."""
 _RANGE_RATIO = 3.0
 """A stored range loses so many times what the input's own range would: it is another input's."""
-_RANGE_ERROR = 0.02
+_OTHER_SAMPLE = 2 * MATRIX_ROUNDING["INT8"]
+"""Own error up to which stored scales are the usual ones of another sample of inputs."""
+_LEAST_SHARE = 0.05
+"""Share of the output's error below which a scale does no harm."""
 _OTHER_CHECKPOINT = 0.5
 """Share of the matrices from which it is another checkpoint."""
 
@@ -94,6 +97,12 @@ def judge(
     return culprit, " ".join(
         [start, *_help(culprit, main, remedies), *_about_outputs(outputs), *_about_runtime(outputs)]
     )
+
+
+def needs_help(main: OutputDrift) -> bool:
+    """Whether the output's error is more than half precision leaves."""
+    d = main.difference
+    return d.rel_l2 is None or d.non_finite_rows > 0 or d.rel_l2 > HALF_ULP["BF16"]
 
 
 # -- culprits --------------------------------------------------------------------------------
@@ -186,19 +195,21 @@ def _damage(o: OnnxOperation) -> str | None:
             f"{own}: its matrix is off by {error:.3g} where {o.dtype} costs {expected:.3g}:"
             " scale, zero point or integers are wrong"
         )
+    if (o.local.rel_l2 or 0.0) <= _OTHER_SAMPLE or (o.share or 0.0) < _LEAST_SHARE:
+        return None  # two samples of inputs differ by as much, or it does no harm
     error, expected = o.input_error, o.input_expected
-    if _is_off(error, expected, _RANGE_RATIO, _RANGE_ERROR):
+    if _is_off(error, expected, _RANGE_RATIO):
         return (
             f"{own}: its input, rounded by the stored scale, is off by {error:.3g} where the"
             f" range of these inputs costs {expected:.3g}: the scale is wrong, or calibration"
             " saw other inputs"
         )
-    if _is_off(o.local.rel_l2, o.expected, OPERATION_PEER_RATIO, MATRIX_ROUNDING["INT8"]):
+    if _is_off(o.local.rel_l2, o.expected, OPERATION_PEER_RATIO):
         return f"{own} where a fresh quantization in the same scheme costs {o.expected:.3g}"
     return None
 
 
-def _is_off(error: float | None, expected: float | None, ratio: float, least: float) -> bool:
+def _is_off(error: float | None, expected: float | None, ratio: float, least: float = 0.0) -> bool:
     return error is not None and expected is not None and error > max(ratio * expected, least)
 
 
@@ -273,7 +284,7 @@ def _gradual(scheme: Scheme, operations: Sequence[OnnxOperation], main: OutputDr
             " what differs is among the operations without a partner."
         )
     worst = max(lossy, key=lambda o: (o.share or 0.0, o.local.rel_l2 or 0.0))
-    share = "" if worst.share is None else f" ({100 * worst.share:.0f} % of the output's error)"
+    share = "" if worst.share is None else f" ({100 * min(worst.share, 1):.0f} % of the output's error)"
     kind = " in half precision" if scheme == "half" else ""
     return (
         f"Drift enters gradually{kind}, at {len(lossy)} of {len(operations)} operations; the"
@@ -291,8 +302,6 @@ def _help(
     if now is None or now.rel_l2 is None or now.non_finite_rows:
         single = [r for r in about if r.nodes == (node,)] or about
         return [f"Measured: {_tried(r)}." for r in single[:1]]
-    if now.rel_l2 <= HALF_ULP["BF16"]:
-        return []
     good = [r for r in about if (r.rel_l2 or 0.0) ** 2 < _MOST_OF_IT * now.rel_l2**2]
     good.sort(key=lambda r: (r.bytes, r.rel_l2))
     # A larger file that mends no more than one named before is worth a word only where it is
