@@ -48,7 +48,8 @@ class OnnxOperation:
             same scheme; None where it reads no integers, or for small own errors.
         weight_error: relative L2 of the matrix from the reference's; None where it reads none.
         weight_expected: the same of a fresh quantization.
-        input_error: relative L2 of its input, rounded by the stored scales; None without those.
+        input_value: the value that is rounded by the stored scale that loses most.
+        input_error: relative L2 of that value, rounded; None without stored scales.
         input_expected: the same with scales of the input's own range.
         share: of the output's squared error, what this operation's own error alone makes when
             the reference runs with it; None where it was not measured.
@@ -68,6 +69,7 @@ class OnnxOperation:
     expected: float | None = None
     weight_error: float | None = None
     weight_expected: float | None = None
+    input_value: str | None = None
     input_error: float | None = None
     input_expected: float | None = None
     share: float | None = None

@@ -32,8 +32,9 @@ _ROUNDS = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 """Operations that give their first input, rounded."""
 _SCALES = ("Cast", "Mul")
 """What turns an integer product into real numbers."""
-_AGREE = 0.9
-"""Share of the common names behind which the same must stand for names to be believed."""
+_AGREE = 0.5
+"""Share of the common names behind which the same must stand for names to be believed: numbered
+names agree at few places or none, and two exchanged matrices must not make the rest doubted."""
 _SAMPLES = 4096
 """Elements by which two weights are compared."""
 _SMALL = 64
@@ -288,10 +289,10 @@ def _rounded(model: OnnxModel, value: str) -> str | None:
 def _with_bias(model: OnnxModel, value: str) -> str:
     """What a constant is added to, if that is all that becomes of a value."""
     users = model.consumers.get(value, [])
-    if len(users) == 1 and users[0].op_type == "Add":
-        if any(is_constant(model, name) for name in users[0].input):
-            return str(users[0].output[0])
-    return value
+    if len(users) != 1 or users[0].op_type != "Add":
+        return value
+    added = any(is_constant(model, name) for name in users[0].input)
+    return str(users[0].output[0]) if added else value
 
 
 def _names_agree(

@@ -41,6 +41,7 @@ class Explanation:
     expected: float | None = None
     weight_error: float | None = None
     weight_expected: float | None = None
+    input_value: str | None = None
     input_error: float | None = None
     input_expected: float | None = None
     outliers: tuple[OutlierChannel, ...] = ()
@@ -181,7 +182,7 @@ def explain(
 
 
 def _of_weights(sides: Sides, hook: Hook, sums: Mapping[str, HookSums]) -> Explanation:
-    found = Explanation(change="" if hook.is_quantized else graph_change(sides, hook))
+    found = Explanation(change=graph_change(sides, hook))
     outliers: list[OutlierChannel] = []
     for site in hook.sites:
         real, mine = hook.real(site), stored_weight(sides.quant, site)
@@ -237,10 +238,12 @@ def _against_fresh(
         at = found[hook.name]
         changed = {name for s in hook.sites for name in (s.weight,)} <= change.constants.keys()
         at.expected = errors[hook.name].result().rel_l2 if changed else None
-        totals = [rounded[hook.name, site] for site in hook.rounded]
-        worst = max(totals, key=lambda t: t[0] / (t[2] or 1.0), default=None)
-        if worst is not None and worst[2]:
-            at.input_error, at.input_expected = (math.sqrt(t / worst[2]) for t in worst[:2])
+        totals = [(site.value, *rounded[hook.name, site]) for site in hook.rounded]
+        seen = [t for t in totals if t[3]]
+        if seen:
+            name, error, fresh, energy = max(seen, key=lambda t: t[1] / t[3])
+            at.input_value = sides.grafts[name].ref
+            at.input_error, at.input_expected = (math.sqrt(t / energy) for t in (error, fresh))
 
 
 def _round(
@@ -274,7 +277,7 @@ def graph_change(sides: Sides, hook: Hook) -> str:
     found = [
         *_attributes(hook.nodes, hook.nodes_ref),
         *_epsilons(sides, hook),
-        *_constants(sides, hook),
+        *([] if hook.is_quantized else _constants(sides, hook)),
         *_order(sides, hook),
     ]
     return "; ".join(dict.fromkeys(found))
@@ -323,21 +326,28 @@ def _text(value: Any) -> str:
 
 
 def _epsilons(sides: Sides, hook: Hook) -> Iterator[str]:
-    """An operation's epsilon beside the number that the reference's operations add."""
-    mine = [(n.op_type, a.f) for n in hook.nodes for a in n.attribute if a.name == "epsilon"]
-    stated = any(a.name == "epsilon" for n in hook.nodes_ref for a in n.attribute)
-    if not mine or stated:
+    """The epsilon of an operation beside that of another one, or beside a number that is added."""
+    mine, theirs = (list(_stated_epsilons(nodes)) for nodes in (hook.nodes, hook.nodes_ref))
+    if not theirs:
+        theirs = [("Add", value) for value in _small_addends(sides, hook.nodes_ref)]
+    if len(mine) != 1 or len(theirs) != 1 or mine[0][0] == theirs[0][0]:
         return
-    added = [
-        float(value.reshape(-1)[0])
-        for n in hook.nodes_ref
-        if n.op_type == "Add"
-        for name in n.input
-        if (value := sides.ref.constant(name)) is not None and value.size == 1
-    ]
-    small = [value for value in added if 0 < value < _MOST_EPSILON]
-    if len(small) == 1 and not math.isclose(small[0], mine[0][1], rel_tol=SAME_EPSILON):
-        yield f"epsilon of {mine[0][0]} is {mine[0][1]:.3g}, the reference adds {small[0]:.3g}"
+    if not math.isclose(mine[0][1], theirs[0][1], rel_tol=SAME_EPSILON):
+        yield f"epsilon of {mine[0][0]} is {mine[0][1]:.3g}, the reference's {theirs[0][1]:.3g}"
+
+
+def _stated_epsilons(nodes: Sequence[Any]) -> Iterator[tuple[str, float]]:
+    for node in nodes:
+        yield from ((node.op_type, a.f) for a in node.attribute if a.name == "epsilon")
+
+
+def _small_addends(sides: Sides, nodes: Sequence[Any]) -> Iterator[float]:
+    """Numbers that are added, small enough for an epsilon."""
+    for node in nodes:
+        for name in node.input if node.op_type == "Add" else ():
+            value = sides.ref.constant(name)
+            if value is not None and value.size == 1 and 0 < value.reshape(-1)[0] < _MOST_EPSILON:
+                yield float(value.reshape(-1)[0])
 
 
 def _constants(sides: Sides, hook: Hook) -> Iterator[str]:

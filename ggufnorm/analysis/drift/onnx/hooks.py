@@ -169,7 +169,8 @@ class Sides:
         grafts: all paired values, by name in the graph under test.
         by_ref: likewise by the reference's name.
         hooks: in the graph's order.
-        shapes: of the reference's values, by hook.
+        shapes: of the reference's values in the first run, by hook.
+        shapes_quant: the same in the graph under test, which may have merged axes.
         reshaped: paired values of other shapes, with both.
         skipped: what is not compared, and why.
 
@@ -205,6 +206,7 @@ class Sides:
         ]
         self.reshaped: list[tuple[Graft, tuple[int, ...], tuple[int, ...]]] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes_quant: dict[str, tuple[int, ...]] = {}
         self._measure_shapes(grafts, feeds)
         self.grafts = {g.name: g for g in grafts if g.name in self.shapes}
         self.by_ref = {g.ref: g for g in self.grafts.values()}
@@ -232,6 +234,11 @@ class Sides:
                 name = node.name or node.output[0]
                 yield Skipped(name, "no result behind it has a partner in the reference")
 
+    def viewed(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """A value of the reference in the shape that it has in the graph under test."""
+        there, here = self.shapes[name], self.shapes_quant[name]
+        return value if there == here else value.reshape(here)
+
     def _measure_shapes(
         self,
         grafts: Sequence[Graft],
@@ -246,10 +253,29 @@ class Sides:
             found = session.run(fed)
             shapes.append([tuple(int(n) for n in found[SHAPE + name]) for name in names])
         for graft, theirs, mine in zip(grafts, *shapes, strict=True):
-            if theirs == mine:
+            if is_view(theirs, mine):
                 self.shapes[graft.name] = theirs
+                self.shapes_quant[graft.name] = mine
             else:
                 self.reshaped.append((graft, theirs, mine))
+
+
+def is_view(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether one shape is the other with neighbouring axes merged: ``1×16×32`` and ``16×32``."""
+    left, right = ([n for n in reversed(shape) if n != 1] for shape in (a, b))
+    while left and right:
+        x, y = left.pop(), right.pop()
+        split = 0
+        while x != y:
+            side = left if x < y else right
+            if not side or split * (1 if x < y else -1) < 0:
+                return False
+            split = 1 if x < y else -1
+            if x < y:
+                x *= side.pop()
+            else:
+                y *= side.pop()
+    return not left and not right
 
 
 def _cuttable(ref: OnnxModel, quant: OnnxModel, pairing: Pairing) -> dict[str, str]:

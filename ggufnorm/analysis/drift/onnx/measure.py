@@ -107,7 +107,7 @@ class OwnRun:
         """The reference's values by their names, and the results by the hooks'."""
         reference = self._ref.run(feeds[0])
         given = {
-            FED + name: _fitting(reference[graft.ref], graft.kind)
+            FED + name: self._sides.viewed(name, _fitting(reference[graft.ref], graft.kind))
             for name in self._ends
             for graft in [self._sides.grafts[name]]
         }
@@ -165,7 +165,8 @@ def _add(
 
 def rows_of(hook: Hook, reference: NDArray[Any], observed: NDArray[Any]) -> tuple[Array, Array]:
     """Both as ``(rows, channels)``, zero where both mask."""
-    r, q = (np.asarray(v, np.float32) for v in (reference, observed))
+    r = np.asarray(reference, np.float32)
+    q = np.asarray(observed, np.float32).reshape(r.shape)
     if hook.op in _CHANNELS_FIRST and r.ndim > 2:
         r, q = (np.moveaxis(v, 1, -1) for v in (r, q))
     channels = r.shape[-1] if r.ndim else 1
@@ -264,7 +265,8 @@ def shares(
         for number, fed in enumerate(feeds):
             reference, local = own.run(fed)
             for hook in group:
-                delta = _delta(reference[hook.ref], local[hook.name])
+                there = reference[hook.ref]
+                delta = _delta(there, local[hook.name].reshape(there.shape))
                 if delta is not None:
                     given = {**fed[0], **still, DELTA + hook.ref: as_type(delta, hook.kind_ref)}
                     one = outputs.of_patched(patched, main, number, given)

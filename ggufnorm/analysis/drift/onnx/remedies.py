@@ -11,12 +11,13 @@ from ggufnorm.analysis.drift.onnx.explain import (
     fresh_ranges,
     fresh_weights,
     may_be_by_channel,
+    merged,
 )
 from ggufnorm.analysis.drift.onnx.hooks import Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import HookSums, Outputs
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.onnx_drift import Remedy, Scheme
-from ggufnorm.engines.onnx.cut import Session, grafted, whole
+from ggufnorm.engines.onnx.cut import Change, Session, grafted, whole
 from ggufnorm.errors import EngineError, InputError
 
 _MOST_EXCLUDED = 3
@@ -34,6 +35,7 @@ def try_remedies(
     sums: Mapping[str, HookSums],
     outputs: Outputs,
     main: str,
+    damaged: Sequence[Hook] = (),
 ) -> tuple[list[Remedy], list[Skipped]]:
     """Measure what settings make of the main output's error, the best first.
 
@@ -45,9 +47,14 @@ def try_remedies(
         sums: ranges of the reference's values.
         outputs: of the reference.
         main: the output whose error is measured.
+        damaged: whose integers or scales are not what the same settings give.
     """
     found, skipped = [], []
-    for setting, nodes, n_bytes, build in _candidates(sides, scheme, hooks, shares, sums):
+    candidates = [
+        *_again(sides, damaged, sums),
+        *_candidates(sides, scheme, hooks, shares, sums),
+    ]
+    for setting, nodes, n_bytes, build in candidates:
         try:
             session = Session(build(), sides.quant, sides.n_threads)
             difference = outputs.of(session)[main].result()
@@ -59,6 +66,20 @@ def try_remedies(
         found.append(Remedy(setting, nodes, finite, distance, n_bytes))
     found.sort(key=lambda r: np.inf if r.rel_l2 is None else r.rel_l2)
     return found, skipped
+
+
+def _again(
+    sides: Sides, damaged: Sequence[Hook], sums: Mapping[str, HookSums]
+) -> Iterator[tuple[str, tuple[str, ...], int, Build]]:
+    """The same settings once more, for operations whose integers or scales are wrong."""
+    for hook in damaged[:_MOST_EXCLUDED]:
+        change = merged(fresh_weights(sides, [hook]), fresh_ranges(sides, [hook], sums))
+        if change.constants:
+            yield "the same settings, quantized again", (hook.label,), 0, _changed(sides, change)
+
+
+def _changed(sides: Sides, change: Change) -> Build:
+    return lambda: whole(sides.quant, change)
 
 
 def _candidates(
@@ -81,7 +102,7 @@ def _candidates(
         extra = sum(v.nbytes for v in change.constants.values()) - sum(
             _bytes_of(sides, name) for name in change.constants
         )
-        yield "per_channel=True", labels, extra, lambda: whole(sides.quant, change)
+        yield "per_channel=True", labels, extra, _changed(sides, change)
     rounded = [h for h in hooks if h.rounded]
     if rounded:
         ranges = fresh_ranges(sides, rounded, sums)
@@ -89,11 +110,11 @@ def _candidates(
             "calibration on these inputs (MinMax)",
             tuple(h.label for h in rounded),
             0,
-            lambda: whole(sides.quant, ranges),
+            _changed(sides, ranges),
         )
     made = [h for h in sides.hooks if h.is_quantized or scheme == "half"]
     types = dict.fromkeys(h.op for h in made)
-    for op in types if len(types) > 1 else ():
+    for op in types if len(types) > 1 and by_type else ():
         of_type = [h for h in made if h.op == op]
         if len(of_type) > 1 and sum(shares.get(h.name, 0.0) for h in of_type) >= _LEAST_SHARE:
             labels = tuple(h.label for h in of_type)
@@ -105,7 +126,7 @@ _WORDS: Mapping[Scheme, tuple[str, str]] = {
     "dynamic": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
     "static": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
     "half": ("node_block_list=[{}]", "op_block_list=[{}]"),
-    "float": ("the reference's {}", "the reference's {}"),
+    "float": ("the reference's operation in place of {}", ""),
 }
 """How a scheme's converter is told to leave an operation in float, and a type of operations:
 ``quantize_dynamic`` and ``quantize_static``, and ``float16.convert_float_to_float16``."""

@@ -24,7 +24,7 @@ from ggufnorm.analysis.drift.onnx.measure import (
     sweep,
 )
 from ggufnorm.analysis.drift.onnx.remedies import try_remedies
-from ggufnorm.analysis.drift.onnx.verdict import LOSSY, Reshaped, judge, needs_help
+from ggufnorm.analysis.drift.onnx.verdict import LOSSY, Reshaped, damage, judge, needs_help
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.onnx_drift import (
     OnnxDriftReport,
@@ -203,14 +203,22 @@ class _Run:
             made = shares(sides, close_groups, self._feeds, outputs, main.name)
             portions = {n: e / whole_error**2 for n, e in made.items() if whole_error}
         scheme = _scheme(sides)
+        operations = tuple(_rows(sides, sums, explained, portions))
         remedies: list[Remedy] = []
         if main is not None and closer and needs_help(main):
             on_progress(Progress("trying settings"))
+            wrong = {o.value for o in operations if damage(o) is not None}
             remedies, failed = try_remedies(
-                sides, scheme, closer, portions, sums, outputs, main.name
+                sides,
+                scheme,
+                closer,
+                portions,
+                sums,
+                outputs,
+                main.name,
+                [h for h in closer if h.name in wrong],
             )
             skipped += failed
-        operations = tuple(_rows(sides, sums, explained, portions))
         reshaped = [
             Reshaped(*_where(sides, graft.ref), theirs, mine)
             for graft, theirs, mine in sides.reshaped

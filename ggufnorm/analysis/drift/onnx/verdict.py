@@ -135,12 +135,18 @@ def _is_integer(o: OnnxOperation) -> bool:
 
 
 def _limit(o: OnnxOperation) -> float:
+    if _is_integer(o):
+        return _OTHER_SAMPLE
     return HALF_OPERATION if "FLOAT16" in (o.dtype, o.dtype_ref) else FLOAT_OPERATION
 
 
 def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
     plain = [o for o in operations if not _is_integer(o)]
-    wrong = [o for o in plain if (o.local.rel_l2 or 0.0) > _limit(o)]
+    wrong = [
+        o
+        for o in operations
+        if (o.change or not _is_integer(o)) and (o.local.rel_l2 or 0.0) > _limit(o)
+    ]
     if not wrong:
         return None
     worst = max(wrong, key=lambda o: (o.share or 0.0, o.local.rel_l2 or 0.0))
@@ -155,14 +161,18 @@ def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
             f"the files are not two versions of the same weights: {len(off)} of {len(products)}"
             " operations with a matrix differ, though neither side is in integers",
         )
-    more = f"; so are {len(wrong) - 1} others" if len(wrong) > 1 else ""
+    integers = "" if _is_integer(worst) else ", and no integers take part"
     return Culprit(
         None,
         worst.node,
         worst.layer,
         f"given the reference's input its result is off by {worst.local.rel_l2:.3g} (relative"
-        f" L2), and no integers take part{_changed(worst)}{more}",
+        f" L2){integers}{_changed(worst)}{_others(len(wrong) - 1)}",
     )
+
+
+def _others(n: int) -> str:
+    return "" if n < 1 else "; so is one other" if n == 1 else f"; so are {n} others"
 
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
@@ -176,17 +186,16 @@ def _damaged(operations: Sequence[OnnxOperation]) -> Culprit | None:
     """The operation that is furthest beyond what its scheme costs."""
     found = []
     for o in operations:
-        reason = _damage(o)
+        reason = damage(o)
         if reason is not None:
             found.append((o.local.rel_l2 or 0.0, o, reason))
     if not found:
         return None
     _error, o, reason = max(found, key=lambda f: (f[1].share or 0.0, f[0]))
-    more = f"; so are {len(found) - 1} others" if len(found) > 1 else ""
-    return Culprit(None, o.node, o.layer, reason + more)
+    return Culprit(None, o.node, o.layer, reason + _others(len(found) - 1))
 
 
-def _damage(o: OnnxOperation) -> str | None:
+def damage(o: OnnxOperation) -> str | None:
     """What is wrong with the integers or the scales, None if nothing is."""
     own = f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g} (relative L2)"
     error, expected = o.weight_error, o.weight_expected
@@ -198,9 +207,10 @@ def _damage(o: OnnxOperation) -> str | None:
     if (o.local.rel_l2 or 0.0) <= _OTHER_SAMPLE or (o.share or 0.0) < _LEAST_SHARE:
         return None  # two samples of inputs differ by as much, or it does no harm
     error, expected = o.input_error, o.input_expected
+    name = f" {o.input_value}" if o.input_value else ""
     if _is_off(error, expected, _RANGE_RATIO):
         return (
-            f"{own}: its input, rounded by the stored scale, is off by {error:.3g} where the"
+            f"{own}: its input{name}, rounded by the stored scale, is off by {error:.3g} where the"
             f" range of these inputs costs {expected:.3g}: the scale is wrong, or calibration"
             " saw other inputs"
         )
@@ -284,7 +294,8 @@ def _gradual(scheme: Scheme, operations: Sequence[OnnxOperation], main: OutputDr
             " what differs is among the operations without a partner."
         )
     worst = max(lossy, key=lambda o: (o.share or 0.0, o.local.rel_l2 or 0.0))
-    share = "" if worst.share is None else f" ({100 * min(worst.share, 1):.0f} % of the output's error)"
+    portion = f" ({100 * min(worst.share or 0.0, 1):.0f} % of the output's error)"
+    share = "" if worst.share is None else portion
     kind = " in half precision" if scheme == "half" else ""
     return (
         f"Drift enters gradually{kind}, at {len(lossy)} of {len(operations)} operations; the"
