@@ -116,7 +116,7 @@ def dynamic(ref: Path, out: Path, **options: Any) -> Path:
 
 
 def static(ref: Path, out: Path, **options: Any) -> Path:
-    """Integers with stored scales, as QuantizeLinear and DequantizeLinear unless asked otherwise."""
+    """Integers with stored scales, in the QDQ format unless asked otherwise."""
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     class Reader(_Calibration, CalibrationDataReader):

@@ -55,6 +55,8 @@ class OnnxOperation:
             the reference runs with it; None where it was not measured.
         outliers: channels that stretch a range, the worst first.
         change: what differs in the graph: another attribute or constant; empty for nothing.
+        together: other operations of the reference that are compared with it, because their
+            results have no partner in the file under test.
     """
 
     node: str
@@ -75,6 +77,7 @@ class OnnxOperation:
     share: float | None = None
     outliers: tuple[OutlierChannel, ...] = ()
     change: str = ""
+    together: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

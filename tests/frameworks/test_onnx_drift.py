@@ -1,4 +1,4 @@
-"""``drift`` of two ONNX files: faults planted where quantizers, converters and exporters make them."""
+"""``drift`` of two ONNX files: faults planted where converters make them."""
 
 from __future__ import annotations
 

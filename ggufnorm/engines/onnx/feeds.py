@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.pairs import graph_inputs, is_constant
+from ggufnorm.engines.onnx.products import graph_inputs, is_constant
 from ggufnorm.engines.onnx.session import input_role
 from ggufnorm.errors import InputError
 from ggufnorm.formats.files import open_regular

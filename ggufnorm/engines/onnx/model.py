@@ -70,9 +70,17 @@ class OnnxModel:
             raise InputError(f"cannot open {self.path}: {error.strerror}") from None
         except Exception:  # protobuf's DecodeError and what onnx makes of it
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one") from None
-        graph = self.proto.graph
-        if not graph.node:
+        if not self.proto.graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without a graph")
+        self.index()
+
+    def index(self) -> None:
+        """Look through the graph again, after a change of it in memory.
+
+        Raises:
+            InputError: its nodes are not in the order of their inputs.
+        """
+        graph = self.proto.graph
         self.nodes: list[Any] = list(graph.node)
         self._initializers = {t.name: t for t in graph.initializer}
         self.producers = {out: n for n in self.nodes for out in n.output if out}
@@ -299,3 +307,23 @@ def attribute(node: Any, name: str, default: float) -> float:
         if a.name == name:
             return float(a.f) if a.type == a.FLOAT else float(a.i)
     return default
+
+
+def plain_attributes(node: Any) -> dict[str, Any]:
+    """A node's attributes that are numbers, tuples of them or words; ONNX's defaults included."""
+    try:
+        schema = require_onnx().defs.get_schema(node.op_type, domain=node.domain)
+        given = [d.default_value for d in schema.attributes.values() if d.default_value.name]
+    except Exception:  # ONNX Runtime's own operations have no schema there
+        given = []
+    found: dict[str, Any] = {}
+    for a in (*given, *node.attribute):
+        if a.type == a.FLOAT:
+            found[a.name] = float(a.f)
+        elif a.type == a.INT:
+            found[a.name] = int(a.i)
+        elif a.type == a.STRING:
+            found[a.name] = a.s.decode(errors="replace")
+        elif a.type in (a.INTS, a.FLOATS):
+            found[a.name] = tuple(a.ints or a.floats)
+    return found

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,17 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.tolerances import NOT_QUANTIZATION
 from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.quantized import WEIGHT_INPUTS, dequantized_weight, dequantizer
+from ggufnorm.engines.onnx.products import (
+    CLIPS,
+    ROUNDS,
+    Product,
+    ends_of_products,
+    graph_inputs,
+    products_of,
+    rounded_to,
+)
+from ggufnorm.engines.onnx.quantized import dequantized_weight
 
-_ROUNDS = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
-"""Operations that give their first input, rounded."""
-_SCALES = ("Cast", "Mul")
-"""What turns an integer product into real numbers."""
 _AGREE = 0.5
 """Share of the common names behind which the same must stand for names to be believed: numbered
 names agree at few places or none, and two exchanged matrices must not make the rest doubted."""
@@ -39,18 +44,6 @@ _SAMPLES = 4096
 """Elements by which two weights are compared."""
 _SMALL = 64
 """Constants of at most so many elements are compared exactly."""
-
-_WEIGHTED: Mapping[str, tuple[int, ...]] = {
-    "MatMul": (1, 0), "Gemm": (1,), "Conv": (1,), "ConvTranspose": (1,), "Gather": (0,),
-    "FusedMatMul": (1, 0), "FusedGemm": (1,), "FusedConv": (1,), "Attention": (1,),
-    **{op: (at.weight,) for op, at in WEIGHT_INPUTS.items() if op != "DequantizeLinear"},
-}  # fmt: skip
-"""Where an operation's matrix stands among its inputs."""
-_ADDS_BIAS: Mapping[str, int] = {
-    "Gemm": 2, "FusedGemm": 2, "DynamicQuantizeMatMul": 4, "MatMulIntegerToFloat": 6,
-    "Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8, "QGemm": 6,
-}  # fmt: skip
-"""Products that may add a bias, and which input that is."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
     outputs = _ends(*([o.name for o in m.proto.graph.output] for m in (ref, quant)))
     weights = Weights(ref, quant)
     products = [
-        {p.weight: p for p in products_of(model, weights if model is quant else None)}
+        {p.weight: p for p in products_of(model, weights.of if model is quant else None)}
         for model in (ref, quant)
     ]
     by_name = _names_agree(ref, quant, *products)
@@ -89,7 +82,7 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
                 finder.add(name, name)
     for key, product in products[1].items():
         if key in products[0]:
-            finder.add(*_ends_of(ref, quant, products[0][key], product))
+            finder.add(*ends_of_products(ref, quant, products[0][key], product))
     finder.follow()
     for name, other in outputs.items():
         finder.add(name, other)
@@ -101,26 +94,18 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
     return Pairing(found, inputs, outputs, by_name, weights)
 
 
-_CLIPS = ("Relu", "Clip")
-
-
 def _clips_later(theirs: Any | None, mine: Any | None) -> bool:
     """Whether an activation was left to the rounding behind it, which clips as well."""
-    if theirs is None or mine is None or theirs.op_type not in _CLIPS:
+    if theirs is None or mine is None or theirs.op_type not in CLIPS:
         return False
-    return mine.op_type not in _CLIPS and not mine.op_type.startswith(("Fused", "QLinear"))
+    return mine.op_type not in CLIPS and not mine.op_type.startswith(("Fused", "QLinear"))
 
 
 def _after_rounding(quant: OnnxModel, found: dict[str, str], name: str) -> None:
     """Pair what a value is rounded to in its place."""
-    rounded = _rounded(quant, name)
+    rounded = rounded_to(quant, name)
     if rounded is not None:
         found[rounded] = found.pop(name)
-
-
-def graph_inputs(model: OnnxModel) -> list[Any]:
-    """Inputs of a graph that are no initializers."""
-    return [i for i in model.proto.graph.input if model.dtype(i.name) is None]
 
 
 def _ends(ref: list[str], quant: list[str]) -> dict[str, str]:
@@ -131,168 +116,6 @@ def _ends(ref: list[str], quant: list[str]) -> dict[str, str]:
 
 
 # -- products with a stored matrix -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Product:
-    """An operation that reads a stored matrix.
-
-    Attributes:
-        weight: the reference's initializer, by name, with the how manieth reader of it this is.
-        node: the operation.
-        end: the value in real numbers that comes of it.
-        bias: whether the operation adds a bias.
-    """
-
-    weight: tuple[str, int]
-    node: Any
-    end: str
-    bias: bool
-
-
-def products_of(model: OnnxModel, weights: Weights | None = None) -> Iterator[Product]:
-    """All operations with a stored matrix, in order.
-
-    Args:
-        model: the graph.
-        weights: knows which matrix of the reference one is; None for the reference itself.
-    """
-    readers: dict[str, int] = defaultdict(int)
-    for node in model.nodes:
-        name = matrix_of(model, node)
-        key = name if name is None or weights is None else weights.of(name)
-        end = _end(model, node)
-        if key is not None and not _is_integer(model, end):
-            number = _ADDS_BIAS.get(node.op_type, len(node.input))
-            bias = number < len(node.input) and bool(node.input[number])
-            yield Product((key, readers[key]), node, end, bias)
-            readers[key] += 1
-
-
-def matrix_of(model: OnnxModel, node: Any) -> str | None:
-    """The initializer that an operation reads as its matrix, None if it reads none."""
-    for i in _WEIGHTED.get(node.op_type, ()):
-        if i < len(node.input):
-            name = model.source(node.input[i])
-            if (
-                name is not None
-                and len(model.shape(name)) > 1
-                and is_constant(model, node.input[i])
-            ):
-                return name
-    return None
-
-
-def is_constant(model: OnnxModel, value: str) -> bool:
-    """Whether a value depends on no input of the graph."""
-    waiting, seen = [value], set()
-    inputs = {i.name for i in graph_inputs(model)}
-    while waiting:
-        name = waiting.pop()
-        if name in inputs:
-            return False
-        if name in seen:
-            continue
-        seen.add(name)
-        node = model.producers.get(name)
-        if node is not None:
-            if node.op_type not in _OF_CONSTANTS:
-                return False
-            waiting += [i for i in node.input if i]
-    return True
-
-
-def captured(node: Any) -> set[str]:
-    """Names that the graphs inside a node (``If``, ``Loop``, ``Scan``) take from outside."""
-    found: set[str] = set()
-    for a in node.attribute:
-        for graph in (a.g, *a.graphs):
-            for inner in graph.node:
-                found.update(inner.input)
-                found |= captured(inner)
-            found.update(o.name for o in graph.output)
-    return found
-
-
-def on_input(model: OnnxModel) -> set[str]:
-    """All values that depend on an input of the graph."""
-    found = {i.name for i in graph_inputs(model)}
-    for node in model.nodes:
-        if any(name in found for name in (*node.input, *captured(node))):
-            found.update(node.output)
-    return found
-
-
-_OF_CONSTANTS = (
-    *_ROUNDS, "Constant", "Transpose", "Reshape", "Unsqueeze", "Squeeze", "Add", "Mul", "Sub",
-    "Div",
-)  # fmt: skip
-
-
-def _end(model: OnnxModel, node: Any) -> str:
-    """The real number that becomes of an integer product."""
-    value = str(node.output[0])
-    if node.op_type in ("Gather", "QLinearMatMul", "QLinearConv", "QGemm"):
-        user = dequantizer(model, value)
-        return value if user is None else str(user.output[0])
-    if node.op_type not in ("MatMulInteger", "ConvInteger"):
-        return value
-    while True:
-        users = model.consumers.get(value, [])
-        if len(users) != 1 or users[0].op_type not in _SCALES:
-            return value
-        value = str(users[0].output[0])
-
-
-def _is_integer(model: OnnxModel, value: str) -> bool:
-    """Whether a value stays in integers."""
-    op = model.producers[value].op_type
-    return op.startswith("QLinear") or (op == "QGemm" and len(model.producers[value].input) > 7)
-
-
-def _ends_of(ref: OnnxModel, quant: OnnxModel, theirs: Product, mine: Product) -> tuple[str, str]:
-    """Results of the same product, both with the bias if either operation adds it."""
-    ends = [mine.end, theirs.end]
-    if mine.bias and not theirs.bias:
-        ends[1] = _with_bias(ref, theirs.end)
-    elif theirs.bias and not mine.bias:
-        ends[0] = _with_bias(quant, mine.end)
-    return _with_activation(ref, quant, mine, ends[0], ends[1])
-
-
-def _with_activation(
-    ref: OnnxModel, quant: OnnxModel, mine: Product, end: str, end_ref: str
-) -> tuple[str, str]:
-    """Results behind an activation that the graph under test has no node for.
-
-    It may be fused into the product, or left to the rounding behind it, which clips as well.
-    """
-    users = ref.consumers.get(end_ref, [])
-    if len(users) != 1 or users[0].op_type not in _CLIPS:
-        return end, end_ref
-    behind = str(users[0].output[0])
-    if any(a.name == "activation" and a.s for a in mine.node.attribute):
-        return end, behind
-    rounded = _rounded(quant, end)
-    return (end, end_ref) if rounded is None else (rounded, behind)
-
-
-def _rounded(model: OnnxModel, value: str) -> str | None:
-    """What a value is rounded to, if nothing else becomes of it."""
-    users = model.consumers.get(value, [])
-    if not users or any(user.op_type != "QuantizeLinear" for user in users):
-        return None
-    last = dequantizer(model, str(users[0].output[0]))
-    return None if last is None else str(last.output[0])
-
-
-def _with_bias(model: OnnxModel, value: str) -> str:
-    """What a constant is added to, if that is all that becomes of a value."""
-    users = model.consumers.get(value, [])
-    if len(users) != 1 or users[0].op_type != "Add":
-        return value
-    added = any(is_constant(model, name) for name in users[0].input)
-    return str(users[0].output[0]) if added else value
 
 
 def _names_agree(
@@ -306,7 +129,7 @@ def _names_agree(
         (quant_end == ref_end, quant_end in ref.producers)
         for key, product in products.items()
         if key in products_ref
-        for quant_end, ref_end in [_ends_of(ref, quant, products_ref[key], product)]
+        for quant_end, ref_end in [ends_of_products(ref, quant, products_ref[key], product)]
     ]
     shared = [same for same, known in read if known]
     if shared:
@@ -388,7 +211,7 @@ class _Finder:
         for node in self.ref.nodes:
             theirs[self._key_ref(node)].append(node)
         for node in self.quant.nodes:
-            if node.op_type in _ROUNDS or node.output[0] in self.found:
+            if node.op_type in ROUNDS or node.output[0] in self.found:
                 continue
             key = self._key(node)
             for other in theirs.get(key, ()) if key is not None else ():
@@ -398,7 +221,7 @@ class _Finder:
                     break
 
     def _key_ref(self, node: Any) -> Any:
-        return node.op_type, tuple(self._side_ref(name) for name in node.input if name)
+        return _key(node, [self._side_ref(name) for name in node.input if name])
 
     def _side_ref(self, name: str) -> Any:
         base = through(self.ref, name)
@@ -406,14 +229,33 @@ class _Finder:
         return ("value", base) if constant is None else constant
 
     def _key(self, node: Any) -> Any:
+        if node.op_type in _VIEWS and node.input:
+            first = self._side(node.input[0])
+            return None if first is None else _key(node, [first])
         sides = [self._side(name) for name in node.input if name]
-        return None if None in sides else (node.op_type, tuple(sides))
+        return None if None in sides else _key(node, sides)
 
     def _side(self, name: str) -> Any:
         base = through(self.quant, name, self.found)
         if base in self.found:
             return "value", through(self.ref, self.found[base])
         return _constant_key(self.quant, base, self.weights.of)
+
+
+def _key(node: Any, sides: list[Any]) -> Any:
+    """What tells an operation from others: attributes only where it moves values alone."""
+    if node.op_type in _VIEWS:
+        return node.op_type, tuple(sides[:1])
+    if node.op_type == "Transpose":
+        perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+        return node.op_type, perm, tuple(sides)
+    if node.op_type in ("Add", "Mul"):
+        return node.op_type, tuple(sorted(sides, key=repr))
+    return node.op_type, tuple(sides)
+
+
+_VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+"""Operations whose other inputs say only in which shape values are seen."""
 
 
 def _constant_key(model: OnnxModel, value: str, name_of: Callable[[str], str | None]) -> Any:
@@ -432,7 +274,7 @@ def through(model: OnnxModel, name: str, known: Collection[str] | None = None) -
     """The value before rounding; of a graph under test the nearest that has a partner."""
     while known is None or name not in known:
         node = model.producers.get(name)
-        if node is None or node.op_type not in _ROUNDS:
+        if node is None or node.op_type not in ROUNDS:
             return name
         name = str(node.input[0])
     return name

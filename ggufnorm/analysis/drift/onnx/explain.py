@@ -1,20 +1,20 @@
-"""Why an operation is off: what its scheme costs, its ranges, and what differs in the graph."""
+"""Why an operation is off: what its scheme costs, and which ranges it has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.drift.onnx.changes import graph_change
 from ggufnorm.analysis.drift.onnx.hooks import ActivationSite, Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import Feeds, HookSums, OwnRun, rows_of
 from ggufnorm.core.metrics import DifferenceSum, relative_l2
 from ggufnorm.core.onnx_drift import OutlierChannel
-from ggufnorm.core.tolerances import FLOAT32_ROUNDING, SAME_EPSILON
 from ggufnorm.engines.onnx.cut import Change
 from ggufnorm.engines.onnx.quantized import (
     Requantized,
@@ -31,7 +31,6 @@ STRETCHED = 4.0
 _MOST_OUTLIERS = 5
 _TIED_BIAS = ("QLinearConv", "QGemm")
 """Operations whose integer bias has the product of two other scales: these cannot be changed."""
-_MOST_EPSILON = 0.1
 
 
 @dataclass
@@ -238,12 +237,17 @@ def _against_fresh(
         at = found[hook.name]
         changed = {name for s in hook.sites for name in (s.weight,)} <= change.constants.keys()
         at.expected = errors[hook.name].result().rel_l2 if changed else None
-        totals = [(site.value, *rounded[hook.name, site]) for site in hook.rounded]
-        seen = [t for t in totals if t[3]]
-        if seen:
-            name, error, fresh, energy = max(seen, key=lambda t: t[1] / t[3])
-            at.input_value = sides.grafts[name].ref
-            at.input_error, at.input_expected = (math.sqrt(t / energy) for t in (error, fresh))
+        seen = [site for site in hook.rounded if rounded[hook.name, site][2]]
+        losses = {site: _relative(rounded[hook.name, site]) for site in seen}
+        if losses:
+            worst = max(losses, key=lambda site: losses[site][0])
+            at.input_value = sides.grafts[worst.value].ref
+            at.input_error, at.input_expected, _one = losses[worst]
+
+
+def _relative(totals: Sequence[float]) -> list[float]:
+    """Relative L2 of two squared errors, the squares of the values behind them."""
+    return [math.sqrt(total / totals[2]) for total in totals]
 
 
 def _round(
@@ -267,121 +271,3 @@ def _round(
         back = (np.clip(np.round(x / s) + n, info.min, info.max) - n) * s
         totals[i] += float(np.square(back - x).sum())
     totals[2] += float(np.square(x).sum())
-
-
-# -- what differs in the graph ---------------------------------------------------------------
-
-
-def graph_change(sides: Sides, hook: Hook) -> str:
-    """Another attribute, another constant, or inputs in another order; empty for none."""
-    found = [
-        *_attributes(hook.nodes, hook.nodes_ref),
-        *_epsilons(sides, hook),
-        *([] if hook.is_quantized else _constants(sides, hook)),
-        *_order(sides, hook),
-    ]
-    return "; ".join(dict.fromkeys(found))
-
-
-def _attributes(nodes: Sequence[Any], nodes_ref: Sequence[Any]) -> Iterator[str]:
-    for op in dict.fromkeys(n.op_type for n in nodes):
-        mine, theirs = ([n for n in side if n.op_type == op] for side in (nodes, nodes_ref))
-        if len(mine) != len(theirs):
-            continue
-        for a, b in zip(mine, theirs, strict=True):
-            x, y = _plain(a), _plain(b)
-            for name in sorted(x.keys() & y.keys()):
-                if not _same(x[name], y[name]):
-                    yield f"{name} of {op} is {_text(x[name])}, the reference's {_text(y[name])}"
-            for name in sorted(x.keys() ^ y.keys()):
-                values = (_text(side.get(name, "not given")) for side in (x, y))
-                yield f"{name} of {op} is {next(values)}, the reference's {next(values)}"
-
-
-def _plain(node: Any) -> dict[str, Any]:
-    """Attributes that are numbers, lists of them or words."""
-    found: dict[str, Any] = {}
-    for a in node.attribute:
-        if a.type == a.FLOAT:
-            found[a.name] = float(a.f)
-        elif a.type == a.INT:
-            found[a.name] = int(a.i)
-        elif a.type == a.STRING:
-            found[a.name] = a.s.decode(errors="replace")
-        elif a.type in (a.INTS, a.FLOATS):
-            found[a.name] = tuple(a.ints or a.floats)
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=SAME_EPSILON)
-    return bool(a == b)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_text, value))}]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _epsilons(sides: Sides, hook: Hook) -> Iterator[str]:
-    """The epsilon of an operation beside that of another one, or beside a number that is added."""
-    mine, theirs = (list(_stated_epsilons(nodes)) for nodes in (hook.nodes, hook.nodes_ref))
-    if not theirs:
-        theirs = [("Add", value) for value in _small_addends(sides, hook.nodes_ref)]
-    if len(mine) != 1 or len(theirs) != 1 or mine[0][0] == theirs[0][0]:
-        return
-    if not math.isclose(mine[0][1], theirs[0][1], rel_tol=SAME_EPSILON):
-        yield f"epsilon of {mine[0][0]} is {mine[0][1]:.3g}, the reference's {theirs[0][1]:.3g}"
-
-
-def _stated_epsilons(nodes: Sequence[Any]) -> Iterator[tuple[str, float]]:
-    for node in nodes:
-        yield from ((node.op_type, a.f) for a in node.attribute if a.name == "epsilon")
-
-
-def _small_addends(sides: Sides, nodes: Sequence[Any]) -> Iterator[float]:
-    """Numbers that are added, small enough for an epsilon."""
-    for node in nodes:
-        for name in node.input if node.op_type == "Add" else ():
-            value = sides.ref.constant(name)
-            if value is not None and value.size == 1 and 0 < value.reshape(-1)[0] < _MOST_EPSILON:
-                yield float(value.reshape(-1)[0])
-
-
-def _constants(sides: Sides, hook: Hook) -> Iterator[str]:
-    """Constants of the same name, or the same place, with other values."""
-    mine = list(_read(sides.quant, hook.nodes))
-    theirs = dict(_read(sides.ref, hook.nodes_ref))
-    others = list(theirs.items())
-    for i, (name, value) in enumerate(mine):
-        expected = theirs.get(name)
-        if expected is None and len(mine) == len(others):
-            expected = others[i][1]
-        if expected is None or expected.shape != value.shape or value.dtype.kind not in "fiu":
-            continue
-        error = relative_l2(expected.astype(np.float64), value.astype(np.float64))
-        if error > FLOAT32_ROUNDING * (1 if value.dtype != np.float16 else 1e4):
-            what = f"{name} is {value.reshape(-1)[0]:.4g}, the reference's"
-            if value.size == 1:
-                yield f"{what} {expected.reshape(-1)[0]:.4g}"
-            else:
-                yield f"{name} is off by {error:.3g} (relative L2)"
-
-
-def _read(model: Any, nodes: Sequence[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    for node in nodes:
-        for name in node.input:
-            value = model.constant(name) if name else None
-            if value is not None:
-                yield name, value
-
-
-def _order(sides: Sides, hook: Hook) -> Iterator[str]:
-    if len(hook.nodes) != 1 or len(hook.nodes_ref) != 1:
-        return
-    mine = [sides.grafts[n].ref if n in sides.grafts else n for n in hook.nodes[0].input]
-    theirs = list(hook.nodes_ref[0].input)
-    if mine != theirs and sorted(mine) == sorted(theirs):
-        yield f"{hook.nodes[0].op_type} takes its inputs in another order"

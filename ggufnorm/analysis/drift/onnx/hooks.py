@@ -15,21 +15,27 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.engines.onnx.cut import (
     FLOATS,
     SHAPE,
-    Graft,
     Session,
     all_captured,
     cut,
     ends_of,
     region,
 )
+from ggufnorm.engines.onnx.graft import Graft
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_layer
-from ggufnorm.engines.onnx.pairs import Pairing, matrix_of, on_input, through
+from ggufnorm.engines.onnx.pairs import Pairing, through
+from ggufnorm.engines.onnx.products import graph_inputs, matrix_of, on_input
 from ggufnorm.engines.onnx.quantized import WeightSite, stored_weight, weight_sites
 from ggufnorm.errors import MismatchError
 
 Array = NDArray[np.float32]
 _ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+MOVES = (
+    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Slice", "Split", "Concat",
+    "Expand", "Flatten", "Pad", "Dropout", "QuantizeLinear", "DequantizeLinear",
+)  # fmt: skip
+"""Operations that compute nothing: rows only where they are wrong."""
 _CONSTANTS = ("Constant", "DequantizeLinear", "Identity", "Cast")
 
 
@@ -90,6 +96,18 @@ class Hook:
         """Block number, None outside the blocks."""
         found = find_layer(self.label)
         return int(found[1]) if found else None
+
+    @property
+    def together(self) -> tuple[str, ...]:
+        """The reference's other operations that compute something, by name."""
+        return tuple(
+            n.name or n.output[0]
+            for n in self.nodes_ref
+            if n is not self.main
+            and n.op_type not in MOVES
+            and any(name in self._sides.moving_ref for name in n.output)
+            and self._sides.is_real(n.output[0])
+        )
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -189,7 +207,9 @@ class Sides:
     ) -> None:
         self.ref, self.quant, self.n_threads = ref, quant, n_threads
         self.pairing = pairing
-        pairs = _cuttable(ref, quant, pairing)
+        self.moving_ref = on_input(ref)
+        self._real = _real_values(ref)
+        pairs = _cuttable(ref, quant, pairing, self.moving_ref)
         if not pairs:
             raise MismatchError(
                 f"{quant.path}: no operation of {ref.path} is found in it: use compare, which"
@@ -233,6 +253,10 @@ class Sides:
             if id(node) not in seen and matrix_of(self.quant, node) is not None:
                 name = node.name or node.output[0]
                 yield Skipped(name, "no result behind it has a partner in the reference")
+
+    def is_real(self, value: str) -> bool:
+        """Whether real numbers lead to a value of the reference."""
+        return value in self._real
 
     def viewed(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         """A value of the reference in the shape that it has in the graph under test."""
@@ -278,9 +302,30 @@ def is_view(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return not left and not right
 
 
-def _cuttable(ref: OnnxModel, quant: OnnxModel, pairing: Pairing) -> dict[str, str]:
+def _real_values(model: OnnxModel) -> set[str]:
+    """Values that real numbers lead to, and not the integers of a shape."""
+    found = {name for name, dtype in _input_types(model) if dtype in FLOATS.values()}
+    for node in model.nodes:
+        if node.op_type in _TO_INTEGERS:
+            continue
+        if matrix_of(model, node) is not None or any(name in found for name in node.input):
+            found.update(node.output)
+    return found
+
+
+_TO_INTEGERS = ("Shape", "Size", "ArgMax", "ArgMin", "NonZero", "Equal", "Greater", "Less", "Not")
+
+
+def _input_types(model: OnnxModel) -> Iterator[tuple[str, int]]:
+    for i in graph_inputs(model):
+        yield i.name, i.type.tensor_type.elem_type
+
+
+def _cuttable(
+    ref: OnnxModel, quant: OnnxModel, pairing: Pairing, moving_ref: set[str]
+) -> dict[str, str]:
     """Paired values that depend on the input, and that no inner graph takes."""
-    moving, moving_ref = on_input(quant), on_input(ref)
+    moving = on_input(quant)
     inner = all_captured(quant) | all_captured(ref)
     return {
         name: other

@@ -165,8 +165,8 @@ def _add(
 
 def rows_of(hook: Hook, reference: NDArray[Any], observed: NDArray[Any]) -> tuple[Array, Array]:
     """Both as ``(rows, channels)``, zero where both mask."""
-    r = np.asarray(reference, np.float32)
-    q = np.asarray(observed, np.float32).reshape(r.shape)
+    r: Array = np.asarray(reference, np.float32)
+    q: Array = np.asarray(observed, np.float32).reshape(r.shape)
     if hook.op in _CHANNELS_FIRST and r.ndim > 2:
         r, q = (np.moveaxis(v, 1, -1) for v in (r, q))
     channels = r.shape[-1] if r.ndim else 1

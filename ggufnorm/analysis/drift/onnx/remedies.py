@@ -17,7 +17,8 @@ from ggufnorm.analysis.drift.onnx.hooks import Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import HookSums, Outputs
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.onnx_drift import Remedy, Scheme
-from ggufnorm.engines.onnx.cut import Change, Session, grafted, whole
+from ggufnorm.engines.onnx.cut import Change, Session, whole
+from ggufnorm.engines.onnx.graft import grafted
 from ggufnorm.errors import EngineError, InputError
 
 _MOST_EXCLUDED = 3

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ggufnorm.analysis.drift.onnx.culprits import LOSSY, Reshaped, damage
 from ggufnorm.analysis.drift.onnx.explain import Explanation, explain
-from ggufnorm.analysis.drift.onnx.hooks import Hook, Sides
+from ggufnorm.analysis.drift.onnx.hooks import MOVES, Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import (
     HELD_BYTES,
     Feeds,
@@ -24,7 +25,7 @@ from ggufnorm.analysis.drift.onnx.measure import (
     sweep,
 )
 from ggufnorm.analysis.drift.onnx.remedies import try_remedies
-from ggufnorm.analysis.drift.onnx.verdict import LOSSY, Reshaped, damage, judge, needs_help
+from ggufnorm.analysis.drift.onnx.verdict import judge, needs_help
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.onnx_drift import (
     OnnxDriftReport,
@@ -48,6 +49,7 @@ from ggufnorm.engines.onnx.feeds import (
 )
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_layer
+from ggufnorm.engines.onnx.opened import open_integers
 from ggufnorm.engines.onnx.pairs import pair_values
 from ggufnorm.engines.onnx.session import optimize, require_onnxruntime
 from ggufnorm.engines.tokenizer import Tokenizer
@@ -57,11 +59,6 @@ from ggufnorm.samples import text_to_run
 N_TOKENS, N_RUNS = 127, 2
 _MOST_CLOSER = 64
 """Operations that are looked at closer, those with the largest own errors."""
-_MOVES = (
-    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Slice", "Split", "Concat",
-    "Expand", "Flatten", "Pad",
-)  # fmt: skip
-"""Operations that compute nothing: rows only where they are wrong."""
 
 
 def drift_onnx(
@@ -103,6 +100,8 @@ def drift_onnx(
     with tempfile.TemporaryDirectory(prefix="ggufnorm-") as folder:
         a = OnnxModel(ref)
         b = _under_test(a, os.fspath(quant), Path(folder))
+        for model in (a, b):
+            open_integers(model)
         fed = _Inputs.of(a, inputs, text, text_name, n_ctx, chunks or N_RUNS)
         return _Run(a, b, os.fspath(quant), fed, n_threads, held_bytes, on_progress).report()
 
@@ -222,6 +221,7 @@ class _Run:
         reshaped = [
             Reshaped(*_where(sides, graft.ref), theirs, mine)
             for graft, theirs, mine in sides.reshaped
+            if self._pairing.by_name
         ]
         culprit, verdict = judge(scheme, operations, reshaped, drifts, remedies)
         return OnnxDriftReport(
@@ -233,7 +233,11 @@ class _Run:
             remedies=tuple(remedies),
             culprit=culprit,
             verdict=verdict,
-            skipped=(*skipped, *_not_closer(sides, sums, closer)),
+            skipped=(
+                *skipped,
+                *_outputs_alone(self._quant, outputs),
+                *_not_closer(sides, sums, closer),
+            ),
             run=OnnxRunFacts(
                 engine=f"onnxruntime {require_onnxruntime().__version__}",
                 inputs=self._fed.name,
@@ -276,7 +280,7 @@ def _rows(
 ) -> Iterator[OnnxOperation]:
     for hook in sides.hooks:
         local = sums[hook.name].local.result()
-        if hook.op in _MOVES and not local.rel_l2 and not local.non_finite_rows:
+        if hook.op in MOVES and not local.rel_l2 and not local.non_finite_rows:
             continue
         yield OnnxOperation(
             node=hook.label,
@@ -289,8 +293,15 @@ def _rows(
             local=local,
             cumulative=sums[hook.name].cumulative.result(),
             share=portions.get(hook.name),
+            together=hook.together,
             **vars(explained.get(hook.name, Explanation())),
         )
+
+
+def _outputs_alone(quant: OnnxModel, outputs: Outputs) -> Iterator[Skipped]:
+    for o in quant.proto.graph.output:
+        if o.name not in outputs.names:
+            yield Skipped(f"output {o.name}", "the reference has no such output of real numbers")
 
 
 def _not_closer(

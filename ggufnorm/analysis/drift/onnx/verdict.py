@@ -1,68 +1,26 @@
-"""What is out of line in an ONNX file, and what to do.
-
-One culprit at most, looked for in this order:
-
-1. a result of another shape than the reference's;
-2. the first NaN or infinity that an operation makes of finite input;
-3. an operation without integers that is off by more than its type rounds: another attribute,
-   another constant, inputs in another order. Where most matrices are, it is another checkpoint;
-4. an operation in integers that is off by more than a fresh quantization in the same scheme: a
-   scale, a zero point or a weight is wrong, or calibration saw other inputs;
-5. an operation that makes most of the output's error, although its peers in the same scheme make
-   little, where a setting that was tried mends at least half. The scheme is at fault, not the file.
-
-What ONNX Runtime's optimizations change at the outputs is told besides.
-"""
+"""Where drift enters, and what to do: a few sentences about two ONNX files."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ggufnorm.analysis.drift.onnx.culprits import (
+    FLOAT_OPERATION,
+    LOSSY,
+    MOST_OF_IT,
+    Reshaped,
+    find_culprit,
+)
 from ggufnorm.core.drift import Culprit
 from ggufnorm.core.onnx_drift import OnnxOperation, OutputDrift, Remedy, Scheme
-from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING
+from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tolerances import (
-    JUMP,
     OPERATION_PEER_RATIO,
     SAME_DOWNSTREAM,
-    WEIGHT_RATIO,
 )
 
-LOSSY = 1e-5
-"""Own error above which an operation adds more than float32 rounds."""
-FLOAT_OPERATION = 1e-3
-"""Own error of a float32 operation that no kernel explains: GELU by tanh is off by less."""
-HALF_OPERATION = 2.0**-5
-"""The same in half precision: 64 roundings; sums of many halves leave up to 30."""
-_MOST_OF_IT = 0.5
-"""Share of the output's error from which one operation makes most of it."""
-_RANGE_RATIO = 3.0
-"""A stored range loses so many times what the input's own range would: it is another input's."""
-_OTHER_SAMPLE = 2 * MATRIX_ROUNDING["INT8"]
-"""Own error up to which stored scales are the usual ones of another sample of inputs."""
-_LEAST_SHARE = 0.05
-"""Share of the output's error below which a scale does no harm."""
-_OTHER_CHECKPOINT = 0.5
-"""Share of the matrices from which it is another checkpoint."""
-
-
-@dataclass(frozen=True)
-class Reshaped:
-    """A result of another shape.
-
-    Attributes:
-        node: the reference's.
-        layer: block number, None outside the blocks.
-        ref: its shape there.
-        quant: in the file under test.
-    """
-
-    node: str
-    layer: int | None
-    ref: tuple[int, ...]
-    quant: tuple[int, ...]
+_MUCH_TOGETHER = 0.25
+"""Share of operations that are compared together with others from which that is said."""
 
 
 def judge(
@@ -82,20 +40,20 @@ def judge(
         remedies: the best first.
     """
     main = next((o for o in outputs if o.main), None)
-    culprit = (
-        _other_shape(reshaped)
-        or _non_finite(operations)
-        or _wrong_operation(operations)
-        or _damaged(operations)
-        or _concentrated(operations, main, remedies)
-    )
+    culprit = find_culprit(operations, reshaped, main, remedies)
     if culprit is not None:
         at = f" (layer {culprit.layer})" if culprit.layer is not None else ""
         start = f"Drift enters at {culprit.node}{at}: {culprit.reason}."
     else:
         start = _gradual(scheme, operations, main)
     return culprit, " ".join(
-        [start, *_help(culprit, main, remedies), *_about_outputs(outputs), *_about_runtime(outputs)]
+        [
+            start,
+            *_help(culprit, main, remedies),
+            *_about_outputs(outputs),
+            *_about_runtime(outputs),
+            *_about_coverage(operations, outputs),
+        ]
     )
 
 
@@ -103,176 +61,6 @@ def needs_help(main: OutputDrift) -> bool:
     """Whether the output's error is more than half precision leaves."""
     d = main.difference
     return d.rel_l2 is None or d.non_finite_rows > 0 or d.rel_l2 > HALF_ULP["BF16"]
-
-
-# -- culprits --------------------------------------------------------------------------------
-
-
-def _other_shape(reshaped: Sequence[Reshaped]) -> Culprit | None:
-    for r in reshaped:
-        shapes = ["×".join(map(str, shape)) or "a scalar" for shape in (r.quant, r.ref)]
-        reason = f"its result is {shapes[0]}, the reference's {shapes[1]}"
-        return Culprit(None, r.node, r.layer, reason)
-    return None
-
-
-def _non_finite(operations: Sequence[OnnxOperation]) -> Culprit | None:
-    for o in operations:
-        if o.local.non_finite_rows:
-            reason = "it makes NaN or infinity of the reference's finite input"
-            if "FLOAT16" in o.dtype:
-                reason += ": half precision ends at 65504"
-            return Culprit(None, o.node, o.layer, reason + _changed(o))
-    for o in operations:
-        if o.cumulative.non_finite_rows:
-            reason = "the first NaN or infinity of the file's own run appears here"
-            return Culprit(None, o.node, o.layer, reason)
-    return None
-
-
-def _is_integer(o: OnnxOperation) -> bool:
-    return "INT" in o.dtype or "rounded" in o.dtype
-
-
-def _limit(o: OnnxOperation) -> float:
-    if _is_integer(o):
-        return _OTHER_SAMPLE
-    return HALF_OPERATION if "FLOAT16" in (o.dtype, o.dtype_ref) else FLOAT_OPERATION
-
-
-def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
-    plain = [o for o in operations if not _is_integer(o)]
-    wrong = [
-        o
-        for o in operations
-        if (o.change or not _is_integer(o)) and (o.local.rel_l2 or 0.0) > _limit(o)
-    ]
-    if not wrong:
-        return None
-    worst = max(wrong, key=lambda o: (o.share or 0.0, o.local.rel_l2 or 0.0))
-    first = wrong[0]
-    products = [o for o in plain if o.op in _PRODUCTS]
-    off = [o for o in wrong if o.op in _PRODUCTS]
-    if len(off) > 1 and len(off) >= _OTHER_CHECKPOINT * len(products):
-        return Culprit(
-            None,
-            first.node,
-            first.layer,
-            f"the files are not two versions of the same weights: {len(off)} of {len(products)}"
-            " operations with a matrix differ, though neither side is in integers",
-        )
-    integers = "" if _is_integer(worst) else ", and no integers take part"
-    return Culprit(
-        None,
-        worst.node,
-        worst.layer,
-        f"given the reference's input its result is off by {worst.local.rel_l2:.3g} (relative"
-        f" L2){integers}{_changed(worst)}{_others(len(wrong) - 1)}",
-    )
-
-
-def _others(n: int) -> str:
-    return "" if n < 1 else "; so is one other" if n == 1 else f"; so are {n} others"
-
-
-_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
-
-
-def _changed(o: OnnxOperation) -> str:
-    return f": {o.change}" if o.change else ""
-
-
-def _damaged(operations: Sequence[OnnxOperation]) -> Culprit | None:
-    """The operation that is furthest beyond what its scheme costs."""
-    found = []
-    for o in operations:
-        reason = damage(o)
-        if reason is not None:
-            found.append((o.local.rel_l2 or 0.0, o, reason))
-    if not found:
-        return None
-    _error, o, reason = max(found, key=lambda f: (f[1].share or 0.0, f[0]))
-    return Culprit(None, o.node, o.layer, reason + _others(len(found) - 1))
-
-
-def damage(o: OnnxOperation) -> str | None:
-    """What is wrong with the integers or the scales, None if nothing is."""
-    own = f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g} (relative L2)"
-    error, expected = o.weight_error, o.weight_expected
-    if _is_off(error, expected, WEIGHT_RATIO, SAME_DOWNSTREAM):
-        return (
-            f"{own}: its matrix is off by {error:.3g} where {o.dtype} costs {expected:.3g}:"
-            " scale, zero point or integers are wrong"
-        )
-    if (o.local.rel_l2 or 0.0) <= _OTHER_SAMPLE or (o.share or 0.0) < _LEAST_SHARE:
-        return None  # two samples of inputs differ by as much, or it does no harm
-    error, expected = o.input_error, o.input_expected
-    name = f" {o.input_value}" if o.input_value else ""
-    if _is_off(error, expected, _RANGE_RATIO):
-        return (
-            f"{own}: its input{name}, rounded by the stored scale, is off by {error:.3g} where the"
-            f" range of these inputs costs {expected:.3g}: the scale is wrong, or calibration"
-            " saw other inputs"
-        )
-    if _is_off(o.local.rel_l2, o.expected, OPERATION_PEER_RATIO):
-        return f"{own} where a fresh quantization in the same scheme costs {o.expected:.3g}"
-    return None
-
-
-def _is_off(error: float | None, expected: float | None, ratio: float, least: float = 0.0) -> bool:
-    return error is not None and expected is not None and error > max(ratio * expected, least)
-
-
-def _concentrated(
-    operations: Sequence[OnnxOperation], main: OutputDrift | None, remedies: Sequence[Remedy]
-) -> Culprit | None:
-    """One operation that makes most of the output's error, and that a setting mends."""
-    total = None if main is None else main.difference.rel_l2
-    worst = max(operations, key=lambda o: o.share or 0.0, default=None)
-    if worst is None or total is None or total <= MATRIX_ROUNDING["INT8"]:
-        return None
-    share, own = worst.share or 0.0, worst.local.rel_l2 or 0.0
-    peers = [o.local.rel_l2 or 0.0 for o in operations if o is not worst and o.dtype == worst.dtype]
-    usual = statistics.median(peers) if peers else 0.0
-    mends = [r for r in remedies if worst.node in r.nodes and r.rel_l2 is not None]
-    best = min((r.rel_l2 or 0.0 for r in mends), default=total)
-    if share < _MOST_OF_IT or best * best > _MOST_OF_IT * total * total:
-        return None
-    others = [o.share or 0.0 for o in operations if o is not worst]
-    if own < OPERATION_PEER_RATIO * usual and share < JUMP * max(others, default=0.0):
-        return None
-    beside = f", its peers by {usual:.3g}" if peers else ""
-    return Culprit(
-        None,
-        worst.node,
-        worst.layer,
-        f"it alone makes {100 * min(share, 1):.0f} % of the error of {main.name if main else ''}."
-        f" Given the reference's input it is off by {own:.3g}{beside} (relative L2,"
-        f" {worst.dtype}){_outliers(worst)}",
-    )
-
-
-def _outliers(o: OnnxOperation) -> str:
-    if not o.outliers:
-        return ""
-    parts = []
-    for of, where in _CHANNELS.items():
-        channels = [str(c.channel) for c in o.outliers if c.of == of]
-        if channels:
-            noun = "channel" if len(channels) == 1 else "channels"
-            parts.append(f"{where.format(noun)} {', '.join(channels)}")
-    shared = ", and all share one scale" if "per tensor" in o.dtype else ""
-    return (
-        f": {' and '.join(parts)} reach up to {o.outliers[0].ratio:.0f} times the usual"
-        f" magnitude{shared}"
-    )
-
-
-_CHANNELS = {
-    "input": "the matrix's input {}",
-    "output": "the matrix's output {}",
-    "activation": "the input's {}",
-}
 
 
 # -- sentences -------------------------------------------------------------------------------
@@ -313,7 +101,7 @@ def _help(
     if now is None or now.rel_l2 is None or now.non_finite_rows:
         single = [r for r in about if r.nodes == (node,)] or about
         return [f"Measured: {_tried(r)}." for r in single[:1]]
-    good = [r for r in about if (r.rel_l2 or 0.0) ** 2 < _MOST_OF_IT * now.rel_l2**2]
+    good = [r for r in about if (r.rel_l2 or 0.0) ** 2 < MOST_OF_IT * now.rel_l2**2]
     good.sort(key=lambda r: (r.bytes, r.rel_l2))
     # A larger file that mends no more than one named before is worth a word only where it is
     # the culprit alone that is left out.
@@ -349,6 +137,22 @@ def _value(cosine: float | None, rel_l2: float | None) -> str:
 def _about_outputs(outputs: Sequence[OutputDrift]) -> list[str]:
     bad = [o.name for o in outputs if o.difference.non_finite_rows]
     return [f"Outputs with NaN or infinity: {', '.join(bad)}."] if bad else []
+
+
+def _about_coverage(
+    operations: Sequence[OnnxOperation], outputs: Sequence[OutputDrift]
+) -> list[str]:
+    """What was not compared by itself."""
+    found = []
+    together = [name for o in operations for name in o.together]
+    if len(together) > _MUCH_TOGETHER * (len(together) + len(operations)):
+        found.append(
+            f"{len(together)} operations of the reference have no result of their own in the file"
+            " under test, and were compared together with others."
+        )
+    if not outputs:
+        found.append("No output was compared: none has a partner.")
+    return found
 
 
 def _about_runtime(outputs: Sequence[OutputDrift]) -> list[str]:
