@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import numpy_helper
 
 import ggufnorm
 from ggufnorm.analysis.drift.onnx.run import drift_onnx
@@ -186,6 +187,42 @@ def _other_weights(model: Any) -> None:
         change(model, name, lambda w: w + 0.2 * w.std() * rng.standard_normal(w.shape))
 
 
+def _bad_table(model: Any) -> None:
+    change(model, "emb.weight_scale", lambda s: 1.4 * s)
+
+
+def _bad_kernel(model: Any) -> None:
+    kernel = str(node(model, "/f/f.3/Conv_quant").input[1])
+    change(model, kernel.replace("_quantized", "_scale"), lambda s: 1.5 * s)
+
+
+def _one_bad_channel(model: Any) -> None:
+    """The scale of one output channel of a QDQ kernel."""
+    kernel = str(model.graph.node[_conv(model)].input[1])
+    scale = next(n for n in model.graph.node if n.output[0] == kernel).input[1]
+    change(model, scale, lambda s: np.where(np.arange(s.size) == 3, 30 * s, s))
+
+
+def _conv(model: Any) -> int:
+    return next(i for i, n in enumerate(model.graph.node) if n.name == "/f/f.3/Conv")
+
+
+def _strides(model: Any) -> None:
+    set_attribute(model, "/f/f.6/Conv", "dilations", [2, 2])
+    set_attribute(model, "/f/f.6/Conv", "pads", [2, 2, 2, 2])
+
+
+def _numbered_epsilon(model: Any) -> None:
+    norms = [n for n in model.graph.node if n.op_type == "LayerNormalization"]
+    set_attribute(model, norms[1].name, "epsilon", 0.1)
+
+
+def _written_epsilon(model: Any) -> None:
+    value = node(model, "/layers.1/norm1/Add").input[1]
+    constant = next(n for n in model.graph.node if value in n.output)
+    constant.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(0.1, np.float32)))
+
+
 FAULTS = [
     # file, fault, the node that is named, what the verdict says
     ("dynamic", _bad_scale, "/layers.1/o/MatMul", "scale, zero point or integers are wrong"),
@@ -204,6 +241,10 @@ FAULTS = [
     ("float", _axis, "/layers.0/Softmax", "axis of Softmax is 2, the reference's -1"),
     ("static", _axis, "/layers.0/Softmax", "axis of Softmax is 2, the reference's -1"),
     ("float", _swapped_weights, "/layers.0/q/MatMul", "so is one other"),
+    ("dynamic", _bad_table, "/emb/Gather", "scale, zero point or integers are wrong"),
+    ("dynamo", _numbered_epsilon, "/layers.0/norm2/LayerNormalization", "epsilon of LayerNorm"),
+    ("opset-14", _written_epsilon, "/layers.1/norm1/LayerNormalization",
+     "epsilon of Add is 0.1, the reference's 1e-05"),
     ("float", _other_weights, "/emb/Gather", "not two versions of the same weights"),
 ]  # fmt: skip
 
@@ -217,6 +258,25 @@ def test_a_planted_fault_is_named(
     assert says in report.verdict
     nodes = {report.culprit.node}
     assert culprit in nodes or says.startswith("the range"), report.verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "culprit", "says"),
+    [
+        ("dynamic", _bad_kernel, "/f/f.3/Conv", "scale, zero point or integers are wrong"),
+        ("qoperator", _bad_kernel, "/f/f.3/Conv", "off by"),
+        ("static", _one_bad_channel, "/f/f.3/Conv", "scale, zero point or integers are wrong"),
+        ("half", _strides, "/f/f.6/Conv", "dilations of Conv is [2, 2], the reference's [1, 1]"),
+    ],
+)
+def test_a_fault_of_a_convolution_is_named(
+    name: str, fault: Edit, culprit: str, says: str, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    wrong = edited(made(f"convolutions-{name}"), tmp_path / "fault.onnx", fault)
+    report = drift(made("convolutions"), wrong)
+    assert report.culprit is not None, report.verdict
+    assert report.culprit.node == culprit, report.verdict
+    assert says in report.verdict
 
 
 def test_a_result_of_another_shape_is_named(made: Callable[[str], Path], tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.drift.onnx.hooks import Hook, Sides
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.tolerances import FLOAT32_ROUNDING, SAME_EPSILON
-from ggufnorm.engines.onnx.model import plain_attributes
+from ggufnorm.engines.onnx.model import OnnxModel, plain_attributes
 
-_MOST_EPSILON = 0.1
+_MOST_EPSILON = 0.2
 
 
 def graph_change(sides: Sides, hook: Hook) -> str:
@@ -58,9 +58,10 @@ def _text(value: Any) -> str:
 
 def _epsilons(sides: Sides, hook: Hook) -> Iterator[str]:
     """The epsilon of an operation beside that of another one, or beside a number that is added."""
-    mine, theirs = (list(_stated_epsilons(nodes)) for nodes in (hook.nodes, hook.nodes_ref))
-    if not theirs:
-        theirs = [("Add", value) for value in _small_addends(sides, hook.nodes_ref)]
+    both = (sides.quant, hook.nodes), (sides.ref, hook.nodes_ref)
+    mine, theirs = (
+        list(_stated_epsilons(nodes)) or list(_small_addends(model, nodes)) for model, nodes in both
+    )
     if len(mine) != 1 or len(theirs) != 1 or mine[0][0] == theirs[0][0]:
         return
     if not math.isclose(mine[0][1], theirs[0][1], rel_tol=SAME_EPSILON):
@@ -72,13 +73,15 @@ def _stated_epsilons(nodes: Sequence[Any]) -> Iterator[tuple[str, float]]:
         yield from ((node.op_type, a.f) for a in node.attribute if a.name == "epsilon")
 
 
-def _small_addends(sides: Sides, nodes: Sequence[Any]) -> Iterator[float]:
+def _small_addends(model: OnnxModel, nodes: Sequence[Any]) -> Iterator[tuple[str, float]]:
     """Numbers that are added, small enough for an epsilon."""
     for node in nodes:
         for name in node.input if node.op_type == "Add" else ():
-            value = sides.ref.constant(name)
-            if value is not None and value.size == 1 and 0 < value.reshape(-1)[0] < _MOST_EPSILON:
-                yield float(value.reshape(-1)[0])
+            value = model.constant(name)
+            if value is not None and value.size == 1:
+                number = float(value.reshape(-1)[0])
+                if 0 < number <= _MOST_EPSILON:
+                    yield node.op_type, number
 
 
 def _constants(sides: Sides, hook: Hook) -> Iterator[str]:
@@ -101,7 +104,7 @@ def _constants(sides: Sides, hook: Hook) -> Iterator[str]:
                 yield f"{name} is off by {error:.3g} (relative L2)"
 
 
-def _read(model: Any, nodes: Sequence[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
+def _read(model: OnnxModel, nodes: Sequence[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
     for node in nodes:
         for name in node.input:
             value = model.constant(name) if name else None

@@ -27,6 +27,7 @@ from ggufnorm.core.tolerances import (
     SAME_DOWNSTREAM,
     WEIGHT_RATIO,
 )
+from ggufnorm.engines.onnx.norms import find_layer
 
 LOSSY = 1e-5
 """Own error above which an operation adds more than float32 rounds."""
@@ -131,13 +132,25 @@ def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
             " operations with a matrix differ, though neither side is in integers",
         )
     integers = "" if _is_integer(worst) else ", and no integers take part"
+    node, beside = worst.node, f"{_with(worst)}{_changed(worst)}{_others(len(wrong) - 1)}"
+    alone = _only_suspect(wrong, [o for o in operations if o not in wrong])
+    if alone not in (None, worst.node):
+        node, beside = str(alone), _changed(worst)
+    found = find_layer(node)
     return Culprit(
         None,
-        worst.node,
-        worst.layer,
+        node,
+        int(found[1]) if found else worst.layer,
         f"given the reference's input its result is off by {worst.local.rel_l2:.3g} (relative"
-        f" L2){integers}{_with(worst)}{_changed(worst)}{_others(len(wrong) - 1)}",
+        f" L2{'' if node == worst.node else f', seen at {worst.node}'}){integers}{beside}",
     )
+
+
+def _only_suspect(wrong: Sequence[OnnxOperation], right: Sequence[OnnxOperation]) -> str | None:
+    """The one operation that has a part in all wrong results, and in no right one."""
+    sets = [{o.node, *o.together} for o in wrong]
+    common = set.intersection(*sets).difference(*({o.node, *o.together} for o in right))
+    return next(iter(common)) if len(common) == 1 else None
 
 
 _MOST_NAMED = 2
