@@ -53,7 +53,7 @@ _OTHER_SAMPLE = 2 * MATRIX_ROUNDING["INT8"]
 """Own error up to which stored scales are the usual ones of another sample of inputs."""
 
 
-_LEAST_SHARE = 0.05
+LEAST_SHARE = 0.05
 """Share of the output's error below which a scale does no harm."""
 
 
@@ -197,7 +197,7 @@ def damage(o: OnnxOperation) -> str | None:
             f"{own}: its matrix is off by {error:.3g} where {o.dtype} costs {expected:.3g}:"
             " scale, zero point or integers are wrong"
         )
-    if (o.local.rel_l2 or 0.0) <= _OTHER_SAMPLE or (o.share or 0.0) < _LEAST_SHARE:
+    if (o.local.rel_l2 or 0.0) <= _OTHER_SAMPLE or (o.share or 0.0) < LEAST_SHARE:
         return None  # two samples of inputs differ by as much, or it does no harm
     error, expected = o.input_error, o.input_expected
     name = f" {o.input_value}" if o.input_value else ""
@@ -219,30 +219,45 @@ def _is_off(error: float | None, expected: float | None, ratio: float, least: fl
 def _concentrated(
     operations: Sequence[OnnxOperation], main: OutputDrift | None, remedies: Sequence[Remedy]
 ) -> Culprit | None:
-    """One operation that makes most of the output's error, and that a setting mends."""
+    """A few operations that make most of the output's error, and that settings mend."""
     total = None if main is None else main.difference.rel_l2
-    worst = max(operations, key=lambda o: o.share or 0.0, default=None)
-    if worst is None or total is None or total <= MATRIX_ROUNDING["INT8"]:
+    if main is None or total is None or total <= MATRIX_ROUNDING["INT8"]:
         return None
-    share, own = worst.share or 0.0, worst.local.rel_l2 or 0.0
-    peers = [o.local.rel_l2 or 0.0 for o in operations if o is not worst and o.dtype == worst.dtype]
-    usual = statistics.median(peers) if peers else 0.0
-    mends = [r for r in remedies if worst.node in r.nodes and r.rel_l2 is not None]
-    best = min((r.rel_l2 or 0.0 for r in mends), default=total)
-    if share < MOST_OF_IT or best * best > MOST_OF_IT * total * total:
+    errors = [e for o in operations if (e := o.local.rel_l2 or 0.0) > LOSSY]
+    usual = statistics.median(errors) if errors else 0.0
+    group = _out_of_line(operations, usual)
+    share = sum(o.share or 0.0 for o in group)
+    if share < MOST_OF_IT:
         return None
-    others = [o.share or 0.0 for o in operations if o is not worst]
-    if own < OPERATION_PEER_RATIO * usual and share < JUMP * max(others, default=0.0):
+    nodes = {o.node for o in group}
+    mends = [r.rel_l2 for r in remedies if nodes & {*r.nodes} and r.rel_l2 is not None]
+    if min(mends, default=total) ** 2 > MOST_OF_IT * total * total:
         return None
-    beside = f", its peers by {usual:.3g}" if peers else ""
+    worst = group[0]
+    others = [o.node for o in group[1:]]
+    beside = f" with {_listed(others)}" if others else " alone"
     return Culprit(
         None,
         worst.node,
         worst.layer,
-        f"it alone makes {100 * min(share, 1):.0f} % of the error of {main.name if main else ''}."
-        f" Given the reference's input it is off by {own:.3g}{beside} (relative L2,"
-        f" {worst.dtype}){_outliers(worst)}",
+        f"it{beside} makes {100 * min(share, 1):.0f} % of the error of {main.name}."
+        f" Given the reference's input it is off by {worst.local.rel_l2:.3g}, the usual operation"
+        f" by {usual:.3g} (relative L2, {worst.dtype}){_outliers(worst)}",
     )
+
+
+def _out_of_line(operations: Sequence[OnnxOperation], usual: float) -> list[OnnxOperation]:
+    """Few that cost much: off by more than others, or the only one that matters."""
+    ranked = sorted(operations, key=lambda o: -(o.share or 0.0))
+    costly = [o for o in ranked if (o.share or 0.0) >= LEAST_SHARE]
+    far = [o for o in costly if (o.local.rel_l2 or 0.0) >= OPERATION_PEER_RATIO * usual]
+    if costly and (len(ranked) < 2 or (costly[0].share or 0) > JUMP * (ranked[1].share or 0)):
+        return costly[:1]
+    return far[:MOST_CULPRITS]
+
+
+MOST_CULPRITS = 4
+"""Operations that are named as making most of an error: more are no few."""
 
 
 def _outliers(o: OnnxOperation) -> str:
@@ -256,9 +271,14 @@ def _outliers(o: OnnxOperation) -> str:
             parts.append(f"{where.format(noun)} {', '.join(channels)}")
     shared = ", and all share one scale" if "per tensor" in o.dtype else ""
     return (
-        f": {' and '.join(parts)} reach up to {o.outliers[0].ratio:.0f} times the usual"
+        f": {_listed(parts)} reach up to {o.outliers[0].ratio:.0f} times the usual"
         f" magnitude{shared}"
     )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 _CHANNELS = {

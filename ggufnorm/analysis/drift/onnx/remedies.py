@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ggufnorm.analysis.drift.onnx.culprits import LEAST_SHARE, MOST_CULPRITS
 from ggufnorm.analysis.drift.onnx.explain import (
     fresh_ranges,
     fresh_weights,
@@ -20,10 +21,6 @@ from ggufnorm.core.onnx_drift import Remedy, Scheme
 from ggufnorm.engines.onnx.cut import Change, Session, whole
 from ggufnorm.engines.onnx.graft import grafted
 from ggufnorm.errors import EngineError, InputError
-
-_MOST_EXCLUDED = 3
-"""Operations that are left out one by one, the costliest first."""
-_LEAST_SHARE = 0.05
 
 Build = Callable[[], Any]
 
@@ -73,7 +70,7 @@ def _again(
     sides: Sides, damaged: Sequence[Hook], sums: Mapping[str, HookSums]
 ) -> Iterator[tuple[str, tuple[str, ...], int, Build]]:
     """The same settings once more, for operations whose integers or scales are wrong."""
-    for hook in damaged[:_MOST_EXCLUDED]:
+    for hook in damaged[:MOST_CULPRITS]:
         change = merged(fresh_weights(sides, [hook]), fresh_ranges(sides, [hook], sums))
         if change.constants:
             yield "the same settings, quantized again", (hook.label,), 0, _changed(sides, change)
@@ -91,11 +88,15 @@ def _candidates(
     sums: Mapping[str, HookSums],
 ) -> Iterator[tuple[str, tuple[str, ...], int, Build]]:
     ranked = sorted(hooks, key=lambda h: -shares.get(h.name, 0.0))
-    costly = [h for h in ranked if _is_costly(h, shares, sums)][:_MOST_EXCLUDED]
+    costly = [h for h in ranked if _is_costly(h, shares, sums)][:MOST_CULPRITS]
     exclude, by_type = _WORDS[scheme]
     for hook in costly:
         setting = exclude.format(repr(hook.label))
         yield setting, (hook.label,), _float_bytes(sides, [hook]), _floating(sides, [hook])
+    if len(costly) > 1:
+        setting = exclude.format(", ".join(repr(h.label) for h in costly))
+        labels = tuple(h.label for h in costly)
+        yield setting, labels, _float_bytes(sides, costly), _floating(sides, costly)
     by_tensor = [h for h in hooks if any(may_be_by_channel(sides, site) for site in h.sites)]
     change = fresh_weights(sides, by_tensor, per_channel=True)
     if change.constants:
@@ -117,7 +118,7 @@ def _candidates(
     types = dict.fromkeys(h.op for h in made)
     for op in types if len(types) > 1 and by_type else ():
         of_type = [h for h in made if h.op == op]
-        if len(of_type) > 1 and sum(shares.get(h.name, 0.0) for h in of_type) >= _LEAST_SHARE:
+        if len(of_type) > 1 and sum(shares.get(h.name, 0.0) for h in of_type) >= LEAST_SHARE:
             labels = tuple(h.label for h in of_type)
             setting = by_type.format(repr(op))
             yield setting, labels, _float_bytes(sides, of_type), _floating(sides, of_type)
@@ -135,7 +136,7 @@ _WORDS: Mapping[Scheme, tuple[str, str]] = {
 
 def _is_costly(hook: Hook, shares: Mapping[str, float], sums: Mapping[str, HookSums]) -> bool:
     broken = sums[hook.name].local.non_finite_rows > 0
-    return broken or shares.get(hook.name, 0.0) >= _LEAST_SHARE
+    return broken or shares.get(hook.name, 0.0) >= LEAST_SHARE
 
 
 def _floating(sides: Sides, hooks: Sequence[Hook]) -> Build:

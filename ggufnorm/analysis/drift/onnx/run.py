@@ -37,7 +37,7 @@ from ggufnorm.core.onnx_drift import (
     Scheme,
 )
 from ggufnorm.core.progress import OnProgress, Progress, no_progress
-from ggufnorm.engines.onnx.cut import Session, region, whole
+from ggufnorm.engines.onnx.cut import FLOATS, Session, region, whole
 from ggufnorm.engines.onnx.feeds import (
     Tokens,
     feeds_of,
@@ -235,7 +235,7 @@ class _Run:
             verdict=verdict,
             skipped=(
                 *skipped,
-                *_outputs_alone(self._quant, outputs),
+                *self._outputs_alone(outputs),
                 *_not_closer(sides, sums, closer),
             ),
             run=OnnxRunFacts(
@@ -256,8 +256,15 @@ class _Run:
         chosen = {h.name for h in lossy[:_MOST_CLOSER]}
         return [h for h in sides.hooks if h.name in chosen]
 
+    def _outputs_alone(self, outputs: Outputs) -> Iterator[Skipped]:
+        for name, kind in self._output_types.items():
+            if name not in outputs.names and kind in FLOATS:
+                yield Skipped(f"output {name}", "the reference has no such output")
+
     def _outputs(self, sides: Sides, outputs: Outputs) -> Iterator[OutputDrift]:
-        plain = outputs.of(Session(whole(self._quant), self._quant, self._n_threads))
+        session = Session(whole(self._quant), self._quant, self._n_threads)
+        self._output_types = session.types
+        plain = outputs.of(session)
         fast = outputs.of(Session(whole(self._quant), self._quant, self._n_threads, optimized=True))
         sizes = {name: len(region(self._quant, [name], ())) for name in plain}
         main = max(sizes, key=lambda name: sizes[name], default=None)
@@ -296,12 +303,6 @@ def _rows(
             together=hook.together,
             **vars(explained.get(hook.name, Explanation())),
         )
-
-
-def _outputs_alone(quant: OnnxModel, outputs: Outputs) -> Iterator[Skipped]:
-    for o in quant.proto.graph.output:
-        if o.name not in outputs.names:
-            yield Skipped(f"output {o.name}", "the reference has no such output of real numbers")
 
 
 def _not_closer(
