@@ -53,6 +53,8 @@ class OnnxOperation:
         input_expected: the same with scales of the input's own range.
         share: of the output's squared error, what this operation's own error alone makes when
             the reference runs with it; None where it was not measured.
+        saturated: relative L2 that a product loses besides on x86 without VNNI, where sums of two
+            products are cut to 16 bits; None for other operations.
         outliers: channels that stretch a range, the worst first.
         change: what differs in the graph: another attribute or constant; empty for nothing.
         together: other operations of the reference that are compared with it, because their
@@ -75,6 +77,7 @@ class OnnxOperation:
     input_error: float | None = None
     input_expected: float | None = None
     share: float | None = None
+    saturated: float | None = None
     outliers: tuple[OutlierChannel, ...] = ()
     change: str = ""
     together: tuple[str, ...] = ()

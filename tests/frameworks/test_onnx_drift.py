@@ -374,6 +374,24 @@ def test_kernels_that_saturate_are_told(made: Callable[[str], Path]) -> None:
     assert "reduce_range=True" in verdict
 
 
+def test_products_that_saturate_without_vnni_are_told(
+    made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def extreme(model: Any) -> None:
+        name = node(model, "/layers.1/down/MatMul").input[1]
+        change(model, name, lambda w: np.where(w > 0, 0.08, -0.08))
+
+    ref = edited(made("float"), tmp_path / "ref.onnx", extreme)
+    full = drift(ref, dynamic(ref, tmp_path / "full.onnx"))
+    reduced = drift(ref, dynamic(ref, tmp_path / "reduced.onnx", reduce_range=True))
+    down = next(o for o in full.operations if o.node == "/layers.1/down/MatMul")
+    assert (down.saturated or 0) > 0.05
+    assert "products of 8 bits saturate" in full.verdict
+    assert "reduce_range=True" in full.verdict
+    assert "saturate" not in reduced.verdict
+    assert all(not o.saturated for o in reduced.operations)
+
+
 def test_inputs_may_be_given(made: Callable[[str], Path], tmp_path: Path) -> None:
     ids = np.arange(TOKENS)[None]
     np.savez(tmp_path / "ids.npz", input_ids=ids)

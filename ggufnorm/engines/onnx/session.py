@@ -135,7 +135,7 @@ class OnnxSession:
     @property
     def takes_tokens(self) -> bool:
         """Whether one of its inputs is token ids."""
-        return any(input_role(i.name, i.type) == "ids" for i in self._session.get_inputs())
+        return any(_role(i.name, i.type) == "ids" for i in self._session.get_inputs())
 
     @property
     def n_vocab(self) -> int:
@@ -190,8 +190,8 @@ class OnnxSession:
         return max((MATRIX_ROUNDING.get(dtype, 0.0) for dtype in types), default=0.0)
 
     def _feed(self, wanted: Any, tokens: Tokens, pixels: Array | None) -> NDArray[Any]:
-        role = input_role(wanted.name, wanted.type)
-        dtype = INPUT_DTYPES.get(wanted.type)
+        role = _role(wanted.name, wanted.type)
+        dtype = _DTYPES.get(wanted.type)
         if dtype is None:
             raise InputError(f"{self.model.path}: its input {wanted.name} is {wanted.type}")
         if role == "image" and pixels is not None:
@@ -306,7 +306,10 @@ def input_role(name: str, kind: str) -> str:
     return "ids" if "int" in kind else "image"
 
 
-INPUT_DTYPES = {
+_role = input_role
+
+
+_DTYPES = {
     "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(float)": "float32",
     "tensor(float16)": "float16", "tensor(double)": "float64", "tensor(bool)": "bool",
 }  # fmt: skip

@@ -131,6 +131,7 @@ _OPERATIONS: Columns[OnnxOperation] = (
     Column("Fresh", lambda o: numeric(o.expected), priority=3),
     Column("Cumulative", lambda o: drift(o.cumulative), priority=1),
     Column("Share", lambda o: share(o.share)),
+    Column("Saturated", lambda o: numeric(o.saturated), priority=6),
     Column("Computed by", lambda o: ", ".join(o.op_quant), left=True, priority=5),
     Column("Changed", lambda o: o.change or "–", left=True, priority=4),
 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.drift.onnx.changes import graph_change
 from ggufnorm.analysis.drift.onnx.hooks import ActivationSite, Hook, Sides
 from ggufnorm.analysis.drift.onnx.measure import Feeds, HookSums, OwnRun, rows_of
+from ggufnorm.analysis.drift.onnx.saturation import saturated_error
 from ggufnorm.core.metrics import DifferenceSum, relative_l2
 from ggufnorm.core.onnx_drift import OutlierChannel
 from ggufnorm.engines.onnx.cut import Change
@@ -43,6 +44,7 @@ class Explanation:
     input_value: str | None = None
     input_error: float | None = None
     input_expected: float | None = None
+    saturated: float | None = None
     outliers: tuple[OutlierChannel, ...] = ()
     change: str = ""
 
@@ -228,6 +230,8 @@ def _against_fresh(
     for fed in feeds:
         reference, local = own.run(fed)
         for hook in group:
+            if hook.sites:
+                _saturate(sides, hook, reference, found[hook.name])
             r, q = rows_of(hook, reference[hook.ref], local[hook.name])
             errors[hook.name].add(r, q, 0, len(r))
             for site in hook.rounded:
@@ -243,6 +247,14 @@ def _against_fresh(
             worst = max(losses, key=lambda site: losses[site][0])
             at.input_value = sides.grafts[worst.value].ref
             at.input_error, at.input_expected, _one = losses[worst]
+
+
+def _saturate(
+    sides: Sides, hook: Hook, reference: dict[str, NDArray[Any]], found: Explanation
+) -> None:
+    error = saturated_error(sides, hook, reference)
+    if error is not None:
+        found.saturated = max(error, found.saturated or 0.0)
 
 
 def _relative(totals: Sequence[float]) -> list[float]:

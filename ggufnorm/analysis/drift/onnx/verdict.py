@@ -13,7 +13,7 @@ from ggufnorm.analysis.drift.onnx.culprits import (
 )
 from ggufnorm.core.drift import Culprit
 from ggufnorm.core.onnx_drift import OnnxOperation, OutputDrift, Remedy, Scheme
-from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING
 from ggufnorm.core.tolerances import (
     OPERATION_PEER_RATIO,
     SAME_DOWNSTREAM,
@@ -52,6 +52,7 @@ def judge(
             *_help(culprit, main, remedies),
             *_about_outputs(outputs),
             *_about_runtime(outputs),
+            *_about_saturation(operations),
             *_about_coverage(operations, outputs),
         ]
     )
@@ -137,6 +138,25 @@ def _value(cosine: float | None, rel_l2: float | None) -> str:
 def _about_outputs(outputs: Sequence[OutputDrift]) -> list[str]:
     bad = [o.name for o in outputs if o.difference.non_finite_rows]
     return [f"Outputs with NaN or infinity: {', '.join(bad)}."] if bad else []
+
+
+def _about_saturation(operations: Sequence[OnnxOperation]) -> list[str]:
+    """Products that are worse on processors without VNNI."""
+    worse = [
+        o
+        for o in operations
+        if (o.saturated or 0.0) > max(OPERATION_PEER_RATIO * (o.local.rel_l2 or 0.0), _SATURATED)
+    ]
+    if not worse:
+        return []
+    worst = max(worse, key=lambda o: o.saturated or 0.0)
+    return [
+        f"On x86 without VNNI {len(worse)} products of 8 bits saturate, {worst.node} by"
+        f" {worst.saturated:.3g} (relative L2): reduce_range=True for those machines."
+    ]
+
+
+_SATURATED = 2 * MATRIX_ROUNDING["INT8"]
 
 
 def _about_coverage(
