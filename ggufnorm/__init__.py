@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         attribute,
         audio,
         audit,
+        check,
         compare,
         compare_frameworks,
         diff,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
+    from ggufnorm.core.check import CheckReport
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.fix import FixReport
@@ -55,6 +57,7 @@ __all__ = [
     "AttributionReport",
     "AudioReport",
     "AuditReport",
+    "CheckReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
@@ -72,6 +75,7 @@ __all__ = [
     "attribute",
     "audio",
     "audit",
+    "check",
     "compare",
     "compare_frameworks",
     "diff",
@@ -95,6 +99,7 @@ _HOMES = {
     "AttributionReport": "ggufnorm.core.attribution",
     "AudioReport": "ggufnorm.core.audio_report",
     "AuditReport": "ggufnorm.core.audit",
+    "CheckReport": "ggufnorm.core.check",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
@@ -112,6 +117,7 @@ _HOMES = {
     "attribute": "ggufnorm.api",
     "audio": "ggufnorm.api",
     "audit": "ggufnorm.api",
+    "check": "ggufnorm.api",
     "compare": "ggufnorm.api",
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",

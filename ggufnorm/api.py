@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.drift.run import drift as drift
     from ggufnorm.analysis.preprocessing.audio.run import audio as audio
     from ggufnorm.analysis.preprocessing.image.run import pixels as pixels
+    from ggufnorm.verbs.check import check as check
     from ggufnorm.verbs.files import audit as audit
     from ggufnorm.verbs.files import inspect as inspect
     from ggufnorm.verbs.runs import compare as compare
@@ -34,6 +35,7 @@ _HOMES = {
     "attribute": "ggufnorm.analysis.attribution.run",
     "audio": "ggufnorm.analysis.preprocessing.audio.run",
     "audit": "ggufnorm.verbs.files",
+    "check": "ggufnorm.verbs.check",
     "compare": "ggufnorm.verbs.runs",
     "compare_frameworks": "ggufnorm.analysis.crosscheck.run",
     "compared_by": "ggufnorm.verbs.runs",

@@ -16,6 +16,7 @@ from ggufnorm.errors import EngineError, GgufnormError
 from ggufnorm.version import __version__
 
 _COMMANDS = {
+    "check": "Find out who is to blame for a model that answers badly.",
     "inspect": "List every norm of a GGUF or ONNX model.",
     "audit": "Lint the normalization of a converted GGUF model.",
     "fix": "Write a corrected copy of a converted GGUF model.",

@@ -19,11 +19,7 @@ from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.printable import printable
-from ggufnorm.errors import TextError
-from ggufnorm.formats.files import read_regular
-
-_MAX_TEXT = 1 << 28
-"""Bytes of a text at most: more than fifty million tokens."""
+from ggufnorm.formats.files import read_text as read_text
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -255,23 +251,6 @@ def refuse(context: click.Context, names: Collection[str], why: str) -> None:
     """
     for option in given(context, names):
         raise click.UsageError(f"{option} {why}")
-
-
-def read_text(path: Path) -> str:
-    """The text to run.
-
-    Raises:
-        TextError: it cannot be read, is not UTF-8 or is empty.
-    """
-    try:
-        text = read_regular(path, _MAX_TEXT).decode()
-    except OSError as error:
-        raise TextError(f"cannot read the text {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"the text {path} is not UTF-8 (byte {error.start})") from None
-    if not text.strip():
-        raise TextError(f"the text {path} is empty")
-    return text
 
 
 def tell_crossed(lines: list[str]) -> int:

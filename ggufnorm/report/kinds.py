@@ -9,6 +9,7 @@ from typing import Any
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audio_report import AudioReport
 from ggufnorm.core.audit import AuditReport, AuditSet
+from ggufnorm.core.check import CheckReport
 from ggufnorm.core.diff import DiffReport
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.fix import FixReport
@@ -31,6 +32,7 @@ from ggufnorm.report.view import Report
 from ggufnorm.report.views.attribute import attribution_view
 from ggufnorm.report.views.audio import audio_view
 from ggufnorm.report.views.audit import audit_set_view, audit_view
+from ggufnorm.report.views.check import check_view
 from ggufnorm.report.views.diff import diff_view
 from ggufnorm.report.views.drift import drift_view
 from ggufnorm.report.views.drift_set import drift_set_view
@@ -80,6 +82,7 @@ KINDS = (
     Kind("ggufnorm/diff", DiffReport, diff_view, "tensors", _one(diff_charts)),
     Kind("ggufnorm/audit", AuditReport, audit_view, "findings"),
     Kind("ggufnorm/audit-set", AuditSet, audit_set_view, "findings"),
+    Kind("ggufnorm/check", CheckReport, check_view, "suspects"),
     Kind("ggufnorm/fix", FixReport, fix_view, "mended"),
     Kind("ggufnorm/attribute", AttributionReport, attribution_view, "shares",
          _one(attribution_charts)),
