@@ -75,18 +75,32 @@ def n_tokens(model: OnnxModel, default: int) -> int:
 
 
 def vocabulary_size(model: OnnxModel) -> int:
-    """Rows of the largest matrix that something is looked up in.
+    """Rows of the matrix that the ids are looked up in; of several tables the largest.
 
     Raises:
         InputError: the graph does not show which that is.
     """
-    at = {"Gather": 0, "EmbedLayerNormalization": 2}
-    tables = [n.input[at[n.op_type]] for n in model.nodes if n.op_type in at]
-    sources = [model.source(t) for t in tables if is_constant(model, t)]
-    rows = [model.shape(s)[0] for s in sources if s and len(model.shape(s)) == 2]
-    if not rows:
+    at = {"Gather": (0, 1), "EmbedLayerNormalization": (2, 0)}
+    ids = {w.name for w in wanted_inputs(model) if w.role == "ids"}
+    rows: dict[bool, list[int]] = {True: [], False: []}
+    for node in model.nodes:
+        table, index = (node.input[i] for i in at[node.op_type]) if node.op_type in at else ("", "")
+        source = model.source(table) if table and is_constant(model, table) else None
+        if source is not None and len(model.shape(source)) == 2:
+            rows[_looked_up(model, index) in ids].append(model.shape(source)[0])
+    found = rows[True] or rows[False]
+    if not found:
         raise InputError(f"{model.path}: its vocabulary is not to be seen in the graph")
-    return max(rows)
+    return max(found)
+
+
+def _looked_up(model: OnnxModel, index: str) -> str:
+    """The value that indices are, without casts and reshapes."""
+    node = model.producers.get(index)
+    while node is not None and node.op_type in ("Cast", "Identity", "Reshape", "Flatten"):
+        index = str(node.input[0])
+        node = model.producers.get(index)
+    return index
 
 
 def made_feeds(model: OnnxModel, tokens: Tokens, seed: int) -> dict[str, NDArray[Any]]:

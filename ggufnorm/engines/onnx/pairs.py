@@ -87,11 +87,38 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
     for name, other in outputs.items():
         finder.add(name, other)
     for name, other in list(finder.found.items()):
+        _behind_activation(ref, quant, finder.found, name, other)
+    for name, other in list(finder.found.items()):
         if _clips_later(ref.producers.get(other), quant.producers.get(name)):
             _after_rounding(quant, finder.found, name)
     order = {name: i for i, name in enumerate(quant.producers)}
     found = {n: finder.found[n] for n in sorted(finder.found.keys() & order, key=order.get)}  # type: ignore[arg-type]
     return Pairing(found, inputs, outputs, by_name, weights)
+
+
+def _behind_activation(
+    ref: OnnxModel, quant: OnnxModel, found: dict[str, str], name: str, other: str
+) -> None:
+    """Pair what is behind an activation that the graph under test has no node for."""
+    users, own = ref.consumers.get(other, []), quant.producers.get(name)
+    if len(users) != 1 or users[0].op_type not in CLIPS or own is None:
+        return
+    behind = str(users[0].output[0])
+    if behind in quant.producers or behind in found.values():
+        return
+    rounded = name if own.op_type == "DequantizeLinear" else rounded_to(quant, name)
+    if rounded is not None and not _is_clipped(quant, rounded):
+        del found[name]
+        found[rounded] = behind
+
+
+def _is_clipped(model: OnnxModel, value: str) -> bool:
+    """Whether a value goes into an activation, rounded or not."""
+    users = list(model.consumers.get(value, ()))
+    for user in users:
+        if user.op_type in ROUNDS:
+            users += model.consumers.get(user.output[0], ())
+    return any(user.op_type in (*CLIPS, "QLinearLeakyRelu") for user in users)
 
 
 def _clips_later(theirs: Any | None, mine: Any | None) -> bool:

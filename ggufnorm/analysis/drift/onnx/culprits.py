@@ -101,7 +101,7 @@ def _non_finite(operations: Sequence[OnnxOperation]) -> Culprit | None:
 
 
 def _is_integer(o: OnnxOperation) -> bool:
-    return "INT" in o.dtype or "rounded" in o.dtype
+    return "INT" in o.dtype or o.dtype.endswith(("input rounded", "integers"))
 
 
 def _limit(o: OnnxOperation) -> float:

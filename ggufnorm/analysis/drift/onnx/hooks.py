@@ -26,11 +26,20 @@ from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.norms import find_layer
 from ggufnorm.engines.onnx.pairs import Pairing, through
 from ggufnorm.engines.onnx.products import graph_inputs, matrix_of, on_input
-from ggufnorm.engines.onnx.quantized import WeightSite, stored_weight, weight_sites
+from ggufnorm.engines.onnx.quantized import (
+    WEIGHT_INPUTS,
+    WeightSite,
+    stored_weight,
+    weight_sites,
+)
 from ggufnorm.errors import MismatchError
 
 Array = NDArray[np.float32]
-_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul")
+_ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear")
+_INTEGERS = {
+    *_ROUNDING, *WEIGHT_INPUTS, "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized",
+} - {"Gather"}  # fmt: skip
+"""Operations that take or give integers for real numbers."""
 MOVES = (
     "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "Identity", "Slice", "Split", "Concat",
     "Expand", "Flatten", "Pad", "Dropout", "QuantizeLinear", "DequantizeLinear",
@@ -127,7 +136,9 @@ class Hook:
     @property
     def is_quantized(self) -> bool:
         """Whether integers take part."""
-        return bool(self.sites) or any(n.op_type in _ROUNDING for n in self.nodes)
+        return bool(self.sites) or any(
+            n.op_type in _INTEGERS or n.op_type.startswith("QLinear") for n in self.nodes
+        )
 
     @property
     def matrix(self) -> str | None:
@@ -140,7 +151,10 @@ class Hook:
         if self.sites:
             return self.sites[0].text
         kind = self._sides.quant.type_name(self.kind)
-        return f"{kind}, input rounded" if self.is_quantized else kind
+        if not self.is_quantized:
+            return kind
+        only_rounds = all(n.op_type in _ROUNDING for n in self.nodes if n.op_type in _INTEGERS)
+        return f"{kind}, input rounded" if only_rounds else f"{kind}, integers"
 
     @property
     def dtype_ref(self) -> str:
