@@ -128,6 +128,17 @@ def static(ref: Path, out: Path, **options: Any) -> Path:
     return out
 
 
+def four_bits(ref: Path, out: Path) -> Path:
+    """Matrices in blocks of 4 bits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with _quietly():
+        quantizer = MatMulNBitsQuantizer(onnx.load(ref), block_size=16, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(out))
+    return out
+
+
 def half(ref: Path, out: Path) -> Path:
     """Half precision."""
     from onnxruntime.transformers.float16 import convert_float_to_float16

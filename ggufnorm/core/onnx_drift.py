@@ -10,9 +10,9 @@ from ggufnorm.core.metrics import Difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.result import Result
 
-Scheme = Literal["dynamic", "static", "half", "float"]
+Scheme = Literal["dynamic", "static", "weights", "half", "float"]
 """How the file under test was made: integers with scales taken from each input, integers with
-stored scales, half precision, or neither."""
+stored scales, integers in the matrices alone, half precision, or neither."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from tests.onnx_exports import (
     dynamic,
     edited,
     export,
+    four_bits,
     fused,
     half,
     matrices,
@@ -81,6 +82,7 @@ MAKERS: dict[str, Callable[[Path, Callable[[str], Path]], Path]] = {
     "dynamic-unsigned": lambda p, m: _unsigned(m("float"), p),
     "static": lambda p, m: static(m("float"), p),
     "qoperator": lambda p, m: _qoperator(m("float"), p),
+    "four-bits": lambda p, m: four_bits(m("float"), p),
     "half": lambda p, m: half(m("float"), p),
     "fused": lambda p, m: fused(m("float"), p),
     "convolutions": lambda p, _m: export(Convolutions(), p),
@@ -102,6 +104,7 @@ def drift(ref: Path, quant: Path, **options: Any) -> OnnxDriftReport:
 _SAME = ("float", "opset-21", "opset-14", "dynamo", "fused", "half")
 _QUANTIZED = (
     "dynamic", "dynamic-channels", "dynamic-reduced", "dynamic-unsigned", "static", "qoperator",
+    "four-bits",
 )  # fmt: skip
 
 
@@ -187,6 +190,13 @@ def _other_weights(model: Any) -> None:
         change(model, name, lambda w: w + 0.2 * w.std() * rng.standard_normal(w.shape))
 
 
+def _bad_blocks(model: Any) -> None:
+    """The scales of some blocks of 4 bits."""
+    products = [n for n in model.graph.node if n.op_type == "MatMulNBits"]
+    where = next(n for n in products if "layers.1/v" in n.name)
+    change(model, where.input[2], lambda s: s * np.where(np.arange(len(s)) % 8 == 3, 3, 1)[:, None])
+
+
 def _bad_table(model: Any) -> None:
     change(model, "emb.weight_scale", lambda s: 1.4 * s)
 
@@ -241,6 +251,7 @@ FAULTS = [
     ("float", _axis, "/layers.0/Softmax", "axis of Softmax is 2, the reference's -1"),
     ("static", _axis, "/layers.0/Softmax", "axis of Softmax is 2, the reference's -1"),
     ("float", _swapped_weights, "/layers.0/q/MatMul", "so is one other"),
+    ("four-bits", _bad_blocks, "/layers.1/v/MatMul", "scale, zero point or integers are wrong"),
     ("dynamic", _bad_table, "/emb/Gather", "scale, zero point or integers are wrong"),
     ("dynamo", _numbered_epsilon, "/layers.0/norm2/LayerNormalization", "epsilon of LayerNorm"),
     ("opset-14", _written_epsilon, "/layers.1/norm1/LayerNormalization",

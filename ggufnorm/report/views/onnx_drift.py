@@ -113,6 +113,7 @@ def _run_facts(report: OnnxDriftReport) -> Iterator[tuple[str, str]]:
 _SCHEMES = {
     "dynamic": "integers, scales taken from each input",
     "static": "integers, stored scales",
+    "weights": "integers in matrices alone",
     "half": "half precision",
     "float": "floating point",
 }

@@ -16,6 +16,7 @@ from ggufnorm.analysis.drift.onnx.measure import Feeds, HookSums, OwnRun, rows_o
 from ggufnorm.analysis.drift.onnx.saturation import saturated_error
 from ggufnorm.core.metrics import DifferenceSum, relative_l2
 from ggufnorm.core.onnx_drift import OutlierChannel
+from ggufnorm.engines.onnx.blocks import block_errors
 from ggufnorm.engines.onnx.cut import Change
 from ggufnorm.engines.onnx.quantized import (
     Requantized,
@@ -199,6 +200,11 @@ def _of_weights(sides: Sides, hook: Hook, sums: Mapping[str, HookSums]) -> Expla
         for of, axis in axes.items():
             others = tuple(i for i in range(real.ndim) if i != axis)
             outliers += _stretching(of, np.abs(real).max(axis=others))
+    for node in hook.nodes:
+        real = hook.real_matrix() if node.op_type == "MatMulNBits" else None
+        errors = None if real is None else block_errors(sides.quant, node, real)
+        if errors is not None:
+            found.weight_error, found.weight_expected = errors
     for name in hook.ends if hook.is_quantized else ():
         peaks = sums[name].peaks if name in sums else None
         if peaks is not None:

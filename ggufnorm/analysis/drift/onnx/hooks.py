@@ -22,7 +22,7 @@ from ggufnorm.engines.onnx.cut import (
     region,
 )
 from ggufnorm.engines.onnx.graft import Graft
-from ggufnorm.engines.onnx.model import OnnxModel
+from ggufnorm.engines.onnx.model import OnnxModel, attribute
 from ggufnorm.engines.onnx.norms import find_layer
 from ggufnorm.engines.onnx.pairs import Pairing, through
 from ggufnorm.engines.onnx.products import graph_inputs, matrix_of, on_input
@@ -162,6 +162,14 @@ class Hook:
         if self.matrix is not None:
             return self._sides.ref.dtype(self.matrix) or ""
         return self._sides.ref.type_name(self.kind_ref)
+
+    def real_matrix(self) -> Array | None:
+        """The reference's matrix, ``(inputs, outputs)``; None if it has none of two axes."""
+        values = None if self.matrix is None else self._sides.ref.constant(self.matrix)
+        if values is None or values.ndim != 2 or values.dtype.kind != "f":
+            return None
+        turned = self.op == "Gemm" and attribute(self.main, "transB", 0)
+        return np.asarray(values.T if turned else values, np.float32)
 
     def real(self, site: WeightSite) -> Array | None:
         """What a matrix of integers stands for in the reference, in the integers' order."""

@@ -127,11 +127,13 @@ def _candidates(
 _WORDS: Mapping[Scheme, tuple[str, str]] = {
     "dynamic": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
     "static": ("nodes_to_exclude=[{}]", "op_types_to_quantize without {}"),
+    "weights": ("nodes_to_exclude=[{}]", ""),
     "half": ("node_block_list=[{}]", "op_block_list=[{}]"),
     "float": ("the reference's operation in place of {}", ""),
 }
 """How a scheme's converter is told to leave an operation in float, and a type of operations:
-``quantize_dynamic`` and ``quantize_static``, and ``float16.convert_float_to_float16``."""
+``quantize_dynamic``, ``quantize_static`` and ``MatMulNBitsQuantizer``, and
+``float16.convert_float_to_float16``."""
 
 
 def _is_costly(hook: Hook, shares: Mapping[str, float], sums: Mapping[str, HookSums]) -> bool:

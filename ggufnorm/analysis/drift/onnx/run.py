@@ -330,8 +330,8 @@ def _scheme(sides: Sides) -> Scheme:
         return "dynamic"
     if any(op.startswith("QLinear") or op == "QuantizeLinear" for op in ops):
         return "static"
-    if any(h.sites for h in sides.hooks):
-        return "dynamic"
+    if any(h.is_quantized for h in sides.hooks):
+        return "weights"
     if any(h.kind == 10 and h.kind_ref != 10 for h in sides.hooks):
         return "half"
     return "float"
