@@ -471,6 +471,14 @@ def test_python_is_sent_on(made: Callable[[str], Path]) -> None:
         ggufnorm.drift(made("float"), made("float"))
 
 
+def test_compare_sends_on_to_drift(made: Callable[[str], Path]) -> None:
+    files = [str(made(name)) for name in ("float", "dynamic")]
+    verdict = ggufnorm.compare(*files, n_tokens=TOKENS).comparisons[0].verdict
+    assert verdict.endswith(f"What each operation adds: ggufnorm drift {files[0]} {files[1]}")
+    same = ggufnorm.compare(files[0], str(made("opset-21")), n_tokens=TOKENS).comparisons[0]
+    assert "ggufnorm drift" not in same.verdict
+
+
 def test_another_network_is_an_error_of_one_line(made: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match="no operation of"):
         drift(made("float"), made("convolutions"))

@@ -86,13 +86,9 @@ def products_of(
 def matrix_of(model: OnnxModel, node: Any) -> str | None:
     """The initializer that an operation reads as its matrix, None if it reads none."""
     for i in _WEIGHTED.get(node.op_type, ()):
-        if i < len(node.input):
+        if i < len(node.input) and is_constant(model, node.input[i]):
             name = model.source(node.input[i])
-            if (
-                name is not None
-                and len(model.shape(name)) > 1
-                and is_constant(model, node.input[i])
-            ):
+            if name is not None and len(model.shape(name)) > 1:
                 return name
     return None
 
