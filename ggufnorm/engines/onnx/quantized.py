@@ -121,7 +121,12 @@ def _scale_of(model: OnnxModel, node: Any, at: _Inputs) -> tuple[str | None, str
         return names[1], names[2] if len(names) > 2 else ""
     zero = str(node.input[at.zero]) if at.zero < len(node.input) else ""
     if at.scale is None:
-        return _scale_behind(model, node), zero
+        scale = _scale_behind(model, node)
+        maker = model.producers.get(node.input[0])
+        dynamic = maker is not None and maker.op_type == "DynamicQuantizeLinear"
+        # Behind an input of stored scale a single factor is the product of two scales.
+        folded = scale is not None and not dynamic and _is_factor(model, node, scale)
+        return None if folded else scale, zero
     return str(node.input[at.scale]), zero
 
 
@@ -164,6 +169,15 @@ def _scale_behind(model: OnnxModel, node: Any) -> str | None:
                 return found
         value = users[0].output[0]
     return None
+
+
+def _is_factor(model: OnnxModel, node: Any, scale: str) -> bool:
+    """Whether a product is multiplied with a constant itself, and not with a product of it."""
+    users = list(model.consumers.get(node.output[0], ()))
+    for user in users:
+        if user.op_type == "Cast":
+            users += model.consumers.get(user.output[0], ())
+    return any(scale in user.input for user in users)
 
 
 def _constant_factor(model: OnnxModel, name: str) -> str | None:

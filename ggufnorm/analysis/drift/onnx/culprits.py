@@ -57,6 +57,9 @@ LEAST_SHARE = 0.05
 """Share of the output's error below which a scale does no harm."""
 
 
+_SHOWN = 0.03
+"""Part of a matrix's error that its result shows at least, or the matrix was misread. A wrong zero
+point shows little where the input's mean is zero (0.08 was seen)."""
 _OTHER_CHECKPOINT = 0.5
 """Share of the matrices from which it is another checkpoint."""
 
@@ -100,22 +103,23 @@ def _non_finite(operations: Sequence[OnnxOperation]) -> Culprit | None:
     return None
 
 
-def _is_integer(o: OnnxOperation) -> bool:
+def is_integer(o: OnnxOperation) -> bool:
+    """Whether integers take part."""
     return "INT" in o.dtype or o.dtype.endswith(("input rounded", "integers"))
 
 
 def _limit(o: OnnxOperation) -> float:
-    if _is_integer(o):
+    if is_integer(o):
         return _OTHER_SAMPLE
     return HALF_OPERATION if "FLOAT16" in (o.dtype, o.dtype_ref) else FLOAT_OPERATION
 
 
 def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
-    plain = [o for o in operations if not _is_integer(o)]
+    plain = [o for o in operations if not is_integer(o)]
     wrong = [
         o
         for o in operations
-        if (o.change or not _is_integer(o)) and (o.local.rel_l2 or 0.0) > _limit(o)
+        if (o.change or not is_integer(o)) and (o.local.rel_l2 or 0.0) > _limit(o)
     ]
     if not wrong:
         return None
@@ -131,7 +135,7 @@ def _wrong_operation(operations: Sequence[OnnxOperation]) -> Culprit | None:
             f"the files are not two versions of the same weights: {len(off)} of {len(products)}"
             " operations with a matrix differ, though neither side is in integers",
         )
-    integers = "" if _is_integer(worst) else ", and no integers take part"
+    integers = "" if is_integer(worst) else ", and no integers take part"
     node, beside = worst.node, f"{_with(worst)}{_changed(worst)}{_others(len(wrong) - 1)}"
     alone = _only_suspect(wrong, [o for o in operations if o not in wrong])
     if alone not in (None, worst.node):
@@ -192,7 +196,8 @@ def damage(o: OnnxOperation) -> str | None:
     """What is wrong with the integers or the scales, None if nothing is."""
     own = f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g} (relative L2)"
     error, expected = o.weight_error, o.weight_expected
-    if _is_off(error, expected, WEIGHT_RATIO, SAME_DOWNSTREAM):
+    shown = (o.local.rel_l2 or 0.0) > _SHOWN * (error or 0.0)
+    if shown and _is_off(error, expected, WEIGHT_RATIO, SAME_DOWNSTREAM):
         return (
             f"{own}: its matrix is off by {error:.3g} where {o.dtype} costs {expected:.3g}:"
             " scale, zero point or integers are wrong"

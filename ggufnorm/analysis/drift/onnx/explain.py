@@ -186,7 +186,7 @@ def explain(
 def _of_weights(sides: Sides, hook: Hook, sums: Mapping[str, HookSums]) -> Explanation:
     found = Explanation(change=graph_change(sides, hook))
     outliers: list[OutlierChannel] = []
-    for site in hook.sites:
+    for site in filter(None, [hook.site]):
         real, mine = hook.real(site), stored_weight(sides.quant, site)
         if real is None or mine is None:
             continue

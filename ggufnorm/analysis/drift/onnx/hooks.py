@@ -128,6 +128,14 @@ class Hook:
         """Its matrices of integers."""
         return tuple(weight_sites(self._sides.quant, self.nodes))
 
+    @property
+    def site(self) -> WeightSite | None:
+        """The matrix of integers that stands for its own, None for none."""
+        of = self._sides.pairing.weights.of
+        known = [s for s in self.sites if of(s.weight) == self.matrix]
+        unknown = [s for s in self.sites if of(s.weight) is None]
+        return next(iter(known or unknown), None)
+
     @cached_property
     def rounded(self) -> tuple[ActivationSite, ...]:
         """Where its inputs are rounded by stored scales."""
@@ -148,8 +156,8 @@ class Hook:
     @property
     def dtype(self) -> str:
         """Of the matrix, or of the result."""
-        if self.sites:
-            return self.sites[0].text
+        if self.site is not None:
+            return self.site.text
         kind = self._sides.quant.type_name(self.kind)
         if not self.is_quantized:
             return kind

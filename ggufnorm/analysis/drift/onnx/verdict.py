@@ -10,6 +10,7 @@ from ggufnorm.analysis.drift.onnx.culprits import (
     MOST_OF_IT,
     Reshaped,
     find_culprit,
+    is_integer,
 )
 from ggufnorm.core.drift import Culprit
 from ggufnorm.core.onnx_drift import OnnxOperation, OutputDrift, Remedy, Scheme
@@ -76,6 +77,12 @@ def _gradual(scheme: Scheme, operations: Sequence[OnnxOperation], main: OutputDr
             "No drift: the two files compute the same."
             if exact
             else "No drift beyond rounding: every operation gives the reference's result."
+        )
+    small = end is not None and end <= MATRIX_ROUNDING["INT8"]
+    if not lossy and small and any(map(is_integer, operations)):
+        return (
+            "No drift beyond rounding: every operation gives the reference's result. Where values"
+            f" become integers a last bit turns steps over: the output differs by {end:.3g}."
         )
     if not lossy:
         return (
