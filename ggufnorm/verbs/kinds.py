@@ -20,7 +20,7 @@ TAKES: Mapping[str, frozenset[Kind]] = {
     "audit": frozenset({"gguf", "mmproj", "imatrix"}),
     "fix": frozenset({"gguf", "mmproj"}),
     "diff": GGUF_KINDS,
-    "drift": frozenset({"gguf"}),
+    "drift": frozenset({"gguf", "onnx"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
     "verify": frozenset({"gguf", "mmproj"}),
@@ -67,6 +67,8 @@ def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
             what, alone, together = _MEANT[place.kind]
             template = alone if len(places) == 1 else together
             return f"{place.text} {what}: use {_filled(template, place, places)}"
+    if verb == "drift":
+        return _two_engines(places)
     return _wrong_comparison(places) if verb == "compare" else None
 
 
@@ -98,6 +100,14 @@ def _wrong_comparison(places: Sequence[Location]) -> str | None:
     if kinds[0] in _MODELS and not _MODELS.union({"trace", "unknown"}).issuperset(kinds):
         return f"the source comes first: use {_command('compare', places)}"
     return None
+
+
+def _two_engines(places: Sequence[Location]) -> str | None:
+    """Drift runs both sides in one engine."""
+    found = [place for place in places if place.kind == "onnx"]
+    if not found or all(place.kind in ("onnx", "unknown") for place in places):
+        return None
+    return f"{found[0].text} {_MEANT['onnx'][0]}: use {_command('compare', places)}"
 
 
 def _filled(template: str, it: Location, places: Sequence[Location]) -> str:

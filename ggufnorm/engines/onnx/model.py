@@ -73,9 +73,17 @@ class OnnxModel:
             raise InputError(f"cannot open {self.path}: {error.strerror}") from None
         except Exception:  # protobuf's DecodeError and what onnx makes of it
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one") from None
-        graph = self.proto.graph
-        if not graph.node:
+        if not self.proto.graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without a graph")
+        self.look_through()
+
+    def look_through(self) -> None:
+        """Look through the graph, also after a change of it in memory.
+
+        Raises:
+            InputError: its nodes cannot be put in the order of their inputs.
+        """
+        graph = self.proto.graph
         self._initializers = {t.name: t for t in graph.initializer}
         self.nodes: list[Any] = self._in_order()
         self.producers = {out: n for n in self.nodes for out in n.output if out}
@@ -163,6 +171,11 @@ class OnnxModel:
         """Shape of an initializer, empty if there is none of that name."""
         t = self._initializers.get(name)
         return () if t is None else tuple(t.dims)
+
+    def n_bytes(self, name: str) -> int:
+        """Size of an initializer, 0 if there is none of that name."""
+        t = self._initializers.get(name)
+        return 0 if t is None else math.prod(t.dims) * self._item_size(t.data_type)
 
     def source(self, value: str, depth: int = _DEPTH) -> str | None:
         """The initializer that a constant value is made of; None if it is none."""
@@ -347,3 +360,23 @@ def attribute(node: Any, name: str, default: float) -> float:
         if a.name == name:
             return float(a.f) if a.type == a.FLOAT else float(a.i)
     return default
+
+
+def plain_attributes(node: Any) -> dict[str, Any]:
+    """A node's attributes that are numbers, tuples of them or words; ONNX's defaults included."""
+    try:
+        schema = require_onnx().defs.get_schema(node.op_type, domain=node.domain)
+        given = [d.default_value for d in schema.attributes.values() if d.default_value.name]
+    except Exception:  # ONNX Runtime's own operations have no schema there
+        given = []
+    found: dict[str, Any] = {}
+    for a in (*given, *node.attribute):
+        if a.type == a.FLOAT:
+            found[a.name] = float(a.f)
+        elif a.type == a.INT:
+            found[a.name] = int(a.i)
+        elif a.type == a.STRING:
+            found[a.name] = a.s.decode(errors="replace")
+        elif a.type in (a.INTS, a.FLOATS):
+            found[a.name] = tuple(a.ints or a.floats)
+    return found

@@ -61,6 +61,28 @@ def require_onnxruntime() -> Any:
     return onnxruntime
 
 
+def optimize(model: OnnxModel, out: Path) -> Path:
+    """Write what ONNX Runtime makes of a graph on any machine: fused, and constants folded.
+
+    Args:
+        model: the graph.
+        out: file to write.
+
+    Raises:
+        EngineError: ONNX Runtime does not take the model.
+    """
+    runtime = require_onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(out)
+    try:
+        runtime.InferenceSession(model.path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # whatever a runtime raises
+        raise EngineError(f"{model.path}: ONNX Runtime does not take it: {_line(error)}") from None
+    return out
+
+
 class OnnxSession:
     """An ONNX file ready to run, on the CPU. All norms are observed, without any all layers.
 
@@ -438,7 +460,8 @@ def _input_of(norm: OnnxNorm, model: OnnxModel) -> str:
     return outputs[at] if at < len(outputs) and outputs[at] else f"{norm.y}/ggufnorm_input"
 
 
-def _role(name: str, kind: str) -> str:
+def input_role(name: str, kind: str) -> str:
+    """What an input takes: past, ones, zeros, positions, ids or image; the last for any reals."""
     lower = name.lower()
     if "past" in lower or "cache" in lower:
         return "past"
@@ -449,6 +472,9 @@ def _role(name: str, kind: str) -> str:
     if "position" in lower:
         return "positions"
     return "ids" if "int" in kind else "image"
+
+
+_role = input_role
 
 
 _DTYPES = {
