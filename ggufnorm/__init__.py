@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         pixels,
         recipe,
         trace,
+        verify,
     )
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.onnx_drift import OnnxDriftReport
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
+    from ggufnorm.core.verify import VerifyReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.report.dataframe import to_dataframe
     from ggufnorm.report.formats import load, save
@@ -72,6 +74,7 @@ __all__ = [
     "OnnxDriftReport",
     "PixelReport",
     "RecipeReport",
+    "VerifyReport",
     "attribute",
     "audio",
     "audit",
@@ -93,6 +96,7 @@ __all__ = [
     "save",
     "to_dataframe",
     "trace",
+    "verify",
 ]
 
 _HOMES = {
@@ -114,6 +118,7 @@ _HOMES = {
     "OnnxDriftReport": "ggufnorm.core.onnx_drift",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
+    "VerifyReport": "ggufnorm.core.verify",
     "attribute": "ggufnorm.api",
     "audio": "ggufnorm.api",
     "audit": "ggufnorm.api",
@@ -136,6 +141,7 @@ _HOMES = {
     "to_dataframe": "ggufnorm.report.dataframe",
     "to_fragment": "ggufnorm.report.notebook",
     "trace": "ggufnorm.api",
+    "verify": "ggufnorm.api",
 }
 
 
