@@ -340,7 +340,8 @@ class ExpertSum:
 
     def state(self) -> list[list[float]]:
         """All that was gathered, as plain data that JSON keeps exactly."""
-        return [v.tolist() for v in (self.rows, self.reference, self.error)]
+        parts = (self.rows.astype(np.float64), self.reference, self.error)
+        return [v.tolist() for v in parts]
 
     @classmethod
     def from_state(cls, state: list[list[float]]) -> ExpertSum:

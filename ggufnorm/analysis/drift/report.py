@@ -93,7 +93,7 @@ def drift_report(
     pooled = sums.hooks.get(output or POOLED)
     experts = assemble.experts(operations, sums)
     left_out = _skipped(session, sums, skipped, predicts=output is None)
-    left_out += _unused(experts)
+    left_out += _unused(experts, operations)
     unseen = not_compared(
         len(operations), left_out, measured, pooled is not None, loop.cut, output is None
     )
@@ -148,12 +148,16 @@ def not_compared(
     return f" {n} operations were compared; {'; '.join(left)}." if left else ""
 
 
-def _unused(experts: Sequence[ExpertDrift]) -> tuple[Skipped, ...]:
-    """Experts that the text did not use: of them nothing was seen."""
-    idle = {(e.layer, e.expert) for e in experts if not e.rows}
+def _unused(
+    experts: Sequence[ExpertDrift], operations: Sequence[OperationDrift]
+) -> tuple[Skipped, ...]:
+    """Experts that the text did not use, of tensors that differ: of them nothing was seen."""
+    differ = {o.node for o in operations if o.local.rel_l2 != 0}
+    of_both = [e for e in experts if e.node in differ]
+    idle = {(e.layer, e.expert) for e in of_both if not e.rows}
     if not idle:
         return ()
-    n = len({(e.layer, e.expert) for e in experts})
+    n = len({(e.layer, e.expert) for e in of_both})
     return (Skipped("experts", f"no token was routed to {len(idle)} of {n}"),)
 
 
