@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ggufnorm.core.attribution import ADDITIVE, AttributionReport, Restoration, Share
+from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bar,
     counted,
@@ -34,7 +35,6 @@ from ggufnorm.report.views.common import (
     sentences,
     skipped_section,
 )
-from ggufnorm.report.views.predictions import FEW_POSITIONS
 
 _MOST_SHARES = 20
 _MOST_UNMEASURED = 5

@@ -16,6 +16,7 @@ from ggufnorm.core.drift import (
 )
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bars,
     counted,
@@ -48,7 +49,6 @@ from ggufnorm.report.views.common import (
     skipped_section,
 )
 from ggufnorm.report.views.predictions import (
-    FEW_POSITIONS,
     exceeded_type,
     prediction_figures,
     predictions_section,

@@ -6,37 +6,15 @@ from collections.abc import Iterator
 
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.severity import COSTS, FEW_POSITIONS, USUAL_KLD, severity
 from ggufnorm.report.formatting import counted, number, plus_minus
 from ggufnorm.report.view import Figure, Section, facts
 
-_USUAL_KLD = {"Q8_0": 0.0014, "Q4_K_M": 0.031, "Q2_K": 0.33}
-"""Mean KL divergences of Llama 3 8B, in nats: llama.cpp's tools/perplexity/README.md."""
-
-QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{k} {v}' for k, v in _USUAL_KLD.items())}"
+QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{k} {v}' for k, v in USUAL_KLD.items())}"
 
 
-_COSTS: dict[str, dict[str, float]] = {
-    "Llama 2 7B": {"Q8_0": 0.00037, "Q6_K": 0.0021, "Q4_K_M": 0.0127, "Q2_K": 0.109},
-    "Llama 3 8B": {"Q8_0": 0.0014, "Q6_K": 0.0055, "Q4_K_M": 0.0313, "Q2_K": 0.445},
-}
-"""Mean KL divergences without an importance matrix, in nats: the same page's tables."""
 _FAMILY, _F16_BYTES = "llama", (12e9, 18e9)
 """Architecture and size in half precision of the models whose cost is known."""
-_WORDS = (
-    (1e-5, "none"),
-    (_COSTS["Llama 3 8B"]["Q8_0"], "negligible"),
-    (_COSTS["Llama 3 8B"]["Q6_K"], "slight"),
-    (_COSTS["Llama 3 8B"]["Q4_K_M"], "moderate"),
-    (_USUAL_KLD["Q2_K"], "large"),
-)
-"""Mean KL divergences up to which a word holds; above them all it is severe."""
-FEW_POSITIONS = 100
-"""Fewer scored positions tell no mean: one of them moves it by more than its standard error."""
-
-
-def severity(kld: float) -> str:
-    """A mean KL divergence in a word."""
-    return next((word for most, word in _WORDS if kld <= most), "severe")
 
 
 def _yardstick(kld: float, quant: ModelFacts, reference: ModelFacts) -> str:
@@ -51,12 +29,12 @@ def _yardstick(kld: float, quant: ModelFacts, reference: ModelFacts) -> str:
         unknown = ""
     else:
         unknown = "; for this model none is known"
-    if claimed not in _COSTS[model]:
-        below = [t for t, cost in _COSTS[model].items() if cost <= kld]
+    if claimed not in COSTS[model]:
+        below = [t for t, cost in COSTS[model].items() if cost <= kld]
         return f"{f'more than {below[-1]}' if below else 'less than Q8_0'} costs {model}{unknown}"
     if unknown:
-        return f"{claimed} costs {model} {_COSTS[model][claimed]:g}{unknown}"
-    costs = " and ".join(f"{name} {of[claimed]:g}" for name, of in _COSTS.items())
+        return f"{claimed} costs {model} {COSTS[model][claimed]:g}{unknown}"
+    costs = " and ".join(f"{name} {of[claimed]:g}" for name, of in COSTS.items())
     return f"{claimed} costs {costs}"
 
 
@@ -78,7 +56,7 @@ def severity_figure(
 def exceeded_type(s: LogitStatistics | None) -> str | None:
     """The coarsest type from Q4_K_M on whose usual KL divergence this one exceeds."""
     kld = s.mean_kld if s else None
-    above = [t for t in ("Q4_K_M", "Q2_K") if kld is not None and kld > _USUAL_KLD[t]]
+    above = [t for t in ("Q4_K_M", "Q2_K") if kld is not None and kld > USUAL_KLD[t]]
     return above[-1] if above else None
 
 

@@ -11,9 +11,9 @@ from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.audit import AuditSet, AuditSummary
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.core.model import InspectionSet, Skipped
+from ggufnorm.core.severity import severity
 from ggufnorm.report.formats import render
 from ggufnorm.report.kinds import BY_NAME, reports_of
-from ggufnorm.report.views.predictions import severity
 from tests.processes import ggufnorm as run
 from tests.results import audit_report, drift_report, inspection, one_of_each
 
