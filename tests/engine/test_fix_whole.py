@@ -37,7 +37,10 @@ NOT_TOLD = {"another pre-tokenizer"}
 """Several would split as the source does."""
 
 
-EVERY = 5
+OF_THE_SOURCE = ("adapter merged by half", "a value past half precision")
+"""Faults with another source than the sound file's, and what no F16 can hold."""
+
+EVERY = 8
 """One of so many architectures in turn: all of them take minutes."""
 
 
@@ -47,6 +50,7 @@ def of_tensors(every: int = 1) -> list[tuple[Planted, str, str]]:
         (planted, name, planted.file_types[i % len(planted.file_types)])
         for n, planted in enumerate(FAULTS)
         if planted.rules[0].startswith("T2") or planted.rules == ("T102",)
+        if planted.words not in OF_THE_SOURCE
         for i, name in enumerate(planted.names, n)
         if planted.spoil(whole(name, planted.dtype, planted.file_types[0])) is not None
     ]
@@ -74,9 +78,10 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     total = [0, 0, 0, 0]
-    for planted in dict.fromkeys(p for p, _, _ in of_tensors()):
+    cases = of_tensors()
+    for planted in dict.fromkeys(p for p, _, _ in cases):
         counts = [0, 0, 0, 0]
-        for one, name, file_type in of_tensors():
+        for one, name, file_type in cases:
             if one is planted:
                 with TemporaryDirectory() as folder:
                     report, unlike = mend(Path(folder), planted, name, file_type)
