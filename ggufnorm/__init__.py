@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         pixels,
         recipe,
         trace,
+        verify,
     )
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
+    from ggufnorm.core.verify import VerifyReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.report.dataframe import to_dataframe
     from ggufnorm.report.formats import load, save
@@ -69,6 +71,7 @@ __all__ = [
     "NormSite",
     "PixelReport",
     "RecipeReport",
+    "VerifyReport",
     "attribute",
     "audio",
     "audit",
@@ -89,6 +92,7 @@ __all__ = [
     "save",
     "to_dataframe",
     "trace",
+    "verify",
 ]
 
 _HOMES = {
@@ -109,6 +113,7 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
+    "VerifyReport": "ggufnorm.core.verify",
     "attribute": "ggufnorm.api",
     "audio": "ggufnorm.api",
     "audit": "ggufnorm.api",
@@ -130,6 +135,7 @@ _HOMES = {
     "to_dataframe": "ggufnorm.report.dataframe",
     "to_fragment": "ggufnorm.report.notebook",
     "trace": "ggufnorm.api",
+    "verify": "ggufnorm.api",
 }
 
 

@@ -87,6 +87,7 @@ from ggufnorm.core.pixel_report import (
 from ggufnorm.core.pixels import Normalization
 from ggufnorm.core.recipe import Choice, RecipeReport, Trial
 from ggufnorm.core.result import Result
+from ggufnorm.core.verify import TensorProof, VerifyReport
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>'\"&|`*_"
 """A name that is HTML, script and Markdown."""
@@ -543,6 +544,27 @@ def audio_report(name: str = "blk") -> AudioReport:
     )
 
 
+def verify_report(name: str = "blk") -> VerifyReport:
+    """One tensor copied, one derived, one that differs and one that was skipped."""
+    return VerifyReport(
+        source=model(f"{name}-f16.gguf", "MOSTLY_F16"),
+        quant=model(f"{name}.gguf", "MOSTLY_Q4_K_M"),
+        imatrix=f"{name}.imatrix",
+        engine="llama-cpp-python 0.3.36",
+        tensors=(
+            TensorProof(f"{name}.0.n", 0, "F32", "F32", "copied", 64, 0, None, None, 0.0),
+            TensorProof(f"{name}.0.q", 0, "F16", "Q4_K", "derived", 32, 0, None, None, 0.0),
+            TensorProof(f"{name}.1.q", 1, "F16", "Q4_K", "differs", 32, 3, 5, 1, 0.25),
+        ),
+        lacking=(f"{name}.2.q",),
+        added=(f"{name}.3.q",),
+        metadata=(MetadataDifference(f"{name}.key", "forward", 1, 2, None, None),),
+        skipped=(Skipped(f"{name}.4.q", "its type is not known"),),
+        is_derived=False,
+        verdict=f"1 of 3 tensors are not what the source gives: {name}.1.q.",
+    )
+
+
 def check_report(name: str = "blk") -> CheckReport:
     """A tokenizer that is guilty, and one suspect in each other state."""
     others = {
@@ -588,6 +610,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
         "ggufnorm/check": check_report(name),
+        "ggufnorm/verify": verify_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audio": audio_report(name),

@@ -24,6 +24,7 @@ _COMMANDS = {
     "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
     "recipe": "Choose a quantization type for each tensor, within a size.",
     "diff": "Compare two GGUF models tensor by tensor, without running them.",
+    "verify": "Tell whether a file is exactly what llama-quantize makes of another.",
     "trace": "Run a model and save its activations, to compare later.",
     "compare": "Compare traces, or a checkpoint or ONNX model with its conversions.",
     "pixels": "Compare image preprocessing pipelines, above all their normalization.",
@@ -32,6 +33,7 @@ _COMMANDS = {
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled model.",
+    "engine": "Fetch builds of llama.cpp that need no compiler.",
     "doctor": "Show which packages are installed and work, for bug reports.",
     "completion": "Print the completion script for a shell.",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
@@ -131,6 +132,26 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
+def _choose_build(
+    _context: click.Context, _option: click.Parameter, place: Path | None
+) -> Path | None:
+    """Have this process and its children run another build."""
+    if place is not None:
+        from ggufnorm.engines.llama.library import CHOICE, find_library
+
+        os.environ[CHOICE] = str(find_library(place))
+    return place
+
+
+llama_cpp_option = click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
+    metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
+    " folder, or libllama, or the device of one that `engine get` fetched."
+    "  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
+)  # fmt: skip
+"""Which llama.cpp runs models."""
+
+
 def engine_options(command: F) -> F:
     """The hardware that llama.cpp runs on."""
     return _add(
@@ -142,6 +163,7 @@ def engine_options(command: F) -> F:
             "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
             help="Layers to offload to the GPU.",
         ),
+        llama_cpp_option,
         click.option(
             "--no-memory-check", is_flag=True,
             help="Do not refuse models that exceed the free memory.",

@@ -83,6 +83,7 @@ KINDS = (
          "shares", "attribute:attribution_charts"),
     Kind("ggufnorm/recipe", "recipe:RecipeReport", "recipe:recipe_view", "choices",
          "recipe:recipe_charts"),
+    Kind("ggufnorm/verify", "verify:VerifyReport", "verify:verify_view", "tensors"),
     Kind("ggufnorm/frameworks", "frameworks:FrameworksReport", "frameworks:frameworks_view",
          "sites"),
     Kind("ggufnorm/pixels", "pixel_report:PixelReport", "pixels:pixel_view", "pipelines",

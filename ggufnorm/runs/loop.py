@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ggufnorm.core.progress import Progress
+from ggufnorm.engines.llama.library import identity
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, OutputError
 from ggufnorm.formats.files import read_regular
@@ -163,7 +164,10 @@ class Loop:
 
 
 def digest(**decisive: Any) -> str:
-    """A digest of everything that decides a result, plain data by name."""
+    """A digest of everything that decides a result, plain data by name, and of the engine."""
+    build = identity()
+    if build is not None:
+        decisive["engine"] = build
     text = json.dumps(decisive, sort_keys=True, default=_digest_of_array)
     return hashlib.sha256(text.encode()).hexdigest()
 

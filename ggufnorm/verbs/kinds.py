@@ -11,7 +11,7 @@ from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import GGUF_KINDS, AnyLocation, Kind, Location, parse
 
 Verb = Literal[
-    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare"
+    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare", "verify"
 ]
 """A command, and the function of the same name."""
 
@@ -23,6 +23,7 @@ TAKES: Mapping[str, frozenset[Kind]] = {
     "drift": frozenset({"gguf"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
+    "verify": frozenset({"gguf", "mmproj"}),
     "trace": frozenset({"gguf", "onnx", "checkpoint"}),
     "compare": frozenset({"gguf", "mmproj", "trace", "onnx", "checkpoint"}),
 }

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import llama
-from ggufnorm.errors import EngineError
+from ggufnorm.engines.llama.binding import devices, llama
+from ggufnorm.errors import EngineError, RefusedError
 
 MAX_BATCH = 512
 """Most tokens in one decode: llama.cpp's own default for ``-ub``."""
@@ -66,6 +66,7 @@ class LlamaModel:
         overrides: keys of the metadata that are set to other values than the file's.
 
     Raises:
+        RefusedError: layers are to be put on a GPU, and there is none.
         EngineError: llama.cpp does not load the file.
     """
 
@@ -78,6 +79,12 @@ class LlamaModel:
         overrides: Mapping[str, Setting] | None = None,
     ) -> None:
         lib = llama()
+        if options.n_gpu_layers > 0 and not lib.llama_supports_gpu_offload():
+            # It would run on the CPU, and the report would speak of GPU layers.
+            raise RefusedError(
+                f"{options.n_gpu_layers} layers cannot be put on a GPU: this llama.cpp has only"
+                f" {', '.join(devices())}; leave out -ngl, or name a build with --llama-cpp"
+            )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.use_extra_bufts = options.use_extra_bufts
@@ -223,6 +230,7 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
+        params.op_offload = options.n_gpu_layers > 0  # -ngl 0 is the CPU alone, at any batch size
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
@@ -238,6 +246,7 @@ class LlamaContext:
                 " the memory, or the options may not go together (a quantized V cache needs"
                 " flash attention)"
             )
+        self._check(params)
         self._batch: Any = lib.llama_batch_init(self.max_batch * n_seq, 0, 1)
 
     def __enter__(self) -> LlamaContext:
@@ -252,6 +261,21 @@ class LlamaContext:
         lib = llama()
         lib.llama_batch_free(self._batch)
         lib.llama_free(self.handle)
+
+    def _check(self, params: Any) -> None:
+        """Ask the context for what it was told: a structure that lies otherwise was misread.
+
+        Raises:
+            EngineError: it was made with other sizes.
+        """
+        lib = llama()
+        told = {"n_batch": params.n_batch, "n_ubatch": params.n_ubatch, "n_seq_max": self.n_seq}
+        found = {name: getattr(lib, f"llama_{name}")(self.handle) for name in told}
+        if found != told:
+            raise EngineError(
+                f"llama.cpp made a context of {found} when it was asked for {told}: the build and"
+                " llama-cpp-python are of different releases"
+            )
 
     def clear(self) -> None:
         """Forget all tokens."""
