@@ -68,7 +68,7 @@ def mend(folder: Path, planted: Planted, name: str, file_type: str) -> tuple[Fix
     sound = whole(name, planted.dtype, file_type).write_model(folder / "sound.gguf")
     mended = folder / "mended.gguf"
     report = ggufnorm.fix(model, mended, source=checkpoint, select=["T"])
-    return report, differences(mended, sound)
+    return report, differences(mended, sound) if mended.exists() else ["nothing was written"]
 
 
 def table() -> str:
