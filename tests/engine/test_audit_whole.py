@@ -26,6 +26,7 @@ from tests.pairs import (
     HEADS,
     LAYERS,
     NETWORKS,
+    TOKENS,
     WIDTH,
     Whole,
     permuted,
@@ -485,6 +486,42 @@ def other_split(made: Whole) -> str | None:
     return tokenizer(made, {}, model="gpt2", pre="tekken")
 
 
+def listed(change: Callable[[list[str], list[str]], None]) -> Fault:
+    """The file's tokens and merges, changed; tokenizer.json has them as they were."""
+
+    def spoil(made: Whole) -> str:
+        tokens = [f"t{i}" for i in range(TOKENS)]
+        merges = [f"t{i} t{i + 1}" for i in range(40)]
+        model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges[:]}
+        made.extra["tokenizer.json"] = json.dumps({"model": model})
+        change(tokens, merges)
+        made.keys |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": merges,
+        }
+        return "tokenizer.ggml"
+
+    return spoil
+
+
+def one_token_more(tokens: list[str], _merges: list[str]) -> None:
+    tokens.insert(5, "more")
+    tokens.pop()
+
+
+def two_tokens_exchanged(tokens: list[str], _merges: list[str]) -> None:
+    tokens[7], tokens[9] = tokens[9], tokens[7]
+
+
+def merges_exchanged(_tokens: list[str], merges: list[str]) -> None:
+    merges[3], merges[4] = merges[4], merges[3]
+
+
+def merges_cut(_tokens: list[str], merges: list[str]) -> None:
+    del merges[30:]
+
+
 def no_template(made: Whole) -> str | None:
     return tokenizer(made, {"chat_template": "{{ x }}"}, model="llama") and "chat_template"
 
@@ -572,6 +609,10 @@ FAULTS = (
     Planted("another EOS", other_eos, ("K401",), "EOS", names=("llama", "gemma2")),
     Planted("BOS added", no_bos, ("K401",), "adds BOS", names=("llama", "gemma2")),
     Planted("another pre-tokenizer", other_split, ("K401",), "digits", names=("llama", "qwen3")),
+    Planted("a token too many at the front", listed(one_token_more), ("K403",), "75 of 80"),
+    Planted("two tokens exchanged", listed(two_tokens_exchanged), ("K403",), "2 of 80"),
+    Planted("merges in another order", listed(merges_exchanged), ("K403",), "merge 3"),
+    Planted("merges cut off", listed(merges_cut), ("K403",), "10 of 40"),
     Planted("chat template missing", no_template, ("K402",), "chat_template",
             names=("llama", "qwen3")),
     Planted("another feed-forward length", key("feed_forward_length", 95), ("H101",),

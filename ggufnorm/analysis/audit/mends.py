@@ -28,6 +28,9 @@ def settled(subject: Subject, findings: Sequence[Finding]) -> list[Finding]:
         return [replace(f, mend=None) if f.mend and f.mend.from_source else f for f in findings]
     if _source_may_have_offsets(subject):
         return [replace(f, mend=None) if f.rule == "S201" else f for f in findings]
+    if any(f.mend is not None and f.mend.target.endswith("projector_type") for f in findings):
+        # What tensors should be depends on it: they are judged again when it is right.
+        return [replace(f, mend=None) if f.mend and f.mend.kind != "key" else f for f in findings]
     return list(findings)
 
 

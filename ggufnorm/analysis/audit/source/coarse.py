@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.source.layout import Values
 from ggufnorm.formats.quantized import E4M3
@@ -34,7 +35,7 @@ def nf4(rows: Values) -> Values | None:
         return None
     blocks = rows.reshape(-1, _BLOCK)
     largest = np.abs(blocks).max(axis=1, keepdims=True)
-    scaled = blocks / np.where(largest > 0, largest, 1)
+    scaled = blocks / np.where(largest > 0, largest, np.float32(1))
     nearest = _nearest(_NF4, scaled)
     return np.asarray((nearest * largest).reshape(rows.shape), np.float32)
 
@@ -54,14 +55,14 @@ def fp8(rows: Values) -> Values:
 def fp8_rows(rows: Values) -> Values:
     """FP8 E4M3 with a scale of each row."""
     scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(448)
-    safe = np.where(scale > 0, scale, 1)
+    safe = np.where(scale > 0, scale, np.float32(1))
     return np.asarray(_nearest(_FINITE, rows / safe) * scale, np.float32)
 
 
 _FINITE = np.unique(E4M3[np.isfinite(E4M3)])
 
 
-def _nearest(table: Values, values: Values) -> Values:
+def _nearest(table: Values, values: NDArray[np.floating]) -> Values:
     """The nearest number of a rising table."""
     middles = (table[1:] + table[:-1]) / 2
     return table[np.searchsorted(middles, values)]

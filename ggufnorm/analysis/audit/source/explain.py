@@ -284,7 +284,8 @@ def _rounding(case: Case, _found: Values, _expected: Values) -> Explanation | No
     for name, make in COARSE.items():
         coarse = make(expected)
         again = None if coarse is None else fresh(case.dtype, coarse)
-        if again is not None and not np.array_equal(again, fresh(case.dtype, expected)):
+        plain = fresh(case.dtype, expected)
+        if again is not None and plain is not None and not np.array_equal(again, plain):
             same = np.isclose(found, again, rtol=1e-5, atol=0)
             if same.mean() >= 1 - NEAR:
                 return _by_way_of(name)
