@@ -14,8 +14,8 @@ import ggufnorm
 from ggufnorm.analysis.crosscheck.embedding import compare_embedding
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.core.frameworks import EngineComparison
-from ggufnorm.core.pixels import KNOWN, Normalization
 from ggufnorm.core.observed import SourceOutput
+from ggufnorm.core.pixels import KNOWN, Normalization
 from ggufnorm.engines.onnx.front import read_front
 from ggufnorm.engines.onnx.model import OnnxModel
 from ggufnorm.engines.onnx.session import OnnxSession
