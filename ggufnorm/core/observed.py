@@ -103,6 +103,7 @@ class SourceOutput:
         classifier: the class that scores a text; None if it is made for none.
         score: its logits, ``(labels,)``; None where there is none.
         head: the weights that make it of the states, by name.
+        normalizes: whether it brings an embedding to length 1; None if it does not say.
     """
 
     states: Array | None
@@ -111,6 +112,7 @@ class SourceOutput:
     classifier: str | None
     score: Array | None
     head: dict[str, Array]
+    normalizes: bool | None = None
 
 
 @dataclass(frozen=True)

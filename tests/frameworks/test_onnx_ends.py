@@ -11,11 +11,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import ggufnorm
+from ggufnorm.analysis.crosscheck.embedding import compare_embedding
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.core.frameworks import EngineComparison
+from ggufnorm.core.observed import SourceOutput
 from ggufnorm.core.pixels import KNOWN, Normalization
 from ggufnorm.engines.onnx.front import read_front
 from ggufnorm.engines.onnx.model import OnnxModel
+from ggufnorm.engines.onnx.session import OnnxSession
 from ggufnorm.engines.onnx.tail import recognize_tail
 from tests.onnx_convs import save
 from tests.onnx_graphs import OPSETS
@@ -145,6 +148,32 @@ def test_a_mask_that_is_not_used_shows_with_padding_alone(tmp_path: Path) -> Non
     found = compared(source, save(embedder(unused, L2["no L2"]), tmp_path / "unused.onnx"))
     assert found.first_wrong is not None
     assert "it is off by 0 without padding" in found.first_wrong.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "l2", "says"),
+    [
+        ("Div", "ReduceL2", ""),
+        ("Gather", "ReduceL2", "pools by cls, the source by mean (1_Pooling/config.json)"),
+        ("ReduceMean", "ReduceL2", "pools by mean of padding too"),
+        ("Div", "no L2", "not L2-normalized, and modules.json has a Normalize"),
+        ("all states", "no L2", ""),
+    ],
+)
+def test_an_embedding_is_held_against_the_checkpoint_s(
+    name: str, l2: str, says: str, tmp_path: Path
+) -> None:
+    states = save(embedder(TAILS["all states"][1], L2["no L2"]), tmp_path / "states.onnx")
+    result = OnnxSession(states).run(IDS).result
+    assert result is not None
+    source = SourceOutput(result[0], "mean", (), None, None, {}, normalizes=True)
+    path = save(embedder(TAILS[name][1], L2[l2]), tmp_path / "m.onnx")
+    found = compare_embedding(source, str(path), OnnxSession(path).run(IDS).result, IDS)
+    assert found is not None
+    assert (found.is_wrong, found.skipped) == (bool(says), None)
+    assert says in found.reason
+    if not says:
+        assert found.off == pytest.approx(0, abs=1e-6)
 
 
 # -- pixels normalized inside --------------------------------------------------------------------

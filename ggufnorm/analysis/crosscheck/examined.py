@@ -68,7 +68,8 @@ def examine(
         several = f"{len(outputs) - len(left_out)} of {len(outputs)} outputs"
     done = (*seen, *_compared(logits, result, token_ids, output, several))
     unlike = not_compared(outputs)
-    left = (*unlike, *(() if unlike else _left(logits, result, token_ids, output)))
+    told = unlike or any(o.tells for o in outputs)
+    left = (*unlike, *(() if told else _left(logits, result, token_ids, output)))
     return Examined(done, left, None if token_ids is None else token_ids.finding)
 
 

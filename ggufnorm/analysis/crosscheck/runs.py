@@ -140,7 +140,15 @@ class Runs:
 
     def output(self, source: str, engine: str) -> OutputComparison | None:
         """The engine's embedding or score beside the source's; None where neither is given."""
-        if parse(engine).engine != "llama.cpp" or source not in self.outputs:
+        if source not in self.outputs:
+            return None
+        if parse(engine).engine == "onnxruntime":
+            from ggufnorm.analysis.crosscheck.embedding import compare_embedding
+
+            assert self.tokens is not None
+            found = self.found[engine].result
+            return compare_embedding(self.outputs[source], engine, found, self.tokens)
+        if parse(engine).engine != "llama.cpp":
             return None
         from ggufnorm.analysis.crosscheck.outputs import compare_output
 
