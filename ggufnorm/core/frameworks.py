@@ -15,11 +15,13 @@ from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.result import Result
 from ggufnorm.core.transforms import Kind
 
-SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "mistake"]
+SiteStatus = Literal["agrees", "precision", "engine", "upstream", "harmless", "before", "mistake"]
 """What is to be said of a site:
 
 - ``agrees``: input and output are the source's but for float32 rounding;
 - ``precision``: they differ no more than the types of the file explain;
+- ``engine``: the norm is right, and before it the two engines are known to differ, whatever
+  the file says;
 - ``upstream``: the norm is right, and what reaches it went wrong at an earlier site;
 - ``harmless``: epsilon or weight are not the source's, and nothing of it shows in this run;
 - ``before``: the norm is right, and what reaches it goes wrong just before it;
@@ -113,6 +115,10 @@ class SiteComparison:
         allowed: most of ``local`` that rounding explains.
         status: what is to be said of it.
         causes: what is not as in the source, the largest share first.
+        before: relative L2 error that the operations between the norms before and this one
+            make by themselves, given the source's values; None where that was not measured
+            or is not finite.
+        before_allowed: most of ``before`` that rounding explains; None likewise.
     """
 
     key: str
@@ -126,13 +132,16 @@ class SiteComparison:
     allowed: float
     status: SiteStatus
     causes: tuple[Cause, ...]
+    before: float | None = None
+    before_allowed: float | None = None
 
 
-OperationStatus = Literal["same", "inside", "wrong", "behind"]
+OperationStatus = Literal["same", "inside", "engine", "wrong", "behind"]
 """What is to be said of an operation between two norms:
 
 - ``same``: the source computes its result too;
 - ``inside``: the source does not, but a later result that takes it: it is cut another way;
+- ``engine``: the two engines differ in it, whatever the file says;
 - ``wrong``: the first whose result the source has nowhere, nor any that follows from it;
 - ``behind``: such a one that comes later.
 """
@@ -174,6 +183,27 @@ class WrongOperation:
     op: str
     tensor: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class EngineDifference:
+    """An operation that two engines compute in other ways, whatever the file says: no mistake.
+
+    Attributes:
+        name: of the node, as llama.cpp labels it.
+        op: what it does, in ggml's word.
+        reason: how they differ, in words.
+        size: relative L2 distance of its result from the source's.
+        n_sites: norms that it reaches before another norm.
+        effect: the largest relative L2 error of what reaches those, given the source's values.
+    """
+
+    name: str
+    op: str
+    reason: str
+    size: float
+    n_sites: int = 1
+    effect: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -313,6 +343,7 @@ class EngineComparison:
             severe first; empty for a language model, and where there is no processor.
         compared: what was compared, in words: norms, logits, the pooled embedding, token ids.
         not_compared: results that users get and that were not compared, and why.
+        known: known differences of the two engines.
     """
 
     engine: RunSide
@@ -330,6 +361,7 @@ class EngineComparison:
     pixels: tuple[FeedFinding, ...] = ()
     compared: tuple[str, ...] = ()
     not_compared: tuple[Skipped, ...] = ()
+    known: tuple[EngineDifference, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.tokens import tokens_first
-from ggufnorm.core.tolerances import SAME_GATHERED
+from ggufnorm.core.tolerances import SAME_GATHERED, SAME_OPERATION
 
 Array = NDArray[np.float32]
 
@@ -153,7 +153,7 @@ class Results:
         if rows is None or not np.isfinite(rows.norm):
             return None
         found = [m for i, r in self._rows if (m := _match(rows, i, r, tolerance)) is not None]
-        if not found:
+        if not found and tolerance <= SAME_OPERATION:
             every, near = TokenRows(value.reshape(1, -1)), min(tolerance, SAME_GATHERED)
             found = [
                 m
@@ -184,6 +184,8 @@ def _match(rows: TokenRows, index: int, other: TokenRows, tolerance: float) -> M
         distance = _distance(rows.rows, other.rows, other.norm)
         if distance <= tolerance:
             return Match(index, distance, True)
+    if tolerance > SAME_OPERATION:  # in ascending order unrelated rows come as near
+        return None
     width = max(rows.rows.shape[1], other.rows.shape[1])
     distance = _distance(rows.sorted(width), other.sorted(width), other.norm)
     return Match(index, distance, False) if distance <= tolerance else None

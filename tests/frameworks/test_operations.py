@@ -103,8 +103,9 @@ def test_every_operation_of_a_right_conversion_is_found_in_the_source(
     segment = record_segment(
         HFModel(checkpoint), str(file), (), everything, tokens, TOLERANCES[dtype], 1
     )
-    operations, wrong = match_operations(segment, "Transformers")
-    assert wrong is None
+    found = match_operations(segment, "Transformers")
+    assert (found.wrong, found.known) == (None, ())
+    operations = found.operations
     statuses = [o.status for o in operations]
     assert set(statuses) <= {"same", "inside"}
     assert statuses.count("same") > statuses.count("inside") >= 0

@@ -7,19 +7,38 @@ programs cut the network into operations, do not matter: see :mod:`ggufnorm.core
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.crosscheck.hypotheses import Hypotheses
-from ggufnorm.core.frameworks import OperationMatch, WrongOperation
+from ggufnorm.core.changes import known_difference
+from ggufnorm.core.frameworks import (
+    EngineDifference,
+    OperationMatch,
+    OperationStatus,
+    WrongOperation,
+)
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.operations import Match, Results, Segment, leads_back
+from ggufnorm.core.operations import Match, Operation, Results, Segment, leads_back
 from ggufnorm.core.tolerances import JUMP, SAME_OPERATION
 
 
-def match_operations(
-    segment: Segment, source: str
-) -> tuple[tuple[OperationMatch, ...], WrongOperation | None]:
+@dataclass(frozen=True)
+class Matched:
+    """The operations of an engine beside the source's.
+
+    Attributes:
+        operations: of the engine, with the source's that has its result.
+        wrong: the first whose result the source has nowhere; None if there is none.
+        known: where the engines are known to differ.
+    """
+
+    operations: tuple[OperationMatch, ...]
+    wrong: WrongOperation | None
+    known: tuple[EngineDifference, ...] = ()
+
+
+def match_operations(segment: Segment, source: str) -> Matched:
     """Each of the engine's operations with the source's that has its result; the first wrong one.
 
     Args:
@@ -27,8 +46,8 @@ def match_operations(
         source: what the source is called.
     """
     results = Results(segment.source, segment.n_tokens)
-    matches, tolerances = _matches(segment, results)
-    listed = list(_listed(segment, matches))
+    matches, tolerances, known = _matches(segment, results)
+    listed = list(_listed(segment, matches, known))
     nowhere = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
     misplaced = next(_misplaced(segment, matches), None)
     if misplaced is not None:
@@ -36,12 +55,11 @@ def match_operations(
     elif nowhere < len(segment.engine):
         at, reason = Hypotheses(segment, matches, results, tolerances[nowhere], source).of(nowhere)
     else:
-        return tuple(m for _, m in listed), None
+        return Matched(tuple(m for _, m in listed), None, tuple(known.values()))
     listed = [(i, _moved(i, m, nowhere, at)) for i, m in listed]
     operation = segment.engine[at]
-    return tuple(m for _, m in listed), WrongOperation(
-        operation.name, operation.op, operation.tensor, reason
-    )
+    wrong = WrongOperation(operation.name, operation.op, operation.tensor, reason)
+    return Matched(tuple(m for _, m in listed), wrong, tuple(known.values()))
 
 
 def _misplaced(segment: Segment, matches: Sequence[Match | None]) -> Iterator[tuple[int, str]]:
@@ -62,24 +80,49 @@ def _stem(tensor: str | None) -> str:
     return (tensor or "").rpartition(".")[0]
 
 
-def _matches(segment: Segment, results: Results) -> tuple[list[Match | None], list[float]]:
-    """Of each operation its match, and how far that might have been.
+def _matches(
+    segment: Segment, results: Results
+) -> tuple[list[Match | None], list[float], dict[int, EngineDifference]]:
+    """Of each operation its match, how far that might have been, and known differences.
 
     Rounding adds up: a result may be several times as far off as those before it.
     """
     matches: list[Match | None] = []
     tolerances: list[float] = []
-    seen = 0.0
-    for operation in segment.engine:
-        tolerances.append(min(SAME_OPERATION, max(segment.tolerance, JUMP * seen)))
+    known: dict[int, EngineDifference] = {}
+    seen = told = 0.0
+    for i, operation in enumerate(segment.engine):
+        near = min(max(SAME_OPERATION, segment.tolerance), max(segment.tolerance, JUMP * seen))
+        tolerances.append(max(near, JUMP * told))
         match = None
         if operation.computes and operation.value is not None:
             match = results.find(operation.value, tolerances[-1])
+            if match is None or match.distance > segment.tolerance:
+                match, difference = _known(segment, operation, results, match)
+                if difference is not None:
+                    known[i], told = difference, max(told, difference.size)
         matches.append(match)
-        seen = max(seen, match.distance if match else 0.0)
+        seen = max(seen, match.distance if match and i not in known else 0.0)
     if matches and not _reaches(segment, tolerances[-1]):
         matches[-1] = None
-    return matches, tolerances
+    return matches, tolerances, known
+
+
+def _known(
+    segment: Segment, operation: Operation, results: Results, match: Match | None
+) -> tuple[Match | None, EngineDifference | None]:
+    """The match of an operation in which the engines are known to differ."""
+    values = (segment.engine[i].value for i in operation.inputs)
+    change = known_difference(operation, [v for v in values if v is not None])
+    found = None if change is None else results.find(change.value, segment.tolerance)
+    if change is None or found is None or operation.value is None:
+        return match, None
+    size = relative_l2(change.value, operation.value)
+    if size <= segment.tolerance:
+        return match or found, None
+    reason = f"it {change.used}; Transformers has {change.other}"
+    difference = EngineDifference(operation.name, operation.op, reason, size)
+    return replace(found, distance=size), difference
 
 
 def _reaches(segment: Segment, tolerance: float) -> bool:
@@ -92,7 +135,7 @@ def _reaches(segment: Segment, tolerance: float) -> bool:
 
 
 def _listed(
-    segment: Segment, matches: Sequence[Match | None]
+    segment: Segment, matches: Sequence[Match | None], known: Mapping[int, EngineDifference]
 ) -> Iterator[tuple[int, OperationMatch]]:
     found_wrong = False
     inside = leads_back(segment.engine, matches)
@@ -103,7 +146,8 @@ def _listed(
         status = OperationMatch(operation.name, operation.op, operation.tensor, None, None, "same")
         if match is not None:
             name = segment.source[match.index].name
-            yield i, replace(status, counterpart=name, distance=match.distance)
+            told: OperationStatus = "engine" if i in known else "same"
+            yield i, replace(status, counterpart=name, distance=match.distance, status=told)
         elif inside[i]:
             yield i, replace(status, status="inside")
         else:
