@@ -22,6 +22,7 @@ from ggufnorm.core.audit import (
     Ignored,
     NotRun,
 )
+from ggufnorm.core.check import SUSPECTS, CheckReport, CheckStep, Given, Suspect
 from ggufnorm.core.diff import (
     DiffReport,
     GroupDifference,
@@ -542,6 +543,38 @@ def audio_report(name: str = "blk") -> AudioReport:
     )
 
 
+def check_report(name: str = "blk") -> CheckReport:
+    """A tokenizer that is guilty, and one suspect in each other state."""
+    others = {
+        "normalization": Suspect(
+            "normalization", "probable", f"{name}.0.attn_norm: all of it is 1", do="convert again"
+        ),
+        "download": Suspect("download", "cleared", "the bytes have the digest"),
+        "quantization": Suspect("quantization", "partly", "KL divergence 0.1 nats"),
+    }
+    guilty = Suspect(
+        "tokenizer", "guilty", f"tokenizer.ggml.pre of {name} is 'gpt-2'", (f"and {name} too",),
+        "set the key", f"ggufnorm audit {name}.gguf --source {name}",
+    )  # fmt: skip
+    others["tokenizer"] = guilty
+    return CheckReport(
+        path=f"{name}.gguf",
+        architecture="llama",
+        name=name,
+        types="21 Q4_K, 13 F32",
+        given=(Given("model", f"{name}.gguf"), Given("source", name)),
+        answer=f"Guilty: tokenizer: {guilty.sentence}.",
+        next_step=guilty.do,
+        suspects=tuple(
+            others.get(s, Suspect(s, "not examined", f"no source of {name}")) for s in SUSPECTS
+        ),
+        steps=(
+            CheckStep("check the file by itself", f"ggufnorm audit {name}.gguf --full"),
+            CheckStep("run it", f"ggufnorm drift {name}.gguf", "llama.cpp is not installed"),
+        ),
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -554,6 +587,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/diff": diff_report(name=name),
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
+        "ggufnorm/check": check_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audio": audio_report(name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
@@ -18,11 +19,7 @@ from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.printable import printable
-from ggufnorm.errors import TextError
-from ggufnorm.formats.files import read_regular
-
-_MAX_TEXT = 1 << 28
-"""Bytes of a text at most: more than fifty million tokens."""
+from ggufnorm.formats.files import read_text as read_text
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -135,6 +132,25 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
+def _choose_build(
+    _context: click.Context, _option: click.Parameter, place: Path | None
+) -> Path | None:
+    """Have this process and its children run another build."""
+    if place is not None:
+        from ggufnorm.engines.llama.library import CHOICE, find_library
+
+        os.environ[CHOICE] = str(find_library(place))
+    return place
+
+
+llama_cpp_option = click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
+    metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
+    " folder, or libllama.  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
+)  # fmt: skip
+"""Which llama.cpp runs models."""
+
+
 def engine_options(command: F) -> F:
     """The hardware that llama.cpp runs on."""
     return _add(
@@ -146,6 +162,7 @@ def engine_options(command: F) -> F:
             "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
             help="Layers to offload to the GPU.",
         ),
+        llama_cpp_option,
         click.option(
             "--no-memory-check", is_flag=True,
             help="Do not refuse models that exceed the free memory.",
@@ -254,23 +271,6 @@ def refuse(context: click.Context, names: Collection[str], why: str) -> None:
     """
     for option in given(context, names):
         raise click.UsageError(f"{option} {why}")
-
-
-def read_text(path: Path) -> str:
-    """The text to run.
-
-    Raises:
-        TextError: it cannot be read, is not UTF-8 or is empty.
-    """
-    try:
-        text = read_regular(path, _MAX_TEXT).decode()
-    except OSError as error:
-        raise TextError(f"cannot read the text {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"the text {path} is not UTF-8 (byte {error.start})") from None
-    if not text.strip():
-        raise TextError(f"the text {path} is empty")
-    return text
 
 
 def tell_crossed(lines: list[str]) -> int:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.engines.llama.library import chosen_library, opening
 from ggufnorm.errors import EngineMissingError
 
 INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
@@ -62,29 +65,45 @@ class _InitParams(ctypes.Structure):
 def llama() -> ModuleType:
     """The ``llama_cpp`` module, its layout checked and its backends started.
 
+    It drives llama-cpp-python's own llama.cpp, or the build that was chosen
+    (:mod:`ggufnorm.engines.llama.library`).
+
     Raises:
-        EngineMissingError: llama-cpp-python is absent, broken, or of an unknown layout.
+        EngineMissingError: llama-cpp-python is absent, broken, or of an unknown layout; or there
+            is no libllama where one was named, or its structures lie otherwise.
     """
+    library = chosen_library()
     try:
-        import llama_cpp
+        with opening(library):
+            import llama_cpp
     except ImportError as error:
         raise EngineMissingError(
             f"this needs llama.cpp, but llama-cpp-python is not installed: {INSTALL_HINT}"
         ) from error
     except (OSError, RuntimeError) as error:
+        if library is not None:
+            raise EngineMissingError(f"{library} does not load: {error}") from error
         raise EngineMissingError(
             f"llama-cpp-python is installed but its library does not load ({error});"
             f" reinstall it: {INSTALL_HINT}"
         ) from error
     check_layout()
+    if library is not None:
+        check_parameters(llama_cpp, library)
+        # Backends that are libraries of their own lie beside it.
+        ggml().ggml_backend_load_all_from_path(str(library.parent).encode())
     llama_cpp.llama_backend_init()
     module: ModuleType = llama_cpp
     return module
 
 
 def engine_version() -> str:
-    """For reports: which llama-cpp-python runs."""
-    return f"llama-cpp-python {llama().__version__}"
+    """For reports: which llama-cpp-python runs, or which other build."""
+    library = chosen_library()
+    if library is None:
+        return f"llama-cpp-python {llama().__version__}"
+    llama()
+    return f"llama.cpp ({library.name}, {ggml_version()})"
 
 
 def ggml_version() -> str:
@@ -108,10 +127,14 @@ def devices() -> list[str]:
 
 @cache
 def ggml() -> ctypes.CDLL:
-    """The ggml library with the prototypes that are used here."""
-    from llama_cpp._ggml import libggml
+    """The ggml that libllama uses, with the prototypes that are used here.
 
-    lib: ctypes.CDLL = libggml
+    It is reached through libllama's own handle. A wheel holds ggml's library twice, and the copy
+    that ``llama_cpp._ggml`` opens has another registry of backends than libllama's.
+    """
+    from llama_cpp.llama_cpp import _lib
+
+    lib = ctypes.CDLL(_lib._name, handle=_lib._handle)
     tensor, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
     for name, result, arguments in (
         ("ggml_op_name", text, [ctypes.c_int]),
@@ -131,6 +154,7 @@ def ggml() -> ctypes.CDLL:
         ("ggml_backend_tensor_get", None, [tensor, ctypes.c_void_p, size, size]),
         ("ggml_version", text, []),
         ("ggml_commit", text, []),
+        ("ggml_backend_load_all_from_path", None, [text]),
         ("ggml_backend_dev_count", size, []),
         ("ggml_backend_dev_get", ctypes.c_void_p, [size]),
         ("ggml_backend_dev_name", text, [ctypes.c_void_p]),
@@ -189,6 +213,47 @@ def check_layout() -> None:
         raise EngineMissingError(
             "this llama-cpp-python lays out ggml_tensor in a way that ggufnorm does not know"
             f" ({', '.join(wrong)} differ): {INSTALL_HINT}"
+        )
+
+
+_DEFAULTS: Mapping[str, Mapping[str, object]] = {
+    "llama_model_default_params": {
+        "split_mode": 1, "main_gpu": 0, "vocab_only": False, "check_tensors": False,
+        "use_extra_bufts": True, "no_host": False, "no_alloc": False,
+    },
+    "llama_context_default_params": {
+        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "rope_scaling_type": -1,
+        "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0,
+        "yarn_ext_factor": -1.0, "defrag_thold": -1.0, "type_k": 1, "type_v": 1,
+        "embeddings": False, "offload_kqv": True, "no_perf": True, "op_offload": True,
+        "swa_full": True, "kv_unified": False,
+    },
+    "llama_model_quantize_default_params": {
+        "nthread": 0, "allow_requantize": False, "quantize_output_tensor": True,
+        "only_copy": False, "pure": False, "keep_split": False,
+    },
+}  # fmt: skip
+"""What ``src/llama-model.cpp``, ``src/llama-context.cpp`` and ``src/llama-quant.cpp`` set."""
+
+
+def check_parameters(module: ModuleType, library: Path) -> None:
+    """Compare the structures that a build takes by value with those that are bound.
+
+    Raises:
+        EngineMissingError: a default is not where it should be: the build has other fields.
+    """
+    wrong = [
+        f"{name}.{field}"
+        for name, fields in _DEFAULTS.items()
+        for params in [getattr(module, name)()]
+        for field, value in fields.items()
+        if getattr(params, field) != value
+    ]
+    if wrong:
+        raise EngineMissingError(
+            f"{library} is another release of llama.cpp than llama-cpp-python"
+            f" {module.__version__} binds ({', '.join(wrong[:4])} differ): install the"
+            " llama-cpp-python of that release, or name a build of this one"
         )
 
 

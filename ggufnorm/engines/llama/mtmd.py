@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.llama.binding import NodeView, llama, read_node
+from ggufnorm.engines.llama.library import chosen_library
 from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
 from ggufnorm.errors import EngineError, EngineMissingError
 
@@ -197,6 +198,11 @@ class Encoder:
 
 def _mtmd() -> Any:
     try:
+        if chosen_library() is not None:
+            raise EngineMissingError(
+                "image and audio encoders are run by llama-cpp-python's own build: leave out"
+                " --llama-cpp and GGUFNORM_LLAMA_CPP"
+            )
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineMissingError(
