@@ -58,7 +58,7 @@ SAME_OPERATION = 0.03
 """A result can be found among others up to here: wide rows of unrelated values differ by no more,
 put in ascending order (``tests/frameworks/test_operations.py``)."""
 SAME_PRODUCT = 0.2
-"""As :data:`SAME_OPERATION`, each token's values in the same order: unrelated ones are 1.4 apart."""
+"""As :data:`SAME_OPERATION`, each token's values in one order: unrelated ones are 1.4 apart."""
 SAME_GATHERED = 2e-3
 """As :data:`SAME_OPERATION` for values whose tokens stand in another order: unrelated ones come
 nearer, all of them in ascending order, than those of each token."""

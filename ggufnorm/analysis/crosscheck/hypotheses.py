@@ -127,7 +127,7 @@ class Hypotheses:
     def _products(self, operation: Operation) -> list[tuple[Operation, Array]]:
         """The source's products of the same input, the nearest matrix first."""
         ours = self._weight(operation)
-        if operation.op != "MUL_MAT" or ours is None:
+        if operation.op not in ("MUL_MAT", "MUL_MAT_ID") or ours is None:
             return []
         users = (u for i in self._origins(operation) for u in self.results.users(i))
         match = self.matches[self.operations.index(operation)]
@@ -221,6 +221,7 @@ class Hypotheses:
             return
         (used,) = struct.unpack_from("f", operation.params)
         index = self.operations.index(operation)
+        yield from self._soft_cap(operation, index, used)
         for user in self.operations:
             if user.op != "MUL_MAT" or index not in map(self._computed, user.inputs):
                 continue
@@ -230,6 +231,19 @@ class Hypotheses:
                 yield (
                     f"it multiplies with {used:.6g}; what {self.source} has behind"
                     f" {user.name} comes of {self._number(factor)}"
+                )
+
+    def _soft_cap(self, operation: Operation, index: int, used: float) -> Iterator[str]:
+        """Of a factor before a hyperbolic tangent, the one that the source has before its own."""
+        y = operation.value
+        if y is None or not any(u.op == "UNARY" and index in u.inputs for u in self.operations):
+            return
+        capped = [i for o in self.results.operations if o.op == "tanh" for i in o.inputs]
+        for factor, theirs in self._multiples(operation):
+            if any(self.results.operations[i] is theirs for i in capped):
+                yield (
+                    f"it multiplies with {used:.6g} before a soft cap; what {self.source} caps"
+                    f" comes of {self._number(used * factor)}"
                 )
 
     def _multiple(self, operation: Operation) -> Iterator[str]:

@@ -113,7 +113,7 @@ def _has_weight_of(source: ObservedNorm, engine: ObservedNorm) -> bool:
     ours, theirs = engine.effective_weight, source.effective_weight
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return False
-    return relative_l2(theirs, ours) <= SAME_FUNCTION and not np.ptp(ours) == 0
+    return relative_l2(theirs, ours) <= SAME_FUNCTION and np.ptp(ours) != 0
 
 
 def _weightless(

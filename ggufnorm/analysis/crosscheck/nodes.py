@@ -130,7 +130,7 @@ def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
 
 
 def _values(run: Planned, job: SegmentJob, at: Sequence[int], last: int) -> dict[int, Array]:
-    """What the nodes hold, the source's values where norms are given those; the last one its own."""
+    """What the nodes hold: the source's values where norms get those, but for the last one."""
     pins = pins_of(run.runner, job.pins, len(run.batch.tokens))
     values: dict[int, Array] = {}
 

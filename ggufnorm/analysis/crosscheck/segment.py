@@ -85,7 +85,7 @@ def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
 
 def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:
     """What the operations read of a file, but for its embeddings."""
-    names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "ADD")}
+    names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "MUL_MAT_ID", "ADD")}
     with open_model(local_path(location)) as file:
         return {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
 
