@@ -94,8 +94,9 @@ class Diagnoser:
     def of_operation(self) -> float:
         """Relative L2 distance up to which results between two norms are the same."""
         is_quantized = self.rounding > HALF_ULP["BF16"]
-        factor = OPERATION_OF_TYPE if is_quantized else STRETCH_OF_MATRICES
-        return max(SAME_DOWNSTREAM, factor * self.rounding)
+        if is_quantized:
+            return OPERATION_OF_TYPE * self.rounding + COST_OF_ACTIVATIONS / 2
+        return max(SAME_DOWNSTREAM, STRETCH_OF_MATRICES * self.rounding)
 
     def own_allowed(self, key: str) -> float:
         """Most of the own error of the operations before a norm that rounding explains.

@@ -152,6 +152,16 @@ class Hypotheses:
                     return pairs.swapaxes(1, 2).reshape(weight.shape)
         return weight
 
+    def is_right(self, index: int) -> bool:
+        """Whether an operation is the product of what the source has and the source's matrix."""
+        operation = self.operations[index]
+        ours = self._weight(operation)
+        for theirs, weight in self._products(operation)[:1]:
+            assert ours is not None
+            right = explain_matrix(ours, weight, {}, self.tolerance) is None
+            return right and theirs.bias is None
+        return False
+
     def _bias(self, index: int) -> Iterator[tuple[int, str]]:
         operation = self.operations[index]
         for theirs, _ in self._products(operation):

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.hypotheses import Hypotheses
 from ggufnorm.core.changes import known_difference
@@ -19,7 +23,7 @@ from ggufnorm.core.frameworks import (
     WrongOperation,
 )
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.operations import Match, Operation, Results, Segment, leads_back
+from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, leads_back
 from ggufnorm.core.tolerances import JUMP, SAME_OPERATION
 
 
@@ -31,11 +35,18 @@ class Matched:
         operations: of the engine, with the source's that has its result.
         wrong: the first whose result the source has nowhere; None if there is none.
         known: where the engines are known to differ.
+        ties: tokens that got other experts because their scores are tied within rounding, where
+            that is all that is wrong.
     """
 
     operations: tuple[OperationMatch, ...]
     wrong: WrongOperation | None
     known: tuple[EngineDifference, ...] = ()
+    ties: int = 0
+
+
+_EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
+"""What configurations call the number of experts of a token."""
 
 
 def match_operations(segment: Segment, source: str) -> Matched:
@@ -48,18 +59,98 @@ def match_operations(segment: Segment, source: str) -> Matched:
     results = Results(segment.source, segment.n_tokens)
     matches, tolerances, known = _matches(segment, results)
     listed = list(_listed(segment, matches, known))
-    nowhere = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
-    misplaced = next(_misplaced(segment, matches), None)
+    ties = _ties(segment, matches)
+    if ties:
+        return Matched(tuple(m for _, m in listed), None, tuple(known.values()), ties)
+    nowhere = next(_suspects(segment, matches, results, tolerances, listed, source), None)
+    misplaced = next(chain(_non_finite(segment), _misplaced(segment, matches)), None)
     if misplaced is not None:
         at, reason = misplaced
-    elif nowhere < len(segment.engine):
+    elif nowhere is not None:
         at, reason = Hypotheses(segment, matches, results, tolerances[nowhere], source).of(nowhere)
     else:
         return Matched(tuple(m for _, m in listed), None, tuple(known.values()))
-    listed = [(i, _moved(i, m, nowhere, at)) for i, m in listed]
+    first = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
+    listed = [(i, _moved(i, m, first, at)) for i, m in listed]
     operation = segment.engine[at]
     wrong = WrongOperation(operation.name, operation.op, operation.tensor, reason)
     return Matched(tuple(m for _, m in listed), wrong, tuple(known.values()))
+
+
+def _suspects(
+    segment: Segment,
+    matches: Sequence[Match | None],
+    results: Results,
+    tolerances: Sequence[float],
+    listed: Sequence[tuple[int, OperationMatch]],
+    source: str,
+) -> Iterator[int]:
+    """Operations whose result is nowhere, but for products of a right input and a right matrix."""
+    for i, match in listed:
+        if match.status in ("wrong", "behind"):
+            tried = Hypotheses(segment, matches, results, tolerances[i], source)
+            if not tried.is_right(i):
+                yield i
+
+
+def _ties(segment: Segment, matches: Sequence[Match | None]) -> int:
+    """Tokens with other experts than in the source, where all others end as they should.
+
+    The scores that both choose by are the same but for rounding: where the order of two is
+    another, they are tied.
+    """
+    n_used = int(max((n for k, n in segment.numbers.items() if k in _EXPERTS_USED), default=0))
+    ours = segment.engine[-1].value if segment.engine else None
+    theirs = segment.source[-1].value if segment.goal is None else segment.goal
+    if not n_used or ours is None or theirs is None or ours.size != theirs.size:
+        return 0
+    other = np.zeros(segment.n_tokens, bool)
+    for operation in segment.engine:
+        if operation.op in ("ARGSORT", "TOP_K"):
+            for i in operation.inputs:
+                other |= _other_choice(segment, i, matches[i], n_used)
+    rows, expected = (v.reshape(segment.n_tokens, -1)[~other] for v in (ours, theirs))
+    if not other.any() or other.all() or relative_l2(expected, rows) > segment.tolerance:
+        return 0
+    return int(other.sum())
+
+
+def _other_choice(
+    segment: Segment, index: int, match: Match | None, n_used: int
+) -> NDArray[np.bool_]:
+    """Which tokens choose other experts by the scores of an operation than by the source's."""
+    ours = segment.engine[index].value
+    theirs = None if match is None else segment.source[match.index].value
+    if ours is None or theirs is None or ours.size != theirs.size or match is None:
+        return np.zeros(segment.n_tokens, bool)
+    chosen = (
+        np.sort(np.argsort(-v.reshape(segment.n_tokens, -1), axis=1)[:, :n_used], axis=1)
+        for v in (ours, theirs)
+    )
+    a, b = chosen
+    return np.asarray((a != b).any(axis=1))
+
+
+def _non_finite(segment: Segment) -> Iterator[tuple[int, str]]:
+    """The operation that makes NaN or infinity of finite values, where those reach the end."""
+    end = segment.engine[-1].value if segment.engine else None
+    if end is None or np.isfinite(end).all():
+        return
+    for i, operation in enumerate(segment.engine):
+        values = (segment.engine[k].value for k in operation.inputs)
+        inputs = [v for v in values if v is not None]
+        # What a mask hides is -inf, and right.
+        if operation.computes and _is_bad(operation.value) and not any(map(_is_bad, inputs)):
+            weight = segment.weights.get(operation.tensor or "")
+            bad = 0 if weight is None else int((~np.isfinite(weight)).sum())
+            if bad:
+                yield i, f"its matrix holds {bad} NaN or infinite value{'s' if bad > 1 else ''}"
+            largest = max((float(np.abs(v).max(initial=0.0)) for v in inputs), default=0.0)
+            yield i, f"its result holds NaN or infinity; what goes in reaches {largest:.4g}"
+
+
+def _is_bad(value: Array | None) -> bool:
+    return value is not None and bool((np.isnan(value) | np.isposinf(value)).any())
 
 
 def _misplaced(segment: Segment, matches: Sequence[Match | None]) -> Iterator[tuple[int, str]]:

@@ -27,6 +27,9 @@ First = Callable[[Sequence[SiteComparison]], FirstWrong | None]
 """The first wrong site, or the predictions."""
 
 
+_TIES = "experts: {} times a token got others, whose scores are tied with the source's choice"
+
+
 class NotFollowedError(Exception):
     """What lies between two norms cannot be told."""
 
@@ -71,6 +74,7 @@ def follow_stretches(
         source: what the source is called.
     """
     known: list[EngineDifference] = []
+    ties = 0
     operations: tuple[OperationMatch, ...] = ()
     while wrong is not None and is_followed(wrong):
         try:
@@ -79,16 +83,22 @@ def follow_stretches(
             why = (Skipped("operations", str(error)),)
             return Followed(sites, wrong, None, (), tuple(known), why)
         operations = found.operations
-        if found.wrong is not None or not found.known:
+        if found.wrong is None and found.ties:
+            key, ties = wrong.key, ties + found.ties
+            sites = tuple(replace(s, status="precision") if s.key == key else s for s in sites)
+        elif found.wrong is not None or not found.known:
             known += [] if known else found.known
             return Followed(sites, wrong, found.wrong, operations, tuple(known))
-        sites, told = _explained(sites, wrong, found)
-        known = _merged([*known, *told])
+        if found.known:
+            sites, told = _explained(sites, wrong, found)
+            known = _merged([*known, *told])
         following = first(sites)
         if following is not None and following.key == wrong.key:
             break
         wrong = following
-    return Followed(sites, wrong, None, operations, tuple(known))
+    skipped = (Skipped(*_TIES.format(ties).split(": ", 1)),) if ties else ()
+    operations = () if wrong is None and not known else operations
+    return Followed(sites, wrong, None, operations, tuple(known), skipped)
 
 
 def _merged(found: Sequence[EngineDifference]) -> list[EngineDifference]:

@@ -157,7 +157,9 @@ def _of_network(
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
     none = "No mistake in what was compared" if in_part else "No mistake"
-    return f"{none}: differences grow gradually from {start}; the largest is {size}.{beside}"
+    alone = [s.before for s in sites if s.before is not None]
+    own = f", and {_number(max(alone))} given the source's values" if alone else ""
+    return f"{none}: differences grow gradually from {start}; the largest is {size}{own}.{beside}"
 
 
 def with_operation(

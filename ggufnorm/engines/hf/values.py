@@ -179,9 +179,15 @@ class _Watch(TorchFunctionMode):
         self._remember(out, len(self.operations))
         self.operations.append(
             Operation(
-                name.removeprefix(": "), op, inputs, value, tensor,
-                weight=weight, bias=bias, computes=computes,
-            )  # fmt: skip
+                name.removeprefix(": "),
+                op,
+                inputs,
+                value,
+                tensor,
+                weight=weight,
+                bias=bias,
+                computes=computes,
+            )
         )
 
     def _remember(self, tensor: torch.Tensor, index: int) -> None:
