@@ -85,7 +85,7 @@ def follow_stretches(
         operations = found.operations
         if found.wrong is None and found.ties:
             key, ties = wrong.key, ties + found.ties
-            sites = tuple(replace(s, status="precision") if s.key == key else s for s in sites)
+            sites = _settled([replace(s, status="precision") if s.key == key else s for s in sites])
         elif found.wrong is not None or not found.known:
             known += [] if known else found.known
             return Followed(sites, wrong, found.wrong, operations, tuple(known))
@@ -99,6 +99,16 @@ def follow_stretches(
     skipped = (Skipped(*_TIES.format(ties).split(": ", 1)),) if ties else ()
     operations = () if wrong is None and not known else operations
     return Followed(sites, wrong, None, operations, tuple(known), skipped)
+
+
+def _settled(sites: Sequence[SiteComparison]) -> tuple[SiteComparison, ...]:
+    """The sites, those behind nothing wrong no longer said to be so."""
+    wrong = [i for i, s in enumerate(sites) if s.status in ("mistake", "before")]
+    first = min(wrong, default=len(sites))
+    return tuple(
+        replace(s, status="precision") if i < first and s.status == "upstream" else s
+        for i, s in enumerate(sites)
+    )
 
 
 def _merged(found: Sequence[EngineDifference]) -> list[EngineDifference]:
@@ -131,4 +141,4 @@ def _explained(
     marked = tuple(replace(s, status="engine") if s.key in keys else s for s in sites)
     # Q and K are turned alike: the larger one stands for both.
     largest = max(found.known, key=lambda d: d.size)
-    return marked, (replace(largest, n_sites=len(alike), effect=effect),)
+    return _settled(marked), (replace(largest, n_sites=len(alike), effect=effect),)

@@ -155,7 +155,8 @@ class _Watch(TorchFunctionMode):
         """Whether a view shows some channels of a value: a fused product is taken apart so."""
         if not (isinstance(whole, torch.Tensor) and part.is_floating_point() and part.dim() > 1):
             return False
-        return 1 < part.shape[-1] < whole.shape[-1] and part.shape[:-1] == whole.shape[:-1]
+        some = 1 < part.shape[-1] < whole.shape[-1]
+        return bool(some and part.shape[:-1] == whole.shape[:-1])
 
     def _see_written(self, whole: Any, inputs: tuple[int, ...]) -> None:
         """A tensor that has been written into, as it is now."""
