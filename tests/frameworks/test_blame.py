@@ -1,7 +1,7 @@
 """``compare`` names what was planted in a file of any type, and nothing in a right one.
 
-``python -m tests.frameworks.test_blame`` prints the table of docs/detection.md; the tests run a
-part of it.
+``python -m tests.frameworks.test_blame`` plants every fault in every network that has the tensor
+and prints what was named; the tests run a part of it.
 """
 
 from __future__ import annotations
@@ -111,9 +111,11 @@ def planted() -> Iterator[tuple[str, str]]:
                 yield fault, name
 
 
-@cache
+_FOLDER = tempfile.TemporaryDirectory(prefix="ggufnorm-blame-")
+
+
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="ggufnorm-blame-"))
+    return Path(_FOLDER.name)
 
 
 @cache
