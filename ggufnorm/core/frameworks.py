@@ -16,11 +16,13 @@ from ggufnorm.core.result import Result
 from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.core.transforms import Kind
 
-SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "mistake"]
+SiteStatus = Literal["agrees", "precision", "engine", "upstream", "harmless", "before", "mistake"]
 """What is to be said of a site:
 
 - ``agrees``: input and output are the source's but for float32 rounding;
 - ``precision``: they differ no more than the types of the file explain;
+- ``engine``: the norm is right, and before it the two engines are known to differ, whatever
+  the file says;
 - ``upstream``: the norm is right, and what reaches it went wrong at an earlier site;
 - ``harmless``: epsilon or weight are not the source's, and nothing of it shows in this run;
 - ``before``: the norm is right, and what reaches it goes wrong just before it;
@@ -126,6 +128,10 @@ class SiteComparison:
         allowed: most of ``local`` that rounding explains.
         status: what is to be said of it.
         causes: what is not as in the source, the largest share first.
+        before: relative L2 error that the operations between the norms before and this one
+            make by themselves, given the source's values; None where that was not measured
+            or is not finite.
+        before_allowed: most of ``before`` that rounding explains; None likewise.
     """
 
     key: str
@@ -139,13 +145,16 @@ class SiteComparison:
     allowed: float
     status: SiteStatus
     causes: tuple[Cause, ...]
+    before: float | None = None
+    before_allowed: float | None = None
 
 
-OperationStatus = Literal["same", "inside", "wrong", "behind"]
+OperationStatus = Literal["same", "inside", "engine", "wrong", "behind"]
 """What is to be said of an operation between two norms:
 
 - ``same``: the source computes its result too;
 - ``inside``: the source does not, but a later result that takes it: it is cut another way;
+- ``engine``: the two engines differ in it, whatever the file says;
 - ``wrong``: the first whose result the source has nowhere, nor any that follows from it;
 - ``behind``: such a one that comes later.
 """
@@ -187,6 +196,27 @@ class WrongOperation:
     op: str
     tensor: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class EngineDifference:
+    """An operation that two engines compute in other ways, whatever the file says: no mistake.
+
+    Attributes:
+        name: of the node, as llama.cpp labels it.
+        op: what it does, in ggml's word.
+        reason: how they differ, in words.
+        size: relative L2 distance of its result from the source's.
+        n_sites: norms that it reaches before another norm.
+        effect: the largest relative L2 error of what reaches those, given the source's values.
+    """
+
+    name: str
+    op: str
+    reason: str
+    size: float
+    n_sites: int = 1
+    effect: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -388,6 +418,7 @@ class EngineComparison:
         not_compared: results that users get and that were not compared, and why.
         layers: of two ONNX graphs, where the norms do not tell where they part.
         outputs: all results of floating point, where both are ONNX.
+        known: known differences of the two engines.
     """
 
     engine: RunSide
@@ -407,6 +438,7 @@ class EngineComparison:
     not_compared: tuple[Skipped, ...] = ()
     layers: tuple[LayerComparison, ...] = ()
     outputs: tuple[OutputDifference, ...] = ()
+    known: tuple[EngineDifference, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,24 @@ class ObservedRun:
     own_feed: bool = False
 
 
+@dataclass(frozen=True)
+class TypeCost:
+    """How far types of matrices move a source, as relative L2 distances.
+
+    Attributes:
+        moved: of each norm's input by the norm's name, all matrices before it in those types.
+        own: the same with every norm given its input of the plain run: what the matrices
+            since the norms before cost by themselves.
+        logits: of the logits; 0 without.
+        own_logits: the same, the last norm given its input of the plain run.
+    """
+
+    moved: Mapping[str, float]
+    own: Mapping[str, float]
+    logits: float = 0.0
+    own_logits: float = 0.0
+
+
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:
     """A value as ``(tokens, heads, channels)``, whichever axis the tokens are on.
 

@@ -63,6 +63,9 @@ activations make of it. 5e-6 was seen in nine networks (``tests/frameworks/test_
 STRETCH_OF_MATRICES = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding. Up to twice the
 table was measured for one quantized matrix (``tests/frameworks/test_frameworks.py``)."""
+OPERATION_OF_TYPE = 1.5
+"""As :data:`STRETCH_OF_MATRICES` for one operation with quantized matrices, given the source's
+values: half the table to its whole was measured for one matrix."""
 STRETCH_OF_COST = 2.0
 """As :data:`STRETCH_OF_MATRICES`, in multiples of what the types of all matrices before do to the
 source itself: measured, not estimated. An engine rounds what it multiplies them with besides."""
@@ -73,6 +76,8 @@ JUMP = 8.0
 SAME_OPERATION = 0.03
 """A result can be found among others up to here: wide rows of unrelated values differ by no more,
 put in ascending order (``tests/frameworks/test_operations.py``)."""
+SAME_PRODUCT = 0.2
+"""As :data:`SAME_OPERATION`, each token's values in one order: unrelated ones are 1.4 apart."""
 SAME_GATHERED = 2e-3
 """As :data:`SAME_OPERATION` for values whose tokens stand in another order: unrelated ones come
 nearer, all of them in ascending order, than those of each token."""

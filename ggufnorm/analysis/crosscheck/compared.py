@@ -22,9 +22,10 @@ from ggufnorm.analysis.crosscheck.graphs import (
 )
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.layers import layers_sentence
-from ggufnorm.analysis.crosscheck.operations import match_operations
 from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.pinned import OwnErrors
 from ggufnorm.analysis.crosscheck.results import first_wrong_output
+from ggufnorm.analysis.crosscheck.stretches import NotFollowedError, follow_stretches
 from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
 from ggufnorm.analysis.crosscheck.verdict import (
@@ -39,17 +40,16 @@ from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
     FirstWrong,
-    OperationMatch,
     RunSide,
     SiteComparison,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
-from ggufnorm.core.tolerances import SAME_OPERATION, STRETCH_OF_COST
+from ggufnorm.core.tolerances import SAME_OPERATION, SAME_PRODUCT, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -62,10 +62,6 @@ MIN_TOKENS = 2
 Follow = Callable[[Sequence[Pair], FirstWrong, float], Segment]
 """Records what both sides compute before something wrong, given their norms and the relative
 L2 distance up to which two results are the same."""
-
-
-class NotFollowedError(Exception):
-    """What lies between two norms cannot be told."""
 
 
 def side(run: ObservedRun) -> RunSide:
@@ -85,7 +81,8 @@ def compare_runs(
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,
-    cost: Callable[[], Mapping[str, float]] | None = None,
+    cost: Callable[[], TypeCost] | None = None,
+    own: Callable[[Sequence[Pair]], OwnErrors] | None = None,
 ) -> EngineComparison:
     """One engine against the source.
 
@@ -102,9 +99,10 @@ def compare_runs(
             L2 by its name; None if that was not measured.
         follow: gives all that both compute before something wrong; None where that is not
             possible.
-        cost: measures how far the types of the engine's matrices move the source itself: the
-            input of each of its norms and the logits, relative L2 by name; None where that is
-            not possible.
+        cost: measures how far the types of the engine's matrices move the source itself; None
+            where that is not possible.
+        own: measures what the engine makes of the source's values; None where it cannot be
+            given them.
 
     Raises:
         InputError: they have no norm in common.
@@ -128,41 +126,43 @@ def compare_runs(
         p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
         for p in joined.pairs
     }
-    diagnoser = Diagnoser(*names, engine.rounding, weights, moved)
+    alone = OwnErrors({}, None) if own is None else own(joined.pairs)
+    diagnoser = Diagnoser(*names, engine.rounding, weights, moved, own=alone.sites)
     sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
     explained = diagnoser.explained(sites)
-    off = _logits_off(source, engine, explained)
+    off = _logits_off(source, engine, explained, alone, diagnoser.own_allowed(LOGITS))
     wrong = earliest(first_wrong(sites, names[1], off), sites, graphs, names[1])
     costs: Mapping[str, float] = {}
+    own_costs: Mapping[str, float] = {}
     if cost is not None and _needs_cost(engine.rounding, wrong):
         measured = cost()
-        costs = {p.key: c for p in joined.pairs if (c := measured.get(p.source.name)) is not None}
-        diagnoser = with_cost(diagnoser, costs)
+        costs = _by_site(measured.moved, joined.pairs)
+        own_costs = {**_by_site(measured.own, joined.pairs), LOGITS: measured.own_logits}
+        diagnoser = with_cost(diagnoser, costs, own_costs)
         sites = diagnoser.sites(joined.pairs)
-        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
-        off = _logits_off(source, engine, explained)
-        wrong = first_wrong(sites, names[1], off, costs)
+        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.logits)
+        off = _logits_off(source, engine, explained, alone, diagnoser.own_allowed(LOGITS))
+        wrong = first_wrong(sites, names[1], off, own_costs)
     if graphs.pools_otherwise and wrong is not None and _is_of_result(wrong, sites):
         wrong = None  # the norm of an embedding that is pooled otherwise
     if wrong is None:
         wrong = wrong_output(output, explained) or first_wrong_output(
             graphs.outputs, explained_by(graphs, explained), sites[-1].key if sites else None
         )
-    operations: tuple[OperationMatch, ...] = ()
-    if wrong is not None and wrong.where == "before" and wrong.key not in RESULTS[1:]:
-        key = wrong.key
-        before = list(takewhile(lambda s: s.key != key, sites))
-        try:
-            segment = _follow(follow, joined.pairs, wrong, diagnoser.explained(before, key))
-            operations, operation = match_operations(segment, names[0])
-            wrong = with_operation(wrong, operation, names[1])
-        except NotFollowedError as error:
-            if both == _BOTH_ONNX:
-                wrong = with_layer(wrong, sites, graphs, source, engine)
-            why_not = (*why_not, Skipped("operations", str(error)))
+    followed = follow_stretches(
+        sites,
+        wrong,
+        _is_followed,
+        lambda w, seen: _record(follow, joined.pairs, w, seen, diagnoser),
+        lambda seen: first_wrong(seen, names[1], off, own_costs),
+        names[0],
+    )
+    sites, wrong = followed.sites, with_operation(followed.wrong, followed.operation, names[1])
+    if both == _BOTH_ONNX and wrong is not None and _is_followed(wrong):
+        wrong = with_layer(wrong, sites, graphs, source, engine)
     behind = wrong
     wrong = (
         graphs.front
@@ -174,7 +174,7 @@ def compare_runs(
     examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
                        of_text=tokens is not None)  # fmt: skip
     said = (
-        verdict(sites, wrong, engine.rounding, examined, costs),
+        verdict(sites, wrong, engine.rounding, examined, costs, followed.known),
         _behind_front(graphs.front, behind),
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
@@ -189,8 +189,9 @@ def compare_runs(
         tokenizer=None if token_ids is None else token_ids.finding,
         first_wrong=wrong,
         verdict=" ".join(filter(None, said)),
-        skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
-        operations=operations,
+        skipped=(*(s for s in known if s.what not in told), *why_not, *followed.skipped, *skipped),
+        operations=followed.operations,
+        known=followed.known,
         folds=folds.found,
         result=result,
         pixels=pixels,
@@ -215,14 +216,28 @@ def _is_of_result(wrong: FirstWrong, sites: Sequence[SiteComparison]) -> bool:
     return wrong.where == "before" and site is not None and site.source.kind == "l2"
 
 
+def _is_followed(wrong: FirstWrong) -> bool:
+    """Whether operations can tell more of it."""
+    return wrong.where == "before" and wrong.key not in RESULTS[1:]
+
+
+def _by_site(values: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Values by the name of the source's norm, by the site's key."""
+    return {p.key: v for p in pairs if (v := values.get(p.source.name)) is not None}
+
+
 def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
     """Whether to measure: quantized matrices hide mistakes, and half precision looks like one."""
     quantized = rounding > HALF_ULP["BF16"]
     return quantized if wrong is None else wrong.where == "before"
 
 
-def _follow(
-    follow: Follow | None, pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float
+def _record(
+    follow: Follow | None,
+    pairs: Sequence[Pair],
+    wrong: FirstWrong,
+    sites: Sequence[SiteComparison],
+    diagnoser: Diagnoser,
 ) -> Segment:
     """All that both compute before something wrong.
 
@@ -231,7 +246,12 @@ def _follow(
     """
     if follow is None:
         raise NotFollowedError("only language models are followed between norms")
-    if tolerance > SAME_OPERATION:
+    if diagnoser.own:
+        tolerance = diagnoser.of_operation
+    else:
+        before = list(takewhile(lambda s: s.key != wrong.key, sites))
+        tolerance = diagnoser.explained(before, wrong.key)
+    if tolerance > (SAME_PRODUCT if diagnoser.own else SAME_OPERATION):
         raise NotFollowedError(
             f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
             " which one is wrong"
@@ -276,8 +296,20 @@ def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:
         return join_gguf(source.norms, engine.norms, file)
 
 
-def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> float | None:
-    """Relative L2 distance of the logits, None where rounding explains it or there are none."""
+def _logits_off(
+    source: ObservedRun, engine: ObservedRun, explained: float, alone: OwnErrors, allowed: float
+) -> float | None:
+    """Relative L2 distance of the logits, None where rounding explains it or there are none.
+
+    Args:
+        source: the source's run.
+        engine: the engine's.
+        explained: most that rounding explains of all differences.
+        alone: what the engine makes of the source's values: the head's own error counts.
+        allowed: most of that which rounding explains.
+    """
+    if alone.logits is not None:
+        return alone.logits if alone.logits > allowed else None
     a, b = source.logits, engine.logits
     if a is None or b is None or len(a) != len(b):
         return None

@@ -117,6 +117,7 @@ def compare_frameworks(
                 output=run.output(source, engine),
                 follow=run.follow(source, engine),
                 cost=run.cost(source, engine),
+                own=run.own(source, engine),
             )
             for engine in engines
         ),
