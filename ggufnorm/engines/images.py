@@ -208,8 +208,9 @@ def _before_crop(rows: int, columns: int, height: int, width: int) -> dict[tuple
     """Sizes that a picture may have before its middle is cut out, and how it got them."""
     short, long = sorted((rows, columns))
     found: dict[tuple[int, int], str] = {}
-    for larger in _ENLARGED:
-        edge = round(max(height, width) * larger)
+    enlarged = [max(height, width) * larger for larger in _ENLARGED]
+    # ConvNeXT's processor cuts to a whole number, presets are written in whole numbers.
+    for edge in dict.fromkeys(cut(e) for e in enlarged for cut in (round, math.floor)):
         # torchvision and Transformers cut the long edge to a whole number, timm rounds it.
         for other in (edge * long // short, round(edge * long / short)):
             h, w = (edge, other) if rows == short else (other, edge)

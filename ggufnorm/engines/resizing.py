@@ -60,7 +60,7 @@ def _cubic(x: Array, n: int) -> Array:
 def _first(x: Array, n: int) -> Array:
     """The one that the corner lies in, by torch's float32."""
     places = (np.arange(n, dtype=np.float32) * np.float32(len(x) / n)).astype(int)
-    return x[np.minimum(places, len(x) - 1)]
+    return np.asarray(x[np.minimum(places, len(x) - 1)])
 
 
 def _area(x: Array, n: int) -> Array:
@@ -94,7 +94,7 @@ def _weighted(x: Array, taps: NDArray[np.intp], weights: NDArray[np.floating]) -
 
 
 def _triangle(d: NDArray[np.floating]) -> NDArray[np.floating]:
-    return np.maximum(0, 1 - np.abs(d))
+    return np.asarray(np.maximum(0, 1 - np.abs(d)))
 
 
 def _keys(d: NDArray[np.floating], a: float = -0.5) -> NDArray[np.floating]:
@@ -171,7 +171,7 @@ def _fixed_point(
         (rows[lower] >> 4) * part[:, None, None],
     )
     made = ((above >> 16) + (below >> 16) + 2) >> 2
-    return np.clip(made, 0, 255).astype(np.float32)
+    return np.asarray(np.clip(made, 0, 255), np.float32)
 
 
 def _fixed(
