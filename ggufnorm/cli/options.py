@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from decimal import ROUND_DOWN, ROUND_UP, Context
@@ -20,6 +21,7 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import TextError
 from ggufnorm.formats.files import read_regular
+from ggufnorm.formats.llama_libraries import VARIABLE
 
 _MAX_TEXT = 1 << 28
 """Bytes of a text at most: more than fifty million tokens."""
@@ -135,10 +137,35 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
+def build_option(command: F) -> F:
+    """Which build of llama.cpp runs, in this process and in those that it starts."""
+    return click.option(
+        "--llama-cpp", metavar="DIR", expose_value=False, callback=_choose_build,
+        help="Build of llama.cpp to run: a build tree, an install prefix, a release's folder, or"
+        " one shared library.  [env: GGUFNORM_LLAMA_CPP]",
+    )(command)  # fmt: skip
+
+
+def _choose_build(ctx: click.Context, _param: click.Parameter, named: str | None) -> None:
+    if named is None or ctx.resilient_parsing:
+        return
+    before = os.environ.get(VARIABLE)
+    # The folder may change on the way to the child.
+    os.environ[VARIABLE] = str(Path(named).expanduser().absolute())
+
+    def put_back() -> None:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
+    ctx.call_on_close(put_back)
+
+
 def engine_options(command: F) -> F:
-    """The hardware that llama.cpp runs on."""
+    """The llama.cpp that runs, and its hardware."""
     return _add(
         command,
+        build_option,
         click.option(
             "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
@@ -286,6 +287,8 @@ class RunFacts:
         quant: options of the model under test.
         cut: why fewer chunks were run than planned: interrupted, or the time budget; None if
             all were.
+        engine_ref: the build of llama.cpp that ran the reference, and where; None for a trace.
+        engine_quant: the same of the model under test.
     """
 
     engine: str
@@ -299,6 +302,8 @@ class RunFacts:
     reference: SideFacts
     quant: SideFacts
     cut: str | None = None
+    engine_ref: Engine | None = None
+    engine_quant: Engine | None = None
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,15 @@ class Loop:
         self._saved = time.monotonic()
 
 
+PLACES = ("library", "origin")
+"""Fields of a build that say where it lies, which decides nothing."""
+
+
 def digest(**decisive: Any) -> str:
-    """A digest of everything that decides a result, plain data by name."""
+    """A digest of everything that decides a result, plain data by name.
+
+    Which engine runs decides it, too: see :attr:`~ggufnorm.engines.base.EngineInfo.build`.
+    """
     text = json.dumps(decisive, sort_keys=True, default=_digest_of_array)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -18,6 +18,7 @@ class SideOptions:
     cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
     unfused_norms: bool = False
+    llama_cpp: str | None = None
 
     def engine(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int = 0) -> EngineOptions:
         """The same with what both sides share.

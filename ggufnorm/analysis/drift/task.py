@@ -17,13 +17,14 @@ from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, Ope
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
+from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
@@ -43,9 +44,9 @@ class DriftJob:
     floor: bool
     policy: Policy
 
-    def digest(self) -> str:
-        """Of all but the policy."""
-        return digest(**to_plain(self, leave_out=("policy",)))
+    def digest(self, *engines: EngineInfo) -> str:
+        """Of all but the policy, and of the engines that run it."""
+        return digest(engines=to_plain(engines, PLACES), **to_plain(self, leave_out=("policy",)))
 
 
 def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
@@ -106,7 +107,7 @@ class _Drift:
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
         keeps = {"drift": self.sums, "logits": self.logits}
-        loop = Loop(self.channel, self.job.policy, self.job.digest(), keeps, self.n_ctx)
+        loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
         return drift_report(
@@ -119,6 +120,9 @@ class _Drift:
             loop,
             self._judge,
         )
+
+    def _digest(self) -> str:
+        return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
 
     def _judge(
         self,

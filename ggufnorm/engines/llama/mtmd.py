@@ -21,7 +21,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.llama.binding import NodeView, llama, read_node
+from ggufnorm.engines.llama.api import Api
+from ggufnorm.engines.llama.binding import NodeView, build, llama, read_node
 from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
 from ggufnorm.errors import EngineError, EngineMissingError
 
@@ -196,6 +197,11 @@ class Encoder:
 
 
 def _mtmd() -> Any:
+    if isinstance(llama(), Api):
+        raise EngineMissingError(
+            f"encoders of images and sounds run in llama-cpp-python alone, and {build().name} was"
+            " chosen: leave --llama-cpp, GGUFNORM_LLAMA_CPP and LLAMA_CPP_LIB_PATH out"
+        )
     try:
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:

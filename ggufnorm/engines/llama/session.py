@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.binding import llama, use_build
 from ggufnorm.errors import EngineError
 
 MAX_BATCH = 512
@@ -44,6 +44,8 @@ class EngineOptions:
             machines whose CPU announces AMX without having it.
         unfused_norms: watch norms from inside, so that llama.cpp cannot fuse RMS_NORM
             with the MUL behind it.
+        llama_cpp: the build to run, as for ``--llama-cpp``; None for the one that
+            :func:`~ggufnorm.formats.llama_libraries.chosen_libraries` finds.
     """
 
     n_ctx: int
@@ -54,6 +56,7 @@ class EngineOptions:
     cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
     unfused_norms: bool = False
+    llama_cpp: str | None = None
 
 
 class LlamaModel:
@@ -77,6 +80,7 @@ class LlamaModel:
         vocab_only: bool = False,
         overrides: Mapping[str, Setting] | None = None,
     ) -> None:
+        use_build(options.llama_cpp)
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers

@@ -28,6 +28,7 @@ from ggufnorm.report.view import (
     table,
 )
 from ggufnorm.report.views.common import (
+    engine_facts,
     model_facts,
     option_facts,
     sentences,
@@ -111,6 +112,7 @@ def _run_facts(report: AttributionReport) -> Iterator[tuple[str, str]]:
         f"{run.n_chunks} of {run.n_chunks_planned} chunks of {run.n_ctx} tokens{taken}"
         f" ({run.engine}, {counted(run.n_threads, 'thread')})",
     )
+    yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
 
 

@@ -38,7 +38,13 @@ from ggufnorm.report.view import (
     facts,
     table,
 )
-from ggufnorm.report.views.common import model_facts, option_facts, sentences, skipped_section
+from ggufnorm.report.views.common import (
+    engine_facts,
+    model_facts,
+    option_facts,
+    sentences,
+    skipped_section,
+)
 from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,
@@ -131,6 +137,7 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     where = f"{run.engine}, {counted(run.n_threads, 'thread')}"
     where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
     yield "run", f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens{taken} ({where})"
+    yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
 
 
