@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         attribute,
         audio,
         audit,
+        check,
         compare,
         compare_frameworks,
         diff,
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
         pixels,
         recipe,
         trace,
+        verify,
     )
     from ggufnorm.core.attribution import AttributionReport
     from ggufnorm.core.audio_report import AudioReport
     from ggufnorm.core.audit import AuditReport, Finding
+    from ggufnorm.core.check import CheckReport
     from ggufnorm.core.diff import DiffReport
     from ggufnorm.core.drift import DriftReport
     from ggufnorm.core.fix import FixReport
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
+    from ggufnorm.core.verify import VerifyReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
     from ggufnorm.report.dataframe import to_dataframe
     from ggufnorm.report.formats import load, save
@@ -53,6 +57,7 @@ __all__ = [
     "AttributionReport",
     "AudioReport",
     "AuditReport",
+    "CheckReport",
     "DiffReport",
     "DriftReport",
     "EngineError",
@@ -66,9 +71,11 @@ __all__ = [
     "NormSite",
     "PixelReport",
     "RecipeReport",
+    "VerifyReport",
     "attribute",
     "audio",
     "audit",
+    "check",
     "compare",
     "compare_frameworks",
     "diff",
@@ -85,12 +92,14 @@ __all__ = [
     "save",
     "to_dataframe",
     "trace",
+    "verify",
 ]
 
 _HOMES = {
     "AttributionReport": "ggufnorm.core.attribution",
     "AudioReport": "ggufnorm.core.audio_report",
     "AuditReport": "ggufnorm.core.audit",
+    "CheckReport": "ggufnorm.core.check",
     "DiffReport": "ggufnorm.core.diff",
     "DriftReport": "ggufnorm.core.drift",
     "EngineError": "ggufnorm.errors",
@@ -104,9 +113,11 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
+    "VerifyReport": "ggufnorm.core.verify",
     "attribute": "ggufnorm.api",
     "audio": "ggufnorm.api",
     "audit": "ggufnorm.api",
+    "check": "ggufnorm.api",
     "compare": "ggufnorm.api",
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",
@@ -124,6 +135,7 @@ _HOMES = {
     "to_dataframe": "ggufnorm.report.dataframe",
     "to_fragment": "ggufnorm.report.notebook",
     "trace": "ggufnorm.api",
+    "verify": "ggufnorm.api",
 }
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.drift.run import drift as drift
     from ggufnorm.analysis.preprocessing.audio.run import audio as audio
     from ggufnorm.analysis.preprocessing.image.run import pixels as pixels
+    from ggufnorm.analysis.verify.run import verify as verify
+    from ggufnorm.verbs.check import check as check
     from ggufnorm.verbs.files import audit as audit
     from ggufnorm.verbs.files import inspect as inspect
     from ggufnorm.verbs.runs import compare as compare
@@ -33,6 +35,7 @@ _HOMES = {
     "attribute": "ggufnorm.analysis.attribution.run",
     "audio": "ggufnorm.analysis.preprocessing.audio.run",
     "audit": "ggufnorm.verbs.files",
+    "check": "ggufnorm.verbs.check",
     "compare": "ggufnorm.verbs.runs",
     "compare_frameworks": "ggufnorm.analysis.crosscheck.run",
     "compared_by": "ggufnorm.verbs.runs",
@@ -43,9 +46,10 @@ _HOMES = {
     "pixels": "ggufnorm.analysis.preprocessing.image.run",
     "recipe": "ggufnorm.analysis.attribution.recipe",
     "trace": "ggufnorm.verbs.runs",
+    "verify": "ggufnorm.analysis.verify.run",
 }
 
-_OF_GGUF = {"attribute": 2, "diff": 2, "drift": 2, "fix": 1, "recipe": 2}
+_OF_GGUF = {"attribute": 2, "diff": 2, "drift": 2, "fix": 1, "recipe": 2, "verify": 2}
 """Verbs whose first arguments are GGUF models, and how many are."""
 
 

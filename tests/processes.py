@@ -24,7 +24,8 @@ def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: st
 
 
 def loaded_after(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after `statement`."""
+    """The modules and top-level packages that a fresh interpreter holds after `statement`."""
     code = f"{statement}\nimport sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    names = done.stdout.splitlines()[-1].split()
+    return {*names, *(name.partition(".")[0] for name in names)}

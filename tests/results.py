@@ -22,6 +22,7 @@ from ggufnorm.core.audit import (
     Ignored,
     NotRun,
 )
+from ggufnorm.core.check import SUSPECTS, CheckReport, CheckStep, Given, Suspect
 from ggufnorm.core.diff import (
     DiffReport,
     GroupDifference,
@@ -86,6 +87,7 @@ from ggufnorm.core.pixel_report import (
 from ggufnorm.core.pixels import Normalization
 from ggufnorm.core.recipe import Choice, RecipeReport, Trial
 from ggufnorm.core.result import Result
+from ggufnorm.core.verify import TensorProof, VerifyReport
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>document.title='owned'</script>'\"&|`*_"
 """A name that is HTML, script and Markdown."""
@@ -542,6 +544,59 @@ def audio_report(name: str = "blk") -> AudioReport:
     )
 
 
+def verify_report(name: str = "blk") -> VerifyReport:
+    """One tensor copied, one derived, one that differs and one that was skipped."""
+    return VerifyReport(
+        source=model(f"{name}-f16.gguf", "MOSTLY_F16"),
+        quant=model(f"{name}.gguf", "MOSTLY_Q4_K_M"),
+        imatrix=f"{name}.imatrix",
+        engine="llama-cpp-python 0.3.36",
+        tensors=(
+            TensorProof(f"{name}.0.n", 0, "F32", "F32", "copied", 64, 0, None, None, 0.0),
+            TensorProof(f"{name}.0.q", 0, "F16", "Q4_K", "derived", 32, 0, None, None, 0.0),
+            TensorProof(f"{name}.1.q", 1, "F16", "Q4_K", "differs", 32, 3, 5, 1, 0.25),
+        ),
+        lacking=(f"{name}.2.q",),
+        added=(f"{name}.3.q",),
+        metadata=(MetadataDifference(f"{name}.key", "forward", 1, 2, None, None),),
+        skipped=(Skipped(f"{name}.4.q", "its type is not known"),),
+        is_derived=False,
+        verdict=f"1 of 3 tensors are not what the source gives: {name}.1.q.",
+    )
+
+
+def check_report(name: str = "blk") -> CheckReport:
+    """A tokenizer that is guilty, and one suspect in each other state."""
+    others = {
+        "normalization": Suspect(
+            "normalization", "probable", f"{name}.0.attn_norm: all of it is 1", do="convert again"
+        ),
+        "download": Suspect("download", "cleared", "the bytes have the digest"),
+        "quantization": Suspect("quantization", "partly", "KL divergence 0.1 nats"),
+    }
+    guilty = Suspect(
+        "tokenizer", "guilty", f"tokenizer.ggml.pre of {name} is 'gpt-2'", (f"and {name} too",),
+        "set the key", f"ggufnorm audit {name}.gguf --source {name}",
+    )  # fmt: skip
+    others["tokenizer"] = guilty
+    return CheckReport(
+        path=f"{name}.gguf",
+        architecture="llama",
+        name=name,
+        types="21 Q4_K, 13 F32",
+        given=(Given("model", f"{name}.gguf"), Given("source", name)),
+        answer=f"Guilty: tokenizer: {guilty.sentence}.",
+        next_step=guilty.do,
+        suspects=tuple(
+            others.get(s, Suspect(s, "not examined", f"no source of {name}")) for s in SUSPECTS
+        ),
+        steps=(
+            CheckStep("check the file by itself", f"ggufnorm audit {name}.gguf --full"),
+            CheckStep("run it", f"ggufnorm drift {name}.gguf", "llama.cpp is not installed"),
+        ),
+    )
+
+
 def one_of_each(name: str = "blk") -> dict[str, Result]:
     """A result of every kind, by the name of its document."""
     return {
@@ -554,6 +609,8 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
         "ggufnorm/diff": diff_report(name=name),
         "ggufnorm/attribute": attribution_report(name=name),
         "ggufnorm/recipe": recipe_report(name),
+        "ggufnorm/check": check_report(name),
+        "ggufnorm/verify": verify_report(name),
         "ggufnorm/frameworks": frameworks_report(name),
         "ggufnorm/pixels": pixel_report(name),
         "ggufnorm/audio": audio_report(name),

@@ -9,7 +9,7 @@ import click
 
 from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
-from ggufnorm.cli.options import build_option
+from ggufnorm.cli.options import llama_cpp_option
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, Severity
@@ -31,6 +31,7 @@ def split_ids(
     "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
     " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
+@llama_cpp_option
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
 @click.option(
     "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
@@ -53,7 +54,6 @@ def split_ids(
     "--fail-on", default="error", show_default=True, type=click.Choice(SEVERITIES),
     help="Exit 1 on findings of at least this severity.",
 )  # fmt: skip
-@build_option
 @output_options(*_FORMATS)
 def command(
     models: tuple[str, ...],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ggufnorm.cli.options import build_option
+from ggufnorm.cli.options import llama_cpp_option
 
 _SIGNS = {"ok": ("✓", "green"), "absent": ("–", "yellow"), "broken": ("✗", "red")}
 
 
 @click.command("doctor")
-@build_option
+@llama_cpp_option
 def command() -> int:
     """Show which packages are installed and work; include the output in bug reports.
 

@@ -16,6 +16,7 @@ from ggufnorm.errors import EngineError, GgufnormError
 from ggufnorm.version import __version__
 
 _COMMANDS = {
+    "check": "Find out who is to blame for a model that answers badly.",
     "inspect": "List every norm of a GGUF or ONNX model.",
     "audit": "Lint the normalization of a converted GGUF model.",
     "fix": "Write a corrected copy of a converted GGUF model.",
@@ -23,6 +24,7 @@ _COMMANDS = {
     "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
     "recipe": "Choose a quantization type for each tensor, within a size.",
     "diff": "Compare two GGUF models tensor by tensor, without running them.",
+    "verify": "Tell whether a file is exactly what llama-quantize makes of another.",
     "trace": "Run a model and save its activations, to compare later.",
     "compare": "Compare traces, or a checkpoint or ONNX model with its conversions.",
     "pixels": "Compare image preprocessing pipelines, above all their normalization.",

@@ -19,12 +19,7 @@ from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.printable import printable
-from ggufnorm.errors import TextError
-from ggufnorm.formats.files import read_regular
-from ggufnorm.formats.llama_libraries import VARIABLE
-
-_MAX_TEXT = 1 << 28
-"""Bytes of a text at most: more than fifty million tokens."""
+from ggufnorm.formats.files import read_text as read_text
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -137,35 +132,36 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
-def build_option(command: F) -> F:
-    """Which build of llama.cpp runs, in this process and in those that it starts."""
-    return click.option(
-        "--llama-cpp", metavar="DIR", expose_value=False, callback=_choose_build,
-        help="Build of llama.cpp to run: a build tree, an install prefix, a release's folder, or"
-        " one shared library.  [env: GGUFNORM_LLAMA_CPP]",
-    )(command)  # fmt: skip
+def _choose_build(
+    context: click.Context, _option: click.Parameter, place: Path | None
+) -> Path | None:
+    """Have this process and its children run another build, until the command ends."""
+    if place is not None and not context.resilient_parsing:
+        from ggufnorm.engines.llama.library import CHOICE, find_library
+
+        before = os.environ.get(CHOICE)
+        os.environ[CHOICE] = str(find_library(place))
+
+        def restore() -> None:
+            os.environ.pop(CHOICE, None)
+            os.environ.update({} if before is None else {CHOICE: before})
+
+        context.call_on_close(restore)
+    return place
 
 
-def _choose_build(ctx: click.Context, _param: click.Parameter, named: str | None) -> None:
-    if named is None or ctx.resilient_parsing:
-        return
-    before = os.environ.get(VARIABLE)
-    # The folder may change on the way to the child.
-    os.environ[VARIABLE] = str(Path(named).expanduser().absolute())
-
-    def put_back() -> None:
-        os.environ.pop(VARIABLE, None)
-        if before is not None:
-            os.environ[VARIABLE] = before
-
-    ctx.call_on_close(put_back)
+llama_cpp_option = click.option(
+    "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
+    metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
+    " folder, or libllama.  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
+)  # fmt: skip
+"""Which llama.cpp runs models."""
 
 
 def engine_options(command: F) -> F:
-    """The llama.cpp that runs, and its hardware."""
+    """The hardware that llama.cpp runs on."""
     return _add(
         command,
-        build_option,
         click.option(
             "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"
         ),
@@ -173,6 +169,7 @@ def engine_options(command: F) -> F:
             "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
             help="Layers to offload to the GPU.",
         ),
+        llama_cpp_option,
         click.option(
             "--no-memory-check", is_flag=True,
             help="Do not refuse models that exceed the free memory.",
@@ -281,23 +278,6 @@ def refuse(context: click.Context, names: Collection[str], why: str) -> None:
     """
     for option in given(context, names):
         raise click.UsageError(f"{option} {why}")
-
-
-def read_text(path: Path) -> str:
-    """The text to run.
-
-    Raises:
-        TextError: it cannot be read, is not UTF-8 or is empty.
-    """
-    try:
-        text = read_regular(path, _MAX_TEXT).decode()
-    except OSError as error:
-        raise TextError(f"cannot read the text {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"the text {path} is not UTF-8 (byte {error.start})") from None
-    if not text.strip():
-        raise TextError(f"the text {path} is empty")
-    return text
 
 
 def tell_crossed(lines: list[str]) -> int:

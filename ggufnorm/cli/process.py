@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 import click
@@ -191,6 +190,7 @@ def fault(error: Exception) -> str:
 def _place(error: Exception) -> str:
     """The innermost line of ggufnorm's own."""
     import traceback
+    from pathlib import Path
 
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(__file__).parents[1]

@@ -15,6 +15,7 @@ from ggufnorm.cli.options import (
     Size,
     engine_options,
     read_text,
+    resume_option,
     side_of,
     side_options,
     text_options,
@@ -84,6 +85,7 @@ class _Limit(click.ParamType[dict[str, Any]]):
     "--budget", default="10m", show_default=True, type=Duration(),
     help="Time limit for measuring the share of each tensor, in each of two types.",
 )  # fmt: skip
+@resume_option
 @text_options
 @engine_options
 @side_options({"": "in all runs"})
@@ -99,6 +101,7 @@ def command(
     tensor_type_file: Path | None,
     apply: Path | None,
     budget: float,
+    resume: Path | None,
     text_file: Path | None,
     ctx_size: int,
     chunks: int | None,
@@ -125,7 +128,7 @@ def command(
     from ggufnorm.analysis.attribution.recipe import AUTO, TYPES, known_types
 
     inputs = [ref, quant, text_file, None if imatrix == AUTO else imatrix]
-    require_outputs(output, tensor_type_file, save_imatrix, apply, reading=inputs)
+    require_outputs(output, tensor_type_file, save_imatrix, apply, resume, reading=inputs)
     wanted = {"target_kld": target_kld} if target_kld else max_size or {"max_growth": 0.03}
     text = None if text_file is None else read_text(text_file)
     try:
@@ -143,6 +146,7 @@ def command(
                 types=names,
                 apply=apply,
                 budget=budget,
+                resume=resume,
                 text=text,
                 text_name=str(text_file),
                 n_ctx=ctx_size,

@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from ggufnorm.errors import TextError
+
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -20,6 +22,9 @@ _KINDS = {
 }
 
 _PART = 1 << 20
+
+_MAX_TEXT = 1 << 28
+"""Bytes of a text at most: more than fifty million tokens."""
 
 # Without O_NONBLOCK a pipe that took the file's place after the check would block.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -97,3 +102,20 @@ def _require_regular(found: os.stat_result, path: str, limit: int | None) -> Non
         raise OSError(errno.EINVAL, f"it is {what}: give a regular file", path)
     if limit is not None and found.st_size > limit:
         raise _too_large(found.st_size, limit, path)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text to run.
+
+    Raises:
+        TextError: it cannot be read, is not UTF-8 or is empty.
+    """
+    try:
+        text = read_regular(path, _MAX_TEXT).decode()
+    except OSError as error:
+        raise TextError(f"cannot read the text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise TextError(f"the text {path} is not UTF-8 (byte {error.start})") from None
+    if not text.strip():
+        raise TextError(f"the text {path} is empty")
+    return text

@@ -31,6 +31,9 @@ a tokenizer without weights, ``imatrix`` an importance matrix. A ``folder`` has 
 file, or a file of no other kind.
 """
 
+GGUF_KINDS: frozenset[Kind] = frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix"})
+"""The kinds of GGUF files."""
+
 Engine = Literal["llama.cpp", "transformers", "onnxruntime"]
 """What runs a model."""
 
@@ -119,6 +122,13 @@ class Location:
         return "onnxruntime" if is_onnx else "llama.cpp"
 
     @cached_property
+    def is_gguf(self) -> bool:
+        """Whether it is some kind of GGUF file, of which only the first bytes are looked at."""
+        if self.engine != "llama.cpp":
+            return False
+        return self.scheme != "path" or _start(Path(self.name))[:4] == b"GGUF"
+
+    @cached_property
     def kind(self) -> Kind:
         """What it names; a path's file is looked into."""
         if self.engine == "transformers":
@@ -149,13 +159,23 @@ def _kind_of_file(path: Path) -> Kind:
     try:
         if path.is_dir():
             return "folder" if (path / "config.json").is_file() else "unknown"
-        if not path.is_file():  # a pipe would keep us waiting
-            return "unknown"
-        with path.open("rb") as file:
-            start = file.read(_PEEK)
     except (OSError, ValueError):
         return "unknown"
+    start = _start(path)
+    if not start:
+        return "unknown"
     return _kind_of_gguf(path, start) if start[:4] == b"GGUF" else _kind_of_safetensors(path)
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file; none where there is none."""
+    try:
+        if not path.is_file():  # a pipe would keep us waiting
+            return b""
+        with path.open("rb") as file:
+            return file.read(_PEEK)
+    except (OSError, ValueError):
+        return b""
 
 
 def _kind_of_gguf(path: Path, start: bytes) -> Kind:

@@ -146,6 +146,56 @@ def quantizer(ggml_type: int) -> Quantize | None:
     return quantize
 
 
+def can_quantize() -> bool:
+    """Whether ggml's quantization can be had here."""
+    return _library() is not None and _quantize_chunk() is not None
+
+
+def version() -> str:
+    """Whose ggml it is, for a report."""
+    from importlib import metadata
+
+    return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
+
+
+def quantized(
+    ggml_type: int, rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8] | None:
+    """Rows as llama-quantize stores them; None where ggml cannot make the type here.
+
+    Args:
+        ggml_type: ggml's number of the type, one that gguf-py has, too.
+        rows: ``(n, columns)``, finite.
+        importance: a weight for each column, None for none: then types that need one cannot be
+            made, as llama-quantize refuses them.
+
+    Returns:
+        Raw bytes, ``(n, bytes of a row)``.
+
+    Raises:
+        ValueError: rows do not hold whole blocks, or a type needs an importance matrix.
+    """
+    lib, kind = _library(), GGMLQuantizationType(ggml_type)
+    if lib is None or kind.name not in _QUANTIZABLE | _FLOATS or not _agrees(lib, ggml_type):
+        return None
+    chunk = _quantize_chunk()
+    if chunk is None:
+        return None
+    if kind.name in _WEIGHTED and importance is None:
+        raise ValueError(f"{kind.name} needs an importance matrix: give the one it was made with")
+    block = GGML_QUANT_SIZES[kind][0]
+    n, columns = rows.shape
+    if columns % block:
+        raise ValueError(f"rows of {columns} values do not hold blocks of {block}")
+    values = np.ascontiguousarray(rows, np.float32)
+    out = np.empty((n, lib.ggml_row_size(ggml_type, columns)), np.uint8)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    where = None if weights is None else weights.ctypes.data
+    chunk(ggml_type, values.ctypes.data, out.ctypes.data, 0, n, columns, where)
+    return out
+
+
+_FLOATS = frozenset(("F32", "F16", "BF16"))
 _QUANTIZABLE = frozenset(
     ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0",
      "TQ2_0", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL",

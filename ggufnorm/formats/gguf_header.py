@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
+from ggufnorm.core.printable import printable
 from ggufnorm.errors import GGUFError, TensorDataError
 from ggufnorm.formats.gguf_cursor import ByteOrder as ByteOrder
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
@@ -119,7 +120,7 @@ def _with_facts(
         if found is not None and kind != ARRAY:
             with suppress(GGUFError):
                 value = str(_Values(front, at).value(kind, value_of(found)))
-                said.append(words.format(value[:_MAX_SHOWN]))
+                said.append(words.format(printable(value, _MAX_SHOWN)))
     have, whole = _decimal(front.size), _decimal(error.whole)
     problem = f"{error.problem}: {have} of about {whole} are there"
     problem += f"; the header says {', '.join(said)}" if said else ""

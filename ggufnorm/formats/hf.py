@@ -199,6 +199,19 @@ def check_checkpoint(path: str | os.PathLike[str]) -> None:
     _check_numbers(folder, "config.json", _MOST_LAYERS)
 
 
+def n_stored_bytes(path: str | os.PathLike[str]) -> int:
+    """Bytes of all tensors in a folder's safetensors.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    files = {id(f): f for f in _open_tensors(LocalFolder(path)).values()}.values()
+    total = sum(p.end - p.offset for file in files for p in file.places.values())
+    for file in files:
+        file.close()
+    return total
+
+
 def check_processor(path: str | os.PathLike[str]) -> None:
     """Check a folder of an image processor or a feature extractor that Transformers is to load.
 

@@ -89,12 +89,11 @@ def find_libraries(where: Path, origin: Origin = "--llama-cpp") -> LlamaLibrarie
     for folder in _FOLDERS:
         path = _library_in(where / folder, "llama")
         if path is not None:
-            # Not resolved: libraries that belong to it lie beside this name.
-            return LlamaLibraries(path.absolute(), origin)
-    inside = ", ".join(f"{folder}/" for folder in _FOLDERS if folder)
+            return LlamaLibraries(path.resolve(), origin)
     raise EngineMissingError(
-        f"{origin}: there is no libllama in {where}, nor in its {inside}: name a build tree, an"
-        " install prefix, a release's folder, or the library itself"
+        f"{where}: no libllama there: name llama.cpp's build tree, install prefix or release"
+        f" folder, or the library itself; or leave out --llama-cpp, {VARIABLE} and {BINDING_VARIABLE} to"
+        " run llama-cpp-python's"
     )
 
 
@@ -141,8 +140,8 @@ def fetched_engines() -> list[Path]:
     folder = cache_folder() / "engines"
     if not folder.is_dir():
         return []
-    complete = [p.parent for p in folder.glob("*/engine.json")]
-    return sorted(complete, key=lambda p: (p / "engine.json").stat().st_mtime, reverse=True)
+    complete = [p for p in folder.iterdir() if p.is_dir() and _library_in(p, "llama")]
+    return sorted(complete, key=lambda p: (p.stat().st_mtime, p.name), reverse=True)
 
 
 def _library_in(folder: Path, stem: str) -> Path | None:

@@ -1,43 +1,21 @@
-"""The kinds of results: one entry here for each, and nothing else chooses by type."""
+"""The kinds of results: one entry here for each, and nothing else chooses by type.
+
+A view, and what it imports, is loaded when a result of its kind is shown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from ggufnorm.core.attribution import AttributionReport
-from ggufnorm.core.audio_report import AudioReport
-from ggufnorm.core.audit import AuditReport, AuditSet
-from ggufnorm.core.diff import DiffReport
-from ggufnorm.core.drift import DriftReport, DriftSet
-from ggufnorm.core.fix import FixReport
-from ggufnorm.core.frameworks import FrameworksReport
-from ggufnorm.core.model import Inspection, InspectionSet
-from ggufnorm.core.pixel_report import PixelReport
-from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.core.result import Result
-from ggufnorm.report.html.charts.attribute import attribution_charts
-from ggufnorm.report.html.charts.audio import audio_charts
-from ggufnorm.report.html.charts.diff import diff_charts
-from ggufnorm.report.html.charts.drift import drift_charts
-from ggufnorm.report.html.charts.drift_set import drift_set_charts
-from ggufnorm.report.html.charts.inspect import inspect_charts
-from ggufnorm.report.html.charts.parts import Charts
-from ggufnorm.report.html.charts.pixels import pixel_charts
-from ggufnorm.report.html.charts.recipe import recipe_charts
 from ggufnorm.report.view import Report
-from ggufnorm.report.views.attribute import attribution_view
-from ggufnorm.report.views.audio import audio_view
-from ggufnorm.report.views.audit import audit_set_view, audit_view
-from ggufnorm.report.views.diff import diff_view
-from ggufnorm.report.views.drift import drift_view
-from ggufnorm.report.views.drift_set import drift_set_view
-from ggufnorm.report.views.fix import fix_view
-from ggufnorm.report.views.frameworks import frameworks_view
-from ggufnorm.report.views.inspect import inspection_set_view, inspection_view
-from ggufnorm.report.views.pixels import pixel_view
-from ggufnorm.report.views.recipe import recipe_view
+
+if TYPE_CHECKING:
+    from ggufnorm.report.html.charts.parts import Charts
 
 
 @dataclass(frozen=True)
@@ -46,48 +24,76 @@ class Kind:
 
     Attributes:
         name: of its document, the value of ``schema``.
-        result: its type.
-        view: what it says: a report, or several one after the other.
+        result_at: its type, ``MODULE:NAME`` in :mod:`ggufnorm.core`.
+        view_at: the function of what it says, in :mod:`ggufnorm.report.views`: a report, or
+            several one after the other.
         main: the table that CSV and data frames hold unless another is asked for.
-        charts: of each of its reports, by the names that their sections call them.
+        charts_at: the function of its charts, by the names that its sections call them, in
+            :mod:`ggufnorm.report.html.charts`; empty for none.
+        each: the attribute that holds the results of which each has charts; empty for itself.
     """
 
     name: str
-    result: type[Result]
-    view: Callable[[Any], tuple[Report, ...]]
+    result_at: str
+    view_at: str
     main: str
-    charts: Callable[[Any], tuple[Charts, ...]] = lambda _result: ()
+    charts_at: str = ""
+    each: str = ""
+
+    @cached_property
+    def result(self) -> type[Result]:
+        """Its type."""
+        found: type[Result] = _load("ggufnorm.core", self.result_at)
+        return found
+
+    @cached_property
+    def view(self) -> Callable[[Any], tuple[Report, ...]]:
+        """What a result says: a report, or several one after the other."""
+        found: Callable[[Any], tuple[Report, ...]] = _load("ggufnorm.report.views", self.view_at)
+        return found
+
+    def charts(self, result: Result) -> tuple[Charts, ...]:
+        """The charts of each of its reports."""
+        if not self.charts_at:
+            return ()
+        of_one = _load("ggufnorm.report.html.charts", self.charts_at)
+        return tuple(map(of_one, getattr(result, self.each) if self.each else (result,)))
 
 
-def _one(charts: Callable[[Any], Charts]) -> Callable[[Any], tuple[Charts, ...]]:
-    return lambda result: (charts(result),)
+def _load(package: str, place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"{package}.{module}"), name)
 
 
 KINDS = (
-    Kind("ggufnorm/inspect", Inspection, inspection_view, "norms", _one(inspect_charts)),
-    Kind(
-        "ggufnorm/inspect-set",
-        InspectionSet,
-        inspection_set_view,
-        "norms",
-        lambda result: tuple(map(inspect_charts, result.models)),
-    ),
-    Kind("ggufnorm/drift", DriftReport, drift_view, "operations", _one(drift_charts)),
-    Kind("ggufnorm/drift-set", DriftSet, drift_set_view, "reports", _one(drift_set_charts)),
-    Kind("ggufnorm/diff", DiffReport, diff_view, "tensors", _one(diff_charts)),
-    Kind("ggufnorm/audit", AuditReport, audit_view, "findings"),
-    Kind("ggufnorm/audit-set", AuditSet, audit_set_view, "findings"),
-    Kind("ggufnorm/fix", FixReport, fix_view, "mended"),
-    Kind("ggufnorm/attribute", AttributionReport, attribution_view, "shares",
-         _one(attribution_charts)),
-    Kind("ggufnorm/recipe", RecipeReport, recipe_view, "choices", _one(recipe_charts)),
-    Kind("ggufnorm/frameworks", FrameworksReport, frameworks_view, "sites"),
-    Kind("ggufnorm/pixels", PixelReport, pixel_view, "pipelines", _one(pixel_charts)),
-    Kind("ggufnorm/audio", AudioReport, audio_view, "pipelines", _one(audio_charts)),
+    Kind("ggufnorm/inspect", "model:Inspection", "inspect:inspection_view", "norms",
+         "inspect:inspect_charts"),
+    Kind("ggufnorm/inspect-set", "model:InspectionSet", "inspect:inspection_set_view", "norms",
+         "inspect:inspect_charts", each="models"),
+    Kind("ggufnorm/drift", "drift:DriftReport", "drift:drift_view", "operations",
+         "drift:drift_charts"),
+    Kind("ggufnorm/drift-set", "drift:DriftSet", "drift_set:drift_set_view", "reports",
+         "drift_set:drift_set_charts"),
+    Kind("ggufnorm/diff", "diff:DiffReport", "diff:diff_view", "tensors", "diff:diff_charts"),
+    Kind("ggufnorm/audit", "audit:AuditReport", "audit:audit_view", "findings"),
+    Kind("ggufnorm/audit-set", "audit:AuditSet", "audit:audit_set_view", "findings"),
+    Kind("ggufnorm/check", "check:CheckReport", "check:check_view", "suspects"),
+    Kind("ggufnorm/fix", "fix:FixReport", "fix:fix_view", "mended"),
+    Kind("ggufnorm/attribute", "attribution:AttributionReport", "attribute:attribution_view",
+         "shares", "attribute:attribution_charts"),
+    Kind("ggufnorm/recipe", "recipe:RecipeReport", "recipe:recipe_view", "choices",
+         "recipe:recipe_charts"),
+    Kind("ggufnorm/verify", "verify:VerifyReport", "verify:verify_view", "tensors"),
+    Kind("ggufnorm/frameworks", "frameworks:FrameworksReport", "frameworks:frameworks_view",
+         "sites"),
+    Kind("ggufnorm/pixels", "pixel_report:PixelReport", "pixels:pixel_view", "pipelines",
+         "pixels:pixel_charts"),
+    Kind("ggufnorm/audio", "audio_report:AudioReport", "audio:audio_view", "pipelines",
+         "audio:audio_charts"),
 )  # fmt: skip
 
 BY_NAME = {kind.name: kind for kind in KINDS}
-_BY_RESULT = {kind.result: kind for kind in KINDS}
+_BY_RESULT = {kind.result_at: kind for kind in KINDS}
 
 
 def kind_of(result: Result) -> Kind:
@@ -96,9 +102,11 @@ def kind_of(result: Result) -> Kind:
     Raises:
         TypeError: it is none that can be shown.
     """
-    kind = _BY_RESULT.get(type(result))
+    made = type(result)
+    place = f"{made.__module__.removeprefix('ggufnorm.core.')}:{made.__qualname__}"
+    kind = _BY_RESULT.get(place)
     if kind is None:
-        raise TypeError(f"no view of {type(result).__name__}")
+        raise TypeError(f"no view of {made.__name__}")
     return kind
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ggufnorm.core.progress import Progress
+from ggufnorm.engines.llama.library import identity
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, OutputError
 from ggufnorm.formats.files import read_regular
@@ -100,7 +101,7 @@ class Loop:
         self.cut: str | None = None
         self._started = self._saved = time.monotonic()
         self._phases: dict[str, int] = {}
-        self._file = None if policy.resume is None else _File(policy.resume, digest)
+        self._file = None if policy.resume is None else Checkpoint(policy.resume, digest)
         if self._file:
             self._phases = self._file.load(keeps)
             self.done = self.begun = sum(self._phases.values())
@@ -167,10 +168,10 @@ PLACES = ("library", "origin")
 
 
 def digest(**decisive: Any) -> str:
-    """A digest of everything that decides a result, plain data by name.
-
-    Which engine runs decides it, too: see :attr:`~ggufnorm.engines.base.EngineInfo.build`.
-    """
+    """A digest of everything that decides a result, plain data by name, and of the engine."""
+    build = identity()
+    if build is not None:
+        decisive["engine"] = build
     text = json.dumps(decisive, sort_keys=True, default=_digest_of_array)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -179,7 +180,7 @@ def _digest_of_array(values: Any) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-class _File:
+class Checkpoint:
     """A file that holds what was gathered after some unit, replaced as a whole."""
 
     def __init__(self, path: str, job: str) -> None:

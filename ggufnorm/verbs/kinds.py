@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse
+from ggufnorm.formats.forms import GGUF_KINDS, AnyLocation, Kind, Location, parse
 
 Verb = Literal[
-    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare"
+    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare", "verify"
 ]
 """A command, and the function of the same name."""
 
 TAKES: Mapping[str, frozenset[Kind]] = {
-    "inspect": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix", "onnx"}),
+    "inspect": GGUF_KINDS | {"onnx"},
     "audit": frozenset({"gguf", "mmproj", "imatrix"}),
     "fix": frozenset({"gguf", "mmproj"}),
-    "diff": frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix"}),
+    "diff": GGUF_KINDS,
     "drift": frozenset({"gguf"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
+    "verify": frozenset({"gguf", "mmproj"}),
     "trace": frozenset({"gguf", "onnx", "checkpoint"}),
     "compare": frozenset({"gguf", "mmproj", "trace", "onnx", "checkpoint"}),
 }
@@ -58,6 +59,8 @@ def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
     """
     places = [parse(location) for location in locations]
     for place in places:
+        if TAKES[verb] >= GGUF_KINDS and place.is_gguf:
+            continue  # which of them it is takes the whole header to tell
         if place.kind == "folder" and "checkpoint" in TAKES[verb]:
             return f"{place.text} is a checkpoint's folder: use {_command(verb, places)}"
         if place.kind != "unknown" and place.kind not in TAKES[verb]:

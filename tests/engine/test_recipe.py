@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
@@ -41,7 +42,7 @@ from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.imatrix import Activations, read_imatrix, write_imatrix
-from ggufnorm.report.document import document
+from ggufnorm.report.document import document, to_json
 from ggufnorm.report.formats import render
 from ggufnorm.runs.probes.importance import ImportanceSums
 from tests import in_process, models
@@ -382,6 +383,40 @@ def test_nothing_is_left_after_an_error(
     with pytest.raises(EngineError, match="SIGSEGV"):
         recipe(tiny["llama"], tiny_q4, max_growth=0.03, types=("Q4_K",), apply=out)
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_recipe_that_is_killed_goes_on_where_it_was(
+    tiny: dict[str, Path], tiny_q4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended at every run of a model in turn: the result is that of one go, file and all."""
+    options = {"max_growth": 0.03, "types": ("Q4_K", "Q5_K"), "imatrix": "auto"}
+    whole = recipe(tiny["llama"], tiny_q4, apply=tmp_path / "whole.gguf", **options)
+    kept, out = tmp_path / "kept.json", tmp_path / "out.gguf"
+    inner, runs = module.run_job, 0
+
+    def die_at_the_second(*arguments: Any, **more: Any) -> Any:
+        nonlocal runs, left
+        runs += 1
+        left -= 1
+        if left < 0:
+            raise EngineError("llama.cpp was killed")
+        return inner(*arguments, **more)
+
+    monkeypatch.setattr(module, "run_job", die_at_the_second)
+    found = None
+    while found is None:
+        left = 1
+        with contextlib.suppress(EngineError):
+            found = recipe(tiny["llama"], tiny_q4, apply=out, resume=kept, **options)
+
+    assert to_json(found) == to_json(whole)
+    assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    once = runs
+    left = 0
+    assert to_json(recipe(tiny["llama"], tiny_q4, apply=out, resume=kept, **options))
+    assert runs == once
+    with pytest.raises(InputError, match="belongs to another run"):
+        recipe(tiny["llama"], tiny_q4, resume=kept, **{**options, "max_growth": 0.1})
 
 
 def test_an_interruption_leaves_nothing(

@@ -52,6 +52,7 @@ from ggufnorm.report.formats import load
 from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.samples import sample_model
 from tests import results
+from tests.checkpoints import safetensors
 from tests.fault_table import fault
 from tests.fuzz.fuzz_gguf import ARRAY, STRING, U8, Draft, draft
 from tests.sounds import sound, write_wav
@@ -484,6 +485,19 @@ def test_transformers_is_given_checked_folders_only(
 
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 1000000, "model_type": "llama"}')
     in_a_line(lambda: HFModel(tmp_path), "num_hidden_layers is more than 1,024")
+
+
+@fault("Small files, huge work", "a `config.json` without its sizes, for which Transformers takes"
+       " those of seven billion weights",
+       then="refused in one line, before weights are made")  # fmt: skip
+def test_a_config_without_sizes_is_not_made_a_large_network(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from ggufnorm.engines.hf.model import HFModel
+
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    values = {"model.norm.weight": ("F32", np.ones(64, np.float32))}
+    (tmp_path / "model.safetensors").write_bytes(safetensors(values))
+    in_a_line(lambda: HFModel(tmp_path), "a network of 6,.* weights, and the safetensors hold 256")
 
 
 # Files that someone changed

@@ -20,7 +20,29 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_help_imports_neither_numpy_nor_the_engine() -> None:
     statement = "from ggufnorm.cli.main import cli; cli.main(['--help'], standalone_mode=False)"
-    assert loaded_after(statement).isdisjoint({"numpy", "gguf", "rich", "llama_cpp"})
+    assert loaded_after(statement).isdisjoint(
+        {"numpy", "gguf", "rich", "llama_cpp", "pathlib", "tempfile"}
+    )
+
+
+def test_inspect_imports_no_other_command_and_no_page() -> None:
+    statement = """
+from ggufnorm.cli.main import cli
+from ggufnorm.samples import sample_model
+cli.main(["inspect", str(sample_model())], standalone_mode=False)
+"""
+    loaded = loaded_after(statement)
+    ours = {name for name in loaded if name.startswith("ggufnorm.")}
+    assert "ggufnorm.analysis.inspection" in ours
+    assert not {n for n in ours if n.startswith(("ggufnorm.analysis.", "ggufnorm.engines"))} - {
+        "ggufnorm.analysis.inspection"
+    }
+    assert not {n for n in ours if n.startswith("ggufnorm.report.html")}
+    assert {n for n in ours if n.startswith("ggufnorm.report.views.")} <= {
+        "ggufnorm.report.views.common",
+        "ggufnorm.report.views.inspect",
+    }
+    assert loaded.isdisjoint({"jinja2", "vl_convert", "pandas", "torch", "httpx2"})
 
 
 def test_inspecting_works_without_the_engine() -> None:

@@ -38,6 +38,7 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.output import move_to
+from ggufnorm.runs.journal import Journal
 
 _BASE = "Q4_K_M"
 """A mix under which llama-quantize looks at tensor types at all; every tensor gets its own."""
@@ -62,6 +63,7 @@ class Work:
     importance: Importance | None
     n_threads: int | None
     on_progress: OnProgress
+    journal: Journal
     phase: str = ""
     """What is being done, for a person."""
     overhead: int = 0
@@ -153,25 +155,34 @@ class Work:
         refusal: RefusedError | None = None
         for name in types:
             try:
-                path = self._quantized(name)
+                found = self.journal.step(f"type {name}", partial(self._try_type, name))
             except RefusedError as error:
                 refusal = error
                 skipped.append(Skipped(name, str(error)))
                 continue
-            chunks = min(_LOCAL_CHUNKS, self.chunks or _LOCAL_CHUNKS)
-            report = self._run(path, shares=False, chunks=chunks)
-            errors = {u.tensor: u.local_rel_l2 for u in report.unmeasured}
-            with open_model(path) as file:
-                taken = sum(padded(t.n_bytes, file) for t in file.tensors.values())
-                self.overhead = file.size - taken
-                for tensor in self._changed(file):
-                    t = file.tensors[tensor]
-                    size = padded(t.n_bytes, file)
-                    tried[tensor].setdefault(t.dtype, Tried(size, errors.get(tensor)))
-            path.unlink()
+            self.overhead = found["overhead"]
+            for tensor, (dtype, size, error_of) in found["tensors"].items():
+                tried[tensor].setdefault(dtype, Tried(size, error_of))
         if not tried:
             raise refusal or EngineError(f"llama.cpp quantizes no tensor of {self.reference.path}")
         return dict(tried), tuple(skipped)
+
+    def _try_type(self, name: str) -> dict[str, Any]:
+        """Each tensor's type, bytes and local error in a copy of one type."""
+        path = self._quantized(name)
+        chunks = min(_LOCAL_CHUNKS, self.chunks or _LOCAL_CHUNKS)
+        report = self._run(path, shares=False, chunks=chunks)
+        errors = {u.tensor: u.local_rel_l2 for u in report.unmeasured}
+        with open_model(path) as file:
+            sizes = {n: padded(t.n_bytes, file) for n, t in file.tensors.items()}
+            found = {
+                "overhead": file.size - sum(sizes.values()),
+                "tensors": {
+                    n: (file.tensors[n].dtype, sizes[n], errors.get(n)) for n in self._changed(file)
+                },
+            }
+        path.unlink()
+        return found
 
     def _changed(self, file: ModelFile) -> list[str]:
         """Tensors that have another type than in the reference."""
@@ -237,24 +248,33 @@ class Work:
         Raises:
             InputError: there was time for none.
         """
+        found = self.journal.step(f"shares {name}", partial(self._shares, name))
+        for tensor, dtype, kld in found["shares"]:
+            of = tried.get(tensor or "", {})
+            if dtype in of:
+                of[dtype].kld = kld
+        if not found["unmeasured"]:
+            return ()
+        what = f"{found['unmeasured']} tensors in {name}"
+        reason = f"{found['reason']}; their cost is taken from others of their role"
+        return (Skipped(what, reason),)
+
+    def _shares(self, name: str) -> dict[str, Any]:
+        """Every tensor's share in a copy of one type."""
         path = self._quantized(name)
         self.tell(f"measuring the shares of tensors in {name}")
         report = self._run(path, shares=True)
+        path.unlink()
         if not report.shares:
             raise InputError(
                 f"the budget of {self.budget:g} s leaves no time to measure a tensor:"
                 " raise --budget, or run less text (--chunks)"
             )
-        for share in report.shares:
-            of = tried.get(share.tensor or "", {})
-            if share.dtype in of:
-                of[share.dtype].kld = share.kld
-        path.unlink()
-        if not report.unmeasured:
-            return ()
-        what = f"{len(report.unmeasured)} tensors in {name}"
-        reason = f"{report.unmeasured[0].reason}; their cost is taken from others of their role"
-        return (Skipped(what, reason),)
+        return {
+            "shares": [(s.tensor, s.dtype, s.kld) for s in report.shares],
+            "unmeasured": len(report.unmeasured),
+            "reason": report.unmeasured[0].reason if report.unmeasured else "",
+        }
 
     # -- choosing -------------------------------------------------------------------------
 
@@ -333,11 +353,18 @@ class Work:
     # -- writing --------------------------------------------------------------------------
 
     def _trial(self, path: str | Path, name: str, n_bytes: int | None = None) -> tuple[Trial, int]:
+        n_bytes = n_bytes or Path(path).stat().st_size
+        found = self.journal.step(f"trial {name}", partial(self._measure, path, name))
+        return Trial(name, n_bytes, found["kld"], found["kld_se"]), found["n_tokens"]
+
+    def _measure(self, path: str | Path, name: str) -> dict[str, Any]:
         self.tell(f"measuring {name}")
         report = self._run(path, shares=False)
-        n_bytes = n_bytes or Path(path).stat().st_size
-        trial = Trial(name, n_bytes, report.total_kld, report.total_kld_se)
-        return trial, report.n_tokens
+        return {
+            "kld": report.total_kld,
+            "kld_se": report.total_kld_se,
+            "n_tokens": report.n_tokens,
+        }
 
     def _apply(
         self, out: str | os.PathLike[str], base: str, arguments: Sequence[str]

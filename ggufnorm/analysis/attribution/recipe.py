@@ -11,6 +11,8 @@ from pathlib import Path
 
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
+from ggufnorm.analysis.inspection import model_facts
+from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.recipe import (
     RecipeReport,
@@ -24,8 +26,11 @@ from ggufnorm.formats.output import replacing, require_writable, temporary_folde
 from ggufnorm.runs.checks import check_same_network
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
+from ggufnorm.runs.journal import Journal
+from ggufnorm.runs.loop import ONCE, Policy, digest
 from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.samples import text_to_run
+from ggufnorm.version import __version__
 
 TYPES = ("Q2_K", "Q3_K", "IQ3_S", "Q4_K", "IQ4_XS", "Q5_K", "Q6_K", "Q8_0")
 """Types that are tried unless others are asked for: none of them needs an importance matrix."""
@@ -46,6 +51,7 @@ def recipe(
     types: Sequence[str] = TYPES,
     apply: str | os.PathLike[str] | None = None,
     budget: float = 600.0,
+    resume: str | os.PathLike[str] | None = None,
     text: str | None = None,
     text_name: str = "given text",
     n_ctx: int = 512,
@@ -75,6 +81,8 @@ def recipe(
         types: ggml's names of the types to try.
         apply: a file to write the quantized model to; it appears when it was measured.
         budget: seconds for the measurement of shares, in each of two types.
+        resume: a file in which the results of finished measurements are kept; if it holds some,
+            they are not made again. The importance matrix is kept beside it.
         text: what to run; None for the bundled text.
         text_name: how messages call it.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
@@ -121,18 +129,31 @@ def recipe(
         check_same_network(reference, under_test)
         inputs = [s.path for file in (reference, under_test) for s in file.shards]
         inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
-        for out in (apply, save_imatrix):
+        for out in (apply, save_imatrix, resume):
             if out is not None:
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
         if imatrix == AUTO:
             engine = options.engine(n_ctx, n_threads, n_gpu_layers)
             computed = save_imatrix or folder / "imatrix.gguf"
-            _collect(reference, computed, text, text_name, chunks, engine, on_progress)
+            policy = ONCE if resume is None else Policy(f"{os.fspath(resume)}.imatrix")
+            _collect(reference, computed, text, text_name, chunks, engine, policy, on_progress)
             if save_imatrix is not None:
                 with replacing(save_imatrix) as unfinished:
                     shutil.copyfile(computed, unfinished)
         matrix = computed if imatrix == AUTO else imatrix
+        importance = read_imatrix(matrix) if matrix else None
+        if max_growth is not None:
+            max_bytes = int(under_test.size * (1 + max_growth))
+        decisive = digest(
+            version=__version__,
+            files=[to_plain(model_facts(file)) for file in (reference, under_test)],
+            text=text,
+            importance=importance,
+            types=tensor_types,
+            run=[n_ctx, chunks, n_threads, n_gpu_layers, to_plain(options), budget],
+            wanted=[max_bytes, target_kld],
+        )
         work = Work(
             reference=reference,
             under_test=under_test,
@@ -140,12 +161,11 @@ def recipe(
             run=run,
             chunks=chunks,
             budget=budget,
-            importance=read_imatrix(matrix) if matrix else None,
+            importance=importance,
             n_threads=n_threads,
             on_progress=on_progress,
+            journal=Journal(None if resume is None else os.fspath(resume), decisive, on_progress),
         )
-        if max_growth is not None:
-            max_bytes = int(under_test.size * (1 + max_growth))
         named = save_imatrix or imatrix
         imatrix_name = None if named is None else os.fspath(named)
         return work.execute(tensor_types, max_bytes, target_kld, apply, imatrix_name)
@@ -197,6 +217,7 @@ def _collect(
     text_name: str,
     chunks: int | None,
     engine: EngineOptions,
+    policy: Policy,
     on_progress: OnProgress,
 ) -> None:
     """Compute an importance matrix in a child process."""
@@ -204,6 +225,6 @@ def _collect(
 
     path = reference.path
     corpus = make_corpus(text, text_name, [path])
-    job = ImportanceJob(os.fspath(out), path, corpus, chunks, engine)
-    if not execute(collect_importance, job, on_progress):
+    job = ImportanceJob(os.fspath(out), path, corpus, chunks, engine, policy)
+    if not execute(collect_importance, job, on_progress, policy.resume):
         raise KeyboardInterrupt

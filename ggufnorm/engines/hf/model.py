@@ -18,10 +18,16 @@ from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.errors import InputError
-from ggufnorm.formats.hf import check_checkpoint
+from ggufnorm.formats.hf import check_checkpoint, n_stored_bytes
 
 Array = NDArray[np.float32]
 Tokens = NDArray[np.int32]
+
+
+_LEAST_BYTES_EACH = 4
+"""Weights that a byte may hold: four of two bits."""
+_SMALL = 10_000_000
+"""Weights that are made whatever the files hold: a head that a checkpoint lacks."""
 
 
 class HFModel:
@@ -67,6 +73,7 @@ class HFModel:
                 config = t.AutoConfig.from_pretrained(self.folder, **options)
                 if getattr(config, "is_encoder_decoder", False):
                     raise InputError(f"{self.folder}: encoder-decoder models are not run yet")
+                self._require_size(config)
                 model, info = self._class(config).from_pretrained(
                     self.folder,
                     config=config,
@@ -88,6 +95,25 @@ class HFModel:
             for name in missing
         )
         return model.eval(), skipped
+
+    def _require_size(self, config: Any) -> None:
+        """Refuse a config that makes another, larger network of keys that it does not name.
+
+        Transformers takes its defaults for them, a network of seven billion weights for a
+        Llama, and would fill the memory before it finds that nothing fits.
+        """
+        try:
+            with self._torch.device("meta"):
+                shell = self._class(config).from_config(config, trust_remote_code=self._remote_code)
+        except Exception:  # a model that cannot be made without its weights
+            return
+        n = sum(p.numel() for p in shell.parameters())
+        stored = n_stored_bytes(self.folder)
+        if n > _LEAST_BYTES_EACH * stored + _SMALL:
+            raise InputError(
+                f"{self.folder}: config.json describes a network of {n:,} weights, and the"
+                f" safetensors hold {stored:,} bytes: keys are missing, or tensors are"
+            )
 
     def _class(self, config: Any) -> Any:
         """With predictions where the checkpoint was made for them."""

@@ -145,7 +145,7 @@ class Api:
         self.llama_model_load_from_file = self._function(
             "llama_model_load_from_file", _P, [_T, model]
         )
-        self._init = self._function("llama_init_from_model", _P, [_P, context])
+        self.llama_init_from_model = self._function("llama_init_from_model", _P, [_P, context])
 
     def __getattr__(self, name: str) -> Any:
         if name not in _FUNCTIONS:
@@ -153,26 +153,6 @@ class Api:
         found = self._function(name, *_FUNCTIONS[name])
         self.__dict__[name] = found
         return found
-
-    def llama_init_from_model(self, model: int, params: Any) -> Any:
-        """Make a context, and see that its settings arrived where they were meant to.
-
-        Raises:
-            EngineMissingError: they did not.
-        """
-        context = self._init(model, params)
-        if not context:
-            return context
-        asked = {n: getattr(params, n) for n in ("n_batch", "n_ubatch", "n_seq_max", "n_threads")}
-        got = {name: getattr(self, f"llama_{name}")(context) for name in asked}
-        wrong = [f"{n}={asked[n]} became {got[n]}" for n in asked if asked[n] != got[n]]
-        if wrong or self.llama_n_ctx(context) < params.n_ctx:
-            self.llama_free(context)
-            raise EngineMissingError(
-                "this llama.cpp lays out llama_context_params in a way that ggufnorm does not"
-                f" know ({', '.join(wrong) or 'n_ctx is smaller than asked for'})"
-            )
-        return context
 
     def llama_model_quantize_default_params(self) -> Any:
         """As llama.h has it.

@@ -10,7 +10,6 @@ numbers without a word.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import struct
 from collections.abc import Iterable
@@ -25,12 +24,12 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.engine import Build
 from ggufnorm.engines.llama.api import Api, function_of
+from ggufnorm.engines.llama.library import digest_of
 from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.ggml import use_loaded
 from ggufnorm.formats.llama_libraries import (
     MISSING,
     VARIABLE,
-    LlamaLibraries,
     chosen_libraries,
     find_libraries,
 )
@@ -143,7 +142,7 @@ def build() -> Build:
         library=str(libraries.llama),
         origin=libraries.origin,
         ggml=ggml_version(),
-        digest=_digest_of(libraries),
+        digest=digest_of(libraries),
         layout=layout,
     )
 
@@ -153,17 +152,8 @@ def _release(module: Api) -> str:
         version = module.llama_version().decode()
     except EngineMissingError:
         # Before llama_version() there were build numbers, which no function tells.
-        return f"llama.cpp at ggml {ggml_text('ggml_commit')}"
-    return f"llama.cpp {version}"
-
-
-def _digest_of(libraries: LlamaLibraries) -> str:
-    """SHA-256 of the libraries that compute."""
-    digest = hashlib.sha256()
-    for path in (libraries.llama, *libraries.computing()):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+        return f"llama.cpp ({module.libraries.llama.name}, {ggml_version()})"
+    return f"llama.cpp {version} ({module.libraries.llama.name}, {ggml_version()})"
 
 
 def ggml_version() -> str:

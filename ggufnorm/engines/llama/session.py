@@ -242,6 +242,7 @@ class LlamaContext:
                 " the memory, or the options may not go together (a quantized V cache needs"
                 " flash attention)"
             )
+        self._check(params)
         self._batch: Any = lib.llama_batch_init(self.max_batch * n_seq, 0, 1)
 
     def __enter__(self) -> LlamaContext:
@@ -256,6 +257,22 @@ class LlamaContext:
         lib = llama()
         lib.llama_batch_free(self._batch)
         lib.llama_free(self.handle)
+
+    def _check(self, params: Any) -> None:
+        """Ask the context for what it was told: a structure that lies otherwise was misread.
+
+        Raises:
+            EngineError: it was made with other sizes.
+        """
+        lib = llama()
+        fields = ("n_batch", "n_ubatch", "n_seq_max", "n_threads")
+        told = {name: getattr(params, name) for name in fields}
+        found = {name: getattr(lib, f"llama_{name}")(self.handle) for name in told}
+        if found != told:
+            raise EngineError(
+                f"llama.cpp made a context of {found} when it was asked for {told}: it lays out"
+                " llama_context_params in a way that ggufnorm does not know"
+            )
 
     def clear(self) -> None:
         """Forget all tokens."""

@@ -193,3 +193,18 @@ def test_a_truncated_model_says_how_much_of_it_is_there(tmp_path: Path) -> None:
     assert finding.rule == "N601"
     told = f"{whole * 3 // 4 / 1000:.1f} kB of about {whole / 1000:.1f} kB are there"
     assert f"{told}; the header says qwen2, 10 layers" in finding.message
+
+
+def test_a_truncated_model_whose_name_has_control_characters_is_told_in_one_line(
+    tmp_path: Path,
+) -> None:
+    values = np.ones((64, 64), np.float32)
+    path = saved(tmp_path / "model.gguf", "be\x1b[2J\nrt", None, {"token_embd.weight": values})
+    path.write_bytes(path.read_bytes()[:-4096])
+
+    report = ggufnorm.audit(path)
+
+    assert isinstance(report, AuditReport)
+    (finding,) = report.findings
+    assert "the header says be\\x1b[2J\\nrt" in finding.message
+    assert finding.message.isprintable()

@@ -647,6 +647,7 @@ def table() -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_the_document_has_the_table() -> None:
     assert f"{HEADING}\n" in DOCUMENT.read_text(encoding="utf-8")
     assert table() in DOCUMENT.read_text(encoding="utf-8")

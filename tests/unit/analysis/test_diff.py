@@ -106,6 +106,7 @@ def test_tensors_of_three_dimensions_are_compared_row_by_row(tmp_path):
 WHOLE = st.integers(-99, 99).map(float)  # their squares and sums are exact in float32
 
 
+@pytest.mark.slow
 @given(
     arrays(np.float32, (12, 5), elements=WHOLE),
     arrays(np.float32, (12, 5), elements=WHOLE | st.just(np.nan)),

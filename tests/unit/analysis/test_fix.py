@@ -10,8 +10,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import ggufnorm
+from ggufnorm.cli.main import cli
 from ggufnorm.core.audit import AuditReport
 from ggufnorm.core.mend import of_one_target, override_kv, set_key
 from ggufnorm.errors import InputError, OutputError
@@ -325,9 +327,9 @@ def test_every_format_shows_the_mend(tmp_path: Path, fmt: str) -> None:
     made = pair(BY_NAME["llama"])
     made.metadata[made.network.epsilon_key] = 1e-3
     model, checkpoint = made.write(tmp_path)
-    command = [sys.executable, "-m", "ggufnorm", "audit", str(model), "--source", str(checkpoint)]
+    command = ["audit", str(model), "--source", str(checkpoint), "--format", fmt]
 
-    done = subprocess.run([*command, "--format", fmt], capture_output=True, text=True, check=False)
+    done = CliRunner().invoke(cli, command, standalone_mode=False)
 
     said = " ".join(done.stdout.replace("\\", "").split())
     assert f"set {made.network.epsilon_key} to" in said

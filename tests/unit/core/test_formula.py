@@ -89,6 +89,7 @@ def test_each_formula_is_recognized_from_its_float32_result(
         assert fit.formula == formula
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from ggufnorm.core.log_mel import resampled, whisper
 from ggufnorm.core.log_mel_mistakes import Scale, explain, scales, spectra
@@ -27,6 +28,7 @@ def test_a_resampled_tone_is_the_tone_at_the_other_rate() -> None:
     assert resampled(tone(RATE), RATE, RATE).shape == (RATE,)
 
 
+@pytest.mark.slow
 def test_all_scales_of_two_mistakes_are_told_apart() -> None:
     """But for a floor below what is cut off anyway."""
     x = np.stack([loud(31)])

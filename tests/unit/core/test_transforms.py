@@ -29,6 +29,7 @@ ROWS = arrays.arrays(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(ROWS, ROWS, st.sampled_from(TRANSFORMS), st.booleans())
 def test_any_values_are_explained_in_one_way(
@@ -48,6 +49,7 @@ def test_what_the_conversion_gives_is_equal(source: np.ndarray, transform: Trans
     assert explain(transform.apply(source), source, transform).kind == "equal"
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     arrays.arrays(np.float32, (2, 24), elements=st.floats(0.125, 8, width=32), unique=True),

@@ -18,21 +18,25 @@ def check(fuzzer: Fuzzer, n: int) -> None:
     assert found.tally["refused"] > n / 10
 
 
+@pytest.mark.slow
 @fault("Damaged files", "safetensors headers", tried=1000, then=_THEN)
 def test_safetensors() -> None:
     check(fuzz_safetensors.FUZZER, 1000)
 
 
+@pytest.mark.slow
 @fault("Damaged files", "traces", tried=500, then=_THEN)
 def test_traces() -> None:
     check(fuzz_traces.FUZZER, 500)
 
 
+@pytest.mark.slow
 @fault("Damaged files", "reports", tried=300, then=_THEN)
 def test_reports() -> None:
     check(fuzz_reports.FUZZER, 300)
 
 
+@pytest.mark.slow
 @fault("Damaged files", "importance matrices", tried=500, then=_THEN)
 def test_importance_matrices() -> None:
     check(fuzz_imatrix.FUZZER, 500)

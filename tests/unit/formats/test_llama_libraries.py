@@ -60,7 +60,7 @@ def test_one_shared_library_is_a_build(tmp_path: Path) -> None:
 
 def test_a_place_without_a_build_is_refused(tmp_path: Path) -> None:
     library(tmp_path / "libllama-common.so")
-    with pytest.raises(EngineMissingError, match=r"there is no libllama in .*build/bin"):
+    with pytest.raises(EngineMissingError, match="no libllama there"):
         find_libraries(tmp_path)
 
 
@@ -75,7 +75,6 @@ def test_the_order_is_option_variable_binding_fetched_package(
     packages["llama_cpp"] = None  # type: ignore[assignment]
     found = [chosen_libraries()]
     library(tmp_path / "cache/engines/cpu/libllama.so")
-    library(tmp_path / "cache/engines/cpu/engine.json")
     found.append(chosen_libraries())
     packages["llama_cpp"] = tmp_path / "llama_cpp"
     library(tmp_path / "llama_cpp/lib/libllama.so")

@@ -1,0 +1,1 @@
+"""``verify``: is a file exactly what llama-quantize makes of another?"""

@@ -1,0 +1,69 @@
+"""Which llama.cpp is run: llama-cpp-python's, or another build that a user names.
+
+Where builds are is told by :mod:`ggufnorm.formats.llama_libraries`, which ggml's conversions
+use, too: a process must not hold two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from ggufnorm.formats.llama_libraries import VARIABLE as CHOICE
+from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries, find_libraries
+
+__all__ = ["CHOICE", "chosen_library", "digest_of", "find_library", "identity"]
+
+_PART = 1 << 22
+
+
+def chosen_library() -> Path | None:
+    """The libllama of the build that was chosen; None for llama-cpp-python's own, or for none.
+
+    Raises:
+        EngineMissingError: the place that was named holds none.
+    """
+    libraries = chosen_libraries()
+    if libraries is None or libraries.origin == "llama-cpp-python":
+        return None
+    return libraries.llama
+
+
+def find_library(place: str | os.PathLike[str]) -> Path:
+    """The libllama of a build.
+
+    Args:
+        place: a build tree, an install prefix, a release folder, or the library itself.
+
+    Raises:
+        EngineMissingError: there is none.
+    """
+    path = Path(place).expanduser()
+    return find_libraries(path).llama
+
+
+def identity() -> str | None:
+    """What tells a chosen build from any other: the digest of its libraries.
+
+    Returns:
+        None for llama-cpp-python's own, which its version tells, and where there is none.
+
+    Raises:
+        EngineMissingError: the place that was named holds none.
+    """
+    libraries = chosen_libraries()
+    if libraries is None or libraries.origin == "llama-cpp-python":
+        return None
+    return digest_of(libraries)
+
+
+def digest_of(libraries: LlamaLibraries) -> str:
+    """SHA-256 of the libraries that compute."""
+    digest = hashlib.sha256()
+    for path in (libraries.llama, *libraries.computing()):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""The view of a table of suspects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggufnorm.core.check import CheckReport, State, Suspect
+from ggufnorm.report.view import (
+    Cell,
+    Column,
+    Columns,
+    Report,
+    Section,
+    Sentence,
+    Status,
+    facts,
+    table,
+)
+
+_STATUS: dict[State, Status] = {
+    "guilty": "error",
+    "probable": "warning",
+    "cleared": "ok",
+    "partly": "neutral",
+    "not examined": "neutral",
+}
+
+_WORDS: dict[State, str] = {
+    "guilty": "guilty",
+    "probable": "probably guilty",
+    "cleared": "cleared",
+    "partly": "examined in part",
+    "not examined": "not examined",
+}
+
+
+def check_view(report: CheckReport) -> tuple[Report, ...]:
+    """Who is guilty and what to do, then all suspects."""
+    status = _status(report)
+    return (
+        Report(
+            _title(report),
+            subject=report.path,
+            headline=_headline(report),
+            status=status,
+            verdict=tuple(_verdict(report, status)),
+            facts=Section("What was examined", table=facts("given", _given(report)), folded=True),
+            sections=(
+                Section("Suspects", table=table("suspects", _SUSPECTS, report.suspects,
+                                                status=lambda s: _STATUS[s.state])),
+                Section(
+                    "More evidence",
+                    sentences=tuple(
+                        Sentence(text, label=s.name) for s in report.suspects for text in s.evidence
+                    ),
+                    most=10,
+                ),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _title(report: CheckReport) -> str:
+    what = [report.architecture or "unreadable", *([report.types] if report.types else [])]
+    return f"{Path(report.path).name}: {', '.join(what)}"
+
+
+def _status(report: CheckReport) -> Status:
+    if report.guilty:
+        return _STATUS[report.guilty[0].state]
+    return "ok" if all(s.state == "cleared" for s in report.suspects) else "neutral"
+
+
+def _headline(report: CheckReport) -> str:
+    if not report.guilty:
+        n = sum(s.state == "cleared" for s in report.suspects)
+        return f"Nobody is found guilty; {n} of {len(report.suspects)} suspects are cleared"
+    first = report.guilty[0]
+    return f"{_WORDS[first.state].capitalize()}: {first.name}"
+
+
+def _verdict(report: CheckReport, status: Status) -> Iterator[Sentence]:
+    yield Sentence(report.answer, status)
+    if report.next_step:
+        yield Sentence(f"Next: {report.next_step}")
+
+
+def _given(report: CheckReport) -> Iterator[tuple[str, str]]:
+    for given in report.given:
+        yield given.role, given.location
+    for step in report.steps:
+        yield (
+            ("left out", f"{step.name}: {step.skipped}") if step.skipped else ("run", step.command)
+        )
+
+
+_SUSPECTS: Columns[Suspect] = (
+    Column("Suspect", lambda s: s.name, left=True),
+    Column("State", lambda s: Cell(_WORDS[s.state], status=_STATUS[s.state]), left=True),
+    Column("Why", lambda s: s.sentence, left=True, prose=True),
+    Column("What to do", lambda s: s.do, left=True, priority=1, prose=True),
+    Column("Command", lambda s: s.command, left=True, priority=2),
+)

@@ -1,0 +1,181 @@
+"""What an audit says of the suspects: each rule speaks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ggufnorm.analysis.audit.rules import BY_ID
+from ggufnorm.core.audit import AuditReport, Finding
+from ggufnorm.core.check import State, SuspectName
+from ggufnorm.verbs.check.case import FLOATS, Case
+from ggufnorm.verbs.check.suspects import Judgement
+
+_OF_RULES: tuple[tuple[str, SuspectName], ...] = (
+    ("N601", "download"),
+    ("H202", "download"),
+    ("N602", "quantization"),
+    ("T207", "quantization"),
+    ("K4", "tokenizer"),
+    ("C1", "engine and device"),
+    ("C3", "engine and device"),
+    ("C4", "engine and device"),
+    ("N103", "file against source"),
+    ("V", "preprocessing"),
+    ("N", "normalization"),
+    ("E", "normalization"),
+    ("S", "normalization"),
+    ("C", "normalization"),
+    ("H", "file against source"),
+    ("T", "file against source"),
+    ("K", "file against source"),
+)  # fmt: skip
+"""Beginnings of ids, the first that fits, and the suspect that their rules speak of."""
+
+_NOTES = ("H201", "T103", "C404")
+"""Rules whose findings tell of no fault: of a label, of what was not compared, of a limit that
+belongs to the checkpoint."""
+
+_DOUBTFUL = ("C101",)
+"""Rules whose findings may be another suspect's doing: a damaged file does not run either."""
+
+_POOLING = frozenset({"pooler", "classifier", "score", "pooling_type"})
+"""Elements of the names of keys and tensors that make one vector or score of a text."""
+
+
+def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
+    """A judgement for each finding that is an error or a warning."""
+    for finding in report.findings:
+        if finding.severity != "info" and finding.rule not in _NOTES:
+            is_certain = finding.severity == "error" and finding.rule not in _DOUBTFUL
+            state: State = "guilty" if is_certain else "probable"
+            yield Judgement(suspect_of(finding), state, _sentence(finding), _do(finding), command)
+
+
+def notes(report: AuditReport) -> list[str]:
+    """Sentences that limit what may be said, and accuse nobody."""
+    return [f.message for f in report.findings if f.rule in _NOTES and f.severity != "info"]
+
+
+def suspect_of(finding: Finding) -> SuspectName:
+    """Whom a finding speaks of."""
+    if finding.rule[:1] in "KT" and not finding.rule.startswith("K4"):
+        named = [finding.evidence.get("key"), *(finding.evidence.get("sources") or ())]
+        if any(_POOLING.intersection(str(name).split(".")) for name in named if name):
+            return "pooling"
+    if finding.rule == "N602" and finding.evidence.get("dtype") in FLOATS:
+        return "file against source"
+    return next(s for start, s in _OF_RULES if finding.rule.startswith(start))
+
+
+def ran(report: AuditReport, *starts: str) -> list[str]:
+    """The rules that were checked, of those whose id begins so."""
+    return [rule for rule in report.summary.rules_run if rule.startswith(starts)]
+
+
+def why_not(report: AuditReport, start: str) -> str:
+    """Why the rules whose id begins so were not checked, the first reason; empty if all were."""
+    return next((n.reason for n in report.not_run if n.rule.startswith(start)), "")
+
+
+def info(report: AuditReport, rule: str) -> str:
+    """What a rule says of its own coverage; empty where it did not run."""
+    return next((f.message for f in report.findings if f.rule == rule), "")
+
+
+def _sentence(finding: Finding) -> str:
+    about = [part for part in (finding.tensor,) if part and part not in finding.message]
+    return f"{', '.join(about)}: {finding.message}" if about else finding.message
+
+
+def _do(finding: Finding) -> str:
+    mend = finding.mend
+    if mend is not None:
+        option = f", or run with {mend.override_kv}" if mend.override_kv else ""
+        return f"{mend.action} (ggufnorm fix does it){option}"
+    rule = BY_ID.get(finding.rule)
+    return " ".join(rule.sections["What to do"].replace("``", "").split()) if rule else ""
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Sentences in one."""
+    return "; ".join(part for part in parts if part)
+
+
+# -- what an audit clears ----------------------------------------------------------------
+
+ADD_SOURCE = "add its checkpoint: ggufnorm check MODEL FOLDER"
+
+
+def of_file_alone(report: AuditReport, case: Case, command: str) -> Iterator[Judgement]:
+    """What the file by itself says of the suspects, beside the accusations."""
+    n = report.summary.n_norms
+    add = ADD_SOURCE if case.evidence.source is None else ""
+    whole = f"{case.size:,} bytes are there, and every tensor lies within them"
+    more = "; none holds NaN or infinity" if "N602" in report.summary.rules_run else ""
+    yield Judgement("download", "partly", whole + more, add, command)
+    if ran(report, "H101"):
+        said = joined(["the shapes bear out the hyperparameters", *notes(report)])
+        yield Judgement("file against source", "partly", said, add, command)
+    checked = len(ran(report, "N", "E"))
+    if n and checked:
+        norms = f"{checked} rules find nothing wrong with its {n} norms, taken by themselves"
+        yield Judgement("normalization", "partly", norms, add, command)
+    if case.is_encoder and ran(report, "V"):
+        constants = "mean and deviation of pixels are plausible, taken by themselves"
+        yield Judgement("preprocessing", "partly", constants, add, command)
+    if not case.pools and not case.is_encoder:
+        words = "it predicts tokens: nothing is pooled"
+        yield Judgement("pooling", "cleared", words, "", command)
+
+
+def of_source(report: AuditReport, case: Case, command: str) -> Iterator[Judgement]:
+    """What the file beside its source says of the suspects, beside the accusations."""
+    tensors, keys = info(report, "T104"), info(report, "K301")
+    limits = [*notes(report), "" if tensors else why_not(report, "T104")]
+    said = joined([tensors, keys, *limits])
+    whole = bool(tensors and keys) and not notes(report) and not _uncompared(report)
+    if said:
+        yield Judgement("file against source", "cleared" if whole else "partly", said, "", command)
+    if whole and not _differs(report):
+        words = "every tensor has the values of its source, as far as its type can hold them"
+        yield Judgement("download", "cleared", words, "", command)
+    if ran(report, "S208"):
+        norms = f"its {report.summary.n_norms} norms have the weights and epsilons of the source"
+        yield Judgement("normalization", "cleared", norms, "", command)
+    if ran(report, "K401"):
+        words = "the tokenizer's keys are the source's"
+        run = "run both tokenizers: ggufnorm compare hf:FOLDER MODEL"
+        yield Judgement("tokenizer", "partly", words, run, command)
+    if ran(report, "K101") and case.pools:
+        words = "pooling_type and the pooler's tensors are the source's"
+        yield Judgement("pooling", "partly", words, "", command)
+    if case.is_encoder and ran(report, "V106"):
+        words = "mean and deviation of pixels are the source's"
+        yield Judgement("preprocessing", "partly", words, "", command)
+
+
+def _differs(report: AuditReport) -> bool:
+    """Whether a tensor has not the values of its source."""
+    return any(f.rule[0] in "TS" and f.severity != "info" for f in report.findings)
+
+
+def _uncompared(report: AuditReport) -> bool:
+    """Whether the audit says that it left out a tensor."""
+    found = next((f.evidence for f in report.findings if f.rule == "T104"), {})
+    return bool(found.get("n_compared", 0) < found.get("n_tensors", 0))
+
+
+def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
+    """What llama.cpp's run says of the engine, beside the accusations."""
+    checked = ran(report, "C301", "C401")
+    if len(checked) == 2:
+        words = (
+            "on this machine's processor llama.cpp computes every norm as NumPy does, without"
+            " NaN or infinity"
+        )
+        elsewhere = "on another device or build: record a trace there, and compare it here"
+        yield Judgement("engine and device", "partly", joined([words, *notes(report)]), elsewhere,
+                        command)  # fmt: skip
+    else:
+        why = why_not(report, "C301") or why_not(report, "C")
+        yield Judgement("engine and device", "not examined", why, "", command)

@@ -1,0 +1,122 @@
+"""What runs say of the suspects: beside the source, beside a better quant, with other caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ggufnorm.core.check import State, SuspectName
+from ggufnorm.core.drift import Culprit, DriftReport
+from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.verbs.check.case import Case
+from ggufnorm.verbs.check.suspects import Judgement
+
+_MUCH = 0.33
+"""Mean KL divergence of Llama 3 8B in Q2_K, in nats (llama.cpp's tools/perplexity/README.md)."""
+_LITTLE = 0.031
+"""The same in Q4_K_M."""
+
+
+def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[Judgement]:
+    """What the file does beside its source in Transformers."""
+    found = report.comparisons[0]
+    compared = ", ".join(found.compared)
+    if found.tokenizer is not None:
+        mends = found.tokenizer.remaining < found.tokenizer.differing
+        keys = " ".join(f"--override-kv {key}" for key in found.tokenizer.keys if mends)
+        do = f"run with {keys}, and convert again" if keys else "convert again"
+        yield Judgement("tokenizer", "guilty", found.tokenizer.message, do, command)
+    elif any(words.startswith("token ids") for words in found.compared):
+        ids = next(words for words in found.compared if words.startswith("token ids"))
+        yield Judgement("tokenizer", "cleared", f"{ids} are the source's", "", command)
+    for pixels in found.pixels:
+        if pixels.severity == "error":
+            yield Judgement("preprocessing", "guilty", pixels.message, "", command)
+    if found.first_wrong is not None:
+        yield _wrong(found, command)
+        return
+    if case.pools and not found.not_compared:
+        yield Judgement("pooling", "cleared", f"compared with the source: {compared}", "", command)
+    if compared:
+        words = f"run beside Transformers ({compared}), {_lower(found.verdict)}"
+        yield Judgement("engine and device", "partly", words, "", command)
+
+
+def _wrong(found: EngineComparison, command: str) -> Judgement:
+    wrong = found.first_wrong
+    assert wrong is not None
+    suspect: SuspectName = "file against source"
+    if wrong.where in ("norm", "fold"):
+        suspect = "normalization"
+    if "pixels" in wrong.causes:
+        suspect = "preprocessing"
+    at = wrong.operation.name if wrong.operation else wrong.key
+    layer = "" if wrong.layer is None else f" (layer {wrong.layer})"
+    words = f"first wrong at {at}{layer}: {wrong.reason}"
+    do = "mend the file, or convert it again"
+    return Judgement(suspect, "guilty", words, do, command)
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+# -- two runs of llama.cpp ---------------------------------------------------------------
+
+
+def of_cache(report: DriftReport, command: str) -> Iterator[Judgement]:
+    """What the user's cache types and attention do to the same file."""
+    side = report.run.quant
+    types = f"-ctk {side.cache_type_k} -ctv {side.cache_type_v} -fa {side.flash_attention}"
+    yield Judgement(
+        "K/V cache",
+        _state(report.culprit, report.logits),
+        f"{types}: {_predictions(report.logits)}{_verdict(report)}",
+        "run with -ctk f16 -ctv f16, or q8_0",
+        command,
+    )
+
+
+def of_drift(report: DriftReport, command: str) -> Iterator[Judgement]:
+    """What a better quant of the same model shows."""
+    culprit = report.culprit
+    state = _state(culprit, report.logits)
+    words = f"{_predictions(report.logits)}{_verdict(report)}"
+    if culprit is None:
+        yield Judgement("quantization", state, words, "take a larger quant", command)
+        return
+    suspect = _suspect_of(culprit, report)
+    do = "quantize again from the source" if suspect == "quantization" else "convert again"
+    yield Judgement(suspect, "guilty", words, do, command)
+    if suspect != "quantization":
+        others = "what else the types cost is hidden behind that"
+        yield Judgement("quantization", "not examined", others, "mend that first", command)
+
+
+def _suspect_of(culprit: Culprit, report: DriftReport) -> SuspectName:
+    if any(culprit.node == n.node and (n.local.rel_l2 or 0) > 0 for n in report.norms):
+        return "normalization"
+    at = next((o for o in report.operations if o.node == culprit.node), None)
+    if at is not None and at.tensor is not None and at.dtype != at.dtype_ref:
+        return "quantization"
+    return "file against source"
+
+
+def _state(culprit: Culprit | None, logits: LogitStatistics | None) -> State:
+    if culprit is not None:
+        return "guilty"
+    kld = logits.mean_kld if logits is not None else None
+    if kld is None:
+        return "partly"
+    return "probable" if kld > _MUCH else "cleared" if kld <= _LITTLE else "partly"
+
+
+def _predictions(s: LogitStatistics | None) -> str:
+    if s is None or s.mean_kld is None:
+        return ""
+    top = "" if s.same_top1 is None else f", same top token {100 * s.same_top1:.1f} %"
+    return f"KL divergence {s.mean_kld:.3g} nats{top} at {s.n_tokens:,} positions; "
+
+
+def _verdict(report: DriftReport) -> str:
+    return report.verdict.rstrip(".")

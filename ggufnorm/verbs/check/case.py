@@ -1,0 +1,172 @@
+"""What is known of a case before anything is run: the evidence, the file, what it will cost."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggufnorm.errors import InputError
+from ggufnorm.formats.forms import parse
+from ggufnorm.formats.hf import open_source
+from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.verbs.check.given import Evidence
+
+FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+"""Types that are not quantized."""
+_DIGEST = re.compile(r"(?:sha256[-:])?([0-9a-f]{64})")
+"""How huggingface_hub's cache and Ollama name the files whose digest they know."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How models are run.
+
+    Attributes:
+        text: to run; None for the bundled one.
+        text_name: what reports call it.
+        n_ctx: tokens of a chunk.
+        chunks: to run at most.
+        n_threads: CPU threads; None for all.
+        n_gpu_layers: layers on a GPU.
+        side: the options that the user runs the model with.
+        check_memory: refuse models that do not fit into the memory that is free.
+    """
+
+    text: str | None = None
+    text_name: str = "given text"
+    n_ctx: int = 512
+    chunks: int | None = 4
+    n_threads: int | None = None
+    n_gpu_layers: int = 0
+    side: SideOptions = PLAIN
+    check_memory: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and all that is known of it from its header.
+
+    Attributes:
+        evidence: what was given.
+        options: how models are run.
+        path: on this machine, of a split model its first shard; None for a remote model.
+        n_shards: files that the model is in.
+        size: bytes.
+        source_size: bytes of the source's tensors; 0 without one.
+        n_weights: elements of all tensors.
+        architecture: ``general.architecture``.
+        name: ``general.name``.
+        types: tensors by type, ``21 Q4_K, 13 F32``.
+        quantized: types of the matrices that are no floats, the commonest first.
+        pools: whether the model makes one vector or score of a text.
+        is_encoder: whether the model is an image or audio encoder.
+        source_is_local: whether the source is on this machine.
+    """
+
+    evidence: Evidence
+    options: RunOptions
+    path: Path | None
+    n_shards: int
+    size: int
+    source_size: int
+    n_weights: int
+    architecture: str
+    name: str | None
+    types: str
+    quantized: tuple[str, ...]
+    pools: bool
+    is_encoder: bool
+    source_is_local: bool
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 that the file's name states; None where it states none."""
+        if self.path is None or self.n_shards > 1:
+            return None
+        found = _DIGEST.fullmatch(self.path.resolve().name)
+        return found[1] if found else None
+
+    def command(self, verb: str, *parts: str | None) -> str:
+        """A command line."""
+        return " ".join(["ggufnorm", verb, *(shlex.quote(p) for p in parts if p is not None)])
+
+
+def open_case(evidence: Evidence, options: RunOptions) -> Case:
+    """Read the header.
+
+    Raises:
+        InputError: the model or the source cannot be found or opened.
+        GGUFError: the model is not well-formed GGUF.
+    """
+    with open_model(evidence.model) as file:
+        types = Counter(t.dtype for t in file.tensors.values())
+        quantized = Counter(t.dtype for t in file.tensors.values() if _is_quantized(t.dtype))
+        arch = file.architecture
+        pooling = file.metadata.integer(f"{arch}.pooling_type")
+        is_local, source_size = _source_size(evidence.source)
+        return Case(
+            evidence,
+            options,
+            _local(evidence.model),
+            len(file.shards),
+            file.size,
+            source_size,
+            sum(t.n_elements for t in file.tensors.values()),
+            arch,
+            file.metadata.string("general.name"),
+            ", ".join(f"{n} {name}" for name, n in types.most_common()),
+            tuple(name for name, _ in quantized.most_common()),
+            bool(pooling) or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors,
+            arch == "clip",
+            is_local,
+        )
+
+
+def _is_quantized(dtype: str) -> bool:
+    return dtype not in FLOATS and not re.fullmatch(r"I\d+", dtype)
+
+
+def _local(location: str) -> Path | None:
+    if parse(location).scheme == "http":
+        return None
+    try:
+        return local_path(location)
+    except InputError:
+        return None
+
+
+def _source_size(location: str | None) -> tuple[bool, int]:
+    if location is None:
+        return False, 0
+    with open_source(location) as source:
+        total = sum(place.end - place.offset for place in source.tensors.values())
+        return source.is_local, total
+
+
+def missing_packages(*names: str) -> list[str]:
+    """The packages, of those, that cannot be imported."""
+    from importlib.util import find_spec
+
+    return [name for name in names if find_spec(name) is None]
+
+
+def seconds(n: float) -> str:
+    """A time to be expected: ``under 5 s``, ``about 40 s``, ``about 3 min``."""
+    if n < 5:
+        return "under 5 s"
+    return f"about {n:.0f} s" if n < 90 else f"about {n / 60:.0f} min"
+
+
+def memory(n: float) -> str:
+    """Memory to be expected."""
+    return f"{n / 1e9:.1f} GB of memory"
+
+
+def threads(case: Case) -> int:
+    """CPU threads of a run."""
+    return case.options.n_threads or os.cpu_count() or 1

@@ -1,0 +1,241 @@
+"""Does ``check`` name the right suspect, and nobody where nothing is wrong?
+
+``python -m tests.engine.test_check`` prints the table of docs/how-to/find-the-culprit.md.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ggufnorm
+from ggufnorm.core.check import SUSPECTS, CheckReport, SuspectName
+from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.runs.options import SideOptions
+from tests import in_process, models
+from tests.engine.test_audit_whole import FAULTS, Planted
+from tests.engine.test_verdict import biased, halves
+from tests.pairs import NETWORKS, whole
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "how-to" / "find-the-culprit.md"
+TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
+
+RUN = ("llama", "qwen3moe", "gemma3")
+BUILD: dict[str, Callable[[Path], Path]] = {name: getattr(models, name) for name in (*RUN, "phi2")}
+
+
+def check(*locations: Path, **more: object) -> CheckReport:
+    with in_process.engine():
+        return ggufnorm.check(
+            *locations, text=TEXT, n_ctx=32, chunks=2, n_threads=1, **more  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def accused(report: CheckReport) -> list[SuspectName]:
+    return [s.name for s in report.guilty]
+
+
+# -- the file beside its source ----------------------------------------------------------------
+
+_OF_FAULTS: tuple[tuple[str, SuspectName], ...] = (
+    ("another pooling", "pooling"),
+    ("another EOS", "tokenizer"),
+    ("BOS added", "tokenizer"),
+    ("another pre-tokenizer", "tokenizer"),
+    ("chat template missing", "tokenizer"),
+    ("quantized by way of Q4_0", "quantization"),
+    ("made by way of BF16", "quantization"),
+    ("bytes behind the last tensor", "download"),
+)
+_HARMLESS = ("another label of the type",)
+
+
+def suspect_of(planted: Planted) -> SuspectName:
+    """Who is to be named, by the fault's own words."""
+    return dict(_OF_FAULTS).get(planted.words, "file against source")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whom ``check`` accused of a planted fault."""
+
+    words: str
+    suspect: SuspectName
+    accused: tuple[SuspectName, ...]
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the right one was named first."""
+        return self.accused[:1] == (self.suspect,)
+
+
+def of_conversions(folder: Path) -> Iterator[Outcome]:
+    """Each fault of a whole file once, in one architecture after the other."""
+    for i, planted in enumerate(f for f in FAULTS if f.words not in _HARMLESS):
+        for j in range(len(planted.names)):
+            name = planted.names[(i + j) % len(planted.names)]
+            made = whole(name, planted.dtype, planted.file_types[0])
+            if planted.spoil(made) is None:
+                continue
+            place = folder / f"{i}-{name}"
+            place.mkdir()
+            with without_engines():
+                report = ggufnorm.check(*made.write(place))
+            yield Outcome(planted.words, suspect_of(planted), tuple(accused(report)))
+            break
+
+
+class without_engines:  # noqa: N801
+    """These files are weights without a vocabulary: nothing can run them."""
+
+    def __enter__(self) -> None:
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr("ggufnorm.verbs.check.steps.missing_packages", lambda *names: names)
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_nobody_is_accused_of_a_right_conversion(name: str, tmp_path: Path) -> None:
+    with without_engines():
+        report = ggufnorm.check(*whole(name).write(tmp_path))
+
+    assert accused(report) == []
+    states = {s.name: s.state for s in report.suspects}
+    # gguf-py does not know the newest: its norms are compared as any other tensor.
+    assert states["normalization"] == ("partly" if name == "newest" else "cleared")
+    assert states["file against source"] == "cleared"
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def sound(folder: Path, arch: str) -> Path:
+    path = folder / f"{arch}.gguf"
+    return path if path.exists() else BUILD[arch](path)
+
+
+def to_q8(path: Path) -> Path:
+    target = path.with_name(f"{path.stem}-Q8_0.gguf")
+    with in_process.engine():
+        quantize(path, target, "Q8_0", n_threads=1)
+    return target
+
+
+def damaged(folder: Path, arch: str) -> CheckReport:
+    """A matrix was damaged before it was quantized."""
+    ref = sound(folder, arch)
+    name = halves(ref)[-1]
+    spoilt = models.rewritten(
+        ref, folder / f"{arch}-damaged.gguf", tensors={name: models.noise(0.5)}
+    )
+    return check(to_q8(spoilt), ref)
+
+
+def other_base(folder: Path, arch: str) -> CheckReport:
+    """The base of rotary positions is not the better quant's."""
+    ref = sound(folder, arch)
+    other = models.rewritten(ref, folder / f"{arch}-base.gguf", {f"{arch}.rope.freq_base": 500.0})
+    return check(to_q8(other), ref)
+
+
+def other_norm(folder: Path, arch: str) -> CheckReport:
+    """A norm's weight is not the better quant's."""
+    ref = sound(folder, arch)
+    change = {"blk.1.attn_norm.weight": lambda w: w * np.linspace(0.5, 1.5, w.size, dtype=w.dtype)}
+    return check(models.rewritten(ref, folder / f"{arch}-norm.gguf", tensors=change), ref)
+
+
+def ruined_cache(folder: Path, layer: int) -> CheckReport:
+    """The keys of one layer have a bias that leaves a small type nothing."""
+    ref = sound(folder, "phi2")
+    path = models.rewritten(ref, folder / f"biased-{layer}.gguf", tensors=biased(layer))
+    return check(path, options=SideOptions(cache_type_k="q4_0"))
+
+
+RUNS: tuple[tuple[str, SuspectName, Callable[[Path, str], CheckReport], tuple[str, ...]], ...] = (
+    ("matrix damaged before it was quantized", "quantization", damaged, RUN),
+    ("another rope base than the better quant's", "file against source", other_base, RUN),
+    ("another norm than the better quant's", "normalization", other_norm, RUN),
+)
+
+
+@pytest.mark.parametrize("arch", RUN)
+@pytest.mark.parametrize(("_words", "suspect", "make", "_archs"), RUNS, ids=lambda v: str(v)[:20])
+def test_a_run_beside_a_better_quant_names_the_suspect(
+    _words: str,
+    suspect: SuspectName,
+    make: Callable[[Path, str], CheckReport],
+    _archs: tuple[str, ...],
+    arch: str,
+    tmp_path: Path,
+) -> None:
+    assert accused(make(tmp_path, arch))[0] == suspect
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_cache_that_is_ruined_by_its_type_is_named(layer: int, tmp_path: Path) -> None:
+    report = ruined_cache(tmp_path, layer)
+
+    assert accused(report) == ["K/V cache"]
+    assert "K is cached in q4_0" in report.answer
+
+
+@pytest.mark.parametrize("arch", RUN)
+def test_nobody_is_accused_of_a_sound_quantization(arch: str, tmp_path: Path) -> None:
+    ref = sound(tmp_path, arch)
+
+    report = check(to_q8(ref), ref)
+
+    assert accused(report) == []
+    states = {s.name: s.state for s in report.suspects}
+    assert (states["quantization"], states["K/V cache"]) == ("cleared", "not examined")
+    assert states["engine and device"] == "partly"
+
+
+# -- the document ------------------------------------------------------------------------------
+
+
+def table() -> str:
+    """Suspects, and how often each was named."""
+    found: dict[SuspectName, list[bool]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for o in of_conversions(folder):
+            found.setdefault(o.suspect, []).append(o.is_right)
+        for _words, suspect, make, archs in RUNS:
+            for arch in archs:
+                found.setdefault(suspect, []).append(accused(make(folder, arch))[:1] == [suspect])
+        cached = [accused(ruined_cache(folder, layer)) == ["K/V cache"] for layer in range(3)]
+    found["K/V cache"] = cached
+    lines = ["| suspect | faults planted | named first |", "|---|---|---|"]
+    lines += [
+        f"| {suspect} | {len(found[suspect])} | {sum(found[suspect])} |"
+        for suspect in SUSPECTS
+        if suspect in found
+    ]
+    return "\n".join(lines)
+
+
+def test_each_fault_of_a_conversion_is_laid_at_the_right_door(tmp_path: Path) -> None:
+    outcomes = list(of_conversions(tmp_path))
+
+    assert len(outcomes) == len(FAULTS) - len(_HARMLESS)
+    assert [o for o in outcomes if not o.is_right] == []
+    told = re.findall(r"^\| ([a-zA-Z/ ]+) \| (\d+) \| (\d+) \|$", DOCUMENT.read_text("utf-8"), re.M)
+    of_document = {suspect: (int(n), int(right)) for suspect, n, right in told}
+    for suspect, n in Counter(o.suspect for o in outcomes).items():
+        in_runs = sum(len(archs) for _, of_run, _, archs in RUNS if of_run == suspect)
+        assert of_document[suspect] == (n + in_runs, n + in_runs)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,180 @@
+"""Suspects: what is given is taken for what it is, and nobody is cleared unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import ggufnorm
+from ggufnorm.core.check import SUSPECTS, CheckReport, State, Suspect
+from ggufnorm.errors import InputError
+from ggufnorm.verbs.check.given import sort_evidence
+from ggufnorm.verbs.check.suspects import Judgement, answer, weigh
+from tests.checkpoints import safetensors
+from tests.conversions import build, encoder, write
+
+
+@pytest.fixture(autouse=True)
+def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These models are headers and norms: nothing can run them."""
+    monkeypatch.setattr("ggufnorm.verbs.check.steps.missing_packages", lambda *names: list(names))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write(tmp_path / "model.gguf", build("llama"))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "model.safetensors").write_bytes(safetensors({}))
+    return folder
+
+
+def suspect(report: CheckReport, name: str) -> Suspect:
+    return next(s for s in report.suspects if s.name == name)
+
+
+# -- what is given -----------------------------------------------------------------------------
+
+
+def test_each_location_is_taken_for_what_it_is(
+    model: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    better = write(tmp_path / "better.gguf", build("llama", "f32"))
+    mmproj = write(tmp_path / "mmproj.gguf", encoder())
+
+    found = sort_evidence([tmp_path / "talk.txt", checkpoint, model, mmproj, better, "cat.png"])
+
+    assert {g.role: g.location for g in found.given} == {
+        "model": str(model), "source": str(checkpoint), "better quant": str(better),
+        "encoder": str(mmproj), "text": str(tmp_path / "talk.txt"), "picture": "cat.png",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("written", ["hf:{}", "{}", "{}/model.safetensors"])
+def test_a_checkpoint_is_a_source_however_it_is_written(
+    written: str, model: Path, checkpoint: Path
+) -> None:
+    assert sort_evidence([model, written.format(checkpoint)]).source == str(checkpoint)
+
+
+def test_an_encoder_alone_is_the_model(tmp_path: Path) -> None:
+    mmproj = write(tmp_path / "mmproj.gguf", encoder())
+
+    assert sort_evidence([mmproj]).model == str(mmproj)
+
+
+def test_a_wrong_turn_names_the_command_that_was_meant(
+    model: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    for locations, words in (
+        ([tmp_path], "is a folder with model.gguf: name one of them"),
+        ([model, "net.onnx"], "net.onnx is an ONNX model: use ggufnorm compare"),
+        ([checkpoint], "there is no model to check"),
+        ([model, model, model], "is one model too many"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sort_evidence(locations)
+
+
+# -- what follows ------------------------------------------------------------------------------
+
+
+def said(**states: State) -> list[Judgement]:
+    spoken = {name.replace("_", " "): state for name, state in states.items()}
+    return [
+        Judgement(name, spoken.get(name, "not examined"), f"{name} is {spoken.get(name)}", "do it")
+        for name in SUSPECTS
+    ]
+
+
+def test_what_accuses_goes_before_what_clears() -> None:
+    cleared = Judgement("tokenizer", "cleared", "the ids are the source's")
+
+    found = weigh([cleared, *said(tokenizer="guilty"), cleared])
+
+    one = next(s for s in found if s.name == "tokenizer")
+    assert (one.state, one.sentence) == ("guilty", "tokenizer is guilty")
+
+
+def test_a_step_that_did_not_run_takes_nothing_back() -> None:
+    cleared = Judgement("tokenizer", "cleared", "the ids are the source's")
+    part = Judgement("tokenizer", "partly", "the keys are the source's", "run it")
+
+    one = next(s for s in weigh([part, cleared, *said()]) if s.name == "tokenizer")
+
+    assert (one.state, one.sentence, one.do) == ("cleared", "the ids are the source's", "")
+
+
+def test_the_answer_names_what_was_not_examined() -> None:
+    told, do = answer(weigh(said(download="cleared", normalization="partly")))
+
+    assert told.startswith("Nobody is found guilty. Cleared: download.")
+    assert "in what was examined of normalization" in told
+    assert "Not examined: file against source, tokenizer" in told
+    assert do == "do it"
+
+
+def test_the_certain_culprit_comes_first() -> None:
+    told, _ = answer(weigh(said(download="probable", quantization="guilty")))
+
+    assert told == "Guilty: quantization: quantization is guilty. Also download."
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def test_a_file_alone_is_cleared_of_nothing_that_needs_more(model: Path) -> None:
+    report = ggufnorm.check(model)
+
+    states = {s.name: s.state for s in report.suspects}
+    assert tuple(states) == SUSPECTS
+    assert states["tokenizer"] == states["K/V cache"] == "not examined"
+    assert states["file against source"] == states["normalization"] == "partly"
+    assert not report.guilty
+    assert report.next_step == "add its checkpoint: ggufnorm check MODEL FOLDER"
+    assert {step.skipped for step in report.steps} >= {"", "no source was given"}
+
+
+def test_a_truncated_file_is_a_download(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:-4096])
+
+    report = ggufnorm.check(model)
+
+    assert [s.name for s in report.guilty] == ["download"]
+    assert suspect(report, "normalization").state == "not examined"
+
+
+def test_a_file_that_is_no_gguf_is_a_download(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:200])
+
+    report = ggufnorm.check(model)
+
+    assert report.answer.startswith("Guilty: download: ")
+    assert "byte" in suspect(report, "download").sentence
+
+
+def test_a_digest_that_is_known_is_compared(model: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    blob = tmp_path / "blobs" / f"sha256-{digest}"
+    blob.parent.mkdir()
+    blob.write_bytes(model.read_bytes())
+    link = tmp_path / "linked.gguf"
+    link.symlink_to(blob)
+
+    assert suspect(ggufnorm.check(link), "download").state == "cleared"
+
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    report = ggufnorm.check(link)
+
+    assert [s.name for s in report.guilty] == ["download"]
+    assert "SHA-256" in report.answer
