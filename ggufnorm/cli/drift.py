@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.options import (
     crossed_thresholds,
     engine_options,
+    found_build,
     read_text,
     resume_option,
     side_of,
@@ -37,6 +39,11 @@ from ggufnorm.cli.progress import progress_bar
 @engine_options
 @side_options({"ref-": "in the reference", "": "in the model under test"})
 @click.option(
+    "--ref-llama-cpp", type=click.Path(path_type=Path), metavar="PLACE", callback=found_build,
+    help="Run the reference in this build of llama.cpp, and the model under test in that of"
+    " --llama-cpp: two processes, in lockstep.",
+)  # fmt: skip
+@click.option(
     "--floor",
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
@@ -58,6 +65,7 @@ def command(
     threads: int | None,
     gpu_layers: int,
     floor: bool,
+    ref_llama_cpp: str | None,
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -91,7 +99,7 @@ def command(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
             options=side_of(sides),
-            options_ref=side_of(sides, "ref_"),
+            options_ref=replace(side_of(sides, "ref_"), llama_cpp=ref_llama_cpp),
             floor=floor,
             resume=resume,
             budget=budget,

@@ -132,6 +132,15 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
+def found_build(context: click.Context, _option: click.Parameter, place: Path | None) -> str | None:
+    """The libllama of a build that an option names."""
+    if place is None or context.resilient_parsing:
+        return None
+    from ggufnorm.engines.llama.library import find_library
+
+    return str(find_library(place))
+
+
 def _choose_build(
     context: click.Context, _option: click.Parameter, place: Path | None
 ) -> Path | None:

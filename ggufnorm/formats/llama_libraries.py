@@ -92,8 +92,8 @@ def find_libraries(where: Path, origin: Origin = "--llama-cpp") -> LlamaLibrarie
             return LlamaLibraries(path.resolve(), origin)
     raise EngineMissingError(
         f"{where}: no libllama there: name llama.cpp's build tree, install prefix or release"
-        f" folder, or the library itself; or leave out --llama-cpp, {VARIABLE} and {BINDING_VARIABLE} to"
-        " run llama-cpp-python's"
+        f" folder, or the library itself; or leave out --llama-cpp, {VARIABLE} and"
+        f" {BINDING_VARIABLE} to run llama-cpp-python's"
     )
 
 

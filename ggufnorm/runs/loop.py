@@ -163,8 +163,8 @@ class Loop:
         self._saved = time.monotonic()
 
 
-PLACES = ("library", "origin")
-"""Fields of a build that say where it lies, which decides nothing."""
+PLACES = ("library", "origin", "llama_cpp")
+"""Fields that say where a build lies, which decides nothing."""
 
 
 def digest(**decisive: Any) -> str:

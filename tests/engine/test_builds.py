@@ -6,7 +6,7 @@ import ctypes
 import importlib.util
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,32 @@ def test_what_a_build_lacks_fails_when_it_is_called(
         " which one runs)",
         f"this process has loaded another llama.cpp than {build / 'libggml.so'}",
     )
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3moe", "gpt2"])
+def test_two_builds_in_lockstep_give_the_figures_of_one(
+    tiny: dict[str, Path], text: str, build: Path, arch: str
+) -> None:
+    other = SideOptions(llama_cpp=str(build), flash_attention="off", cache_type_k="q8_0")
+    one = run(tiny[arch], text, options=replace(other, llama_cpp=None), floor=True)
+    two = run(tiny[arch], text, options=other, floor=True)
+    assert two.operations == one.operations
+    assert any(o.local.rel_l2 for o in two.operations)  # the cache's rounding
+    assert two.norms == one.norms
+    assert two.logits == one.logits
+    assert two.floor == one.floor
+    assert two.run.engine_ref == one.run.engine_ref
+    assert two.run.engine_quant
+    assert two.run.engine_quant.build.origin == "--llama-cpp"
+
+
+def test_a_crash_in_the_other_build_is_an_error(
+    tiny: dict[str, Path], text: str, tmp_path: Path
+) -> None:
+    broken = tmp_path / "libllama.so"
+    broken.write_bytes(b"no library")
+    with pytest.raises(EngineMissingError, match="does not load"):
+        run(tiny["llama"], text, options=SideOptions(llama_cpp=str(broken)))
 
 
 def test_a_folder_without_a_build_ends_a_run(
@@ -150,11 +176,12 @@ def probe(_job: None, _channel: Channel) -> Found:
     """Call what is not there, and ask for a second build."""
     from ggufnorm.engines.llama.api import function_of
     from ggufnorm.engines.llama.binding import build as loaded
-    from ggufnorm.engines.llama.binding import llama, use_build
+    from ggufnorm.engines.llama.binding import llama
+    from ggufnorm.engines.llama.library import choose_build
 
     absent = function_of(llama().handles, "llama_no_such_function", None, [])
     other = str(Path(loaded().library).with_name("libggml.so"))
-    return Found(_message(absent), _message(lambda: use_build(other)))
+    return Found(_message(absent), _message(lambda: choose_build(other)))
 
 
 def _message(call: Callable[[], None]) -> str:

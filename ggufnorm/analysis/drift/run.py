@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
 from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
@@ -88,9 +90,14 @@ def drift(
         quant=facts[1],
         corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
         chunks=chunks,
-        options_ref=options_ref.engine(n_ctx, n_threads, n_gpu_layers),
-        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
+        options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
         floor=floor,
         policy=Policy(resume, save_every, budget),
     )
     return execute(run_drift, job, on_progress, resume)
+
+
+def _named(side: SideOptions) -> SideOptions:
+    """A side whose build is named, where one is named for this process."""
+    return replace(side, llama_cpp=side.llama_cpp or os.environ.get(CHOICE))

@@ -10,6 +10,7 @@ from functools import partial
 from ggufnorm.analysis.drift.causes import Sides
 from ggufnorm.analysis.drift.edits import how_edited
 from ggufnorm.analysis.drift.files import read_files
+from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import Evidence, judge
 from ggufnorm.analysis.drift.weights import sampled_error, weight_error
@@ -18,8 +19,7 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.base import EngineInfo
-from ggufnorm.engines.llama.runner import LlamaRunner
-from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
@@ -46,7 +46,8 @@ class DriftJob:
 
     def digest(self, *engines: EngineInfo) -> str:
         """Of all but the policy, and of the engines that run it."""
-        return digest(engines=to_plain(engines, PLACES), **to_plain(self, leave_out=("policy",)))
+        decisive = to_plain(self, leave_out=("policy", *PLACES))
+        return digest(engines=to_plain(engines, PLACES), **decisive)
 
 
 def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
@@ -60,42 +61,31 @@ class _Drift:
 
     def __init__(self, job: DriftJob, stack: ExitStack, channel: Channel) -> None:
         self.job, self.channel = job, channel
-        self.options = {REFERENCE: job.options_ref, FREE: job.options}
         self.files = {
             REFERENCE: stack.enter_context(open_model(job.reference.path)),
             FREE: stack.enter_context(open_model(job.quant.path)),
         }
-        self.models = self._load(stack)
         self.n_ctx = job.options.n_ctx
-        self.tokens = job.corpus.encode(*self.models.values())
+        loaded = self._load(stack)
+        self.tokens, self.runners = loaded.tokens, loaded.runners
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
-        sides = [REFERENCE, FREE, FREE, *([REFERENCE] if job.floor else [])]
-        self.runners = [
-            stack.enter_context(LlamaRunner(self.models[i], self.options[i], self.files[i]))
-            for i in sides
-        ]
         self._plan()
         self.session = self._session()
 
-    def _load(self, stack: ExitStack) -> dict[int, LlamaModel]:
-        self.channel.emit(Progress("loading the reference"))
-        options, path = self.options, self.files[REFERENCE].path
-        reference = stack.enter_context(LlamaModel(path, options[REFERENCE]))
-        same = options[FREE].use_extra_bufts == options[REFERENCE].use_extra_bufts
-        if same and self.job.reference.path == self.job.quant.path:
-            return {REFERENCE: reference, FREE: reference}
-        self.channel.emit(Progress("loading the model under test"))
-        quant = stack.enter_context(LlamaModel(self.files[FREE].path, options[FREE]))
-        return {REFERENCE: reference, FREE: quant}
+    def _load(self, stack: ExitStack) -> Replicas:
+        files = self.files[REFERENCE], self.files[FREE]
+        options = self.job.options_ref, self.job.options
+        load = load_together if options[0].llama_cpp == options[1].llama_cpp else load_apart
+        return load(stack, files, options, self.job.corpus, self.job.floor, self.channel.emit)
 
     def _plan(self) -> None:
         self.channel.emit(Progress("learning the graphs"))
         first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
             runner.plan(first)
-        self.runners[PINNED].graphs = self.runners[FREE].graphs
+        share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
-            runner.graphs = self.runners[REFERENCE].graphs
+            share_graphs(self.runners[REFERENCE], runner)
 
     def _session(self) -> Session:
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]

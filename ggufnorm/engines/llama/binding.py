@@ -10,12 +10,10 @@ numbers without a word.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,14 +22,12 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.engine import Build
 from ggufnorm.engines.llama.api import Api, function_of
-from ggufnorm.engines.llama.library import digest_of
+from ggufnorm.engines.llama.library import digest_of, mark_loaded
 from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.ggml import use_loaded
 from ggufnorm.formats.llama_libraries import (
     MISSING,
-    VARIABLE,
     chosen_libraries,
-    find_libraries,
 )
 
 INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
@@ -84,27 +80,12 @@ def llama() -> Any:
     libraries = chosen_libraries()
     if libraries is None:
         raise EngineMissingError(MISSING)
+    mark_loaded(libraries)
     module = _binding() if libraries.origin == "llama-cpp-python" else Api(libraries)
     _ggml(module)
     check_layout()
     module.llama_backend_init()
     return module
-
-
-def use_build(where: str | None) -> None:
-    """Run the build at ``where`` in this process; None for whichever is chosen.
-
-    Raises:
-        EngineMissingError: there is none, or another one is loaded already.
-    """
-    if where is None or os.environ.get(VARIABLE) == where:
-        return
-    wanted = find_libraries(Path(where).expanduser())
-    if _LOADED and chosen_libraries() != wanted:
-        # Two builds in one process share symbols by their libraries' names: one may call
-        # into the other.
-        raise EngineMissingError(f"this process has loaded another llama.cpp than {where}")
-    os.environ[VARIABLE] = where
 
 
 def _binding() -> ModuleType:

@@ -10,10 +10,11 @@ import hashlib
 import os
 from pathlib import Path
 
+from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.llama_libraries import VARIABLE as CHOICE
 from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries, find_libraries
 
-__all__ = ["CHOICE", "chosen_library", "digest_of", "find_library", "identity"]
+__all__ = ["CHOICE", "choose_build", "chosen_library", "digest_of", "find_library", "identity"]
 
 _PART = 1 << 22
 
@@ -41,6 +42,36 @@ def find_library(place: str | os.PathLike[str]) -> Path:
     """
     path = Path(place).expanduser()
     return find_libraries(path).llama
+
+
+_LOADED: list[LlamaLibraries] = []
+
+
+def mark_loaded(libraries: LlamaLibraries) -> None:
+    """Note that this process has loaded a build, and can load no other."""
+    _LOADED.append(libraries)
+
+
+def choose_build(place: str | None) -> None:
+    """Run a build in this process, and in those that it starts.
+
+    Args:
+        place: as for ``--llama-cpp``; None for the build that runs where none is named.
+
+    Raises:
+        EngineMissingError: there is none, or another one is loaded already. Two in one process
+            would share symbols by their libraries' names: one might call into the other.
+    """
+    before = os.environ.pop(CHOICE, None)
+    if place is not None:
+        os.environ[CHOICE] = place
+    chosen = chosen_libraries()
+    if _LOADED and (chosen is None or chosen.llama != _LOADED[0].llama):
+        os.environ.pop(CHOICE, None)
+        os.environ.update({} if before is None else {CHOICE: before})
+        raise EngineMissingError(
+            f"this process has loaded another llama.cpp than {place or 'the one wanted'}"
+        )
 
 
 def identity() -> str | None:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import llama, use_build
+from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.library import choose_build
 from ggufnorm.errors import EngineError
 
 MAX_BATCH = 512
@@ -80,7 +81,8 @@ class LlamaModel:
         vocab_only: bool = False,
         overrides: Mapping[str, Setting] | None = None,
     ) -> None:
-        use_build(options.llama_cpp)
+        if options.llama_cpp is not None:
+            choose_build(options.llama_cpp)
         lib = llama()
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
