@@ -44,6 +44,10 @@ from ggufnorm.cli.progress import progress_bar
     " --llama-cpp: two processes, in lockstep.",
 )  # fmt: skip
 @click.option(
+    "--ref-gpu-layers", type=click.IntRange(min=0), metavar="N",
+    help="Layers of the reference to offload to the GPU.  [default: those of -ngl]",
+)  # fmt: skip
+@click.option(
     "--floor",
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
@@ -66,6 +70,7 @@ def command(
     gpu_layers: int,
     floor: bool,
     ref_llama_cpp: str | None,
+    ref_gpu_layers: int | None,
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -99,7 +104,9 @@ def command(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
             options=side_of(sides),
-            options_ref=replace(side_of(sides, "ref_"), llama_cpp=ref_llama_cpp),
+            options_ref=replace(
+                side_of(sides, "ref_"), llama_cpp=ref_llama_cpp, n_gpu_layers=ref_gpu_layers
+            ),
             floor=floor,
             resume=resume,
             budget=budget,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import Engine, KernelError
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
@@ -342,6 +342,8 @@ class DriftReport(Result):
         skipped: what was not watched or not computed, and why.
         run: how it was run.
         cost: what that took; None in a report that was read from a document.
+        kernels: for one file in two engines: each kind of operation beside what llama.cpp's
+            own tests allow, in graph order; empty otherwise.
     """
 
     reference: ModelFacts
@@ -357,6 +359,7 @@ class DriftReport(Result):
     skipped: tuple[Skipped, ...]
     run: RunFacts
     cost: RunCost | None = None
+    kernels: tuple[KernelError, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,30 @@ class Build:
 
 
 @dataclass(frozen=True)
+class KernelError:
+    """How far apart two engines are in one kind of operation, on one file and on equal inputs.
+
+    Attributes:
+        op: ggml's name of the operation at the hook points.
+        dtype: type of the tensor that it reads, None if it reads none.
+        n: hook points of that kind.
+        nmse: the largest normalized mean squared error among them; None where one is NaN or
+            infinite.
+        worst: the hook point with that error.
+        limit: what llama.cpp's own test-backend-ops allows for such an operation.
+        first: the first hook point beyond it, in graph order; None if there is none.
+    """
+
+    op: str
+    dtype: str | None
+    n: int
+    nmse: float | None
+    worst: str
+    limit: float
+    first: str | None
+
+
+@dataclass(frozen=True)
 class Engine:
     """A build and what it was given to compute on.
 

@@ -70,6 +70,9 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    # Backends that reorder a graph would show its nodes in another order than the CPU.
+    "GGML_VK_DISABLE_GRAPH_OPTIMIZE": "1",
+    "GGML_METAL_GRAPH_OPTIMIZE_DISABLE": "1",
     # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
     "GGML_NO_BACKTRACE": "1",
 }

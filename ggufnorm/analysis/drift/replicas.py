@@ -52,8 +52,7 @@ def load_together(
     choose_build(options[0].llama_cpp)
     say(Progress("loading the reference"))
     reference = stack.enter_context(LlamaModel(files[0].path, options[0]))
-    same_weights = options[0].use_extra_bufts == options[1].use_extra_bufts
-    if same_weights and files[0].path == files[1].path:
+    if _held_alike(*options) and files[0].path == files[1].path:
         quant = reference
     else:
         say(Progress("loading the model under test"))
@@ -64,6 +63,11 @@ def load_together(
         for side in (0, 1, 1, *([0] if floor else []))
     ]
     return Replicas(runners, corpus.encode(reference, quant))
+
+
+def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
+    """Whether both sides can share one copy of the weights."""
+    return (a.use_extra_bufts, a.n_gpu_layers) == (b.use_extra_bufts, b.n_gpu_layers)
 
 
 def load_apart(

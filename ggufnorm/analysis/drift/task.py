@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ggufnorm.analysis.drift.causes import Sides
 from ggufnorm.analysis.drift.edits import how_edited
 from ggufnorm.analysis.drift.files import read_files
+from ggufnorm.analysis.drift.kernels import (
+    Engines,
+    engines_of,
+    judge_engines,
+    kernel_errors,
+    not_offloaded,
+)
 from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import Evidence, judge
@@ -83,6 +90,8 @@ class _Drift:
         first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
             runner.plan(first)
+            if (lost := not_offloaded(runner.info)) is not None:
+                self.channel.emit(Progress(lost, warning=True))
         share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
             share_graphs(self.runners[REFERENCE], runner)
@@ -100,7 +109,7 @@ class _Drift:
         loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
-        return drift_report(
+        report = drift_report(
             (self.job.reference, self.job.quant),
             self.session,
             self.sums,
@@ -110,9 +119,18 @@ class _Drift:
             loop,
             self._judge,
         )
+        if self._other_engines() is None:
+            return report
+        return replace(report, kernels=kernel_errors(report.operations))
 
     def _digest(self) -> str:
         return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
+
+    def _other_engines(self) -> Engines | None:
+        """Both engines, where one file runs in two and nothing but kernels can differ."""
+        if self.job.reference.fingerprint != self.job.quant.fingerprint:
+            return None
+        return engines_of(*(runner.info for runner in self.runners[: FREE + 1]))
 
     def _judge(
         self,
@@ -120,6 +138,10 @@ class _Drift:
         operations: Sequence[OperationDrift],
         logits: LogitStatistics | None,
     ) -> tuple[Culprit | None, str]:
+        engines = self._other_engines()
+        if engines is not None:
+            graphs = [graph for runner in self.runners[:1] for graph in runner.graphs]
+            return judge_engines(operations, logits, engines, graphs)
         reference, quant = self.files[REFERENCE], self.files[FREE]
         read = [o.tensor for o in operations if o.tensor]
         evidence = Evidence(

@@ -15,6 +15,7 @@ from dataclasses import replace
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.engines.base import Graph, HookPoint, Node, NormPlan, OperationRole
 from ggufnorm.engines.llama.binding import NodeView, is_readable
+from ggufnorm.engines.llama.inert import inert_nodes
 from ggufnorm.formats.naming import layer_of
 
 NORM_OPS: dict[str, NormKind] = {
@@ -61,7 +62,9 @@ def build_graph(
     nodes = _nodes(views, tensors, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
-    hooks = _HookFinder(nodes, norms, finder, unfused_norms).find()
+    inert = inert_nodes(nodes)
+    found = _HookFinder(nodes, norms, finder, unfused_norms).find()
+    hooks = tuple(hook for hook in found if hook.index not in inert)
     return Graph(nodes, norms, hooks, skipped)
 
 

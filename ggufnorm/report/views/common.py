@@ -79,10 +79,11 @@ def engine_facts(reference: Engine | None, quant: Engine | None) -> Iterable[tup
 def _engine(engine: Engine) -> str:
     b = engine.build
     layers = "all layers" if engine.n_gpu_layers < 0 else counted(engine.n_gpu_layers, "layer")
-    asked = f", -ngl asked for {layers}" if engine.n_gpu_layers else ""
+    asked = f" (-ngl asked for {layers})" if engine.n_gpu_layers else ""
+    ggml = "" if b.ggml in b.name else f", {b.ggml}"
     return (
-        f"{b.name}, {b.ggml}, by {b.origin}, libraries {b.digest[:12]}, layout of {b.layout}, on"
-        f" {', '.join(engine.devices) or 'devices not seen'}{asked}"
+        f"{b.name}{ggml}, by {b.origin}, libraries {b.digest[:12]}, structures by {b.layout}, on"
+        f" {', '.join(engine.devices) or 'devices that were not seen'}{asked}"
     )
 
 
