@@ -69,7 +69,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             verdict=(Sentence(report.verdict, answer),),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
-                _kernels(report),
+                *([_kernels(report)] if report.kernels else []),
                 _norms(report),
                 largest_errors(report),
                 _places(report.localisation),

@@ -17,6 +17,9 @@ from ggufnorm.core.drift import OperationDrift, SideFacts
 from ggufnorm.core.engine import Build, Engine
 from ggufnorm.core.metrics import Difference
 from ggufnorm.engines.base import EngineInfo, Graph, HookPoint, Node
+from ggufnorm.report.document import from_json, to_json
+from ggufnorm.report.formats import render
+from ggufnorm.report.kinds import reports_of
 from tests.results import drift_report
 
 BUILD = Build("llama.cpp v0.5.0", "/home/me/libllama.so", "--llama-cpp", "ggml 0.25", "a" * 64, "x")
@@ -92,6 +95,16 @@ def test_kinds_of_operations_stand_beside_their_limits() -> None:
     assert (product.limit, product.first) == (5e-4, "ffn_out-1")
     assert found["MUL", "F32"].first is None
     assert found["RESHAPE", None].limit == 5e-4
+
+
+def test_kinds_of_operations_are_a_table_of_the_report() -> None:
+    wrong = operation("ffn_out-1", "MUL_MAT", 0.5)
+    report = replace(drift_report(), kernels=kernel_errors([*ROUNDED, wrong]))
+    (view,) = reports_of(report)
+    assert "kernels" in [table.name for table in view.tables]
+    row = next(r for r in render(report, "markdown").splitlines() if "| MUL\\_MAT" in r)
+    assert row.split(" | ")[2:4] == ["3", "0.25"]
+    assert from_json(to_json(report), "report") == replace(report, cost=None)
 
 
 def test_the_same_engine_twice_is_no_comparison_of_engines() -> None:
