@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         compare_frameworks,
         diff,
         drift,
+        drift_onnx,
         fix,
         inspect,
         pixels,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.model import Inspection, NormSite
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
+    from ggufnorm.core.onnx_drift import OnnxDriftReport
     from ggufnorm.core.pixel_report import PixelReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.core.verify import VerifyReport
@@ -69,6 +71,7 @@ __all__ = [
     "InputError",
     "Inspection",
     "NormSite",
+    "OnnxDriftReport",
     "PixelReport",
     "RecipeReport",
     "VerifyReport",
@@ -80,6 +83,7 @@ __all__ = [
     "compare_frameworks",
     "diff",
     "drift",
+    "drift_onnx",
     "fix",
     "group_norm",
     "inspect",
@@ -111,6 +115,7 @@ _HOMES = {
     "InputError": "ggufnorm.errors",
     "Inspection": "ggufnorm.core.model",
     "NormSite": "ggufnorm.core.model",
+    "OnnxDriftReport": "ggufnorm.core.onnx_drift",
     "PixelReport": "ggufnorm.core.pixel_report",
     "RecipeReport": "ggufnorm.core.recipe",
     "VerifyReport": "ggufnorm.core.verify",
@@ -122,6 +127,7 @@ _HOMES = {
     "compare_frameworks": "ggufnorm.api",
     "diff": "ggufnorm.api",
     "drift": "ggufnorm.api",
+    "drift_onnx": "ggufnorm.api",
     "fix": "ggufnorm.api",
     "group_norm": "ggufnorm.core.norms",
     "inspect": "ggufnorm.api",

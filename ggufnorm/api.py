@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.audit.fix import fix as fix
     from ggufnorm.analysis.crosscheck.run import compare_frameworks as compare_frameworks
     from ggufnorm.analysis.diff.run import diff as diff
+    from ggufnorm.analysis.drift.onnx.run import drift_onnx as drift_onnx
     from ggufnorm.analysis.drift.run import drift as drift
     from ggufnorm.analysis.preprocessing.audio.run import audio as audio
     from ggufnorm.analysis.preprocessing.image.run import pixels as pixels
@@ -41,6 +42,7 @@ _HOMES = {
     "compared_by": "ggufnorm.verbs.runs",
     "diff": "ggufnorm.analysis.diff.run",
     "drift": "ggufnorm.analysis.drift.run",
+    "drift_onnx": "ggufnorm.analysis.drift.onnx.run",
     "fix": "ggufnorm.analysis.audit.fix",
     "inspect": "ggufnorm.verbs.files",
     "pixels": "ggufnorm.analysis.preprocessing.image.run",
@@ -70,7 +72,20 @@ def _checked(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(first, args, strict=False)), **kwargs}
-        require_kinds(verb, *(given[name] for name in first if name in given))
+        locations = [given[name] for name in first if name in given]
+        require_kinds(verb, *locations)
+        if verb == "drift":
+            _require_gguf(locations)
         return function(*args, **kwargs)
 
     return call
+
+
+def _require_gguf(locations: list[Any]) -> None:
+    """The command takes ONNX too; its result is of another type, and so is another function's."""
+    from ggufnorm.errors import InputError
+    from ggufnorm.formats.forms import parse
+
+    for location in locations:
+        if parse(location).kind == "onnx":
+            raise InputError(f"{location} is an ONNX model: use ggufnorm.drift_onnx")

@@ -204,6 +204,77 @@ def gemma3(path: Path, s: Shape = Shape(n_layer=6), seed: int = 0) -> Path:
     return _write(path, "gemma3", s, t.all, extra)
 
 
+def gemma2(path: Path, s: Shape = Shape(n_layer=4), seed: int = 0) -> Path:
+    """Norms before and after, a window in every other layer, softcaps of scores and logits."""
+    t = _Tensors(seed)
+    t.matrix("token_embd", s.n_vocab, s.n_embd)
+    for i in range(s.n_layer):
+        b = f"blk.{i}."
+        for name in ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            t.norm(b + name, s.n_embd)
+        t.attention(b, s)
+        t.gated(b, s)
+    t.norm("output_norm", s.n_embd)
+
+    def extra(w: gguf.GGUFWriter) -> None:
+        w.add_layer_norm_rms_eps(1e-6)
+        w.add_key_length(s.head_dim)
+        w.add_value_length(s.head_dim)
+        w.add_sliding_window(16)
+        w.add_attn_logit_softcapping(50.0)
+        w.add_final_logit_softcapping(30.0)
+
+    return _write(path, "gemma2", s, t.all, extra)
+
+
+def deepseek2(path: Path, s: Shape = Shape(n_head_kv=4), seed: int = 0) -> Path:
+    """Latent attention; experts, one of them shared, behind a dense first layer."""
+    rng = np.random.default_rng(seed)
+    nope, latent = 32, 256
+    key = nope + s.head_dim
+    t: Tensors = {"token_embd.weight": _matrix(rng, s.n_vocab, s.n_embd)}
+    for i in range(s.n_layer):
+        b = f"blk.{i}."
+        t[b + "attn_norm.weight"] = _norm(rng, s.n_embd)
+        t[b + "attn_q_a.weight"] = _matrix(rng, latent, s.n_embd)
+        t[b + "attn_q_a_norm.weight"] = _norm(rng, latent)
+        t[b + "attn_q_b.weight"] = _matrix(rng, s.n_head * key, latent)
+        t[b + "attn_kv_a_mqa.weight"] = _matrix(rng, latent + s.head_dim, s.n_embd)
+        t[b + "attn_kv_a_norm.weight"] = _norm(rng, latent)
+        t[b + "attn_k_b.weight"] = _matrix(rng, s.n_head, latent, nope)
+        t[b + "attn_v_b.weight"] = _matrix(rng, s.n_head, s.head_dim, latent)
+        t[b + "attn_output.weight"] = _matrix(rng, s.n_embd, s.n_head * s.head_dim)
+        t[b + "ffn_norm.weight"] = _norm(rng, s.n_embd)
+        if i == 0:
+            for name in ("gate", "up", "down"):
+                t[b + f"ffn_{name}.weight"] = _matrix(rng, s.n_ff, s.n_embd)
+            continue
+        t[b + "ffn_gate_inp.weight"] = _matrix(rng, s.n_expert, s.n_embd).astype(np.float32)
+        for name in ("gate", "up", "down"):
+            t[b + f"ffn_{name}_exps.weight"] = _matrix(rng, s.n_expert, s.n_ff, s.n_embd)
+            t[b + f"ffn_{name}_shexp.weight"] = _matrix(rng, s.n_ff, s.n_embd)
+    t["output_norm.weight"] = _norm(rng, s.n_embd)
+    t["output.weight"] = _matrix(rng, s.n_vocab, s.n_embd)
+
+    def extra(w: gguf.GGUFWriter) -> None:
+        w.add_layer_norm_rms_eps(1e-6)
+        w.add_q_lora_rank(latent)
+        w.add_kv_lora_rank(latent)
+        w.add_key_length(latent + s.head_dim)
+        w.add_value_length(latent)
+        w.add_key_length_mla(key)
+        w.add_value_length_mla(s.head_dim)
+        w.add_leading_dense_block_count(1)
+        w.add_expert_count(s.n_expert)
+        w.add_expert_used_count(2)
+        w.add_expert_shared_count(1)
+        w.add_expert_feed_forward_length(s.n_ff)
+        w.add_expert_weights_scale(1.0)
+        w.add_expert_weights_norm(True)
+
+    return _write(path, "deepseek2", s, t, extra, n_head_kv=1)
+
+
 def olmo(path: Path, s: Shape = Shape(n_head_kv=4), seed: int = 0) -> Path:
     """LayerNorm without weights, tied output."""
     t = _Tensors(seed)

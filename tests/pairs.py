@@ -390,9 +390,11 @@ class Whole:
         (checkpoint / "model.safetensors").write_bytes(safetensors(stored))
         return self.write_model(folder / "model.gguf"), checkpoint
 
-    def write_model(self, path: Path) -> Path:
-        arch = self.network.name
-        writer = gguf.GGUFWriter(path, arch)
+    def write_model(self, path: Path, *, big: bool = False, per_shard: int = 0) -> Path:
+        """Write the file: in big endian, or in shards of so many tensors, if so asked."""
+        arch = self.network.name.partition("/")[0]
+        order = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
+        writer = gguf.GGUFWriter(path, arch, endianess=order, split_max_tensors=per_shard)
         for key, value in self.keys.items():
             _add(writer, key if "." in key and key.split(".")[0] in _WHOLE_KEYS
                  else f"{arch}.{key}", value)  # fmt: skip
@@ -405,7 +407,8 @@ class Whole:
         if self.trailing:
             with path.open("ab") as file:
                 file.write(self.trailing)
-        return path
+        shards = sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
+        return shards[0] if shards else path
 
     def _add_tensor(self, writer: gguf.GGUFWriter, name: str, values: Array) -> None:
         kind = gguf.GGMLQuantizationType[self.file_type]
@@ -440,7 +443,12 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 def whole(name: str, dtype: str = "F32", file_type: str = "F32", seed: int = 0) -> Whole:
     """A checkpoint of that dtype, and the file of that type that a right conversion makes."""
-    network = NETWORKS[name]
+    return whole_of(NETWORKS[name], dtype, file_type, seed)
+
+
+def whole_of(network: Network, dtype: str = "F32", file_type: str = "F32", seed: int = 0) -> Whole:
+    """The same of any network."""
+    name = network.name
     rng = np.random.default_rng([seed, *name.encode()])
     made = Whole(network, {}, dict(network.config), dict(network.keys), {}, {}, dtype, file_type)
     for entry in network.entries:

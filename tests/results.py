@@ -77,6 +77,15 @@ from ggufnorm.core.model import (
     TensorFacts,
     WeightStatistics,
 )
+from ggufnorm.core.onnx_drift import (
+    OnnxDriftReport,
+    OnnxFacts,
+    OnnxOperation,
+    OnnxRunFacts,
+    OutlierChannel,
+    OutputDrift,
+    Remedy,
+)
 from ggufnorm.core.pixel_report import (
     ExpectedPixels,
     ModelInput,
@@ -130,6 +139,47 @@ def drift_report(n_layers: int = 3, *, name: str = "blk", faulty: bool = False) 
 
 
 SIDE = SideFacts("auto", "f16", "f16", False, False)
+
+
+def onnx_drift_report(name: str = "blk") -> OnnxDriftReport:
+    """An int8 file in which one matrix makes most of the error."""
+    nodes = [f"/{name}/layer.{i}/MatMul" for i in range(3)]
+    operations = tuple(
+        OnnxOperation(
+            node=node,
+            value=f"{node}_output_0",
+            op="MatMul",
+            op_quant=("DynamicQuantizeLinear", "MatMulInteger", "Mul"),
+            layer=i,
+            dtype="INT8 per tensor",
+            dtype_ref="FLOAT",
+            local=difference(0.02 if i else 0.3),
+            cumulative=difference(0.3),
+            expected=0.02,
+            weight_error=0.01,
+            weight_expected=0.01,
+            share=0.1 if i else 0.8,
+            outliers=() if i else (OutlierChannel("input", 7, 50.0),),
+            change="" if i < 2 else "axis of Softmax is 1, the reference's -1",
+            together=() if i else (f"/{name}/Softmax",),
+        )
+        for i, node in enumerate(nodes)
+    )
+    return OnnxDriftReport(
+        reference=OnnxFacts(f"{name}.onnx", "pytorch", 17, 7_006_912, 354),
+        quant=OnnxFacts(f"{name}-int8.onnx", "onnx.quantize", 17, 2_006_912, 423),
+        scheme="dynamic",
+        operations=operations,
+        outputs=(OutputDrift(f"{name}-out", (1, 384), difference(0.3), difference(0.3), True),),
+        remedies=(
+            Remedy("per_channel=True", tuple(nodes), 0.05, 0.001, 51_750),
+            Remedy(f"nodes_to_exclude=['{nodes[0]}']", (nodes[0],), None, None, 1_769_472),
+        ),
+        culprit=Culprit(None, nodes[0], 0, f"{name} makes 80 %"),
+        verdict=f"Drift enters at {nodes[0]}.",
+        skipped=(Skipped(f"{name}.extra", "has no partner"),),
+        run=OnnxRunFacts("onnxruntime 0", "random token ids", 2, 1, 3, 1 << 28, "names"),
+    )
 
 
 def model(path: str, file_type: str) -> ModelFacts:
@@ -605,6 +655,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
             (inspection(name=name), inspection(1, name=name)), (Skipped(name, "is no model"),)
         ),
         "ggufnorm/drift": drift_report(name=name, faulty=True),
+        "ggufnorm/drift-onnx": onnx_drift_report(name),
         "ggufnorm/drift-set": DriftSet((drift_report(name=name), drift_report(5, faulty=True))),
         "ggufnorm/diff": diff_report(name=name),
         "ggufnorm/attribute": attribution_report(name=name),

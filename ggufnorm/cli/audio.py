@@ -43,13 +43,14 @@ def command(
     The pipelines are the Hugging Face feature extractor, Whisper's formula in NumPy,
     llama.cpp's own preprocessing, and your own (--array).
 
-    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage error, 3 an input
-    cannot be read, 4 llama.cpp failed.
+    Exit codes: 0 all are normalized as expected, 1 one is not or cannot be told, 2 usage
+    error, 3 an input cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
     require_outputs(output, reading=[sound, processor, mmproj, array])
     from ggufnorm import api
+    from ggufnorm.core.feed import is_refuted
 
     report = api.audio(sound, processor=processor, mmproj=mmproj, array=array)
     emit(report, fmt, output)
-    return int(any(f.severity == "error" for f in report.findings))
+    return int(is_refuted(report.findings))

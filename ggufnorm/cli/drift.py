@@ -10,10 +10,14 @@ import click
 
 from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.options import (
+    LLAMA_ONLY,
+    crossed_onnx,
     crossed_thresholds,
     engine_options,
     found_build,
+    given,
     read_text,
+    refuse,
     resume_option,
     side_of,
     side_options,
@@ -31,6 +35,13 @@ from ggufnorm.cli.output import (
     require_outputs,
 )
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.formats.forms import parse
+
+_ONNX_ONLY = ("inputs", "max_rel")
+_GGUF_ONLY = (
+    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "resume", "budget",
+    "no_memory_check", "max_kld", "min_top1",
+)  # fmt: skip
 
 
 @click.command("drift")
@@ -52,6 +63,11 @@ from ggufnorm.cli.progress import progress_bar
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
 )
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path),
+    help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
+    "  [default: generated]",
+)  # fmt: skip
 @resume_option
 @time_option
 @click.option(
@@ -59,8 +75,19 @@ from ggufnorm.cli.progress import progress_bar
     help="Exit 1 if the local error (relative L2) of an operation exceeds this.",
 )  # fmt: skip
 @threshold_options
+@click.option(
+    "--inputs", type=click.Path(path_type=Path),
+    help="Inputs of two ONNX models: an .npz with an array for each, or a single .npy.",
+)  # fmt: skip
+@click.option(
+    "--max-rel", type=click.FloatRange(min=0),
+    help="Exit 1 if the relative L2 error of an ONNX model's output exceeds this.",
+)  # fmt: skip
 @output_options(*FORMATS)
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     models: tuple[str, ...],
     hf_repos: tuple[str, ...],
     text_file: Path | None,
@@ -71,32 +98,55 @@ def command(
     floor: bool,
     ref_llama_cpp: str | None,
     ref_gpu_layers: int | None,
+    images: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
     max_local: float | None,
     max_kld: float | None,
     min_top1: float | None,
+    inputs: Path | None,
+    max_rel: float | None,
     fmt: str | None,
     output: Path | None,
     **sides: Any,
 ) -> int:
-    """Run two GGUF models on the same text and show where they diverge.
+    """Run two versions of a model on the same input and show where they diverge.
 
     REF is the reference; QUANT is the same network, quantized or converted differently.
     Both run in llama.cpp, in lockstep, node by node. They must be on this machine: paths
     (any shard of a split model), ollama:name, or hf://org/repo/file.gguf once downloaded.
+
+    Two .onnx models run in ONNX Runtime: each operation of QUANT gets the input that REF gives
+    it, and settings of the quantizer that would help are tried and measured. Two mmproj files are
+    run on pictures (--image): what quantization costs an image encoder.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, reading=[ref, quant, text_file])
+    require_outputs(output, resume, reading=[ref, quant, text_file, inputs, *images])
     from ggufnorm import api
 
+    if parse(ref).engine == "onnxruntime":
+        refuse(context, _GGUF_ONLY, "does not go with .onnx")
+        return _drift_onnx(
+            ref,
+            quant,
+            inputs=inputs,
+            text_file=text_file,
+            n_ctx=ctx_size if given(context, ("ctx_size",)) else None,
+            chunks=chunks,
+            threads=threads,
+            limits=(max_local, max_rel),
+            fmt=fmt,
+            output=output,
+        )
+    refuse(context, _ONNX_ONLY, "goes with .onnx only")
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:
         report = api.drift(
             ref,
             quant,
+            images=images,
             text=text,
             text_name=str(text_file),
             n_ctx=ctx_size,
@@ -116,3 +166,34 @@ def command(
     emit(report, fmt, output)
     ended = tell_cut(report.run.cut)
     return ended or tell_crossed(crossed_thresholds(report, max_kld, min_top1, max_local))
+
+
+def _drift_onnx(
+    ref: str,
+    quant: str,
+    *,
+    inputs: Path | None,
+    text_file: Path | None,
+    n_ctx: int | None,
+    chunks: int | None,
+    threads: int | None,
+    limits: tuple[float | None, float | None],
+    fmt: str,
+    output: Path | None,
+) -> int:
+    from ggufnorm import api
+
+    with progress_bar("drift") as show:
+        report = api.drift_onnx(
+            ref,
+            quant,
+            inputs=inputs,
+            text=None if text_file is None else read_text(text_file),
+            text_name=str(text_file),
+            n_ctx=n_ctx,
+            chunks=chunks,
+            n_threads=threads,
+            on_progress=show,
+        )
+    emit(report, fmt, output)
+    return tell_crossed(crossed_onnx(report, *limits))

@@ -33,6 +33,7 @@ _COMMANDS = {
     "rules": "List the rules of audit.",
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled model.",
+    "engine": "Fetch builds of llama.cpp that need no compiler.",
     "doctor": "Show which packages are installed and work, for bug reports.",
     "completion": "Print the completion script for a shell.",
 }

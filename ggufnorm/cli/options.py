@@ -18,6 +18,7 @@ from ggufnorm.cli.process import complain
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.printable import printable
 from ggufnorm.formats.files import read_text as read_text
 
@@ -162,7 +163,8 @@ def _choose_build(
 llama_cpp_option = click.option(
     "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
     metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
-    " folder, or libllama.  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
+    " folder, or libllama, or the device of one that `engine get` fetched."
+    "  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
 )  # fmt: skip
 """Which llama.cpp runs models."""
 
@@ -341,6 +343,27 @@ def crossed_thresholds(
             lines.append(_crossed("--max-local", max_local, "finite local error", None))
         elif worst > max_local:
             lines.append(_crossed("--max-local", max_local, "largest local error", worst))
+    return lines
+
+
+def crossed_onnx(
+    report: OnnxDriftReport, max_local: float | None, max_rel: float | None
+) -> list[str]:
+    """One line per threshold that a report of two ONNX files crosses."""
+    lines = []
+    operations = [o.local for o in report.operations]
+    outputs = [o.difference for o in report.outputs]
+    for option, limit, what, found in (
+        ("--max-local", max_local, "largest local error", operations),
+        ("--max-rel", max_rel, "largest error of an output", outputs),
+    ):
+        if limit is None:
+            continue
+        worst = max((d.rel_l2 or 0.0 for d in found), default=0.0)
+        if any(d.non_finite_rows or not d.rows for d in found):
+            lines.append(_crossed(option, limit, f"finite {what}", None))
+        elif worst > limit:
+            lines.append(_crossed(option, limit, what, worst))
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Where results go: ``--format``, ``-o``, ``--wide`` and ``--table``, shared by all commands."""
+"""Where results go: ``--format``, ``-o``, ``-v``, ``--wide``, ``--table``, for all commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ggufnorm.core.printable import printable
 from ggufnorm.formats.output import require_writable, write_text
 from ggufnorm.report.formats import SUFFIXES, render, require
 
@@ -23,12 +24,14 @@ FORMATS = ("text", "json", "markdown", "html", "csv")
 """What every command can write."""
 
 _META = "ggufnorm.output"
+_MOST_TOLD = 8
+"""Lines of the answer that are told beside a file."""
 
 
 def output_options(*formats: str) -> Callable[[F], F]:
-    """Add ``--format``, ``-o``, ``--wide`` and ``--table`` to a command.
+    """Add ``--format``, ``-o``, ``-v``, ``--wide`` and ``--table`` to a command.
 
-    The command is given ``fmt`` and ``output``; :func:`emit` reads the other two from click's
+    The command is given ``fmt`` and ``output``; :func:`emit` reads the others from click's
     context.
 
     Args:
@@ -50,6 +53,14 @@ def output_options(*formats: str) -> Callable[[F], F]:
             expose_value=False,
             callback=_remember,
             help="Show all rows and columns of text, however wide.",
+        )(command)
+        command = click.option(
+            "-v",
+            "--verbose",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember,
+            help="Show all rows of text, those that say nothing too.",
         )(command)
         command = click.option(
             "-o",
@@ -135,14 +146,19 @@ def require_outputs(
 def emit(result: Result, fmt: str, output: Path | None) -> None:
     """Print a result, or write it to a file that appears only when it is complete.
 
-    What cannot be written is printed, as JSON in the place of HTML.
+    With a file, the answer goes to standard error, and where the rest was written. What
+    cannot be written is printed, as JSON in the place of HTML.
 
     Raises:
         OutputError: the file cannot be written.
         InputError: the result has no such table.
     """
     asked = _asked_for()
-    options = {"wide": asked.get("wide", False), "table": asked.get("table")}
+    options = {
+        "wide": asked.get("wide", False),
+        "verbose": asked.get("verbose", False),
+        "table": asked.get("table"),
+    }
     if output is None:
         _print(result, fmt, options)
         return
@@ -151,6 +167,21 @@ def emit(result: Result, fmt: str, output: Path | None) -> None:
     except Exception:
         _print(result, "json" if fmt == "html" else fmt, options)
         raise
+    _tell(result, output)
+
+
+def _tell(result: Result, output: Path) -> None:
+    """The answer in a few lines, and the file that has the whole of it."""
+    from ggufnorm.report.kinds import reports_of
+    from ggufnorm.report.text import answer_lines
+
+    reports = reports_of(result)
+    lines = [line for r in reports for line in answer_lines(r)[: None if len(reports) == 1 else 1]]
+    for line in lines[:_MOST_TOLD]:
+        click.echo(line, err=True)
+    if len(lines) > _MOST_TOLD:
+        click.echo(f"and {len(lines) - _MOST_TOLD} more", err=True)
+    click.echo(f"written to {printable(str(output))}", err=True)
 
 
 def _print(result: Result, fmt: str, options: dict[str, Any]) -> None:

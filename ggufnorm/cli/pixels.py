@@ -76,7 +76,7 @@ class _Constants(click.ParamType["Normalization"]):
 )  # fmt: skip
 @click.option(
     "--onnx", metavar="MODEL", type=click.Path(path_type=Path),
-    help="ONNX model that takes the pixels, to check the shape and type of its input.",
+    help="ONNX model that takes the pixels, to check its input, and what it does to pixels itself.",
 )  # fmt: skip
 @output_options(*FORMATS)
 def command(
@@ -94,12 +94,13 @@ def command(
     The pipelines are the Hugging Face image processor, its formula in NumPy, llama.cpp's
     own preprocessing, and your own (--array, with which IMAGE is optional).
 
-    Exit codes: 0 all are normalized as expected, 1 one is not, 2 usage error, 3 an input
-    cannot be read, 4 llama.cpp failed.
+    Exit codes: 0 all are normalized as expected, 1 one is not or cannot be told, 2 usage
+    error, 3 an input cannot be read, 4 llama.cpp failed.
     """
     fmt = choose_format(fmt, output)
     require_outputs(output, reading=[image, processor, mmproj, array, onnx])
     from ggufnorm import api
+    from ggufnorm.core.feed import is_refuted
 
     report = api.pixels(
         image,
@@ -110,4 +111,4 @@ def command(
         onnx=onnx,
     )
     emit(report, fmt, output)
-    return int(any(f.severity == "error" for f in report.findings))
+    return int(is_refuted(report.findings))

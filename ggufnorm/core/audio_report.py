@@ -38,6 +38,8 @@ class ExpectedMel:
         n_frames: of one input.
         n_fft: samples of a window.
         hop: samples from one window to the next.
+        formula: what becomes of mel energies; Whisper's if it is empty.
+        fixed: whether every input has that many frames, however long its sound is.
     """
 
     source: str
@@ -46,6 +48,23 @@ class ExpectedMel:
     n_frames: int
     n_fft: int
     hop: int
+    formula: str = ""
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
+class ExpectedWaveform:
+    """What should be fed to a model that takes samples.
+
+    Attributes:
+        source: where that is taken from.
+        rate: of the samples, in Hz.
+        normalized: to zero mean and unit variance, or as they are.
+    """
+
+    source: str
+    rate: int
+    normalized: bool
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,8 @@ class AudioPipeline:
     Attributes:
         name: ``transformers``, ``numpy``, ``llama.cpp`` or ``array``.
         source: the folder or file that decides what it does.
-        shape: of all it feeds, ``(inputs, mel bins, frames)``; the first is looked at.
+        shape: of all it feeds, ``(inputs, mel bins, frames)``, of waveforms ``(inputs, 1,
+            samples)``; one is looked at.
         mean: of its values; None if one is not finite.
         std: the same.
         minimum: the same.
@@ -65,12 +85,12 @@ class AudioPipeline:
         normalization: what was done, in words.
         mistakes: names of what is not as expected.
         told: whether the values could tell what was done.
-        gain: of a decade of energy; None if not known.
-        offset: the value of an energy of 1; None if not known.
+        gain: of a decade of energy, of waveforms of a sample from -1 to 1; None if not known.
+        offset: the value of an energy of 1, or of a sample of 0; None if not known.
         residual: relative L2 distance of what is said to have been done from the values.
         thumbnail: the frames that hold the sound as a PNG in base64, low frequencies at the
-            bottom, in colours of the first pipeline's range. None if a value is not finite
-            or Pillow is not installed.
+            bottom, in colours of the first pipeline's range. None of waveforms, if a value is
+            not finite or Pillow is not installed.
     """
 
     name: str
@@ -122,6 +142,8 @@ class AudioReport(Result):
         comparisons: of the first pipeline with each other.
         findings: the most severe first.
         verdict: all of it in one sentence.
+        waveform: what should be fed to a model that takes samples, None for one that takes
+            spectrograms.
     """
 
     sound: SoundFacts
@@ -130,3 +152,4 @@ class AudioReport(Result):
     comparisons: tuple[AudioComparison, ...]
     findings: tuple[FeedFinding, ...]
     verdict: str
+    waveform: ExpectedWaveform | None = None

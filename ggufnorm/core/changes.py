@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ggufnorm.core.activations import ACTIVATIONS
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.operations import Array, Operation
-from ggufnorm.core.rope import Pairs, Rope
+from ggufnorm.core.rope import Pairs, Rope, as_halves
 from ggufnorm.core.tolerances import SAME_FUNCTION
 
 Wide = NDArray[np.float64]
@@ -91,11 +91,38 @@ def _ropes(operation: Operation, x: Array, numbers: Mapping[str, float]) -> Iter
     thetas = (b for b in _with(numbers, "theta", "rotary_base") if b > 1)
     bases = dict.fromkeys([used.base, *thetas])
     scales = dict.fromkeys([used.scale, 1.0, *(1 / f for f in _with(numbers, "factor") if f > 0)])
-    for kind, n_dims, base, scale in product(pairs, sizes, bases, scales):
-        other = replace(used, pairs=kind, n_dims=n_dims, base=base, scale=scale)
-        if other != used:
+    for yarn in dict.fromkeys([used.yarn, None]):
+        for kind, n_dims, base, scale in product(pairs, sizes, bases, scales):
+            other = replace(used, pairs=kind, n_dims=n_dims, base=base, scale=scale, yarn=yarn)
+            if other == used:
+                continue
             hint = _PERMUTED if (used.pairs, kind) == ("neighbours", "halves") else ""
             yield Change(f"turns {used}", f"turning {other}{hint}", other.apply(x))
+            if used.pairs == "neighbours" == kind and n_dims < x.shape[-1]:
+                # The converter permuted whole heads, and Transformers turns a part of each.
+                part = replace(other, pairs="halves")
+                yield Change(f"turns {used}", f"turning {part}", part.apply(as_halves(x)))
+
+
+def known_difference(operation: Operation, inputs: Sequence[Array]) -> Change | None:
+    """What llama.cpp computes in another way than Transformers, whatever a file says.
+
+    It always cuts the range of channels between YaRN's two frequencies to whole ones
+    (``ggml_rope_yarn_corr_dims`` in ``ggml/src/ggml.c``), and GPT-OSS states ``truncate: false``.
+
+    Args:
+        operation: of llama.cpp.
+        inputs: its computed inputs.
+    """
+    used = Rope.of_params(operation.params) if operation.op == "ROPE" else None
+    if used is None or used.yarn is None or len(inputs) != 1:
+        return None
+    other = replace(used, yarn=replace(used.yarn, truncate=False))
+    return Change(
+        "cuts YaRN's range of frequencies to whole channels, as llama.cpp always does",
+        "the range as it is (truncate: false)",
+        other.apply(inputs[0]),
+    )
 
 
 # -- the softmax of an attention -------------------------------------------------------------

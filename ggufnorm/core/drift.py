@@ -111,6 +111,28 @@ class OperationDrift:
 
 
 @dataclass(frozen=True)
+class ExpertDrift:
+    """One expert of a tensor that stacks several.
+
+    Attributes:
+        tensor: of all experts.
+        node: llama.cpp's label of the product.
+        layer: block number.
+        expert: its number.
+        rows: that were routed to it: 0 where the text did not use it.
+        local: own error of its rows, relative L2, with the reference's input and routing;
+            None where it has none.
+    """
+
+    tensor: str
+    node: str
+    layer: int | None
+    expert: int
+    rows: int
+    local: float | None
+
+
+@dataclass(frozen=True)
 class Place:
     """A value in the graph.
 
@@ -341,6 +363,7 @@ class DriftReport(Result):
         verdict: one or two sentences: where drift enters, and whether a norm is at fault.
         skipped: what was not watched or not computed, and why.
         run: how it was run.
+        experts: each expert of each product with stacked experts, in graph order.
         cost: what that took; None in a report that was read from a document.
         kernels: for one file in two engines: each kind of operation beside what llama.cpp's
             own tests allow, in graph order; empty otherwise.
@@ -358,6 +381,7 @@ class DriftReport(Result):
     verdict: str
     skipped: tuple[Skipped, ...]
     run: RunFacts
+    experts: tuple[ExpertDrift, ...] = ()
     cost: RunCost | None = None
     kernels: tuple[KernelError, ...] = ()
 

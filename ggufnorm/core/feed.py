@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -26,6 +27,11 @@ class FeedFinding:
     name: str
     pipeline: str | None
     message: str
+
+
+def is_refuted(findings: Iterable[FeedFinding]) -> bool:
+    """Whether a pipeline is wrong, or does not show that it is right: the command exits with 1."""
+    return any(f.severity == "error" or f.name == "not-told" for f in findings)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,43 @@ def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(np.isnan(values), values, rounded.view(np.float32))
 
 
+def from_bf16(
+    bits: NDArray[np.uint16], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Bfloat16s, given as their bits, as float32; in ``out`` if that is given."""
+    wide = None if out is None else out.view(np.uint32)
+    return np.left_shift(bits, np.uint32(16), out=wide, dtype=np.uint32).view(np.float32)
+
+
+_REBIASED = np.float32(2.0**112)
+"""What a half's exponent lacks for a float's: 127 - 15."""
+
+_PAST_F16 = np.float32(2.0**16)
+
+
+def from_f16(
+    bits: NDArray[np.uint16], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Half-precision numbers, given as their bits, as float32, at three times NumPy's speed.
+
+    Shifted into a float's place they are too small by :data:`_REBIASED`, subnormal ones too.
+    Infinities and NaN come out as 2^16 and more: those arrays, and all in threads that flush
+    subnormal numbers to zero, are left to NumPy.
+    """
+    values = np.empty(bits.shape, np.float32) if out is None else out
+    wide = values.view(np.int32)
+    np.left_shift(bits.view(np.int16), 13, out=wide, dtype=np.int32)
+    np.bitwise_and(wide, np.int32(-0x70002000), out=wide)
+    np.multiply(values, _REBIASED, out=values)
+    if values.size == 0:
+        return values
+    least = np.array([1 << 13], np.int32).view(np.float32) * _REBIASED
+    if least[0] == 0 or values.max() >= _PAST_F16 or values.min() <= -_PAST_F16:
+        with np.errstate(invalid="ignore"):
+            values[...] = bits.view(np.float16)
+    return values
+
+
 def finite_float32(value: float | None) -> float | None:
     """As :func:`shortest_float32`, None for what JSON cannot hold: infinity and NaN."""
     return shortest_float32(value) if value is not None and math.isfinite(value) else None

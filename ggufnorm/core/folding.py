@@ -93,6 +93,8 @@ class Layer:
         padded: whether its input is padded.
         rounding: relative L2 that the type of the weight loses at most; 0 for float32.
         lost: most that the type of the bias loses, of each channel or of all.
+        alpha: of a Gemm, with which the weight is multiplied already.
+        beta: of a Gemm, with which the bias is multiplied already.
         before: steps on its input, in order.
         after: steps on its result, in order.
     """
@@ -104,6 +106,8 @@ class Layer:
     padded: bool = False
     rounding: float = 0.0
     lost: Wide | float = 0.0
+    alpha: float = 1.0
+    beta: float = 1.0
     before: tuple[Step, ...] = ()
     after: tuple[Step, ...] = ()
 

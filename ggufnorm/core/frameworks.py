@@ -13,13 +13,16 @@ from ggufnorm.core.metrics import Difference
 from ggufnorm.core.misfolds import FoldCause
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.result import Result
+from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.core.transforms import Kind
 
-SiteStatus = Literal["agrees", "precision", "upstream", "harmless", "before", "mistake"]
+SiteStatus = Literal["agrees", "precision", "engine", "upstream", "harmless", "before", "mistake"]
 """What is to be said of a site:
 
 - ``agrees``: input and output are the source's but for float32 rounding;
 - ``precision``: they differ no more than the types of the file explain;
+- ``engine``: the norm is right, and before it the two engines are known to differ, whatever
+  the file says;
 - ``upstream``: the norm is right, and what reaches it went wrong at an earlier site;
 - ``harmless``: epsilon or weight are not the source's, and nothing of it shows in this run;
 - ``before``: the norm is right, and what reaches it goes wrong just before it;
@@ -35,13 +38,25 @@ CauseKind = Literal[
 does not compute what it states; ``pixels``: what an image encoder is fed. Of a batch norm as in
 :data:`ggufnorm.core.misfolds.FoldCause`."""
 
-FoldStatus = Literal["folded", "rounded", "kept", "mistake"]
+FoldStatus = Literal["folded", "rounded", "kept", "harmless", "mistake"]
 """What became of a batch norm of the source:
 
 - ``folded``: it is in the layer beside it, right but for float32 rounding;
 - ``rounded``: so too, but for the rounding of the types that the layer is stored in;
 - ``kept``: the engine's graph still has it, as one operation or as several, and it is right;
+- ``harmless``: its layer holds other values, and nothing of it shows in what comes out;
 - ``mistake``: it is folded, kept or left out, and another result comes of it.
+"""
+
+LayerStatus = Literal["agrees", "rounded", "harmless", "before", "upstream", "mistake"]
+"""What is to be said of a layer of two ONNX graphs:
+
+- ``agrees``: weight, bias and what comes out are the source's but for float32 rounding;
+- ``rounded``: they differ no more than the types of the file explain;
+- ``harmless``: weight or bias are others, and nothing of it shows in the model's results;
+- ``before``: weight and bias are the source's, and what comes out is not;
+- ``upstream``: so too, behind something wrong;
+- ``mistake``: its weight or its bias is another.
 """
 
 
@@ -113,6 +128,10 @@ class SiteComparison:
         allowed: most of ``local`` that rounding explains.
         status: what is to be said of it.
         causes: what is not as in the source, the largest share first.
+        before: relative L2 error that the operations between the norms before and this one
+            make by themselves, given the source's values; None where that was not measured
+            or is not finite.
+        before_allowed: most of ``before`` that rounding explains; None likewise.
     """
 
     key: str
@@ -126,13 +145,16 @@ class SiteComparison:
     allowed: float
     status: SiteStatus
     causes: tuple[Cause, ...]
+    before: float | None = None
+    before_allowed: float | None = None
 
 
-OperationStatus = Literal["same", "inside", "wrong", "behind"]
+OperationStatus = Literal["same", "inside", "engine", "wrong", "behind"]
 """What is to be said of an operation between two norms:
 
 - ``same``: the source computes its result too;
 - ``inside``: the source does not, but a later result that takes it: it is cut another way;
+- ``engine``: the two engines differ in it, whatever the file says;
 - ``wrong``: the first whose result the source has nowhere, nor any that follows from it;
 - ``behind``: such a one that comes later.
 """
@@ -174,6 +196,27 @@ class WrongOperation:
     op: str
     tensor: str | None
     reason: str
+
+
+@dataclass(frozen=True)
+class EngineDifference:
+    """An operation that two engines compute in other ways, whatever the file says: no mistake.
+
+    Attributes:
+        name: of the node, as llama.cpp labels it.
+        op: what it does, in ggml's word.
+        reason: how they differ, in words.
+        size: relative L2 distance of its result from the source's.
+        n_sites: norms that it reaches before another norm.
+        effect: the largest relative L2 error of what reaches those, given the source's values.
+    """
+
+    name: str
+    op: str
+    reason: str
+    size: float
+    n_sites: int = 1
+    effect: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,6 +263,64 @@ class FoldedNorm:
 
 
 @dataclass(frozen=True)
+class LayerComparison:
+    """A layer of two ONNX graphs, with all that scales and shifts its channels.
+
+    Attributes:
+        source: the source's, by its weight or its node.
+        engine: the engine's, likewise.
+        op: ONNX's name of the operation.
+        weight_error: relative L2 distance of the weight; None where it is not finite.
+        bias_error: the same of the bias, relative to the terms that it is the sum of.
+        weight_allowed: most of it that rounding explains.
+        bias_allowed: the same of the bias.
+        output: how far what comes out behind it is off; None where it was not observed.
+        status: what is to be said of it.
+        message: what is wrong with its weight or bias, empty for nothing.
+    """
+
+    source: str
+    engine: str
+    op: str
+    weight_error: float | None
+    bias_error: float | None
+    weight_allowed: float
+    bias_allowed: float
+    output: Difference | None
+    status: LayerStatus
+    message: str
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One result of two ONNX graphs.
+
+    Attributes:
+        source: its name in the source.
+        engine: its name in the engine.
+        difference: how far it is off; None where it cannot be compared.
+        reason: why it cannot, or why it is another; empty where neither is known.
+        unstable: the operation before it that rounding may turn over; None if there is none.
+        is_another: whether it is wrong whatever its values are: it has another shape.
+    """
+
+    source: str
+    engine: str
+    difference: Difference | None
+    reason: str = ""
+    unstable: str | None = None
+    is_another: bool = False
+
+    @property
+    def tells(self) -> bool:
+        """Whether a difference would say something of the model."""
+        if self.difference is None:
+            return False
+        off = self.difference.rel_l2
+        return self.unstable is None or (off is not None and off <= SAME_FORMULA)
+
+
+@dataclass(frozen=True)
 class FirstWrong:
     """Where an engine first does something else than the source.
 
@@ -227,7 +328,9 @@ class FirstWrong:
         key: of the site, or ``logits``.
         layer: block number, None outside the blocks.
         where: ``norm``: the norm itself; ``before``: what lies between the norms before and
-            its input, or the logits; ``fold``: what became of a batch norm.
+            its input, or the logits; ``fold``: what became of a batch norm; ``layer``: a
+            layer of an ONNX graph, or what lies before it; ``output``: a result behind all
+            of them; ``input``: what is done to the values that a model is fed.
         after: the last site whose output is still right, None if there is none.
         reason: why, in a sentence.
         causes: kinds of the causes, empty where none is known.
@@ -237,7 +340,7 @@ class FirstWrong:
 
     key: str
     layer: int | None
-    where: Literal["norm", "before", "fold"]
+    where: Literal["norm", "before", "fold", "layer", "output", "input"]
     after: str | None
     reason: str
     causes: tuple[CauseKind, ...]
@@ -313,6 +416,9 @@ class EngineComparison:
             severe first; empty for a language model, and where there is no processor.
         compared: what was compared, in words: norms, logits, the pooled embedding, token ids.
         not_compared: results that users get and that were not compared, and why.
+        layers: of two ONNX graphs, where the norms do not tell where they part.
+        outputs: all results of floating point, where both are ONNX.
+        known: known differences of the two engines.
     """
 
     engine: RunSide
@@ -330,6 +436,9 @@ class EngineComparison:
     pixels: tuple[FeedFinding, ...] = ()
     compared: tuple[str, ...] = ()
     not_compared: tuple[Skipped, ...] = ()
+    layers: tuple[LayerComparison, ...] = ()
+    outputs: tuple[OutputDifference, ...] = ()
+    known: tuple[EngineDifference, ...] = ()
 
 
 @dataclass(frozen=True)

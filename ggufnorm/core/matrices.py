@@ -29,6 +29,8 @@ def explain_matrix(
     """
     if _same(found, expected, tolerance):
         return None
+    if found.ndim > 2:
+        return _experts(found, expected, tolerance)
     if _same(found, expected.T, tolerance):
         return "is the source's transposed"
     factor = _factor(found, expected)
@@ -41,6 +43,21 @@ def explain_matrix(
         if _same(found, other, tolerance):
             return f"holds the values of {name}"
     return _partly(found, expected, tolerance)
+
+
+def _experts(found: Array, expected: Array, tolerance: float) -> str:
+    """Of the matrices of all experts, ``(experts, out, in)``."""
+    if _same(found, expected.swapaxes(1, 2), tolerance):
+        return "is the source's transposed, expert by expert"
+    if found.shape != expected.shape:
+        shapes = ("×".join(map(str, w.shape)) for w in (found, expected))
+        return "is {}, the source's {}".format(*shapes)
+    if _reordered(found, expected, 0, tolerance):
+        return "has the source's experts in another order"
+    off = [distance(f, e) for f, e in zip(found, expected, strict=True)]
+    wrong = [i for i, d in enumerate(off) if d > tolerance]
+    which = f", in {len(wrong)} of {len(found)} experts from expert {wrong[0]}" if wrong else ""
+    return f"differs by {distance(found, expected):.3g} from the source's{which}"
 
 
 def _same(a: Array, b: Array, tolerance: float) -> bool:
@@ -62,7 +79,8 @@ def _factor(found: Array, expected: Array) -> float:
 
 def _reordered(found: Array, expected: Array, axis: int, tolerance: float) -> bool:
     def ordered(w: Array) -> Array:
-        key = np.linalg.norm(w.astype(np.float64), axis=1 - axis)
+        wide = w.astype(np.float64)
+        key = np.sqrt((wide**2).sum(axis=tuple(i for i in range(w.ndim) if i != axis)))
         return np.take(w, np.argsort(key, kind="stable"), axis=axis)
 
     return _same(ordered(found), ordered(expected), tolerance)

@@ -32,6 +32,7 @@ class Mend:
         renames: the key under which the value stands, wrongly.
         override_kv: options of llama.cpp that do the same without a new file; None where
             they cannot.
+        also: other tensors that are written in the same way.
     """
 
     kind: MendKind
@@ -42,6 +43,12 @@ class Mend:
     value: Any = None
     renames: str | None = None
     override_kv: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All keys and tensors that are written."""
+        return (self.target, *self.also)
 
 
 def set_key(key: str, kind: str, value: Any, actual: Any, *, from_source: bool) -> Mend | None:

@@ -304,6 +304,59 @@ class ChannelSum:
                 self.error += np.where(np.isfinite(error), error, 0.0)
                 self.reference += np.where(np.isfinite(reference), reference, 0.0)
 
+    @property
+    def typical(self) -> float:
+        """Relative L2 error of the median channel, 0 if none has energy."""
+        there = self.reference > 0
+        if not there.any():
+            return 0.0
+        return float(np.sqrt(np.median(self.error[there] / self.reference[there])))
+
+
+class ExpertSum:
+    """Per expert, the rows that it made, and the energy of the reference and of the error."""
+
+    def __init__(self, n_experts: int) -> None:
+        self.rows = np.zeros(n_experts, np.int64)
+        self.reference = np.zeros(n_experts)
+        self.error = np.zeros(n_experts)
+
+    def add(
+        self, experts: NDArray[np.int32], r: NDArray[np.float32], q: NDArray[np.float32]
+    ) -> None:
+        """Take in two arrays ``(rows, channels)`` and which expert made each row.
+
+        Rows that are not finite in both do not count.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            d = q - r
+            error, reference = (np.einsum("ij,ij->i", v, v, dtype=np.float64) for v in (d, r))
+        good = np.isfinite(error) & np.isfinite(reference)
+        good &= (experts >= 0) & (experts < len(self.rows))
+        n, chosen = len(self.rows), experts[good]
+        self.rows += np.bincount(chosen, minlength=n)
+        self.reference += np.bincount(chosen, reference[good], n)
+        self.error += np.bincount(chosen, error[good], n)
+
+    def state(self) -> list[list[float]]:
+        """All that was gathered, as plain data that JSON keeps exactly."""
+        parts = (self.rows.astype(np.float64), self.reference, self.error)
+        return [v.tolist() for v in parts]
+
+    @classmethod
+    def from_state(cls, state: list[list[float]]) -> ExpertSum:
+        """The inverse of :meth:`state`."""
+        total = cls(len(state[0]))
+        total.rows = np.array(state[0], np.int64)
+        total.reference, total.error = (np.array(v, np.float64) for v in state[1:])
+        return total
+
+    def errors(self) -> list[float | None]:
+        """Relative L2 error of each expert; None where no row is its own, or all are zero."""
+        there = self.reference > 0
+        found = np.sqrt(np.divide(self.error, self.reference, where=there, out=self.error * 0))
+        return [float(e) if known else None for e, known in zip(found, there, strict=True)]
+
 
 def difference(r: NDArray[np.float32], q: NDArray[np.float32]) -> Difference:
     """The :class:`Difference` of two whole arrays of one shape, ``(…, channels)``."""

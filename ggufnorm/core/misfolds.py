@@ -15,7 +15,7 @@ from ggufnorm.core.tolerances import EPSILON_OF_VARIANCE, NEAR_SCALE
 
 FoldCause = Literal[
     "epsilon", "gamma", "beta", "mean", "variance", "bias", "elsewhere", "order", "lost",
-    "padding", "values",
+    "padding", "statistics", "twice", "alpha", "values",
 ]  # fmt: skip
 """What is wrong with a fold:
 
@@ -23,7 +23,10 @@ FoldCause = Literal[
 - ``bias``: the layer's bias is lost or not scaled, or else only one of weight and bias is folded;
 - ``elsewhere``: another norm's values are in the layer, or the norm's in another layer;
 - ``order``: of the channels; ``lost``: the norm is gone, and the layer is as it was;
-- ``padding``: a shift before a layer that pads its input; ``values``: nothing tried explains it.
+- ``padding``: a shift before a layer that pads its input;
+- ``statistics``: it takes those of its own input, or those it was initialized with;
+- ``twice``: it is folded, and still there, or folded twice;
+- ``alpha``: the factor of a ``Gemm``, or its ``beta``; ``values``: nothing tried explains it.
 """
 
 
@@ -56,6 +59,9 @@ def mistakes(spot: Spot, weight: Wide, others: Mapping[str, BatchNorm]) -> Itera
     """
     message = "is gone, and nothing of it is in the layer beside it"
     yield Mistake("lost", message, spot.put().values())
+    step = spot.norm.step
+    message = "is applied twice: it is in the layer beside it, and again behind it"
+    yield Mistake("twice", message, spot.put(step, replace(step, norm=None)).values())
     yield from _half_done(spot)
     yield from _left_out(spot, weight)
     yield from _misread(spot)
@@ -113,6 +119,9 @@ def _fitted_epsilon(norm: BatchNorm, scale: Wide) -> float | None:
 
 def _misread(spot: Spot) -> Iterator[Mistake]:
     n = spot.norm
+    fresh = replace(n, mean=np.zeros_like(n.mean), variance=np.ones_like(n.variance))
+    message = "has the statistics of a new batch norm: mean 0 and variance 1"
+    yield Mistake("statistics", message, spot.put(fresh.step).values())
     added = replace(n, mean=-n.mean)
     yield Mistake("mean", "is applied with its mean added", spot.put(added.step).values())
     squared = replace(n, variance=(n.variance + n.epsilon) ** 2, epsilon=0.0)

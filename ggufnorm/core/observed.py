@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ class ObservedNorm:
         layer: block number, None outside the blocks or where it is not told.
         role: as in :class:`~ggufnorm.core.model.NormSite`; the empty string where it is
             not told.
+        rounding: relative L2 that the types of its operations lose; 0 for float32.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ObservedNorm:
     dtype: str | None = None
     layer: int | None = None
     role: str = ""
+    rounding: float = 0.0
 
     @property
     def effective_weight(self) -> Array | None:
@@ -100,6 +103,7 @@ class SourceOutput:
         classifier: the class that scores a text; None if it is made for none.
         score: its logits, ``(labels,)``; None where there is none.
         head: the weights that make it of the states, by name.
+        normalizes: whether it brings an embedding to length 1; None if it does not say.
     """
 
     states: Array | None
@@ -108,6 +112,23 @@ class SourceOutput:
     classifier: str | None
     score: Array | None
     head: dict[str, Array]
+    normalizes: bool | None = None
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """A result of a model, as floating-point numbers.
+
+    Attributes:
+        name: in the graph.
+        value: in the graph's shape.
+        unstable: the operation before it that rounding may turn over, such as ``TopK``; None
+            if there is none.
+    """
+
+    name: str
+    value: Array
+    unstable: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +145,12 @@ class ObservedRun:
             stored in, or of the engine's own kernels: 0 for float32.
         residuals: of each block, in order; empty where the engine does not show them.
         result: the model's first output; None where the engine does not show it.
+        outputs: all of floating point, in the graph's order; empty where the engine does not
+            show them.
+        behind: what comes out behind each layer, by the value's name; empty where there are
+            norms to look at.
+        own_feed: whether it was fed other values than the source, as it normalizes its input
+            otherwise.
     """
 
     engine: str
@@ -134,6 +161,27 @@ class ObservedRun:
     rounding: float = 0.0
     residuals: tuple[Residual, ...] = ()
     result: Array | None = None
+    outputs: tuple[ModelOutput, ...] = ()
+    behind: Mapping[str, Array] = field(default_factory=dict)
+    own_feed: bool = False
+
+
+@dataclass(frozen=True)
+class TypeCost:
+    """How far types of matrices move a source, as relative L2 distances.
+
+    Attributes:
+        moved: of each norm's input by the norm's name, all matrices before it in those types.
+        own: the same with every norm given its input of the plain run: what the matrices
+            since the norms before cost by themselves.
+        logits: of the logits; 0 without.
+        own_logits: the same, the last norm given its input of the plain run.
+    """
+
+    moved: Mapping[str, float]
+    own: Mapping[str, float]
+    logits: float = 0.0
+    own_logits: float = 0.0
 
 
 def by_token(value: Array, n_tokens: int, channels: int) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.tokens import tokens_first
-from ggufnorm.core.tolerances import SAME_GATHERED
+from ggufnorm.core.tolerances import SAME_GATHERED, SAME_OPERATION
 
 Array = NDArray[np.float32]
 
@@ -168,8 +168,12 @@ class Results:
         )
 
     def users(self, index: int) -> list[Operation]:
-        """The operations that take a result."""
-        return [o for o in self.operations if index in o.inputs]
+        """The operations that take a result, or a part of it."""
+        found = []
+        for i, operation in enumerate(self.operations):
+            if index in operation.inputs:
+                found += [operation] if operation.computes else self.users(i)
+        return found
 
 
 def l2_norm(value: Array) -> float:
@@ -184,6 +188,7 @@ def _match(rows: TokenRows, index: int, other: TokenRows, tolerance: float) -> M
         distance = _distance(rows.rows, other.rows, other.norm)
         if distance <= tolerance:
             return Match(index, distance, True)
+    tolerance = min(tolerance, SAME_OPERATION)  # in ascending order unrelated rows come near
     width = max(rows.rows.shape[1], other.rows.shape[1])
     distance = _distance(rows.sorted(width), other.sorted(width), other.norm)
     return Match(index, distance, False) if distance <= tolerance else None

@@ -49,6 +49,8 @@ class Pipeline:
         thumbnail: the picture looked at as the expected normalization shows it, a PNG in
             base64 of 192 pixels at most on the longer edge: what a wrong pipeline feeds
             looks wrong. None if a value is not finite or Pillow is not installed.
+        picture_mistakes: names of what is not as expected in the picture itself: not turned,
+            mirrored, without its colours.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Pipeline:
     std_used: Three | None
     residual: float | None
     thumbnail: str | None = None
+    picture_mistakes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

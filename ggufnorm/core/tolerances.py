@@ -22,6 +22,8 @@ SAME_FORMULA = 1e-5
 :data:`FLOAT32_ROUNDING`. Preprocessing leaves 1e-8 to 2e-7 (``tests/frameworks/test_audio.py``)."""
 NORM_RESULT = 2 * SAME_FORMULA
 """Most of a norm's own error that two float32 kernels explain, each off by :data:`SAME_FORMULA`."""
+MOST_OF_SUMMING = 1e-3
+"""Most that a kernel's sums in float32 may cost a norm (:func:`summing`)."""
 KERNEL_RESIDUAL = 1e-4
 """llama.cpp's result of a norm against NumPy's: above this it is not the same formula. A third of
 what ``test-backend-ops`` allows an operation."""
@@ -36,6 +38,23 @@ SAME_ELEMENT = 2.0**-22
 """Two float32 results of one sum or product are the same up to this relative distance of each
 element: two roundings of the last bit."""
 
+
+def summing(n: int, mean_over_deviation: float) -> float:
+    """Relative L2 that a norm's sums lose, added up one after the other in float32.
+
+    Each of ``n`` additions rounds the sum so far: an error of ``√n · 2⁻²⁴`` of a sum of squares.
+    The variance is what is left of it without the mean's square, which is larger by the square of
+    mean over deviation where a kernel computes ``E[x²] - E[x]²``, as ONNX Runtime's LayerNorm does
+    (``layer_norm_impl.cc``). Groups of 262,144 values were seen to be off by 2.7e-5.
+
+    Args:
+        n: values that one mean is taken of.
+        mean_over_deviation: of these values.
+    """
+    lost = math.sqrt(n) * 2.0**-24 * (1 + mean_over_deviation**2)
+    return min(MOST_OF_SUMMING, 2 * lost)
+
+
 # -- from norm to norm and between them --------------------------------------------------------
 
 SAME_DOWNSTREAM = 1e-4
@@ -44,6 +63,9 @@ activations make of it. 5e-6 was seen in nine networks (``tests/frameworks/test_
 STRETCH_OF_MATRICES = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding. Up to twice the
 table was measured for one quantized matrix (``tests/frameworks/test_frameworks.py``)."""
+OPERATION_OF_TYPE = 1.5
+"""As :data:`STRETCH_OF_MATRICES` for one operation with quantized matrices, given the source's
+values: half the table to its whole was measured for one matrix."""
 STRETCH_OF_COST = 2.0
 """As :data:`STRETCH_OF_MATRICES`, in multiples of what the types of all matrices before do to the
 source itself: measured, not estimated. An engine rounds what it multiplies them with besides."""
@@ -54,6 +76,8 @@ JUMP = 8.0
 SAME_OPERATION = 0.03
 """A result can be found among others up to here: wide rows of unrelated values differ by no more,
 put in ascending order (``tests/frameworks/test_operations.py``)."""
+SAME_PRODUCT = 0.2
+"""As :data:`SAME_OPERATION`, each token's values in one order: unrelated ones are 1.4 apart."""
 SAME_GATHERED = 2e-3
 """As :data:`SAME_OPERATION` for values whose tokens stand in another order: unrelated ones come
 nearer, all of them in ascending order, than those of each token."""
@@ -110,9 +134,22 @@ SAME_PICTURE = 0.35
 """Free fit's residual above which the two are not one picture, and tell nothing."""
 PICTURE_FOUND = 1e-3
 """Residual of a resized picture below which no other way to resize is tried."""
+ROUNDED_PICTURE = 0.01
+"""Residual that rounding a resized picture to whole levels leaves at most: above it the resize is
+another one."""
+UNRECOGNIZED_PICTURE = 0.05
+"""Residual above which the picture may be another one than the original, resized in any way."""
+MUCH_NEARER = 0.6
+"""Share of that residual that another picture, mirrored or without colours, must not exceed."""
 SAME_LEVELS = 2.5
 """Levels of 255 by which two resizes of one make differ: Pillow and llama.cpp round after each of
 two passes, and Pillow goes down the columns of tall pictures first (1 level was seen)."""
+WAVE_FORMULA = 1e-5
+"""One multiple of a sample and one number explain a waveform up to this residual; float32 leaves
+1e-7."""
+WAVE_CONSTANT = 0.005
+"""Relative difference up to which two gains of a waveform are one, and offsets in deviations:
+0.04 dB. Resamplers and rounding shift less."""
 MEL_FORMULA = 1e-4
 """A log-mel computation explains all up to this residual; float32 leaves 1e-7 to 1e-5."""
 SAME_SOUND = 0.1

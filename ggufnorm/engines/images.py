@@ -7,7 +7,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from types import ModuleType
@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.resizing import TENSOR_RESIZES, resize_tensor
+from ggufnorm.engines.resizing import (
+    ANTIALIASED_BILINEAR,
+    TENSOR_RESIZES,
+    resize_tensor,
+)
+from ggufnorm.engines.takes import Take, takes_of_file
 from ggufnorm.errors import InputError, MissingPackageError
 from ggufnorm.formats.files import open_regular
 
@@ -44,11 +49,13 @@ class Picture:
         path: of the file.
         levels: ``(height, width, 3)``, red first.
         turned: whether its EXIF data told to turn it, and it was.
+        takes: what pipelines may read out of the file instead.
     """
 
     path: str
     levels: Levels
     turned: bool
+    takes: tuple[Take, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
                     )
                 turned = image.getexif().get(0x0112, 1) != 1  # Orientation
                 levels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                takes = tuple(takes_of_file(image, turned))
     except FileNotFoundError:
         raise InputError(f"cannot read the picture {name}: there is no such file") from None
     except image_module.UnidentifiedImageError:
@@ -105,37 +113,78 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"cannot read the picture {name}: {reason}") from None
-    return Picture(name, levels, turned)
+    return Picture(name, levels, turned, takes)
 
 
-def resizes(levels: Levels, height: int, width: int) -> Iterator[Resized]:
+def resizes(
+    levels: Levels,
+    height: int,
+    width: int,
+    filters: Sequence[str] | None = None,
+    shapes: Container[str] | None = None,
+) -> Iterator[Resized]:
     """A picture on a grid of that size, in all the ways that pipelines do, usual ones first.
 
     Each of bilinear, bicubic, Lanczos, nearest and box filters, Pillow's, and those of
-    tensors (:mod:`ggufnorm.engines.resizing`).
+    tensors and OpenCV (:mod:`ggufnorm.engines.resizing`).
+
+    Args:
+        levels: the picture.
+        height: of the grid.
+        width: of the grid.
+        filters: those to try, by default all.
+        shapes: those to try, as in :attr:`Resized.shape`, by default all.
     """
+    tried = FILTERS if filters is None else filters
     rows, columns = levels.shape[:2]
     everything = slice(0, height), slice(0, width)
     if (rows, columns) == (height, width):
         yield Resized("as it is", "", levels, everything)
         return
-    for how in _FILTERS:
-        yield Resized("stretched", how, _resize(levels, height, width, how), everything)
+    if shapes is None or "stretched" in shapes:
+        for how in _distinct(tried, levels, height, width):
+            yield Resized(
+                "stretched",
+                _ROWS_FIRST.get(how, how),
+                _resize(levels, height, width, how),
+                everything,
+            )
     if rows * width != columns * height:
-        for inside, how in product(_paddings(rows, columns, height, width), _FILTERS):
+        for inside in _paddings(rows, columns, height, width):
+            shape = _padded_where(inside, height, width)
+            if shapes is not None and shape not in shapes:
+                continue
             down, across = inside
-            size = down.stop - down.start, across.stop - across.start
-            resized = _resize(levels, *size, how)
-            padded = np.zeros((height, width, 3), resized.dtype)
-            padded[inside] = resized
-            where = "in the middle" if down.start or across.start else "below or to the right"
-            where = where if size != (height, width) else ""
-            yield Resized(f"padded {where}".rstrip(), how, padded, inside)
-    sizes = _before_crop(rows, columns, height, width)
-    for ((h, w), shape), how in product(sizes.items(), _FILTERS):
+            h, w = down.stop - down.start, across.stop - across.start
+            for how in _distinct(tried, levels, h, w):
+                resized = _resize(levels, h, w, how)
+                padded = np.zeros((height, width, 3), resized.dtype)
+                padded[inside] = resized
+                yield Resized(shape, _ROWS_FIRST.get(how, how), padded, inside)
+    for (h, w), shape in _before_crop(rows, columns, height, width).items():
         top, left = (h - height) // 2, (w - width) // 2
-        cropped = _resize(levels, h, w, how)[top : top + height, left : left + width]
-        yield Resized(shape, how, cropped, everything)
+        if shapes is not None and shape not in shapes:
+            continue
+        for how in _distinct(tried, levels, h, w):
+            cropped = _resize(levels, h, w, how)[top : top + height, left : left + width]
+            yield Resized(shape, _ROWS_FIRST.get(how, how), cropped, everything)
+
+
+def _distinct(filters: Sequence[str], levels: Levels, height: int, width: int) -> list[str]:
+    """Without a filter that is another one's equal at that size."""
+    rows, columns = levels.shape[:2]
+    equal = {ANTIALIASED_BILINEAR} if height >= rows and width >= columns else set()
+    if rows <= columns:
+        equal |= set(_ROWS_FIRST)
+    return [f for f in filters if f not in equal]
+
+
+def _padded_where(inside: tuple[slice, slice], height: int, width: int) -> str:
+    down, across = inside
+    if (down.stop - down.start, across.stop - across.start) == (height, width):
+        return "padded"
+    middle = down.start or across.start
+    return "padded in the middle" if middle else "padded below or to the right"
 
 
 def thumbnail(levels: Levels, longest: int) -> str:
@@ -159,8 +208,9 @@ def _before_crop(rows: int, columns: int, height: int, width: int) -> dict[tuple
     """Sizes that a picture may have before its middle is cut out, and how it got them."""
     short, long = sorted((rows, columns))
     found: dict[tuple[int, int], str] = {}
-    for larger in _ENLARGED:
-        edge = round(max(height, width) * larger)
+    enlarged = [max(height, width) * larger for larger in _ENLARGED]
+    # ConvNeXT's processor cuts to a whole number, presets are written in whole numbers.
+    for edge in dict.fromkeys(cut(e) for e in enlarged for cut in (round, math.floor)):
         # torchvision and Transformers cut the long edge to a whole number, timm rounds it.
         for other in (edge * long // short, round(edge * long / short)):
             h, w = (edge, other) if rows == short else (other, edge)
@@ -195,7 +245,11 @@ def _paddings(rows: int, columns: int, height: int, width: int) -> list[tuple[sl
 
 
 _PILLOW = ("bilinear", "bicubic", "Lanczos", "nearest", "box")
-_FILTERS = (*_PILLOW[:3], *TENSOR_RESIZES, *_PILLOW[3:])
+# img_tool::resize_pillow in llama.cpp's tools/mtmd/mtmd-image.cpp goes along rows first; Pillow
+# down columns where that is less to do.
+_ROWS_FIRST = {f"{name}, rows first": name for name in _PILLOW[:3]}
+FILTERS = (*_PILLOW[:3], *_ROWS_FIRST, *TENSOR_RESIZES, *_PILLOW[3:])
+"""Ways to resize, in words, usual ones first."""
 
 
 def _resize(levels: Levels, height: int, width: int, how: str) -> NDArray[Any]:
@@ -203,7 +257,10 @@ def _resize(levels: Levels, height: int, width: int, how: str) -> NDArray[Any]:
         return resize_tensor(levels, height, width, how)
     image_module = _pillow()
     image: Image = image_module.fromarray(levels)
-    return np.asarray(image.resize((width, height), image_module.Resampling[how.upper()]))
+    filter_ = image_module.Resampling[_ROWS_FIRST.get(how, how).upper()]
+    if how in _ROWS_FIRST:
+        image = image.resize((width, image.height), filter_)
+    return np.asarray(image.resize((width, height), filter_))
 
 
 def _pillow() -> ModuleType:

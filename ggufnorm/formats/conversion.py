@@ -62,6 +62,7 @@ _RENAMES: tuple[tuple[str, str, str], ...] = (
     ("clip:llama4", r"^vision_model\.model(.*\.post_attention_layernorm)\b", r"vit\1"),
     ("clip:*", r"^vision_model\.", "vision_tower.vision_model."),
     ("clip:*", r"^model\.vision_tower\.vision_tower\.", "vision_tower."),
+    ("clip:gemma3", r"_projection_weight$", "_projection.weight"),
     # As Transformers 5 calls the modules of CLIP and SigLIP.
     (
         "clip:*",
@@ -235,6 +236,17 @@ def _merged(
     return None
 
 
+_OF_TEXT = re.compile(
+    r"language_model\.|text_model\.(?!encoder)|(^|\.)lm_head\."
+    r"|^(model\.)?(layers|embed_tokens|norm|llm)\b|^thinker\.model\.|^talker\."
+)
+
+
+def is_of_text(source: str) -> bool:
+    """Whether a checkpoint's tensor of that name belongs to its language model."""
+    return _OF_TEXT.search(source) is not None
+
+
 def embedding_source(file: ModelFile, source_names: Iterable[str]) -> str | None:
     """The checkpoint's name of the token embedding, None if it has none that is known."""
     names = _name_map(file) or {}
@@ -281,7 +293,7 @@ def n_blocks(file: ModelFile) -> int:
     return max(0, min(_MAX_BLOCKS, max(counts, default=0)))
 
 
-def _kind(file: ModelFile) -> str:
+def kind_of(file: ModelFile) -> str:
     """The architecture, of an encoder with its projector type: ``clip:gemma3``."""
     if file.architecture != "clip":
         return file.architecture
@@ -293,7 +305,14 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
     architecture = architectures.get(file.architecture)
     if file.architecture == "clip":
         architecture = MODEL_ARCH.MMPROJ
-    return None if architecture is None else _names_of(architecture, n_blocks(file))
+    if architecture is None:
+        return None
+    # Too few may be counted: names of the others are theirs all the same.
+    named = (int(found[1]) + 1 for n in file.tensors if (found := _BLOCK.match(n)))
+    return _names_of(architecture, max(n_blocks(file), min(_MAX_BLOCKS, max(named, default=0))))
+
+
+_BLOCK = re.compile(r"(?:[a-z]+\.)?blk\.(\d{1,4})\.")
 
 
 def _names_of(architecture: MODEL_ARCH, blocks: int) -> Mapping[str, tuple[object, str]]:
@@ -324,7 +343,7 @@ def _spellings(file: ModelFile, source: str) -> Iterator[str]:
     """A source name as converters may look it up, the likeliest first."""
     per_head = _PER_HEAD.fullmatch(source)
     plain = f"{per_head[1]}.weight" if per_head else source
-    kind, renamed = _kind(file), plain
+    kind, renamed = kind_of(file), plain
     for pattern, before, after in _RENAMES:
         if fnmatchcase(kind, pattern):
             renamed = re.sub(before, after, renamed)
@@ -382,7 +401,7 @@ def expected_offsets(file: ModelFile) -> dict[str, float] | None:
 
 def _transforms_for(file: ModelFile) -> list[tuple[str, Transform]]:
     """Patterns of source names, and what becomes of them, for the file's architecture."""
-    kind = _kind(file)
+    kind = kind_of(file)
     return [(name, t) for pattern, name, t in _TRANSFORMS if fnmatchcase(kind, pattern)]
 
 

@@ -13,8 +13,10 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quant_shape_from_byte_shape
 from numpy.typing import NDArray
 
+from ggufnorm.core.floats import from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
+from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
 
 # What NumPy reads by itself: a cast, no block of several values.
@@ -22,11 +24,15 @@ _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64":
 _WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
 """Types without blocks: their bytes can be put in this machine's order."""
 
+_HALVES = {"F16": from_f16, "BF16": from_bf16}
+
 
 _MAX_NORM = 1 << 24
 """Values of one norm at most; the largest have some 100,000."""
 _MAX_NORMS = 1 << 28
 """Values of all norms of a file at most: a gigabyte, held in memory."""
+_PIECE = 1 << 18
+"""Values that are read at a time of a tensor that is read as a whole."""
 _MAX_ROW = 1 << 28
 """Values of one row at most, which is read as a whole."""
 
@@ -80,8 +86,17 @@ def read_tensor(
         TensorTypeError: its type cannot be read.
     """
     tensor = file.tensors[name]
-    raw = file.read_bytes(name) if raw is None else raw
-    return _values(file, name, raw, n_rows(file, name)).reshape(tensor.shape[::-1])
+    rows = n_rows(file, name)
+    if raw is not None or tensor.shape[0] > _PIECE:
+        raw = file.read_bytes(name) if raw is None else raw
+        return _values(file, tensor, raw, rows).reshape(tensor.shape[::-1])
+    found = np.empty((rows, tensor.shape[0]), np.float32)
+    # Piece by piece, which a processor's cache holds until they are converted.
+    step = max(1, _PIECE // max(1, tensor.shape[0]))
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        read_rows(file, name, start, stop, found[start:stop])
+    return found.reshape(tensor.shape[::-1])
 
 
 def n_rows(file: ModelFile, name: str) -> int:
@@ -91,7 +106,11 @@ def n_rows(file: ModelFile, name: str) -> int:
 
 
 def read_rows(
-    file: ModelFile, name: str, start: int = 0, stop: int | None = None
+    file: ModelFile,
+    name: str,
+    start: int = 0,
+    stop: int | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Some rows of a tensor as float32; nothing else of it is read or kept.
 
@@ -100,6 +119,7 @@ def read_rows(
         name: of the tensor.
         start: first row, all dimensions but the first counted through.
         stop: the row after the last; None for all that follow.
+        out: where to put them, C-contiguous.
 
     Returns:
         ``(stop - start, ne[0])``, a copy.
@@ -109,17 +129,35 @@ def read_rows(
         TensorTypeError: its type cannot be read, or its rows are too long to be.
     """
     tensor = file.tensors[name]
+    raw = read_raw_rows(file, tensor, start, stop)
+    return _values(file, tensor, raw, len(raw), out)
+
+
+def read_raw_rows(
+    file: ModelFile, tensor: Tensor, start: int = 0, stop: int | None = None
+) -> NDArray[np.uint8]:
+    """The bytes of some rows of a tensor; see :func:`read_rows`.
+
+    Returns:
+        ``(stop - start, bytes of a row)``, as they stand in the file.
+    """
     if tensor.shape[0] > _MAX_ROW:
-        raise TensorTypeError(f"{file.path}: {name}: rows of {tensor.shape[0]:,} values")
-    rows = n_rows(file, name)
+        raise TensorTypeError(f"{file.path}: {tensor.name}: rows of {tensor.shape[0]:,} values")
+    rows = tensor.n_elements // tensor.shape[0] if tensor.shape[0] else 0
     n, size = (rows if stop is None else stop) - start, tensor.n_bytes // max(1, rows)
-    raw = np.frombuffer(file.read_part(name, start * size, n * size), np.uint8)
-    return _values(file, name, raw, n)
+    raw = file.read_part(tensor.name, start * size, n * size)
+    return np.frombuffer(raw, np.uint8).reshape(n, size)
 
 
-def _values(file: ModelFile, name: str, raw: NDArray[np.uint8], n: int) -> NDArray[np.float32]:
+def _values(
+    file: ModelFile,
+    tensor: Tensor,
+    raw: NDArray[np.uint8],
+    n: int,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """``n`` rows of a tensor from their raw bytes."""
-    tensor = file.tensors[name]
+    name = tensor.name
     if raw.size == 0:
         return np.empty((n, tensor.shape[0]), np.float32)
     if file.byte_order == ">":
@@ -131,7 +169,7 @@ def _values(file: ModelFile, name: str, raw: NDArray[np.uint8], n: int) -> NDArr
             )
         raw = raw.view(f">{word}").astype(word).view(np.uint8)
     try:
-        return dequantize_rows(raw.reshape(n, -1), tensor.ggml_type)
+        return dequantize_rows(raw.reshape(n, -1), tensor.ggml_type, out)
     except NotImplementedError:
         raise TensorTypeError(
             f"{file.path}: {name}: neither llama.cpp nor gguf-py can read {tensor.dtype} here;"
@@ -139,12 +177,15 @@ def _values(file: ModelFile, name: str, raw: NDArray[np.uint8], n: int) -> NDArr
         ) from None
 
 
-def dequantize_rows(raw: NDArray[np.uint8], ggml_type: int) -> NDArray[np.float32]:
+def dequantize_rows(
+    raw: NDArray[np.uint8], ggml_type: int, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Rows of raw bytes, in this machine's byte order, to rows of values.
 
     Args:
         raw: ``(…, bytes of a row)``.
         ggml_type: ggml's number of the type.
+        out: where to put the values, C-contiguous.
 
     Returns:
         ``(…, values of a row)``, a copy.
@@ -153,15 +194,17 @@ def dequantize_rows(raw: NDArray[np.uint8], ggml_type: int) -> NDArray[np.float3
         NotImplementedError: neither ggml nor gguf-py knows how.
     """
     kind = GGMLQuantizationType(ggml_type)
+    if out is None:
+        out = np.empty(quant_shape_from_byte_shape(raw.shape, kind), np.float32)
     plain = _PLAIN.get(kind.name)
-    if plain:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.ascontiguousarray(raw).view(plain).astype(np.float32)
-    convert = ggml.converter(ggml_type)
-    if convert is None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(dequantize(raw, kind), dtype=np.float32)
-    raw = np.ascontiguousarray(raw)
-    out = np.empty(quant_shape_from_byte_shape(raw.shape, kind), np.float32)
-    convert(raw, out)
+    convert = None if plain or kind.name in _HALVES else ggml.converter(ggml_type)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if plain:
+            out[...] = np.ascontiguousarray(raw).view(plain)
+        elif kind.name in _HALVES:
+            _HALVES[kind.name](np.ascontiguousarray(raw).view(np.uint16), out)
+        elif convert is not None:
+            convert(np.ascontiguousarray(raw), out)
+        else:
+            out[...] = dequantize(raw, kind)
     return out

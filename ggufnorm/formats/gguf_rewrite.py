@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +38,26 @@ _TYPES = {
 _NAMES = {int(kind): name for name, kind in _TYPES.items()}
 
 
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tensor that is made while it is written.
+
+    Attributes:
+        shape: ggml's ``ne``.
+        ggml_type: ggml's number of its type.
+        n_bytes: all of it.
+        pieces: gives the bytes, one piece after the other, in a byte order.
+    """
+
+    shape: tuple[int, ...]
+    ggml_type: int
+    n_bytes: int
+    pieces: Callable[[ByteOrder], Iterator[bytes]]
+
+
 @dataclass(frozen=True)
 class Changes:
     """What is to be other than in the file.
@@ -45,13 +66,25 @@ class Changes:
         keys: key to type (``u32``, ``arr[bool]``) and value. A key that is there keeps its
             place and, where it can hold the value, its own type.
         renamed: key to the one that takes its place, with the same value.
-        tensors: name to values, in NumPy's order, that are stored as F32. What the file does not
-            have goes behind its last tensor.
+        tensors: name to values, in NumPy's order, that are stored as F32, or to what makes a
+            tensor of any type. What the file does not have goes behind its last tensor.
     """
 
     keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    tensors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    tensors: Mapping[str, Array | Stream] = field(default_factory=dict)
+
+    @cached_property
+    def streams(self) -> Mapping[str, Stream]:
+        """All of ``tensors``."""
+        return {n: t if isinstance(t, Stream) else _of_array(t) for n, t in self.tensors.items()}
+
+
+def _of_array(values: Array) -> Stream:
+    def pieces(order: ByteOrder) -> Iterator[bytes]:
+        yield np.ascontiguousarray(values).astype(f"{order}f4").tobytes()
+
+    return Stream(values.shape[::-1], _F32, values.nbytes, pieces)
 
 
 @dataclass(frozen=True)
@@ -184,21 +217,18 @@ def _places(file: GGUFFile, changes: Changes) -> list[_Place] | None:
     """Where each tensor goes, in the order of the data; None if nothing moves."""
     old = file.tensors
     moved = [
-        name for name, values in changes.tensors.items()
-        if name not in old or old[name].n_bytes != values.nbytes
+        name for name, made in changes.streams.items()
+        if name not in old or old[name].n_bytes != made.n_bytes
     ]  # fmt: skip
     if not moved:
         return None
     found: list[_Place] = []
     at = 0
     in_order = sorted(old.values(), key=lambda t: t.offset)
-    new = [name for name in changes.tensors if name not in old]
+    new = [name for name in changes.streams if name not in old]
     for name in [*(t.name for t in in_order), *new]:
-        values = changes.tensors.get(name)
-        if values is not None:
-            place = _Place(name, values.shape[::-1], _F32, at, values.nbytes)
-        else:
-            place = _Place(name, old[name].shape, old[name].ggml_type, at, old[name].n_bytes)
+        source = changes.streams.get(name) or old[name]
+        place = _Place(name, source.shape, source.ggml_type, at, source.n_bytes)
         found.append(place)
         at += -(-place.n_bytes // file.alignment) * file.alignment
     return found
@@ -212,10 +242,10 @@ def _infos(
     for i, name in enumerate(file.tensors):
         end = starts[i + 1] if i + 1 < len(starts) else file.header_size
         raw = old[starts[i] : end]
-        place, values = moved.get(name), changes.tensors.get(name)
-        if values is not None:
+        place, made = moved.get(name), changes.streams.get(name)
+        if made is not None:
             offset = raw[-8:] if place is None else struct.pack(order + "Q", place.offset)
-            yield _info(name, values.shape[::-1], _F32, order) + offset
+            yield _info(name, made.shape, made.ggml_type, order) + offset
         elif place is not None:
             yield raw[:-8] + struct.pack(order + "Q", place.offset)
         else:
@@ -231,8 +261,10 @@ def _info(name: str, shape: tuple[int, ...], ggml_type: int, order: ByteOrder) -
     return _string(name, order) + struct.pack(layout, len(shape), *shape, ggml_type)
 
 
-def _stored(values: NDArray[np.float32], order: ByteOrder) -> bytes:
-    return np.ascontiguousarray(values).astype(f"{order}f4").tobytes()
+def _write(made: Stream, file: GGUFFile, out: BinaryIO, progress: _Counter) -> None:
+    for piece in made.pieces(file.byte_order):
+        out.write(piece)
+        progress.add(len(piece))
 
 
 def _copy_in_place(
@@ -245,10 +277,8 @@ def _copy_in_place(
     progress = _Counter(total, on_progress)
     for offset, name in changed:
         _copy(file, at, offset, out, progress)
-        raw = _stored(changes.tensors[name], file.byte_order)
-        out.write(raw)
-        progress.add(len(raw))
-        at = offset + len(raw)
+        _write(changes.streams[name], file, out, progress)
+        at = offset + changes.streams[name].n_bytes
     _copy(file, at, end, out, progress)
 
 
@@ -262,13 +292,12 @@ def _copy_anew(
     """One tensor behind the other, each padded to the alignment; then what follows the last."""
     progress = _Counter(sum(p.n_bytes for p in places), on_progress)
     for place in places:
-        values = changes.tensors.get(place.name)
-        if values is None:
+        made = changes.streams.get(place.name)
+        if made is None:
             start = file.tensors[place.name].offset
             _copy(file, start, start + place.n_bytes, out, progress)
         else:
-            out.write(_stored(values, file.byte_order))
-            progress.add(values.nbytes)
+            _write(made, file, out, progress)
         out.write(bytes(-place.n_bytes % file.alignment))
     last = max((t.offset + t.n_bytes for t in file.tensors.values()), default=file.size)
     _copy(file, last + -last % file.alignment, file.size, out, progress)

@@ -69,6 +69,7 @@ class TensorTable(Mapping[str, Tensor]):
         order = np.argsort(np.asarray(hashes), kind="stable")
         self._order = order.astype(np.uint32).data
         self._hashes = np.asarray(hashes)[order].data
+        self._last: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -80,10 +81,14 @@ class TensorTable(Mapping[str, Tensor]):
         return isinstance(name, str) and self._find(name) is not None
 
     def __getitem__(self, name: str) -> Tensor:
+        last = self._last  # who reads a tensor piece by piece asks for it again and again
+        if last is not None and last.name == name:
+            return last
         i = self._find(name)
         if i is None:
             raise KeyError(name)
-        return self.at(i)
+        self._last = found = self.at(i)
+        return found
 
     def values(self) -> ValuesView[Tensor]:
         """In file order, read one by one."""

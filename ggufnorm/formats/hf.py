@@ -7,9 +7,10 @@ are bounded, and no name leads out of the folder.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.folder import Folder, LocalFolder
 from ggufnorm.formats.location import source_folder
-from ggufnorm.formats.safetensors import SafetensorsFile
-from ggufnorm.formats.safetensors_header import Place, parse_json, quoted
+from ggufnorm.formats.quantized import Quantization, entries, quantization
+from ggufnorm.formats.safetensors import SafetensorsFile, Stored
+from ggufnorm.formats.safetensors_header import Entry, parse_json, quoted
 from ggufnorm.formats.storage import Storage, in_parallel
 
 Config = Mapping[str, Any]
@@ -67,34 +69,71 @@ class Source:
         config: what ``config.json`` says.
         preprocessor: what ``preprocessor_config.json`` and ``processor_config.json`` say of
             images; None without either.
-        tensors: by name.
+        tensors: by name; of a quantized checkpoint those that its tensors stand for.
     """
 
     path: str
     config: Config
     preprocessor: Config | None
-    tensors: Mapping[str, Place]
+    tensors: Mapping[str, Entry]
     _files: Mapping[str, SafetensorsFile]
     _folder: Folder | None = None
+    _quantized: Quantization = field(default_factory=Quantization)
 
     def read(self, name: str, rows: int | None = None) -> NDArray[np.floating]:
         """A tensor's values; see :meth:`SafetensorsFile.read`."""
-        return self._files[name].read(name, rows)
+        if name not in self._quantized.tensors:
+            self._check(name)
+            return self._files[name].read(name, rows)
+        shape = self.tensors[name].shape
+        first = shape if rows is None else (min(rows, shape[0]), *shape[1:])
+        return self.read_rows(name, 0, math.prod(first[:-1])).reshape(first)
 
     def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.floating]]:
         """Several tensors' values, those of one file fetched together."""
         of_file: dict[str, list[str]] = {}
+        found: dict[str, NDArray[np.floating]] = {}
         for name in names:
-            of_file.setdefault(self._files[name].name, []).append(name)
-        return {
-            name: values
-            for together in of_file.values()
-            for name, values in self._files[together[0]].read_many(together).items()
-        }
+            self._check(name)
+            if name in self._quantized.tensors:
+                found[name] = self.read(name)
+            else:
+                of_file.setdefault(self._files[name].name, []).append(name)
+        for together in of_file.values():
+            found |= self._files[together[0]].read_many(together)
+        return found
+
+    def _check(self, name: str) -> None:
+        if name in self._quantized.refused:
+            raise InputError(self._quantized.refused[name])
 
     def read_stored(self, name: str) -> NDArray[Any]:
-        """A tensor as it is stored; see :meth:`SafetensorsFile.read_stored`."""
+        """A tensor as it is stored, or dequantized; see :meth:`SafetensorsFile.read_stored`."""
+        if name in self._quantized.tensors:
+            return self.read(name)
+        self._check(name)
         return self._files[name].read_stored(name)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some rows of a tensor, as :meth:`read_stored`; see :meth:`SafetensorsFile.read_rows`."""
+        made = self._quantized.tensors.get(name)
+        if made is not None:
+            try:
+                return made.rows(start, stop)
+            except (ValueError, IndexError) as error:
+                raise InputError(f"{name}: what it is quantized by does not fit: {error}") from None
+        self._check(name)
+        return self._files[name].read_rows(name, start, stop)
+
+    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some values of a tensor, as :meth:`read_stored`, all dimensions counted through."""
+        if name not in self._quantized.tensors:
+            self._check(name)
+            return self._files[name].read_flat(name, start, stop)
+        columns = self.tensors[name].shape[-1]
+        first, last = start // columns, -(-stop // columns)
+        flat = self.read_rows(name, first, last).reshape(-1)
+        return flat[start - first * columns : stop - first * columns]
 
     def read_json(self, name: str) -> Config | None:
         """What another JSON file of the checkpoint says; None if there is none.
@@ -128,13 +167,22 @@ class Source:
         return self._folder is not None and _opened(self._folder, name) is not None
 
     @property
+    def n_bytes(self) -> int:
+        """Of all its tensors as they are stored."""
+        places = (file.places[name] for name, file in self._files.items())
+        return sum(place.end - place.offset for place in places)
+
+    @property
     def is_local(self) -> bool:
         """Whether its bytes are on this machine."""
         return isinstance(self._folder, LocalFolder)
 
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""
-        return self._files[name].why_unreadable(name)
+        if name in self._quantized.tensors:
+            return None
+        why = self._quantized.refused.get(name)
+        return why or self._files[name].why_unreadable(name)
 
     def close(self) -> None:
         """Close all its files."""
@@ -178,8 +226,12 @@ def read_source(folder: Folder) -> Source:
         raise InputError(f"{folder.name}: no config.json: give the original checkpoint")
     preprocessor = _preprocessor(folder)
     files = _open_tensors(folder)
-    tensors = {name: file.places[name] for name, file in files.items()}
-    return Source(folder.name, config, preprocessor, tensors, files, folder)
+    found = quantization(config, {name: Stored(file, name) for name, file in files.items()})
+    tensors: dict[str, Entry] = {
+        name: file.places[name] for name, file in files.items() if name not in found.consumed
+    }
+    tensors.update(entries(found))
+    return Source(folder.name, config, preprocessor, tensors, files, folder, found)
 
 
 def check_checkpoint(path: str | os.PathLike[str]) -> None:

@@ -84,6 +84,9 @@ def find_libraries(where: Path, origin: Origin = "--llama-cpp") -> LlamaLibrarie
     Raises:
         EngineMissingError: none is there.
     """
+    if not where.exists():  # the device of a fetched one?
+        fetched = [f for f in fetched_engines() if f.name.partition("-")[0] == str(where)]
+        where = fetched[0] if fetched else where
     if where.is_file():
         return LlamaLibraries(where.resolve(), origin)
     for folder in _FOLDERS:

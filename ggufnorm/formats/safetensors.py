@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,14 @@ from ggufnorm.formats.safetensors_header import (
 from ggufnorm.formats.storage import Storage
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+
+_RAW: dict[str, np.dtype[Any]] = {
+    **DTYPES,
+    **{name: np.dtype("<u2") for name in ("BF16", "U16")},
+    **{name: np.dtype("u1") for name in ("U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0")},
+    "I8": np.dtype("i1"), "I16": np.dtype("<i2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8"),
+}  # fmt: skip
+"""How values of each type are shown as they are stored."""
 
 
 class SafetensorsFile:
@@ -93,6 +102,46 @@ class SafetensorsFile:
         kind = "<u2" if place.dtype == "BF16" else DTYPES[place.dtype]
         return raw.view(kind).reshape(place.shape)
 
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some rows as they are stored, all dimensions but the last counted through.
+
+        Returns:
+            ``(stop - start, length of a row)``; see :meth:`read_stored`.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its dtype is not a float's, or its bytes cannot be had.
+        """
+        shape = self._readable_place(name).shape
+        columns = shape[-1] if shape else 1
+        found = self.read_flat(name, start * columns, stop * columns)
+        return found.reshape(stop - start, columns)
+
+    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Some values as they are stored, all dimensions counted through; see :meth:`read_stored`.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its dtype is not a float's, or its bytes cannot be had.
+        """
+        self._readable_place(name)
+        return self.raw_flat(name, start, stop)
+
+    def raw_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """The same of any type whose values have whole bytes; FP8 comes as ``uint8``.
+
+        Raises:
+            KeyError: there is no such tensor.
+            InputError: its type has no such values, or its bytes cannot be had.
+        """
+        place = self.places[name]
+        kind = _RAW.get(place.dtype)
+        if kind is None:
+            raise InputError(f"{self.name}: {quoted(name)} is {quoted(place.dtype)}: not read")
+        offset = place.offset + start * kind.itemsize
+        raw = self._storage.read(offset, (stop - start) * kind.itemsize)
+        return np.frombuffer(raw, np.uint8).view(kind)
+
     def why_unreadable(self, name: str) -> str | None:
         """Why a tensor cannot be read; None if it can."""
         dtype = self.places[name].dtype
@@ -112,6 +161,30 @@ class SafetensorsFile:
     def close(self) -> None:
         """Give back what is held open."""
         self._storage.close()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file, as it is stored."""
+
+    file: SafetensorsFile
+    name: str
+
+    @property
+    def entry(self) -> Entry:
+        """Its type and shape."""
+        return self.file.places[self.name]
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Some rows, all dimensions but the last counted through.
+
+        Raises:
+            InputError: its type is not read, or its bytes cannot be had.
+        """
+        shape = self.entry.shape
+        columns = shape[-1] if shape else 1
+        found = self.file.raw_flat(self.name, start * columns, stop * columns)
+        return found.reshape(stop - start, columns)
 
 
 class SafetensorsWriter:

@@ -57,6 +57,7 @@ def render(
     width: int | None = None,
     color: bool = False,
     wide: bool = False,
+    verbose: bool = False,
     table: str | None = None,
 ) -> str:
     """A result in a format.
@@ -68,6 +69,7 @@ def render(
         width: of text: columns to keep to; by default 100.
         color: of text: whether to colour with ANSI escapes.
         wide: of text: whether to show all rows and columns, however wide tables become.
+        verbose: of text: whether to show all rows, in the columns that fit.
         table: of CSV: name of the table; by default the main one.
 
     Raises:
@@ -97,7 +99,9 @@ def render(
     if fmt == "text":
         from ggufnorm.report.text import WIDTH, to_text
 
-        return to_text(kind.view(result), width=width or WIDTH, color=color, wide=wide)
+        return to_text(
+            kind.view(result), width=width or WIDTH, color=color, wide=wide, verbose=verbose
+        )
     return _of_an_audit(result, fmt)
 
 

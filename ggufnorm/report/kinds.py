@@ -29,8 +29,7 @@ class Kind:
             several one after the other.
         main: the table that CSV and data frames hold unless another is asked for.
         charts_at: the function of its charts, by the names that its sections call them, in
-            :mod:`ggufnorm.report.html.charts`; empty for none.
-        each: the attribute that holds the results of which each has charts; empty for itself.
+            :mod:`ggufnorm.report.html.charts`, or of each of its reports'; empty for none.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Kind:
     view_at: str
     main: str
     charts_at: str = ""
-    each: str = ""
 
     @cached_property
     def result(self) -> type[Result]:
@@ -56,8 +54,8 @@ class Kind:
         """The charts of each of its reports."""
         if not self.charts_at:
             return ()
-        of_one = _load("ggufnorm.report.html.charts", self.charts_at)
-        return tuple(map(of_one, getattr(result, self.each) if self.each else (result,)))
+        found = _load("ggufnorm.report.html.charts", self.charts_at)(result)
+        return found if isinstance(found, tuple) else (found,)
 
 
 def _load(package: str, place: str) -> Any:
@@ -69,11 +67,13 @@ KINDS = (
     Kind("ggufnorm/inspect", "model:Inspection", "inspect:inspection_view", "norms",
          "inspect:inspect_charts"),
     Kind("ggufnorm/inspect-set", "model:InspectionSet", "inspect:inspection_set_view", "norms",
-         "inspect:inspect_charts", each="models"),
+         "inspect:inspection_set_charts"),
     Kind("ggufnorm/drift", "drift:DriftReport", "drift:drift_view", "operations",
          "drift:drift_charts"),
     Kind("ggufnorm/drift-set", "drift:DriftSet", "drift_set:drift_set_view", "reports",
          "drift_set:drift_set_charts"),
+    Kind("ggufnorm/drift-onnx", "onnx_drift:OnnxDriftReport", "onnx_drift:onnx_drift_view",
+         "operations"),
     Kind("ggufnorm/diff", "diff:DiffReport", "diff:diff_view", "tensors", "diff:diff_charts"),
     Kind("ggufnorm/audit", "audit:AuditReport", "audit:audit_view", "findings"),
     Kind("ggufnorm/audit-set", "audit:AuditSet", "audit:audit_set_view", "findings"),

@@ -26,6 +26,8 @@ def _report(report: Report) -> Iterator[str]:
         yield from ("", escape(s.text))
     if report.figures:
         yield from ("", *_figures(report.figures))
+    if report.next_step:
+        yield from ("", f"Next: {escape(report.next_step)}")
     for section in report.shown:
         yield from _section(section)
     if report.facts is not None:

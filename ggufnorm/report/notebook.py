@@ -29,6 +29,8 @@ def _report(report: Report) -> Iterator[str]:
     yield from _sentences(report.verdict)
     if report.figures:
         yield from _figures(report.figures)
+    if report.next_step:
+        yield f"<p>Next: {_text(report.next_step)}</p>"
     for section in report.shown:
         yield from _section(section)
     if report.facts is not None:

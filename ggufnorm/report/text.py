@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
@@ -16,6 +17,9 @@ from rich.text import Text
 from ggufnorm.report.fitting import Fitted, fitted
 from ggufnorm.report.formatting import BLOCKS, printable
 from ggufnorm.report.view import Cell, Figure, Report, Section, Sentence, Status, Table
+
+_MOST_FIGURES = 4
+"""In the short answer: what drift does to predictions."""
 
 WIDTH = 100
 """Columns when the output is not a terminal."""
@@ -36,7 +40,12 @@ _BARS = frozenset(f"{BLOCKS}·")
 
 
 def to_text(
-    reports: Sequence[Report], *, width: int = WIDTH, color: bool = False, wide: bool = False
+    reports: Sequence[Report],
+    *,
+    width: int = WIDTH,
+    color: bool = False,
+    wide: bool = False,
+    verbose: bool = False,
 ) -> str:
     """Reports as text, one after the other.
 
@@ -45,9 +54,10 @@ def to_text(
         width: columns to keep to.
         color: whether to colour with ANSI escapes.
         wide: whether to show all rows and columns, however wide tables become.
+        verbose: whether to show all rows, in the columns that fit.
     """
     out = io.StringIO()
-    page = _Page(width, wide)
+    page = _Page(width, wide, verbose or wide)
     parts = [part for i, report in enumerate(reports) for part in (*_gap(i), *page.report(report))]
     console = Console(
         file=out,
@@ -73,28 +83,32 @@ class _Page:
 
     Args:
         width: columns to keep to.
-        wide: whether tables may be wider and are shown whole.
+        wide: whether tables may be wider.
+        whole: whether all their rows are shown.
     """
 
-    def __init__(self, width: int, wide: bool) -> None:
+    def __init__(self, width: int, wide: bool, whole: bool) -> None:
         self._width = width
         self._wide = wide
+        self._whole = whole
         self.widest = 0
 
     def report(self, report: Report) -> Iterator[RenderableType]:
-        """Facts, sections, and the answer where the eye is: at the end."""
+        """The answer, how it came about, and what leads to it."""
         yield Text(printable(report.title), style="bold")
+        yield from _answer(report)
+        if report.facts is not None and report.facts.table is not None:
+            yield ""
         if report.facts is not None and report.facts.table is not None:
             yield _labelled((row[0].text, row[1].text, "") for row in report.facts.table.rows)
         for section in report.shown:
             yield ""
             yield from self._section(section)
-        yield from _answer(report)
 
     def _section(self, section: Section) -> Iterator[RenderableType]:
         if section.title:
             yield Text(printable(section.title), style="bold")
-        said = section.sentences if self._wide else section.sentences[: section.most]
+        said = section.sentences if self._whole else section.sentences[: section.most]
         yield from _sentences(said, indent=2 if section.title and not section.table else 0)
         yield from self._more(len(section.sentences) - len(said), indent=2)
         for line in section.code:
@@ -118,7 +132,15 @@ class _Page:
                 yield Padding(_labelled(_triples(topic.sentences)), (0, 0, 0, 2))
 
     def _grid(self, table: Table) -> Iterator[RenderableType]:
-        most = len(table.rows) if self._wide or table.most is None else table.most
+        told = table if self._whole else _without_quiet(table)
+        n_quiet = len(table.rows) - len(told.rows)
+        if told.rows:
+            yield from self._rows(told)
+        if n_quiet:
+            yield Text(f"{n_quiet} {table.quiet_words} (-v shows them)")
+
+    def _rows(self, table: Table) -> Iterator[RenderableType]:
+        most = len(table.rows) if self._whole or table.most is None else table.most
         fit = fitted(table, most, None if self._wide else self._width)
         self.widest = max(self.widest, fit.width)
         yield _drawn(table, most, fit)
@@ -137,7 +159,7 @@ class _Page:
             style = _ANSWERS[rows[0][0].status]
             name, _, words = printable(second).partition(" ")
             yield Text.assemble((f"{printable(first)} {name}", style), f" {words}")
-            shown = rows[: table.most]
+            shown = rows if self._whole else rows[: table.most]
             lines = [("" if i else "what", _record(table, row, prose), "") for i, row in
                      enumerate(shown)]  # fmt: skip
             if len(rows) > len(shown):
@@ -192,15 +214,36 @@ def _labelled(rows: Iterable[_Triple], *, gap: int = 2, least: int = 0) -> Grid:
 
 def _answer(report: Report) -> Iterator[RenderableType]:
     if report.headline:
-        yield ""
         yield Text(printable(report.headline), style=_ANSWERS[report.status])
     if report.figures:
         yield _figures(report.figures)
-    if report.verdict:
+    if report.verdict and (report.headline or report.figures):
         yield ""
     styles = _ANSWERS if report.headline else _STYLES
     for s in report.verdict:
         yield Text(printable(s.text), style=styles[s.status])
+    if report.next_step:
+        yield Text(f"Next: {printable(report.next_step)}")
+
+
+def answer_lines(report: Report) -> tuple[str, ...]:
+    """The answer where there is little room: headline, figures and next step, a line each."""
+    said = report.headline or next((s.text for s in report.verdict), "")
+    figures = ", ".join(f"{f.label} {f.value}" for f in report.figures[:_MOST_FIGURES])
+    step = f"Next: {report.next_step}" if report.next_step else ""
+    return tuple(printable(line) for line in (f"{report.title}: {said}", figures, step) if line)
+
+
+def _without_quiet(table: Table) -> Table:
+    if not any(table.quiet):
+        return table
+    kept = [i for i, quiet in enumerate(table.quiet) if not quiet]
+    return replace(
+        table,
+        rows=tuple(table.rows[i] for i in kept),
+        statuses=tuple(table.statuses[i] for i in kept),
+        quiet=(),
+    )
 
 
 def _figures(figures: Sequence[Figure]) -> Grid:

@@ -106,6 +106,9 @@ class Table:
         columns: at least one.
         rows: a cell for each column.
         statuses: of each row.
+        quiet: of each row, whether it says nothing; a terminal counts those rows. Empty if
+            all say something.
+        quiet_words: what is true of those rows.
         most: rows that a format of little room shows, None for all.
         notes: footnotes.
         layout: how it is shown where columns are scarce.
@@ -116,6 +119,8 @@ class Table:
     columns: tuple[Column[Any], ...]
     rows: tuple[tuple[Cell, ...], ...]
     statuses: tuple[Status, ...]
+    quiet: tuple[bool, ...] = ()
+    quiet_words: str = ""
     most: int | None = None
     notes: tuple[Sentence, ...] = ()
     layout: Layout = "grid"
@@ -128,6 +133,8 @@ def table(
     items: Iterable[T],
     *,
     status: Callable[[T], Status] | None = None,
+    quiet: Callable[[T], bool] | None = None,
+    quiet_words: str = "",
     most: int | None = None,
     notes: Sequence[Sentence] = (),
     layout: Layout = "grid",
@@ -140,6 +147,8 @@ def table(
         columns: what is shown of an item.
         items: in the rows' order.
         status: how good an item is; by default neutral.
+        quiet: whether an item says nothing; by default none does.
+        quiet_words: what is true of those items: ``rows whose own error is 0``.
         most: rows that a format of little room shows, None for all.
         notes: footnotes.
         layout: how it is shown where columns are scarce.
@@ -148,7 +157,18 @@ def table(
     chosen = tuple(items)
     rows = tuple(tuple(_cell(c.cell(item)) for c in columns) for item in chosen)
     statuses = tuple(status(item) if status else "neutral" for item in chosen)
-    return Table(name, columns, rows, statuses, most, tuple(notes), layout, export)
+    return Table(
+        name,
+        columns,
+        rows,
+        statuses,
+        tuple(map(quiet, chosen)) if quiet else (),
+        quiet_words,
+        most,
+        tuple(notes),
+        layout,
+        export,
+    )
 
 
 def _cell(made: str | Cell) -> Cell:
@@ -263,7 +283,7 @@ class Section:
 class Report:
     """All that is to be said of a result, or of one of several things in it.
 
-    A page shows the answer first; a terminal, where the end is seen, shows it last.
+    Every format shows the answer first: headline, figures, verdict, next step.
 
     Attributes:
         title: what was looked at.
@@ -272,7 +292,9 @@ class Report:
         status: how good the answer is.
         figures: the most telling ones.
         verdict: the answer in sentences.
-        facts: how it came about; a terminal shows it first, others fold it at the end.
+        next_step: what to do now, empty if there is nothing to be done.
+        facts: how it came about; a terminal shows it after the answer, others fold it at the
+            end.
         sections: all else; see :attr:`shown`.
     """
 
@@ -282,6 +304,7 @@ class Report:
     status: Status = "neutral"
     figures: tuple[Figure, ...] = ()
     verdict: tuple[Sentence, ...] = ()
+    next_step: str = ""
     facts: Section | None = None
     sections: tuple[Section, ...] = ()
 

@@ -54,13 +54,23 @@ class Policy:
         save_every: seconds between two saves of that file; after the last unit and after a
             Ctrl-C it is saved in any case.
         budget: seconds after which no further unit begins; None for no limit.
+        begun: when the command began, by :func:`time.time`, which all processes share; None
+            for when the loop does.
     """
 
     resume: str | None = None
     save_every: float = 5.0
     budget: float | None = None
+    begun: float | None = None
+
+    def clock(self) -> float:
+        """Value of :func:`time.monotonic` from which the budget counts, in this process."""
+        passed = 0.0 if self.begun is None else max(0.0, time.time() - self.begun)
+        return time.monotonic() - passed
 
 
+INTERRUPTED = "interrupted"
+"""Why work ended early by the user's wish."""
 ONCE = Policy()
 """From beginning to end."""
 
@@ -100,6 +110,7 @@ class Loop:
         self.seconds = 0.0
         self.cut: str | None = None
         self._started = self._saved = time.monotonic()
+        self._clock = policy.clock()
         self._phases: dict[str, int] = {}
         self._file = None if policy.resume is None else Checkpoint(policy.resume, digest)
         if self._file:
@@ -129,15 +140,15 @@ class Loop:
             ends = self.channel.cancel.is_set()
             self._save(last=i + 1 == n or ends)
             if ends and i + 1 < n:
-                self.cut = "interrupted"
+                self.cut = INTERRUPTED
                 return
 
     def ends(self) -> bool:
         """Whether the work is to end now, in the middle of a unit: cancelled, or out of time."""
         budget = self.policy.budget
         if self.channel.cancel.is_set():
-            self.cut = "interrupted"
-        elif budget is not None and time.monotonic() - self._started >= budget:
+            self.cut = INTERRUPTED
+        elif budget is not None and time.monotonic() - self._clock >= budget:
             self.cut = f"the budget of {budget:.0f} s was spent"
         return self.cut is not None
 

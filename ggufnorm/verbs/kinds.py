@@ -20,7 +20,7 @@ TAKES: Mapping[str, frozenset[Kind]] = {
     "audit": frozenset({"gguf", "mmproj", "imatrix"}),
     "fix": frozenset({"gguf", "mmproj"}),
     "diff": GGUF_KINDS,
-    "drift": frozenset({"gguf"}),
+    "drift": frozenset({"gguf", "onnx"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
     "verify": frozenset({"gguf", "mmproj"}),
@@ -63,11 +63,19 @@ def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
             continue  # which of them it is takes the whole header to tell
         if place.kind == "folder" and "checkpoint" in TAKES[verb]:
             return f"{place.text} is a checkpoint's folder: use {_command(verb, places)}"
-        if place.kind != "unknown" and place.kind not in TAKES[verb]:
+        if place.kind not in {"unknown", *TAKES[verb], *_taken_together(verb, places)}:
             what, alone, together = _MEANT[place.kind]
             template = alone if len(places) == 1 else together
             return f"{place.text} {what}: use {_filled(template, place, places)}"
+    if verb == "drift":
+        return _two_engines(places)
     return _wrong_comparison(places) if verb == "compare" else None
+
+
+def _taken_together(verb: str, places: Sequence[Location]) -> frozenset[Kind]:
+    """Kinds that a verb takes if all are of that kind: two versions of an encoder."""
+    kinds = {place.kind for place in places}
+    return frozenset(kinds) if verb == "drift" and kinds == {"mmproj"} else frozenset()
 
 
 def require_kinds(verb: str, *locations: AnyLocation) -> None:
@@ -92,6 +100,14 @@ def _wrong_comparison(places: Sequence[Location]) -> str | None:
     if kinds[0] in _MODELS and not _MODELS.union({"trace", "unknown"}).issuperset(kinds):
         return f"the source comes first: use {_command('compare', places)}"
     return None
+
+
+def _two_engines(places: Sequence[Location]) -> str | None:
+    """Drift runs both sides in one engine."""
+    found = [place for place in places if place.kind == "onnx"]
+    if not found or all(place.kind in ("onnx", "unknown") for place in places):
+        return None
+    return f"{found[0].text} {_MEANT['onnx'][0]}: use {_command('compare', places)}"
 
 
 def _filled(template: str, it: Location, places: Sequence[Location]) -> str:

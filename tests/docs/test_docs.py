@@ -241,6 +241,8 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
         "diff": ["diff", ref, quant],
         "drift": ["drift", ref, quant, "-c", "32", "--chunks", "1"],
         "audit": ["audit", ref],
+        "check": ["check", ref],
+        "verify": ["verify", quant, "--from", ref],
         "fix": ["fix", str(folder / "sotu-faulty.gguf"), "-o", str(folder / "mended.gguf")],
         "attribute": ["attribute", ref, quant, "-c", "32", "--chunks", "1", "--by", "layer"],
         "pixels": [

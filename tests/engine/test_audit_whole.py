@@ -20,7 +20,19 @@ import pytest
 from ggufnorm.analysis.audit.run import audit
 from ggufnorm.core.audit import AuditReport, Finding
 from tests.checkpoints import safetensors
-from tests.pairs import EXPERTS, HEAD, LAYERS, NETWORKS, WIDTH, Whole, turned, whole
+from tests.pairs import (
+    EXPERTS,
+    HEAD,
+    HEADS,
+    LAYERS,
+    NETWORKS,
+    TOKENS,
+    WIDTH,
+    Whole,
+    permuted,
+    turned,
+    whole,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "detection-audit.md"
 HEADING = "## Rules of all tensors and keys (H, T, K)"
@@ -293,6 +305,130 @@ def another(made: Whole) -> str | None:
     return "another checkpoint"
 
 
+def permuted_as(role: str, heads: int) -> Fault:
+    """Rows of Q or K permuted once more, or by another number of heads."""
+
+    def spoil(made: Whole) -> str | None:
+        names = [n for n in made.tensors if n.endswith(f"{role}.weight")]
+        for n in names:
+            source = made.source[made.sources[n][0]]
+            again = heads == HEADS and role == "attn_q"
+            made.tensors[n] = permuted(heads)(made.tensors[n] if again else source)
+        return names[0]
+
+    return spoil
+
+
+def by_way(make: Callable[[np.ndarray], np.ndarray | None]) -> Fault:
+    def spoil(made: Whole) -> str | None:
+        for n, w in made.tensors.items():
+            if w.ndim == 2 and w.shape[1] % 64 == 0 and "norm" not in n and "ssm" not in n:
+                made.tensors[n] = make(w)
+        return matrix(made)
+
+    return spoil
+
+
+def to_nf4(w: np.ndarray) -> np.ndarray:
+    """As bitsandbytes does, its 16 numbers written down once more, in four digits and more."""
+    numbers = np.array([-1, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343,
+                        -0.09105004, 0, 0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983,
+                        0.562617, 0.72295684, 1], np.float32)  # fmt: skip
+    blocks = w.reshape(-1, 64)
+    largest = np.abs(blocks).max(1, keepdims=True)
+    nearest = np.abs(blocks[..., None] / largest[..., None] - numbers).argmin(-1)
+    return (numbers[nearest] * largest).reshape(w.shape).astype(np.float32)
+
+
+def to_int8(w: np.ndarray) -> np.ndarray:
+    scale = np.abs(w).max(1, keepdims=True) / 127
+    return (np.rint(w / scale) * scale).astype(np.float32)
+
+
+def layer_repeated(made: Whole) -> str | None:
+    names = [n for n in made.tensors if re.search(r"(^|\.)blk\.1\.", n)]
+    pairs = [(n, re.sub(r"blk\.1\.", "blk.2.", n, count=1)) for n in names]
+    if any(o not in made.tensors or made.tensors[o].shape != made.tensors[n].shape
+           for n, o in pairs):  # fmt: skip
+        return None
+    for n, other in pairs:
+        if made.tensors[n].ndim > 1:
+            made.tensors[other] = made.tensors[n]
+    return "blk.2"
+
+
+def merged_by_half(made: Whole) -> str | None:
+    """The source has an adapter merged, and the file the half of it."""
+    rng = np.random.default_rng(8)
+    n_changed = 0
+    for n, sources in made.sources.items():
+        w = made.tensors[n]
+        if "blk." in n and w.ndim == 2 and min(w.shape) >= 48 and "norm" not in n:
+            s = made.source[sources[0]]
+            if s.shape != w.shape or not np.array_equal(s, w):
+                continue
+            a, b = rng.normal(size=(w.shape[0], 4)), rng.normal(size=(4, w.shape[1]))
+            update = (a @ b).astype(np.float32)
+            update *= 0.4 * np.linalg.norm(w) / np.linalg.norm(update)
+            made.source[sources[0]], made.tensors[n] = s + update, w + update / 2
+            n_changed += 1
+    return "matrices" if n_changed >= 3 else None
+
+
+def head_of_its_own(made: Whole) -> str | None:
+    if "output.weight" in made.tensors:
+        return None
+    shape = made.tensors["token_embd.weight"].shape
+    made.tensors["output.weight"] = np.random.default_rng(9).normal(0, 0.05, shape).astype("f4")
+    return "output.weight"
+
+
+def bias_of_its_own(made: Whole) -> str | None:
+    names = [n for n in made.tensors if n.endswith("attn_k.weight")]
+    if not names or names[0].replace("weight", "bias") in made.tensors:
+        return None
+    for n in names:
+        rows = len(made.tensors[n])
+        made.tensors[n.replace("weight", "bias")] = np.full(rows, 0.5, np.float32)
+    return names[0].replace("weight", "bias")
+
+
+def tokens_shifted(made: Whole) -> str | None:
+    made.tensors["token_embd.weight"] = np.roll(made.tensors["token_embd.weight"], 1, axis=0)
+    return "token_embd.weight"
+
+
+def tokens_untrained(made: Whole) -> str | None:
+    made.tensors["token_embd.weight"] = made.tensors["token_embd.weight"].copy()
+    made.tensors["token_embd.weight"][-2:] = 0
+    return "token_embd.weight"
+
+
+def router_moved(made: Whole) -> str | None:
+    names = [n for n in made.tensors if n.endswith("ffn_gate_inp.weight")]
+    for n in names:
+        made.tensors[n] = made.tensors[n][::-1]
+    return names[0] if names else None
+
+
+def expert_doubled(made: Whole) -> str | None:
+    name = stacked(made)
+    if name:
+        made.tensors[name] = made.tensors[name].copy()
+        made.tensors[name][2] = made.tensors[name][1]
+    return name
+
+
+def past_half(made: Whole) -> str | None:
+    name = matrix(made)
+    if name and len(made.sources[name]) == 1 and "ssm_" not in name:  # which stay in F32
+        source = made.source[made.sources[name][0]]
+        if source.shape == made.tensors[name].shape and np.array_equal(source, made.tensors[name]):
+            source[0, 0] = made.tensors[name][0, 0] = 1e5
+            return name
+    return None
+
+
 def key(name: str, value: object) -> Fault:
     """A key with another value; None for a key that is missing."""
 
@@ -350,6 +486,42 @@ def other_split(made: Whole) -> str | None:
     return tokenizer(made, {}, model="gpt2", pre="tekken")
 
 
+def listed(change: Callable[[list[str], list[str]], None]) -> Fault:
+    """The file's tokens and merges, changed; tokenizer.json has them as they were."""
+
+    def spoil(made: Whole) -> str:
+        tokens = [f"t{i}" for i in range(TOKENS)]
+        merges = [f"t{i} t{i + 1}" for i in range(40)]
+        model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges[:]}
+        made.extra["tokenizer.json"] = json.dumps({"model": model})
+        change(tokens, merges)
+        made.keys |= {
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.merges": merges,
+        }
+        return "tokenizer.ggml"
+
+    return spoil
+
+
+def one_token_more(tokens: list[str], _merges: list[str]) -> None:
+    tokens.insert(5, "more")
+    tokens.pop()
+
+
+def two_tokens_exchanged(tokens: list[str], _merges: list[str]) -> None:
+    tokens[7], tokens[9] = tokens[9], tokens[7]
+
+
+def merges_exchanged(_tokens: list[str], merges: list[str]) -> None:
+    merges[3], merges[4] = merges[4], merges[3]
+
+
+def merges_cut(_tokens: list[str], merges: list[str]) -> None:
+    del merges[30:]
+
+
 def no_template(made: Whole) -> str | None:
     return tokenizer(made, {"chat_template": "{{ x }}"}, model="llama") and "chat_template"
 
@@ -392,6 +564,24 @@ FAULTS = (
     Planted("values of a further training", fine_tuned, ("T209",), "not its source's"),
     Planted("NaN", not_a_number, ("T209",), "NaN", file_types=("F32", "F16")),
     Planted("-exp left out", logarithms_kept, ("T209",), "logarithms", file_types=("F32",)),
+    Planted("Q permuted twice", permuted_as("attn_q", HEADS), ("T201", "T202"), "attn_q",
+            names=("llama", "granite")),
+    Planted("K permuted by the heads of Q", permuted_as("attn_k", HEADS), ("T201", "T202"),
+            "attn_k", names=("llama", "granite")),
+    Planted("merged in NF4", by_way(to_nf4), ("T207",), "NF4", file_types=("F32", "F16")),
+    Planted("merged in INT8", by_way(to_int8), ("T207",), "INT8", file_types=("F32", "F16")),
+    Planted("a block repeated", layer_repeated, ("T203",), "holds the values of"),
+    Planted("adapter merged by half", merged_by_half, ("T208",), "rank 4",
+            file_types=("F32", "F16")),
+    Planted("a head that the source has not", head_of_its_own, ("T103",), "no head of its own",
+            names=KNOWN),
+    Planted("biases that the source has not", bias_of_its_own, ("T103",), "bias", names=KNOWN),
+    Planted("embeddings shifted by one token", tokens_shifted, ("T202",), "rows"),
+    Planted("embeddings of two tokens zero", tokens_untrained, ("T209",), "2 of"),
+    Planted("router's rows reordered", router_moved, ("T202",), "rows"),
+    Planted("an expert twice", expert_doubled, ("T202",), "expert 2"),
+    Planted("a value past half precision", past_half, ("T209",), "infinite",
+            file_types=("F16",)),
     Planted("another checkpoint", another, ("T101", "S101"), "another checkpoint",
             names=tuple(n for n in KNOWN)),
     Planted("trained head lost", head_lost, ("T102",), "output.weight is missing"),
@@ -419,6 +609,10 @@ FAULTS = (
     Planted("another EOS", other_eos, ("K401",), "EOS", names=("llama", "gemma2")),
     Planted("BOS added", no_bos, ("K401",), "adds BOS", names=("llama", "gemma2")),
     Planted("another pre-tokenizer", other_split, ("K401",), "digits", names=("llama", "qwen3")),
+    Planted("a token too many at the front", listed(one_token_more), ("K403",), "75 of 80"),
+    Planted("two tokens exchanged", listed(two_tokens_exchanged), ("K403",), "2 of 80"),
+    Planted("merges in another order", listed(merges_exchanged), ("K403",), "merge 3"),
+    Planted("merges cut off", listed(merges_cut), ("K403",), "10 of 40"),
     Planted("chat template missing", no_template, ("K402",), "chat_template",
             names=("llama", "qwen3")),
     Planted("another feed-forward length", key("feed_forward_length", 95), ("H101",),
@@ -428,6 +622,10 @@ FAULTS = (
             names=tuple(n for n in ATTENTIVE if n not in ("deepseek2", "jamba"))),
     Planted("another number of experts", key("expert_count", EXPERTS + 4), ("H101",),
             "expert_count"),
+    Planted("a block left out of the count", key("block_count", LAYERS - 1), ("K101",), "blocks",
+            names=tuple(n for n in ALL if n != "t5")),
+    Planted("another head size", key("attention.key_length", 8), ("K101", "H101"), "key_length",
+            names=tuple(n for n in ATTENTIVE if "head_dim" in NETWORKS[n].config)),
     Planted("another label of the type", labelled, ("H201",), "Q4_1"),
     Planted("bytes behind the last tensor", longer, ("H202",), "4,096 bytes"),
 )  # fmt: skip

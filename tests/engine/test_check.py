@@ -34,7 +34,7 @@ BUILD: dict[str, Callable[[Path], Path]] = {name: getattr(models, name) for name
 def check(*locations: Path, **more: object) -> CheckReport:
     with in_process.engine():
         return ggufnorm.check(
-            *locations, text=TEXT, n_ctx=32, chunks=2, n_threads=1, **more  # type: ignore[arg-type]
+            *locations, text=TEXT * 4, n_ctx=64, chunks=4, n_threads=1, **more  # type: ignore[arg-type]
         )  # fmt: skip
 
 

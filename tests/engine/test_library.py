@@ -11,7 +11,7 @@ import pytest
 import ggufnorm
 from ggufnorm.engines.llama import binding
 from ggufnorm.engines.llama.library import CHOICE
-from ggufnorm.errors import InputError
+from ggufnorm.errors import InputError, RefusedError
 from tests.processes import ggufnorm as run
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
@@ -67,6 +67,18 @@ def test_a_place_without_a_build_is_refused_before_anything_is_run(tmp_path: Pat
 
     assert done.returncode == 4
     assert done.stderr.startswith(f"error: {tmp_path}: no libllama there")
+
+
+def test_gpu_layers_without_a_gpu_are_refused_and_not_run_on_the_cpu(
+    tiny: dict[str, Path],
+) -> None:
+    if binding.llama().llama_supports_gpu_offload():
+        pytest.skip("this llama.cpp has a GPU")
+
+    with pytest.raises(
+        RefusedError, match=r"99 layers cannot be put on a GPU: this llama\.cpp has"
+    ):
+        drift(tiny["llama"], n_gpu_layers=99)
 
 
 def test_ggml_is_the_one_that_libllama_uses() -> None:

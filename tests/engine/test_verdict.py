@@ -281,6 +281,29 @@ def test_what_was_done_to_a_matrix_is_told_from_its_values() -> None:
     assert describe(w, np.full_like(w, np.nan)) is None
 
 
+def test_what_was_done_is_told_through_the_noise_of_a_type() -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((256, 256)).astype(np.float32)
+    noise = rng.standard_normal(w.shape).astype(np.float32)
+    update = rng.standard_normal((256, 8)) @ rng.standard_normal((8, 256))
+    update *= np.linalg.norm(w) / np.linalg.norm(update)
+    part, column = w.copy(), w.copy()
+    part[64:128], column[:, 7] = 0, 50 * w[:, 7]
+    for cost in (0.005, 0.07):
+        off = np.float32(cost) * noise
+        assert describe(w, (w + 0.15 * update + off).astype(np.float32), cost) == (
+            "by a rank-8 update"
+        )
+        assert describe(w, w.T + off, cost) == "transposed"
+        assert describe(w, 1.5 * w + off, cost) == "scaled by 1.5"
+        assert describe(w, np.roll(w, 3, axis=0) + off, cost) == "the same values in another order"
+        assert describe(w, w + off, cost) is None
+        assert describe(w, w + 4 * off, cost) is None
+        assert describe(w, column + off, cost) == "1 of 256 columns differ, and no other"
+    zeroed = np.where(part == 0, 0, part + 0.07 * noise).astype(np.float32)
+    assert describe(w, zeroed, 0.07) == "64 of 256 rows are all zero"
+
+
 def test_diff_asks_whether_the_files_were_exchanged(folder: Path) -> None:
     ref = model(folder, "llama")
     target = quantized(ref, folder)

@@ -230,4 +230,7 @@ def test_a_quantized_file_is_judged_by_what_its_types_cost(tmp_path: Path) -> No
             tensors[name] = (values + change).astype(np.float32)
     wrong = compared(source, made.write(tmp_path / "wrong.gguf", network, tensors, dtype=q4))
     assert wrong.first_wrong is not None, wrong.verdict
-    assert "where the file's types cost" in wrong.first_wrong.reason
+    operation = wrong.first_wrong.operation
+    assert operation is not None
+    assert operation.tensor == "blk.0.attn_q.weight"
+    assert operation.reason.startswith("its matrix differs by 0.6")

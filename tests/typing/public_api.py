@@ -30,6 +30,8 @@ def runs() -> None:
     assert_type(ggufnorm.trace("hf:DIR", "out.safetensors", trust_remote_code=True), TraceFacts)
     compared = ggufnorm.compare("hf:DIR", PATH, "m.onnx", n_tokens=32)
     assert_type(compared, ggufnorm.DriftReport | ggufnorm.FrameworksReport)
+    of_onnx = ggufnorm.drift_onnx("a.onnx", PATH, inputs="x.npz", chunks=1)
+    assert_type(of_onnx, ggufnorm.OnnxDriftReport)
     across = ggufnorm.compare_frameworks("hf:DIR", ["m.gguf"])
     assert_type(across, ggufnorm.FrameworksReport)
     assert_type(ggufnorm.attribute("a.gguf", PATH, by="layer"), ggufnorm.AttributionReport)

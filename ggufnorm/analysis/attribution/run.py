@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 
 from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
@@ -117,6 +118,7 @@ def run_job(
     policy: Policy = ONCE,
 ) -> AttributionReport:
     """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget."""
+    begun = time.time()
     check_arguments(n_ctx, chunks, wanted.rest, budget)
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
@@ -138,7 +140,7 @@ def run_job(
         chunks=chunks,
         options=options.engine(n_ctx, n_threads, n_gpu_layers),
         side_by_side=n_seq,
-        policy=replace(policy, budget=budget),
+        policy=replace(policy, budget=budget, begun=begun),
     )
     return execute(run_attribution, job, on_progress, policy.resume)
 

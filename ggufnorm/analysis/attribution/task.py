@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ from ggufnorm.core.attribution import AttributionReport, KldSum, costly, mean_kl
 from ggufnorm.core.drift import RunCost
 from ggufnorm.core.logits import kl_divergences
 from ggufnorm.core.metrics import DifferenceSum
+from ggufnorm.core.model import Skipped
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.base import Array, Batch
 from ggufnorm.engines.llama.binding import add_to_node, write_node
@@ -36,7 +37,7 @@ from ggufnorm.engines.worker import Channel, peak_memory
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop
+from ggufnorm.runs.loop import INTERRUPTED, Loop
 from ggufnorm.runs.probes.patches import PatchValues
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
@@ -58,7 +59,7 @@ class _Attribution:
 
     def __init__(self, job: AttributionJob, stack: ExitStack, channel: Channel) -> None:
         self.job, self.channel, self.stack = job, channel, stack
-        self.started = time.monotonic()
+        self.started = job.policy.clock()
         self.options = job.options
         self.files = [
             stack.enter_context(open_model(side.path)) for side in (job.reference, job.quant)
@@ -110,14 +111,16 @@ class _Attribution:
                 self.measured.local.setdefault(key, DifferenceSum())
         norms = self._norms() if self.job.norms else []
         groups = self._groups() if self.job.shares else {}
-        patches = [FREE, *_restorations(norms)]
-        patches += [self._patch(name, group) for name, group in groups.items()]
-        self.n_chunks = self._fit_chunks(len(patches))
+        restorations = _restorations(norms)
+        patches = [FREE, *(self._patch(name, group) for name, group in groups.items())]
+        self.n_chunks = self._fit_chunks(len(patches), len(restorations))
         self.running = time.monotonic()
-        self._measure("groups", patches, self.measured.local)
+        self._measure_groups(patches, len(restorations))
         singles = self._singles(groups)
         if singles:
-            self._measure("singles", [self._patch(name, (name,)) for name in singles], {})
+            patches = [self._patch(name, (name,)) for name in singles]
+            self._measure("singles", patches, {}, self.n_chunks)
+        skipped = self._measure_norms(restorations)
         return Measured(
             job=self.job,
             info=self.runners[PINNED].info,
@@ -133,7 +136,7 @@ class _Attribution:
             n_chunks_planned=self.n_planned,
             cut=self.loop.cut or self.cut,
             interrupted=self.channel.cancel.is_set(),
-            skipped=tuple(dict.fromkeys(self.session.skipped())),
+            skipped=tuple(dict.fromkeys([*self.session.skipped(), *skipped])),
             cost=self._cost(),
         ).report()
 
@@ -211,21 +214,30 @@ class _Attribution:
         """Of the budget."""
         return self.budget - (time.monotonic() - self.started)
 
+    @property
+    def seconds_for_groups(self) -> float:
+        """Of what is left: single tensors have half of it."""
+        return (0.5 if self._wants_singles else 1.0) * self.seconds_left
+
+    @property
+    def _wants_singles(self) -> bool:
+        return self.job.shares and self.job.by == "tensor"
+
     def _decodes(self, n_patches: int) -> int:
         """How many times each chunk is decoded to measure so many patches."""
         return n_patches + len(self.runners)
 
-    def _fit_chunks(self, n_patches: int) -> int:
+    def _fit_chunks(self, n_groups: int, n_norms: int) -> int:
         """Run fewer chunks if need be, so that single tensors have half of the budget."""
-        singles = self.job.shares and self.job.by == "tensor"
+        n_patches = n_groups + n_norms
         a_chunk = self._decodes(n_patches) * self.decode_seconds
-        affordable = (0.5 if singles else 1.0) * self.seconds_left / max(a_chunk, 1e-9)
+        affordable = self.seconds_for_groups / max(a_chunk, 1e-9)
         n_chunks = max(1, int(min(self.n_planned, affordable)))
         if self.measured.n_chunks is None:
             self.measured.n_chunks = n_chunks
         n_chunks = self.measured.n_chunks
-        self.total = n_chunks * self._decodes(n_patches)
-        then = ", then the tensors inside the costly ones" if singles else ""
+        self.total = n_chunks * self._decodes(n_groups)
+        then = ", then the tensors inside the costly ones" if self._wants_singles else ""
         text = (
             f"{n_patches} runs over {n_chunks} of {self.n_planned} chunks of {self.n_ctx}"
             f" tokens at {self.n_ctx / self.decode_seconds:,.0f} tokens/s: about"
@@ -247,14 +259,45 @@ class _Attribution:
         klds = {name: mean_kld(self.measured.klds[name], self.free).kld or 0.0 for name in groups}
         chosen = costly(klds, self.job.rest)
         wanted = [t for name in chosen if len(groups[name]) > 1 for t in groups[name]]
-        a_decode = (time.monotonic() - self.running) / max(1, self.done)
-        affordable = self.seconds_left / max(a_decode * self.n_chunks, 1e-9)
+        affordable = self._affordable_decodes / self.n_chunks
         possible = max(0, int(min(len(wanted) + len(self.runners), affordable)) - len(self.runners))
         if possible < len(wanted):
             self.cut = f"the budget of {self.budget:.0f} s allowed no more"
         return wanted[:possible]
 
+    @property
+    def _affordable_decodes(self) -> float:
+        """How many more there is time for, as long as those took that were done."""
+        a_decode = (time.monotonic() - self.running) / max(1, self.done)
+        return self.seconds_left / max(a_decode, 1e-9)
+
     # -- running ------------------------------------------------------------------------
+
+    def _measure_groups(self, patches: Sequence[Patch], n_norms: int) -> None:
+        """Run the groups; over less text if a chunk takes longer than it was estimated to."""
+        share = self._decodes(len(patches)) / self._decodes(len(patches) + n_norms)
+        until = time.monotonic() + share * self.seconds_for_groups
+
+        def goes_on(i: int) -> bool:
+            now = time.monotonic()
+            return not i or now + (now - self.running) / i <= until
+
+        n_done = self._measure("groups", patches, self.measured.local, self.n_chunks, goes_on)
+        if n_done < self.n_chunks and not self.loop.cut:
+            self.n_chunks = self.measured.n_chunks = n_done
+
+    def _measure_norms(self, restorations: Sequence[Patch]) -> list[Skipped]:
+        """Restore the norms' inputs, over as much text as there is still time for."""
+        if not restorations or self.loop.cut == INTERRUPTED:
+            return []
+        affordable = self._affordable_decodes / self._decodes(len(restorations))
+        n_chunks = min(self.n_chunks, int(affordable))
+        if n_chunks == 0 or self.loop.cut:
+            spent = f"the budget of {self.budget:.0f} s allowed no run of them"
+            return [Skipped("inputs of norms", spent)]
+        self.total += n_chunks * self._decodes(len(restorations))
+        self._measure("norms", restorations, {}, n_chunks)
+        return []
 
     @property
     def free(self) -> KldSum:
@@ -262,18 +305,30 @@ class _Attribution:
         return self.measured.klds[FREE.name]
 
     def _measure(
-        self, phase: str, patches: Sequence[Patch], local: Mapping[str, DifferenceSum]
-    ) -> None:
+        self,
+        phase: str,
+        patches: Sequence[Patch],
+        local: Mapping[str, DifferenceSum],
+        n_chunks: int,
+        goes_on: Callable[[int], bool] = lambda _i: True,
+    ) -> int:
         """Run all patches on all chunks, or on as many as there is time for.
 
         Args:
             phase: its name in the checkpoint.
             patches: what to run.
             local: sums of local errors to be fed.
+            n_chunks: of the phase.
+            goes_on: asked before each chunk by its number.
+
+        Returns:
+            Chunks that were run, those of the checkpoint too.
         """
         with ExitStack() as stack:
             patchers = self._patchers(patches, stack)
-            for i in self.loop.units(self.n_chunks, phase):
+            for i in self.loop.units(n_chunks, phase):
+                if not goes_on(i):
+                    return i
                 batches, fed = self.batches(i), local
                 for part in self._slices(patches):
                     values = self._lockstep(i, part, fed)
@@ -282,7 +337,8 @@ class _Attribution:
                         chosen = [p for p in part if p.restores == restores]
                         self._run(i, batches, values, patcher, chosen, restores)
                         if self.loop.ends():
-                            return
+                            return i
+        return n_chunks
 
     def _patchers(self, patches: Sequence[Patch], stack: ExitStack) -> dict[bool, Patcher]:
         """A context for each side that is to be patched; the stack closes them."""

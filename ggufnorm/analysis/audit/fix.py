@@ -16,7 +16,7 @@ from ggufnorm.core.mend import Mend
 from ggufnorm.core.progress import OnProgress, Progress, no_progress
 from ggufnorm.errors import OutputError
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.formats.gguf_rewrite import Changes, rewrite
+from ggufnorm.formats.gguf_rewrite import Array, Changes, Stream, rewrite
 from ggufnorm.formats.location import local_path
 from ggufnorm.formats.output import replacing, reported, require_writable
 from ggufnorm.formats.split import shard_name
@@ -37,8 +37,9 @@ def fix(
 ) -> FixReport:
     """Write a corrected copy of a model: what an audit finds, where the right value is known.
 
-    Keys are set; norms get the offset, order, byte order, type or values that the source and
-    the conversion give them; norms that are missing are added. Every other key and byte stays.
+    Keys are set; tensors get the offset, order, byte order, type or values that the source and
+    the conversion give them, in the file's own types, quantized by ggml; norms that are missing
+    are added. Every other key and byte stays. Memory does not depend on the model's size.
 
     Args:
         location: of a model on this machine; it is never changed.
@@ -86,10 +87,10 @@ def _still(left: Sequence[Left], found: Sequence[Finding]) -> tuple[Left, ...]:
 
 def _once(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """The first finding of each key and tensor that was mended."""
-    first: dict[str, Finding] = {}
+    first: dict[tuple[str, ...], Finding] = {}
     for finding in findings:
         if finding.mend is not None:
-            first.setdefault(finding.mend.target, finding)
+            first.setdefault(finding.mend.targets, finding)
     return tuple(first.values())
 
 
@@ -142,10 +143,11 @@ def _write(
 def _changes(todo: Plan, shards: Sequence[GGUFFile], number: int) -> Changes:
     """What is changed in one shard: keys in the first, tensors where they are, new ones last."""
     shard, n = shards[number], len(shards)
-    new = [name for name in todo.tensors if not any(name in s.tensors for s in shards)]
+    new = [name for name in todo.written if not any(name in s.tensors for s in shards)]
+    written: dict[str, Array | Stream] = {**todo.tensors, **todo.streams}
     here = {
         name: values
-        for name, values in todo.tensors.items()
+        for name, values in written.items()
         if name in shard.tensors or (name in new and number == n - 1)
     }
     keys: dict[str, tuple[str, object]] = {}

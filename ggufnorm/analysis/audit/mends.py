@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ggufnorm.analysis.audit.matching import Array, converted
+from ggufnorm.analysis.audit.source.encode import added, fits, stored_alike, stream
+from ggufnorm.analysis.audit.source.layout import Layout
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Finding
 from ggufnorm.core.mend import Mend, of_one_target
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.dequantize import read_tensor
+from ggufnorm.formats.gguf_rewrite import Stream
 
 _ANOTHER_CHECKPOINT = frozenset({"S101", "T101"})
 
@@ -25,6 +28,9 @@ def settled(subject: Subject, findings: Sequence[Finding]) -> list[Finding]:
         return [replace(f, mend=None) if f.mend and f.mend.from_source else f for f in findings]
     if _source_may_have_offsets(subject):
         return [replace(f, mend=None) if f.rule == "S201" else f for f in findings]
+    if any(f.mend is not None and f.mend.target.endswith("projector_type") for f in findings):
+        # What tensors should be depends on it: they are judged again when it is right.
+        return [replace(f, mend=None) if f.mend and f.mend.kind != "key" else f for f in findings]
     return list(findings)
 
 
@@ -57,12 +63,19 @@ class Plan:
         left: findings that are not mended, with the reason.
         mends: one for each key and tensor.
         tensors: the new values of tensors, in NumPy's shape.
+        streams: tensors that are made of the source while they are written.
     """
 
     mended: tuple[Finding, ...]
     left: tuple[tuple[Finding, str], ...]
     mends: tuple[Mend, ...]
     tensors: Mapping[str, Array]
+    streams: Mapping[str, Stream]
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of the tensors that are written anew."""
+        return (*self.tensors, *self.streams)
 
 
 _NOT_KNOWN = "no mend is known"
@@ -84,25 +97,57 @@ def plan(subject: Subject, findings: Iterable[Finding]) -> Plan:
     targets: dict[str, list[Mend]] = {}
     for finding in wrong:
         if finding.mend is not None:
-            targets.setdefault(finding.mend.target, []).append(finding.mend)
+            for target in finding.mend.targets:
+                targets.setdefault(target, []).append(finding.mend)
     chosen = {target: of_one_target(mends) for target, mends in targets.items()}
-    mends = [m for m in chosen.values() if m is not None]
-    tensors = _values(subject, [m for m in mends if m.kind != "key"])
+    mends = list({id(m): m for m in chosen.values() if m is not None}.values())
+    of_tensors = [m for m in mends if m.kind != "key"]
+    streams = _streams(subject, of_tensors)
+    tensors = _values(subject, [m for m in of_tensors if m.target not in streams])
     mended: list[Finding] = []
     left: list[tuple[Finding, str]] = []
     for finding in wrong:
-        target = finding.mend.target if finding.mend else ""
-        mend = chosen.get(target)
-        if finding.mend is None:
+        own = finding.mend
+        found = {target: chosen[target] for target in (own.targets if own else ())}
+        against = next((t for t, m in found.items() if m is None), None)
+        lacking = next(
+            (t for t, m in found.items() if m and m.kind != "key" and t not in tensors | streams),
+            None,
+        )
+        if own is None:
             left.append((finding, _NOT_KNOWN))
-        elif mend is None:
-            left.append((finding, _CONTRADICT.format(target)))
-        elif mend.kind != "key" and target not in tensors:
-            left.append((finding, _NO_VALUES.format(target)))
+        elif against is not None:
+            left.append((finding, _CONTRADICT.format(against)))
+        elif lacking is not None:
+            left.append((finding, _NO_VALUES.format(lacking)))
         else:
-            mended.append(replace(finding, mend=mend))
-    done = [m for m in mends if m.kind == "key" or m.target in tensors]
-    return Plan(tuple(mended), tuple(left), tuple(done), tensors)
+            mended.append(replace(finding, mend=found[own.target]))
+    done = [m for m in mends if m.kind == "key" or m.target in tensors or m.target in streams]
+    return Plan(tuple(mended), tuple(left), tuple(done), tensors, streams)
+
+
+def _streams(subject: Subject, mends: Sequence[Mend]) -> dict[str, Stream]:
+    """Whole tensors that the source gives, of those that rules of the family T name."""
+    found: dict[str, Stream] = {}
+    for mend in mends:
+        if not mend.from_source or mend.value is not None or subject.source is None:
+            continue
+        for name in mend.targets:
+            layout, tensor = _layout(subject, name), subject.file.tensors.get(name)
+            if layout is not None and tensor is None:
+                tensor = added(name, stored_alike(subject.file, name), layout)
+            if layout is not None and tensor is not None and fits(tensor, layout):
+                found[name] = stream(tensor, layout)
+    return found
+
+
+def _layout(subject: Subject, name: str) -> Layout | None:
+    if not subject.full:
+        return None
+    try:
+        return subject.tensors.layout_of(name)
+    except (GgufnormError, TypeError):
+        return None
 
 
 def _values(subject: Subject, mends: Sequence[Mend]) -> dict[str, Array]:

@@ -62,11 +62,21 @@ class CauseFinder:
             message = f"{self.engine} runs {_plain(b)}, {self.source} {_plain(a)}"
             yield Cause("kind" if a.kind != b.kind else "groups", message, share(kind))
         if abs(a.epsilon - b.epsilon) > SAME_EPSILON * max(a.epsilon, b.epsilon):
-            message = f"its epsilon is {b.epsilon:.4g}, in {self.source} {a.epsilon:.4g}"
-            yield Cause("epsilon", message, share(replace(a, epsilon=b.epsilon)))
+            yield self._epsilon(a.epsilon, b.epsilon, share(replace(a, epsilon=b.epsilon)))
         if a.kind == b.kind and a.divisor != b.divisor:
             message = f"{self.engine} runs {b}, {self.source} {a}"
             yield Cause("formula", message, share(replace(a, divisor=b.divisor)))
+
+    def _epsilon(self, theirs: float, ours: float, share: float | None) -> Cause:
+        message = f"its epsilon is {ours:.4g}, in {self.source} {theirs:.4g}"
+        half = float(np.float16(theirs))
+        if theirs and abs(half - ours) <= SAME_EPSILON * ours:
+            if not ours:
+                smallest = float(np.finfo(np.float16).smallest_subnormal)
+                why = f"which half precision rounds to 0 (its smallest number is {smallest:.1g})"
+                return Cause("epsilon", f"{message}, {why}", share)
+            return Cause("rounding", f"{message}, rounded to half precision", share)
+        return Cause("epsilon", message, share)
 
     def _weight_causes(self, pair: Pair) -> Iterator[Cause]:
         s, e = pair.source, pair.engine
@@ -74,6 +84,9 @@ class CauseFinder:
         if ours is None and theirs is None:
             return
         if ours is None or theirs is None:
+            only = theirs if ours is None else ours
+            if only is not None and (only == 1).all():
+                return  # the same, written out
             message = f"it has {'no' if ours is None else 'a'} weight, in {self.source} it has " + (
                 "one" if ours is None else "none"
             )
@@ -96,6 +109,9 @@ class CauseFinder:
         if s.bias is None and e.bias is None:
             return
         if s.bias is None or e.bias is None:
+            only = s.bias if e.bias is None else e.bias
+            if only is not None and not only.any():
+                return
             message = f"it has {'no' if e.bias is None else 'a'} bias, in {self.source} it has " + (
                 "one" if e.bias is None else "none"
             )

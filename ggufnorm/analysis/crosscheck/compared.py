@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,20 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.crosscheck.align_cls import align_class_token
 from ggufnorm.analysis.crosscheck.diagnose import Diagnoser, with_cost
 from ggufnorm.analysis.crosscheck.examined import examine
-from ggufnorm.analysis.crosscheck.folds import Folds, find_folds, first_wrong_fold, folds_sentence
+from ggufnorm.analysis.crosscheck.folds import folds_sentence
+from ggufnorm.analysis.crosscheck.graphs import (
+    NOTHING,
+    compare_graphs,
+    earliest,
+    explained_by,
+    with_layer,
+)
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
-from ggufnorm.analysis.crosscheck.operations import match_operations
+from ggufnorm.analysis.crosscheck.layers import layers_sentence
 from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.pinned import OwnErrors
+from ggufnorm.analysis.crosscheck.results import first_wrong_output
+from ggufnorm.analysis.crosscheck.stretches import NotFollowedError, follow_stretches
 from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.analysis.crosscheck.unmatched import name_unmatched, wrong_pixels
 from ggufnorm.analysis.crosscheck.verdict import (
@@ -29,17 +40,16 @@ from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
     FirstWrong,
-    OperationMatch,
     RunSide,
     SiteComparison,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.metrics import Difference, difference, relative_l2
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
-from ggufnorm.core.tolerances import SAME_OPERATION, STRETCH_OF_COST
+from ggufnorm.core.tolerances import SAME_OPERATION, SAME_PRODUCT, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -52,10 +62,6 @@ MIN_TOKENS = 2
 Follow = Callable[[Sequence[Pair], FirstWrong, float], Segment]
 """Records what both sides compute before something wrong, given their norms and the relative
 L2 distance up to which two results are the same."""
-
-
-class NotFollowedError(Exception):
-    """What lies between two norms cannot be told."""
 
 
 def side(run: ObservedRun) -> RunSide:
@@ -75,7 +81,8 @@ def compare_runs(
     skipped: tuple[Skipped, ...] = (),
     halved: Mapping[str, float] | None = None,
     follow: Follow | None = None,
-    cost: Callable[[], Mapping[str, float]] | None = None,
+    cost: Callable[[], TypeCost] | None = None,
+    own: Callable[[Sequence[Pair]], OwnErrors] | None = None,
 ) -> EngineComparison:
     """One engine against the source.
 
@@ -92,9 +99,10 @@ def compare_runs(
             L2 by its name; None if that was not measured.
         follow: gives all that both compute before something wrong; None where that is not
             possible.
-        cost: measures how far the types of the engine's matrices move the source itself: the
-            input of each of its norms and the logits, relative L2 by name; None where that is
-            not possible.
+        cost: measures how far the types of the engine's matrices move the source itself; None
+            where that is not possible.
+        own: measures what the engine makes of the source's values; None where it cannot be
+            given them.
 
     Raises:
         InputError: they have no norm in common.
@@ -103,12 +111,12 @@ def compare_runs(
     if tokens is None:
         joined = align_class_token(joined)
     both = (parse(source.location).engine, parse(location).engine)
-    folds = (
-        find_folds(source.location, location) if both == ("onnxruntime", "onnxruntime") else Folds()
-    )
-    if not source.norms and not folds.found:
+    names = _names(source, engine)
+    graphs = compare_graphs(source, engine, tokens, names) if both == _BOTH_ONNX else NOTHING
+    folds, anything = graphs.folds, joined.pairs or graphs.shows
+    if not source.norms and not anything:
         raise InputError(f"{source.location}: it has no norm that can be compared")
-    if not joined.pairs and not folds.found:
+    if not anything:
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
             f" {len(source.norms)} of {source.location}: they are not one network"
@@ -118,39 +126,60 @@ def compare_runs(
         p.key: (halved or {}).get(p.source.name, 0.0) * engine.rounding / HALF_ULP["F16"]
         for p in joined.pairs
     }
-    diagnoser = Diagnoser(_short(source), _short(engine), engine.rounding, weights, moved)
+    alone = OwnErrors({}, None) if own is None else own(joined.pairs)
+    diagnoser = Diagnoser(*names, engine.rounding, weights, moved, own=alone.sites)
     sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
     logits, why_not = _logits(source, engine, tokens)
     explained = diagnoser.explained(sites)
-    off = _logits_off(source, engine, explained)
-    wrong = _earlier(first_wrong(sites, _short(engine), off), sites, folds)
+    off = _logits_off(source, engine, explained, alone, diagnoser.own_allowed(LOGITS))
+    wrong = earliest(first_wrong(sites, names[1], off), sites, graphs, names[1])
     costs: Mapping[str, float] = {}
+    own_costs: Mapping[str, float] = {}
     if cost is not None and _needs_cost(engine.rounding, wrong):
         measured = cost()
-        costs = {p.key: c for p in joined.pairs if (c := measured.get(p.source.name)) is not None}
-        diagnoser = with_cost(diagnoser, costs)
+        costs = _by_site(measured.moved, joined.pairs)
+        own_costs = {**_by_site(measured.own, joined.pairs), LOGITS: measured.own_logits}
+        diagnoser = with_cost(diagnoser, costs, own_costs)
         sites = diagnoser.sites(joined.pairs)
-        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.get(LOGITS, 0.0))
-        off = _logits_off(source, engine, explained)
-        wrong = first_wrong(sites, _short(engine), off, costs)
+        explained = max(diagnoser.explained(sites), STRETCH_OF_COST * measured.logits)
+        off = _logits_off(source, engine, explained, alone, diagnoser.own_allowed(LOGITS))
+        wrong = first_wrong(sites, names[1], off, own_costs)
+    if graphs.pools_otherwise and wrong is not None and _is_of_result(wrong, sites):
+        wrong = None  # the norm of an embedding that is pooled otherwise
     if wrong is None:
-        wrong = wrong_output(output, explained)
-    operations: tuple[OperationMatch, ...] = ()
-    if wrong is not None and wrong.where == "before" and wrong.key not in RESULTS[1:]:
-        key = wrong.key
-        before = list(takewhile(lambda s: s.key != key, sites))
-        try:
-            segment = _follow(follow, joined.pairs, wrong, diagnoser.explained(before, key))
-            operations, operation = match_operations(segment, _short(source))
-            wrong = with_operation(wrong, operation, _short(engine))
-        except NotFollowedError as error:
-            why_not = (*why_not, Skipped("operations", str(error)))
-    wrong = wrong_pixels(pixels, sites) or name_unmatched(wrong, joined, source.norms, engine.norms)
+        wrong = wrong_output(output, explained) or first_wrong_output(
+            graphs.outputs, explained_by(graphs, explained), sites[-1].key if sites else None
+        )
+    followed = follow_stretches(
+        sites,
+        wrong,
+        _is_followed,
+        lambda w, seen: _record(follow, joined.pairs, w, seen, diagnoser),
+        lambda seen: first_wrong(seen, names[1], off, own_costs),
+        names[0],
+    )
+    sites, wrong = followed.sites, with_operation(followed.wrong, followed.operation, names[1])
+    if both == _BOTH_ONNX and wrong is not None and _is_followed(wrong):
+        wrong = with_layer(wrong, sites, graphs, source, engine)
+    behind = wrong
+    wrong = (
+        graphs.front
+        or wrong_pixels(pixels, sites)
+        or name_unmatched(wrong, joined, source.norms, engine.norms)
+    )
     result = _result(source, engine)
-    examined = examine(len(sites), logits, result, token_ids, output, of_text=tokens is not None)
-    said = verdict(sites, wrong, engine.rounding, examined, costs)
+    seen = (len(sites), 0 if folds.found else len(graphs.layers.found))
+    examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
+                       of_text=tokens is not None)  # fmt: skip
+    said = (
+        verdict(sites, wrong, engine.rounding, examined, costs, followed.known),
+        _behind_front(graphs.front, behind),
+        folds_sentence(folds, wrong),
+        "" if folds.found else layers_sentence(graphs.layers, wrong),
+        examined.sentence,
+    )
     return EngineComparison(
         engine=side(engine),
         sites=sites,
@@ -159,15 +188,42 @@ def compare_runs(
         logits=logits,
         tokenizer=None if token_ids is None else token_ids.finding,
         first_wrong=wrong,
-        verdict=" ".join(filter(None, (said, folds_sentence(folds, wrong), examined.sentence))),
-        skipped=(*(s for s in known if s.what not in told), *why_not, *skipped),
-        operations=operations,
+        verdict=" ".join(filter(None, said)),
+        skipped=(*(s for s in known if s.what not in told), *why_not, *followed.skipped, *skipped),
+        operations=followed.operations,
+        known=followed.known,
         folds=folds.found,
         result=result,
         pixels=pixels,
         compared=examined.compared,
         not_compared=examined.not_compared,
+        layers=graphs.layers.found,
+        outputs=graphs.outputs,
     )
+
+
+def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:
+    """What is wrong in two networks whose inputs are normalized otherwise; empty for one input."""
+    if front is None:
+        return ""
+    fed = "Fed so that both normalize to the same"
+    return f"{fed}, {wrong.key} is wrong: {wrong.reason}." if wrong else f"{fed}, all else agrees."
+
+
+def _is_of_result(wrong: FirstWrong, sites: Sequence[SiteComparison]) -> bool:
+    """Whether nothing but an L2 norm's input is wrong."""
+    site = next((s for s in sites if s.key == wrong.key), None)
+    return wrong.where == "before" and site is not None and site.source.kind == "l2"
+
+
+def _is_followed(wrong: FirstWrong) -> bool:
+    """Whether operations can tell more of it."""
+    return wrong.where == "before" and wrong.key not in RESULTS[1:]
+
+
+def _by_site(values: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, float]:
+    """Values by the name of the source's norm, by the site's key."""
+    return {p.key: v for p in pairs if (v := values.get(p.source.name)) is not None}
 
 
 def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
@@ -176,8 +232,12 @@ def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
     return quantized if wrong is None else wrong.where == "before"
 
 
-def _follow(
-    follow: Follow | None, pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float
+def _record(
+    follow: Follow | None,
+    pairs: Sequence[Pair],
+    wrong: FirstWrong,
+    sites: Sequence[SiteComparison],
+    diagnoser: Diagnoser,
 ) -> Segment:
     """All that both compute before something wrong.
 
@@ -186,7 +246,12 @@ def _follow(
     """
     if follow is None:
         raise NotFollowedError("only language models are followed between norms")
-    if tolerance > SAME_OPERATION:
+    if diagnoser.own:
+        tolerance = diagnoser.of_operation
+    else:
+        before = list(takewhile(lambda s: s.key != wrong.key, sites))
+        tolerance = diagnoser.explained(before, wrong.key)
+    if tolerance > (SAME_PRODUCT if diagnoser.own else SAME_OPERATION):
         raise NotFollowedError(
             f"results may differ by {tolerance:.2g} here: compare a file in F16 to be told"
             " which one is wrong"
@@ -194,29 +259,29 @@ def _follow(
     return follow(pairs, wrong, tolerance)
 
 
-def _earlier(
-    wrong: FirstWrong | None, sites: Sequence[SiteComparison], folds: Folds
-) -> FirstWrong | None:
-    """Of a wrong site and a wrong fold the one that the source's graph has first."""
-    fold = first_wrong_fold(folds)
-    if wrong is None or fold is None:
-        return wrong or fold
-    if wrong.key == LOGITS:
-        return fold
-    name = next(s.source.name for s in sites if s.key == wrong.key)
-    return wrong if folds.places[name] < folds.places[fold.key] else fold
-
-
 def _result(source: ObservedRun, engine: ObservedRun) -> Difference | None:
     a, b = source.result, engine.result
     return difference(a, b) if a is not None and b is not None and a.shape == b.shape else None
 
+
+_BOTH_ONNX = ("onnxruntime", "onnxruntime")
 
 _NAMES = {
     "llama-cpp-python": "llama.cpp",
     "onnxruntime": "ONNX Runtime",
     "transformers": "Transformers",
 }
+
+
+def _names(source: ObservedRun, engine: ObservedRun) -> tuple[str, str]:
+    """What the two are called: by what ran them, or by their files where that is the same."""
+    a, b = _short(source), _short(engine)
+    if a != b:
+        return a, b
+    first, second = (Path(run.location) for run in (source, engine))
+    if first.name != second.name:
+        return first.name, second.name
+    return str(first), str(second)
 
 
 def _short(run: ObservedRun) -> str:
@@ -231,8 +296,20 @@ def _join(source: ObservedRun, engine: ObservedRun, location: str) -> Joined:
         return join_gguf(source.norms, engine.norms, file)
 
 
-def _logits_off(source: ObservedRun, engine: ObservedRun, explained: float) -> float | None:
-    """Relative L2 distance of the logits, None where rounding explains it or there are none."""
+def _logits_off(
+    source: ObservedRun, engine: ObservedRun, explained: float, alone: OwnErrors, allowed: float
+) -> float | None:
+    """Relative L2 distance of the logits, None where rounding explains it or there are none.
+
+    Args:
+        source: the source's run.
+        engine: the engine's.
+        explained: most that rounding explains of all differences.
+        alone: what the engine makes of the source's values: the head's own error counts.
+        allowed: most of that which rounding explains.
+    """
+    if alone.logits is not None:
+        return alone.logits if alone.logits > allowed else None
     a, b = source.logits, engine.logits
     if a is None or b is None or len(a) != len(b):
         return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.results import not_compared
 from ggufnorm.analysis.crosscheck.token_ids import TokenIds
-from ggufnorm.core.frameworks import TokenizerFinding
+from ggufnorm.core.frameworks import OutputDifference, TokenizerFinding
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.model import Skipped
@@ -38,29 +39,37 @@ class Examined:
 
 
 def examine(
-    n_norms: int,
+    n_seen: tuple[int, int],
     logits: LogitStatistics | None,
     result: Difference | None,
     token_ids: TokenIds | None,
     output: OutputComparison | None,
+    outputs: Sequence[OutputDifference] = (),
     *,
     of_text: bool,
 ) -> Examined:
     """What a comparison of language models looked at; nothing is said of image encoders.
 
     Args:
-        n_norms: that were joined.
+        n_seen: norms that were joined, and layers.
         logits: None if there were none to compare.
         result: of the engine's first output; None if that was not compared.
         token_ids: None where the engine has no tokenizer.
         output: an embedding or a score; None without.
+        outputs: all results of two ONNX graphs.
         of_text: whether the models read a text.
     """
     if not of_text:
         return Examined((), (), None)
-    norms = (f"{n_norms} norm{'' if n_norms == 1 else 's'}",) if n_norms else ()
-    done = (*norms, *_compared(logits, result, token_ids, output))
-    left = tuple(_left(logits, result, token_ids, output))
+    seen = [f"{n} {what}{'' if n == 1 else 's'}"
+            for n, what in zip(n_seen, ("norm", "layer"), strict=True) if n]  # fmt: skip
+    several = f"all {len(outputs)} outputs" if len(outputs) > 1 else ""
+    if several and (left_out := [o for o in outputs if not o.tells]):
+        several = f"{len(outputs) - len(left_out)} of {len(outputs)} outputs"
+    done = (*seen, *_compared(logits, result, token_ids, output, several))
+    unlike = not_compared(outputs)
+    told = unlike or any(o.tells for o in outputs)
+    left = (*unlike, *(() if told else _left(logits, result, token_ids, output)))
     return Examined(done, left, None if token_ids is None else token_ids.finding)
 
 
@@ -69,10 +78,13 @@ def _compared(
     result: Difference | None,
     token_ids: TokenIds | None,
     output: OutputComparison | None,
+    outputs: str,
 ) -> Iterator[str]:
     if logits is not None:
         yield "logits"
-    elif result is not None:
+    if outputs:
+        yield outputs
+    elif logits is None and result is not None:
         yield "the model's first output"
     if output is not None and output.skipped is None:
         yield output.what

@@ -28,8 +28,13 @@ from ggufnorm.core.misfolds import Mistake, mistakes
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.tolerances import SAME_FORMULA
 from ggufnorm.engines.onnx.layers import PlacedLayer, read_layers
-from ggufnorm.engines.onnx.model import OnnxModel
-from ggufnorm.engines.onnx.norms import find_norms, site_name, takes_own_statistics
+from ggufnorm.engines.onnx.model import OnnxModel, attribute
+from ggufnorm.engines.onnx.norms import (
+    find_norms,
+    own_statistics,
+    site_name,
+    takes_own_statistics,
+)
 from ggufnorm.formats.naming.join import match_names
 
 
@@ -60,28 +65,63 @@ def find_folds(source: str, engine: str) -> Folds:
     Raises:
         InputError: one of them cannot be read.
     """
-    model = OnnxModel(source)
+    model, other = OnnxModel(source), OnnxModel(engine)
+    taught = dict(_of_own_statistics(model, other))
     if not any(node.op_type == ALONE for node in model.nodes):
-        return Folds()
+        # What stands in no place of the source's graph comes before all of it.
+        return Folds(tuple(taught.values()), (), dict.fromkeys(taught, -1))
     theirs = read_layers(model)
     norms = {n: i for placed in theirs for n, i in placed.norms.items()}
-    other = OnnxModel(engine)
     ours = read_layers(other)
-    own = {site_name(n, other) for n in find_norms(other)[0]
-           if takes_own_statistics(other, other.nodes[n.node])}  # fmt: skip
     apart = {p.layer.name for p in ours if p.layer.op == ALONE}
     pairs, skipped = _pairs([p for one in theirs for p in _apart(one, apart)], ours)
     diagnoser = _Diagnoser(_moved(pairs))
-    told = (_of_own_statistics(f) if f.norm in own else f for f in diagnoser.all())
-    found = sorted(told, key=lambda fold: norms[fold.norm])
+    folds = {fold.norm: fold for fold in diagnoser.all()}
     places = {site_name(n, model): n.node for n in find_norms(model)[0]}
-    return Folds(tuple(found), skipped, places | norms)
+    for name, fold in taught.items():
+        folds[name] = _retold(folds[name], fold) if name in folds else fold
+        places.setdefault(name, -1)
+    places |= norms
+    found = sorted(folds.values(), key=lambda fold: places[fold.norm])
+    left = tuple(s for s in skipped if s.what not in taught)
+    return Folds(tuple(found), left, places)
 
 
-def _of_own_statistics(fold: FoldedNorm) -> FoldedNorm:
-    """A norm that the engine has, with mean and variance of its own input."""
-    message = "takes mean and variance of its input: training_mode is 1, as exported without eval()"
-    return replace(fold, status="mistake", cause="values", message=message)
+def _of_own_statistics(source: OnnxModel, engine: OnnxModel) -> Iterator[tuple[str, FoldedNorm]]:
+    """Batch norms that only the engine gives the mean and the variance of their own input."""
+    theirs, ours = ({site_name(n, m): m.nodes[n.node] for n in find_norms(m)[0]
+                     if takes_own_statistics(m, m.nodes[n.node])}
+                    for m in (source, engine))  # fmt: skip
+    if len(theirs) == len(ours):
+        return
+    for name, node in ours.items():
+        if name in theirs:
+            continue
+        before = engine.producers.get(node.input[0])
+        yield (
+            name,
+            FoldedNorm(
+                norm=name,
+                layer=name if before is None else before.name or name,
+                op=ALONE if before is None else before.op_type,
+                side="after",
+                status="mistake",
+                weight_error=None,
+                bias_error=None,
+                weight_allowed=0.0,
+                bias_allowed=0.0,
+                epsilon=attribute(node, "epsilon", 1e-5),
+                epsilon_applied=None,
+                cause="statistics",
+                message=own_statistics(engine, node),
+                of=None,
+            ),
+        )
+
+
+def _retold(fold: FoldedNorm, taught: FoldedNorm) -> FoldedNorm:
+    """A fold of which it is known why it is wrong."""
+    return replace(fold, status="mistake", cause=taught.cause, message=taught.message)
 
 
 Pair = tuple[PlacedLayer, Layer]
@@ -92,7 +132,7 @@ def _pairs(
     source: Sequence[PlacedLayer], engine: Sequence[PlacedLayer]
 ) -> tuple[list[Pair], tuple[Skipped, ...]]:
     """Layers of both sides, and the batch norms whose layer the engine does not have."""
-    theirs, ours = ([(p.weight_name, p.layer.look) for p in side] for side in (source, engine))
+    theirs, ours = ([(p.label, p.layer.look) for p in side] for side in (source, engine))
     found = {k: i for i, k in match_names(theirs, ours).items()}
     pairs, skipped = [], []
     for k, placed in enumerate(source):
@@ -119,7 +159,8 @@ def _apart(placed: PlacedLayer, names: Collection[str]) -> Iterator[PlacedLayer]
     yield replace(placed, layer=replace(layer, before=left(layer.before), after=left(layer.after)))
     for norm in found:
         i = placed.norms[norm.name]
-        yield replace(placed, layer=alone(norm, norm.step), weight_name=norm.name, node=i)
+        yield replace(placed, layer=alone(norm, norm.step), weight_name=norm.name,
+                      label=norm.name, node=i)  # fmt: skip
 
 
 def _moved(pairs: Sequence[Pair]) -> list[tuple[Layer, Layer]]:
@@ -299,6 +340,12 @@ def first_wrong_fold(folds: Folds) -> FirstWrong | None:
     return None
 
 
+def harmless_folds(folds: Folds) -> Folds:
+    """The same where nothing of what is wrong shows in what comes out of the model."""
+    found = (replace(f, status="harmless") if f.status == "mistake" else f for f in folds.found)
+    return replace(folds, found=tuple(found))
+
+
 def described(fold: FoldedNorm) -> str:
     """What is wrong, and in which layer."""
     return f"{fold.message} ({fold.op} {fold.layer})"
@@ -311,6 +358,13 @@ def folds_sentence(folds: Folds, wrong: FirstWrong | None) -> str:
     if mistaken:
         more = mistaken - (wrong is not None and wrong.where == "fold")
         return f"{more} more of {n} batch norms are wrong." if more else ""
+    other = [f for f in folds.found if f.status == "harmless"]
+    if other:
+        rest = f" and {len(other) - 1} more are" if len(other) > 1 else " is"
+        return (
+            f"{other[0].norm}{rest} not in the layer beside as expected, and nothing of it shows in"
+            " what comes out."
+        )
     kept = sum(f.status == "kept" for f in folds.found)
     if not n or kept == n:
         return f"All {n} batch norms are kept as they are." if n else ""

@@ -127,7 +127,7 @@ class Hypotheses:
     def _products(self, operation: Operation) -> list[tuple[Operation, Array]]:
         """The source's products of the same input, the nearest matrix first."""
         ours = self._weight(operation)
-        if operation.op != "MUL_MAT" or ours is None:
+        if operation.op not in ("MUL_MAT", "MUL_MAT_ID") or ours is None:
             return []
         users = (u for i in self._origins(operation) for u in self.results.users(i))
         match = self.matches[self.operations.index(operation)]
@@ -151,6 +151,16 @@ class Hypotheses:
                     pairs = weight.reshape(heads, width // 2, 2, -1)
                     return pairs.swapaxes(1, 2).reshape(weight.shape)
         return weight
+
+    def is_right(self, index: int) -> bool:
+        """Whether an operation is the product of what the source has and the source's matrix."""
+        operation = self.operations[index]
+        ours = self._weight(operation)
+        for theirs, weight in self._products(operation)[:1]:
+            assert ours is not None
+            right = explain_matrix(ours, weight, {}, self.tolerance) is None
+            return right and theirs.bias is None
+        return False
 
     def _bias(self, index: int) -> Iterator[tuple[int, str]]:
         operation = self.operations[index]
@@ -221,6 +231,7 @@ class Hypotheses:
             return
         (used,) = struct.unpack_from("f", operation.params)
         index = self.operations.index(operation)
+        yield from self._soft_cap(operation, index, used)
         for user in self.operations:
             if user.op != "MUL_MAT" or index not in map(self._computed, user.inputs):
                 continue
@@ -230,6 +241,19 @@ class Hypotheses:
                 yield (
                     f"it multiplies with {used:.6g}; what {self.source} has behind"
                     f" {user.name} comes of {self._number(factor)}"
+                )
+
+    def _soft_cap(self, operation: Operation, index: int, used: float) -> Iterator[str]:
+        """Of a factor before a hyperbolic tangent, the one that the source has before its own."""
+        y = operation.value
+        if y is None or not any(u.op == "UNARY" and index in u.inputs for u in self.operations):
+            return
+        capped = [i for o in self.results.operations if o.op == "tanh" for i in o.inputs]
+        for factor, theirs in self._multiples(operation):
+            if any(self.results.operations[i] is theirs for i in capped):
+                yield (
+                    f"it multiplies with {used:.6g} before a soft cap; what {self.source} caps"
+                    f" comes of {self._number(used * factor)}"
                 )
 
     def _multiple(self, operation: Operation) -> Iterator[str]:

@@ -8,12 +8,14 @@ order where it is as many norms of the same kind and width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import Array, ObservedNorm
+from ggufnorm.core.tolerances import SAME_FUNCTION
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.join import match_names, sources_of_tensors
 from ggufnorm.formats.naming.names import parse_norm_name
@@ -82,7 +84,36 @@ def join_gguf(
             theirs = by_place.get((norm.layer, norm.role))
         if theirs is not None:
             found.append((norm.name, theirs, norm))
-    return _joined([*found, *_weightless(found, source, engine)], source, engine)
+    if found:
+        return _joined([*found, *_weightless(found, source, engine)], source, engine)
+    # gguf-py lags llama.cpp: it knows no names of the newest architectures.
+    alike = _alike(source, engine)
+    joined = _joined(alike, source, engine)
+    if not alike:
+        return joined
+    why = f"no names of {file.architecture} are known: norms are joined by their values and order"
+    return replace(joined, skipped=(*joined.skipped, Skipped("names", why)))
+
+
+def _alike(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -> list[Match]:
+    """Norms with the same weights, and what is left in order if it looks alike."""
+    left = {id(n): n for n in source}
+    pairs: dict[int, ObservedNorm] = {}
+    for norm in engine:
+        same = [n for n in left.values() if _has_weight_of(n, norm)]
+        if len(same) == 1:
+            pairs[id(norm)] = left.pop(id(same[0]))
+    rest = [n for n in engine if id(n) not in pairs]
+    if [_look(n) for n in rest] == [_look(n) for n in left.values()]:
+        pairs |= {id(e): s for e, s in zip(rest, left.values(), strict=True)}
+    return [(e.name, [pairs[id(e)]], e) for e in engine if id(e) in pairs]
+
+
+def _has_weight_of(source: ObservedNorm, engine: ObservedNorm) -> bool:
+    ours, theirs = engine.effective_weight, source.effective_weight
+    if ours is None or theirs is None or ours.shape != theirs.shape:
+        return False
+    return relative_l2(theirs, ours) <= SAME_FUNCTION and np.ptp(ours) != 0
 
 
 def _weightless(
@@ -103,6 +134,11 @@ def join_names(source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm]) -
     """Join by the ends of the weights' names, and what is left by order."""
     theirs, ours = ([(n.weight_name, _look(n)) for n in norms] for norms in (source, engine))
     found = match_names(theirs, ours)
+    rest = [k for k in range(len(source)) if k not in found.values()]
+    left = [i for i in range(len(engine)) if i not in found]
+    # What is left may be another kind of norm by mistake: its rows are as wide all the same.
+    if [source[k].x.shape for k in rest] == [engine[i].x.shape for i in left]:
+        found |= dict(zip(left, rest, strict=True))
     pairs = [(source[found[i]].name, [source[found[i]]], engine[i]) for i in sorted(found)]
     return _joined(pairs, source, engine)
 

@@ -6,27 +6,32 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
+from ggufnorm.analysis.crosscheck.llama import Planned, RunJob, Tokens, planned
+from ggufnorm.analysis.crosscheck.pinned import pins_of, run_pinned
 from ggufnorm.core.operations import Operation
 from ggufnorm.engines import worker
-from ggufnorm.engines.base import Array, Graph, Node
+from ggufnorm.engines.base import Activation, Array, Graph, Node
 from ggufnorm.engines.llama.binding import is_readable
 from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
 from ggufnorm.runs.options import EXACT
-from ggufnorm.runs.values import node_values
 
 _COPIES = VIEW_OPS | COPY_OPS | {"SET_ROWS"}
 
 
 @dataclass(frozen=True)
 class SegmentJob:
-    """A model to run, and between which norms its nodes are kept."""
+    """A model to run, and between which norms its nodes are kept.
+
+    Attributes:
+        pins: the source's input of each norm, which the norm is given; by the norm's key.
+    """
 
     run: RunJob
     start: str | None
     end: str | None
+    pins: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def watch_nodes(
     start: str | None,
     end: str | None,
     *,
+    pins: Mapping[str, Array],
     n_threads: int | None = None,
 ) -> list[Operation]:
     """Run token ids and keep every result between two norms.
@@ -70,6 +76,7 @@ def watch_nodes(
         tokens: ids.
         start: key of the norm at whose input it begins; None for the graph's beginning.
         end: key of the norm at whose input it ends; None for the graph's end.
+        pins: the source's input of each norm, which it is given; by the norm's key.
         n_threads: CPU threads; None for all.
 
     Returns:
@@ -80,7 +87,7 @@ def watch_nodes(
     """
     options = EXACT.engine(len(tokens), n_threads)
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
-    segment = worker.call(observe_nodes, SegmentJob(job, start, end))
+    segment = worker.call(observe_nodes, SegmentJob(job, start, end, dict(pins)))
     return [
         Operation(
             name=node.key,
@@ -100,7 +107,7 @@ def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
     with planned(job.run) as run:
         nodes = _between(run.graph, job.start, job.end)
         readable = [n.index for n in nodes if is_readable(n.dtype)]
-        values = node_values(run.runner, run.batch, readable)
+        values = _values(run, job, readable, nodes[-1].index)
 
         def tensors(node: Node) -> list[str]:
             return [s for s in node.sources if isinstance(s, str)]
@@ -120,6 +127,19 @@ def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
                 for n in nodes
             )
         )
+
+
+def _values(run: Planned, job: SegmentJob, at: Sequence[int], last: int) -> dict[int, Array]:
+    """What the nodes hold: the source's values where norms get those, but for the last one."""
+    pins = pins_of(run.runner, job.pins, len(run.batch.tokens))
+    values: dict[int, Array] = {}
+
+    def keep(index: int, value: Activation) -> None:
+        own = index == last or index not in pins
+        values[index] = value.value.copy() if own else pins[index]
+
+    run_pinned(run.runner, run.batch, pins, at, keep)
+    return values
 
 
 def _written(nodes: Sequence[Node]) -> dict[str, int]:

@@ -7,19 +7,49 @@ programs cut the network into operations, do not matter: see :mod:`ggufnorm.core
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.hypotheses import Hypotheses
-from ggufnorm.core.frameworks import OperationMatch, WrongOperation
+from ggufnorm.core.changes import known_difference
+from ggufnorm.core.frameworks import (
+    EngineDifference,
+    OperationMatch,
+    OperationStatus,
+    WrongOperation,
+)
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.operations import Match, Results, Segment, leads_back
+from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, leads_back
 from ggufnorm.core.tolerances import JUMP, SAME_OPERATION
 
 
-def match_operations(
-    segment: Segment, source: str
-) -> tuple[tuple[OperationMatch, ...], WrongOperation | None]:
+@dataclass(frozen=True)
+class Matched:
+    """The operations of an engine beside the source's.
+
+    Attributes:
+        operations: of the engine, with the source's that has its result.
+        wrong: the first whose result the source has nowhere; None if there is none.
+        known: where the engines are known to differ.
+        ties: tokens that got other experts because their scores are tied within rounding, where
+            that is all that is wrong.
+    """
+
+    operations: tuple[OperationMatch, ...]
+    wrong: WrongOperation | None
+    known: tuple[EngineDifference, ...] = ()
+    ties: int = 0
+
+
+_EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
+"""What configurations call the number of experts of a token."""
+
+
+def match_operations(segment: Segment, source: str) -> Matched:
     """Each of the engine's operations with the source's that has its result; the first wrong one.
 
     Args:
@@ -27,21 +57,100 @@ def match_operations(
         source: what the source is called.
     """
     results = Results(segment.source, segment.n_tokens)
-    matches, tolerances = _matches(segment, results)
-    listed = list(_listed(segment, matches))
-    nowhere = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
-    misplaced = next(_misplaced(segment, matches), None)
+    matches, tolerances, known = _matches(segment, results)
+    listed = list(_listed(segment, matches, known))
+    ties = _ties(segment, matches)
+    if ties:
+        return Matched(tuple(m for _, m in listed), None, tuple(known.values()), ties)
+    nowhere = next(_suspects(segment, matches, results, tolerances, listed, source), None)
+    misplaced = next(chain(_non_finite(segment), _misplaced(segment, matches)), None)
     if misplaced is not None:
         at, reason = misplaced
-    elif nowhere < len(segment.engine):
+    elif nowhere is not None:
         at, reason = Hypotheses(segment, matches, results, tolerances[nowhere], source).of(nowhere)
     else:
-        return tuple(m for _, m in listed), None
-    listed = [(i, _moved(i, m, nowhere, at)) for i, m in listed]
+        return Matched(tuple(m for _, m in listed), None, tuple(known.values()))
+    first = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
+    listed = [(i, _moved(i, m, first, at)) for i, m in listed]
     operation = segment.engine[at]
-    return tuple(m for _, m in listed), WrongOperation(
-        operation.name, operation.op, operation.tensor, reason
+    wrong = WrongOperation(operation.name, operation.op, operation.tensor, reason)
+    return Matched(tuple(m for _, m in listed), wrong, tuple(known.values()))
+
+
+def _suspects(
+    segment: Segment,
+    matches: Sequence[Match | None],
+    results: Results,
+    tolerances: Sequence[float],
+    listed: Sequence[tuple[int, OperationMatch]],
+    source: str,
+) -> Iterator[int]:
+    """Operations whose result is nowhere, but for products of a right input and a right matrix."""
+    for i, match in listed:
+        if match.status in ("wrong", "behind"):
+            tried = Hypotheses(segment, matches, results, tolerances[i], source)
+            if not tried.is_right(i):
+                yield i
+
+
+def _ties(segment: Segment, matches: Sequence[Match | None]) -> int:
+    """Tokens with other experts than in the source, where all others end as they should.
+
+    The scores that both choose by are the same but for rounding: where the order of two is
+    another, they are tied.
+    """
+    n_used = int(max((n for k, n in segment.numbers.items() if k in _EXPERTS_USED), default=0))
+    ours = segment.engine[-1].value if segment.engine else None
+    theirs = segment.source[-1].value if segment.goal is None else segment.goal
+    if not n_used or ours is None or theirs is None or ours.size != theirs.size:
+        return 0
+    other = np.zeros(segment.n_tokens, bool)
+    for operation in segment.engine:
+        if operation.op in ("ARGSORT", "TOP_K"):
+            for i in operation.inputs:
+                other |= _other_choice(segment, i, matches[i], n_used)
+    rows, expected = (v.reshape(segment.n_tokens, -1)[~other] for v in (ours, theirs))
+    if not other.any() or other.all() or relative_l2(expected, rows) > segment.tolerance:
+        return 0
+    return int(other.sum())
+
+
+def _other_choice(
+    segment: Segment, index: int, match: Match | None, n_used: int
+) -> NDArray[np.bool_]:
+    """Which tokens choose other experts by the scores of an operation than by the source's."""
+    ours = segment.engine[index].value
+    theirs = None if match is None else segment.source[match.index].value
+    if ours is None or theirs is None or ours.size != theirs.size or match is None:
+        return np.zeros(segment.n_tokens, bool)
+    chosen = (
+        np.sort(np.argsort(-v.reshape(segment.n_tokens, -1), axis=1)[:, :n_used], axis=1)
+        for v in (ours, theirs)
     )
+    a, b = chosen
+    return np.asarray((a != b).any(axis=1))
+
+
+def _non_finite(segment: Segment) -> Iterator[tuple[int, str]]:
+    """The operation that makes NaN or infinity of finite values, where those reach the end."""
+    end = segment.engine[-1].value if segment.engine else None
+    if end is None or np.isfinite(end).all():
+        return
+    for i, operation in enumerate(segment.engine):
+        values = (segment.engine[k].value for k in operation.inputs)
+        inputs = [v for v in values if v is not None]
+        # What a mask hides is -inf, and right.
+        if operation.computes and _is_bad(operation.value) and not any(map(_is_bad, inputs)):
+            weight = segment.weights.get(operation.tensor or "")
+            bad = 0 if weight is None else int((~np.isfinite(weight)).sum())
+            if bad:
+                yield i, f"its matrix holds {bad} NaN or infinite value{'s' if bad > 1 else ''}"
+            largest = max((float(np.abs(v).max(initial=0.0)) for v in inputs), default=0.0)
+            yield i, f"its result holds NaN or infinity; what goes in reaches {largest:.4g}"
+
+
+def _is_bad(value: Array | None) -> bool:
+    return value is not None and bool((np.isnan(value) | np.isposinf(value)).any())
 
 
 def _misplaced(segment: Segment, matches: Sequence[Match | None]) -> Iterator[tuple[int, str]]:
@@ -62,24 +171,49 @@ def _stem(tensor: str | None) -> str:
     return (tensor or "").rpartition(".")[0]
 
 
-def _matches(segment: Segment, results: Results) -> tuple[list[Match | None], list[float]]:
-    """Of each operation its match, and how far that might have been.
+def _matches(
+    segment: Segment, results: Results
+) -> tuple[list[Match | None], list[float], dict[int, EngineDifference]]:
+    """Of each operation its match, how far that might have been, and known differences.
 
     Rounding adds up: a result may be several times as far off as those before it.
     """
     matches: list[Match | None] = []
     tolerances: list[float] = []
-    seen = 0.0
-    for operation in segment.engine:
-        tolerances.append(min(SAME_OPERATION, max(segment.tolerance, JUMP * seen)))
+    known: dict[int, EngineDifference] = {}
+    seen = told = 0.0
+    for i, operation in enumerate(segment.engine):
+        near = min(max(SAME_OPERATION, segment.tolerance), max(segment.tolerance, JUMP * seen))
+        tolerances.append(max(near, JUMP * told))
         match = None
         if operation.computes and operation.value is not None:
             match = results.find(operation.value, tolerances[-1])
+            if match is None or match.distance > segment.tolerance:
+                match, difference = _known(segment, operation, results, match)
+                if difference is not None:
+                    known[i], told = difference, max(told, difference.size)
         matches.append(match)
-        seen = max(seen, match.distance if match else 0.0)
+        seen = max(seen, match.distance if match and i not in known else 0.0)
     if matches and not _reaches(segment, tolerances[-1]):
         matches[-1] = None
-    return matches, tolerances
+    return matches, tolerances, known
+
+
+def _known(
+    segment: Segment, operation: Operation, results: Results, match: Match | None
+) -> tuple[Match | None, EngineDifference | None]:
+    """The match of an operation in which the engines are known to differ."""
+    values = (segment.engine[i].value for i in operation.inputs)
+    change = known_difference(operation, [v for v in values if v is not None])
+    found = None if change is None else results.find(change.value, segment.tolerance)
+    if change is None or found is None or operation.value is None:
+        return match, None
+    size = relative_l2(change.value, operation.value)
+    if size <= segment.tolerance:
+        return match or found, None
+    reason = f"it {change.used}; Transformers has {change.other}"
+    difference = EngineDifference(operation.name, operation.op, reason, size)
+    return replace(found, distance=size), difference
 
 
 def _reaches(segment: Segment, tolerance: float) -> bool:
@@ -92,7 +226,7 @@ def _reaches(segment: Segment, tolerance: float) -> bool:
 
 
 def _listed(
-    segment: Segment, matches: Sequence[Match | None]
+    segment: Segment, matches: Sequence[Match | None], known: Mapping[int, EngineDifference]
 ) -> Iterator[tuple[int, OperationMatch]]:
     found_wrong = False
     inside = leads_back(segment.engine, matches)
@@ -103,7 +237,8 @@ def _listed(
         status = OperationMatch(operation.name, operation.op, operation.tensor, None, None, "same")
         if match is not None:
             name = segment.source[match.index].name
-            yield i, replace(status, counterpart=name, distance=match.distance)
+            told: OperationStatus = "engine" if i in known else "same"
+            yield i, replace(status, counterpart=name, distance=match.distance, status=told)
         elif inside[i]:
             yield i, replace(status, status="inside")
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.runs import Runs, in_order
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.progress import Progress
+from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 from ggufnorm.errors import ConfigError, TextError
 from ggufnorm.formats.forms import parse
 from ggufnorm.samples import default_text
@@ -75,7 +78,7 @@ def compare_frameworks(
     if image is not None or are_encoders(source, engines):
         if text is not None or n_tokens is not None:
             raise ConfigError("image encoders take no text: give a picture with --image")
-        return compare_encoders(
+        report = compare_encoders(
             source,
             engines,
             image=image,
@@ -84,6 +87,7 @@ def compare_frameworks(
             check_memory=check_memory,
             on_progress=on_progress,
         )
+        return _send_to_drift(report)
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
@@ -101,7 +105,7 @@ def compare_frameworks(
         run.add(location)
     reference = run.found[source]
     assert run.tokens is not None
-    return FrameworksReport(
+    report = FrameworksReport(
         source=side(reference),
         comparisons=tuple(
             compare_runs(
@@ -113,6 +117,7 @@ def compare_frameworks(
                 output=run.output(source, engine),
                 follow=run.follow(source, engine),
                 cost=run.cost(source, engine),
+                own=run.own(source, engine),
             )
             for engine in engines
         ),
@@ -120,3 +125,22 @@ def compare_frameworks(
         n_tokens=len(run.tokens),
         picture=None,
     )
+    return _send_to_drift(report)
+
+
+def _send_to_drift(report: FrameworksReport) -> FrameworksReport:
+    """Of two ONNX files that drift apart, say which command tells what each operation adds."""
+    source = report.source.location
+    if parse(source).engine != "onnxruntime":
+        return report
+    told = []
+    for c in report.comparisons:
+        both = parse(c.engine.location).engine == "onnxruntime"
+        ends = [s.output for s in c.sites] + ([c.result] if c.result else [])
+        apart = any((d.rel_l2 or 0.0) > SAME_DOWNSTREAM for d in ends)
+        if both and apart and c.first_wrong is None:
+            command = shlex.join(["ggufnorm", "drift", source, c.engine.location])
+            told.append(replace(c, verdict=f"{c.verdict} What each operation adds: {command}"))
+        else:
+            told.append(c)
+    return replace(report, comparisons=tuple(told))

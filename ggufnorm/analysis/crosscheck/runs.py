@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
-from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, NotFollowedError, Tokens
+from ggufnorm.analysis.crosscheck.compared import MIN_TOKENS, Follow, Tokens
 from ggufnorm.analysis.crosscheck.join import Pair
+from ggufnorm.analysis.crosscheck.stretches import NotFollowedError
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedRun, SourceOutput
+from ggufnorm.core.observed import ObservedRun, SourceOutput, TypeCost
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.engines.tokenizer import needs as tokenizer_needs
@@ -24,9 +25,11 @@ from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 
 if TYPE_CHECKING:
     from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+    from ggufnorm.analysis.crosscheck.pinned import OwnErrors
     from ggufnorm.analysis.crosscheck.token_ids import TokenIds
     from ggufnorm.core.operations import Segment
     from ggufnorm.engines.hf.model import HFModel
+    from ggufnorm.engines.onnx.front import Front
     from ggufnorm.engines.onnx.session import OnnxSession
 
 
@@ -62,6 +65,7 @@ class Runs:
         self.outputs: dict[str, SourceOutput] = {}
         self.tokenizers: dict[str, Tokenizer | None] = {}
         self.tokens_are_random = False
+        self._first: tuple[ObservedRun, Front | None] | None = None
 
     def add(self, location: str) -> None:
         """Run a model."""
@@ -104,7 +108,7 @@ class Runs:
         self.outputs[location] = source_output(model, self.tokens)
         return run
 
-    def cost(self, source: str, engine: str) -> Callable[[], Mapping[str, float]] | None:
+    def cost(self, source: str, engine: str) -> Callable[[], TypeCost] | None:
         """How to measure what the types of the engine's file do to the source itself.
 
         None where that is not possible: only a checkpoint is rounded as a GGUF file is.
@@ -112,7 +116,7 @@ class Runs:
         if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
             return None
 
-        def measure() -> Mapping[str, float]:
+        def measure() -> TypeCost:
             from ggufnorm.analysis.crosscheck.llama import type_rounding
             from ggufnorm.engines.hf.stored import cost_of_types
 
@@ -121,6 +125,21 @@ class Runs:
             model = self._checkpoint(source)
             with open_model(local_path(engine)) as file:
                 return cost_of_types(model, file, self.tokens, self.found[source], type_rounding)
+
+        return measure
+
+    def own(self, source: str, engine: str) -> Callable[[Sequence[Pair]], OwnErrors] | None:
+        """How to measure what the engine makes of the source's values; None where it cannot be."""
+        if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
+            return None
+
+        def measure(pairs: Sequence[Pair]) -> OwnErrors:
+            from ggufnorm.analysis.crosscheck.pinned import own_errors
+
+            assert self.tokens is not None
+            self.on_progress(Progress(f"running {engine} on the values of {source}"))
+            logits = self.found[source].logits
+            return own_errors(engine, self.tokens, pairs, logits, self.n_threads)
 
         return measure
 
@@ -138,7 +157,15 @@ class Runs:
 
     def output(self, source: str, engine: str) -> OutputComparison | None:
         """The engine's embedding or score beside the source's; None where neither is given."""
-        if parse(engine).engine != "llama.cpp" or source not in self.outputs:
+        if source not in self.outputs:
+            return None
+        if parse(engine).engine == "onnxruntime":
+            from ggufnorm.analysis.crosscheck.embedding import compare_embedding
+
+            assert self.tokens is not None
+            found = self.found[engine].result
+            return compare_embedding(self.outputs[source], engine, found, self.tokens)
+        if parse(engine).engine != "llama.cpp":
             return None
         from ggufnorm.analysis.crosscheck.outputs import compare_output
 
@@ -183,7 +210,13 @@ class Runs:
         session = OnnxSession(location, n_threads=self.n_threads)
         if self.tokens is None:
             self.tokens = self._onnx_ids(location, session) if session.takes_tokens else _NO_TOKENS
-        return session.run(self.tokens)
+        if session.takes_tokens or len(self.tokens):
+            return session.run(self.tokens)
+        if self._first is None:
+            found = session.run(self.tokens)
+            self._first = found, session.front
+            return found
+        return session.run_beside(*self._first)
 
     def _onnx_ids(self, location: str, session: OnnxSession) -> Tokens:
         """The text's ids where a tokenizer lies beside the model and can be run."""

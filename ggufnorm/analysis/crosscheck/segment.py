@@ -8,6 +8,7 @@ import numpy as np
 
 from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.analysis.crosscheck.nodes import watch_nodes
+from ggufnorm.analysis.crosscheck.pinned import source_inputs
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import Array
 from ggufnorm.core.operations import Operation, Segment
@@ -44,7 +45,9 @@ def record_segment(
 
     start, end = _first_of_block(pairs, wrong.after), _pair(pairs, wrong.key)
     first, last = (None if p is None else p.engine.name for p in (start, end))
-    engine = watch_nodes(location, tokens, first, last, n_threads=n_threads)
+    engine = watch_nodes(
+        location, tokens, first, last, pins=source_inputs(pairs), n_threads=n_threads
+    )
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
     source = watch_values(model, tokens, begin, stop)
@@ -82,7 +85,7 @@ def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
 
 def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:
     """What the operations read of a file, but for its embeddings."""
-    names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "ADD")}
+    names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "MUL_MAT_ID", "ADD")}
     with open_model(local_path(location)) as file:
         return {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
 

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.examined import Examined
 from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, SCORE, STATES, OutputComparison
-from ggufnorm.core.frameworks import Cause, FirstWrong, SiteComparison, WrongOperation
+from ggufnorm.core.frameworks import (
+    Cause,
+    EngineDifference,
+    FirstWrong,
+    SiteComparison,
+    WrongOperation,
+)
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 
 LOGITS = "logits"
@@ -35,7 +41,7 @@ def first_wrong(
     for i, site in enumerate(sites):
         if site.status not in ("mistake", "before"):
             continue
-        good = [s for s in sites[:i] if s.status in ("agrees", "precision", "harmless")]
+        good = [s for s in sites[:i] if s.status in ("agrees", "precision", "engine", "harmless")]
         after = good[-1].key if good else None
         real = tuple(c for c in site.causes if c.is_mistake)
         if site.status == "mistake":
@@ -49,8 +55,9 @@ def first_wrong(
         where = f"after {after}" if after else "before the first norm"
         cost = (costs or {}).get(site.key)
         beside = "" if cost is None else f", where the file's types cost {_number(cost)}"
+        off = site.input.rel_l2 if site.before_allowed is None else site.before
         reason = (
-            f"what reaches it is off by {_number(site.input.rel_l2)}{beside}, and the norm itself"
+            f"what reaches it is off by {_number(off)}{beside}, and the norm itself"
             f" is right: {engine} does something else {where}"
         )
         return FirstWrong(site.key, site.layer, "before", after, reason, ())
@@ -92,15 +99,17 @@ def verdict(
     rounding: float,
     examined: Examined,
     costs: Mapping[str, float] | None = None,
+    known: Sequence[EngineDifference] = (),
 ) -> str:
     """All of it in a sentence or two; empty without sites, if nothing is wrong."""
     said = _of_network(sites, wrong, rounding, bool(examined.not_compared))
-    if wrong is None and costs:
+    if wrong is None and costs and max(costs.values()) > SAME_DOWNSTREAM:
         said += (
             " Stored in the types of the file, the source's own matrices move these norms by up to"
             f" {_number(max(costs.values()))}: a mistake smaller than that is not"
             " distinguishable here (compare a file in F32)."
         )
+    said = " ".join([said, *map(_known, known)]).strip()
     part = examined.token_ids
     if part is None:
         return said
@@ -108,6 +117,16 @@ def verdict(
     if wrong is not None:
         return f"{said} {ids}"
     return f"{ids} With the same ids: {said}" if said else ids
+
+
+def _known(difference: EngineDifference) -> str:
+    n = difference.n_sites
+    places = f" before {n} norm{'s' if n > 1 else ''}" if n else ""
+    effect = f", what follows by {_number(difference.effect)} at most" if difference.effect else ""
+    return (
+        f"A known difference of the engines, no mistake of the file{places}: {difference.name}"
+        f" ({difference.op}) is off by {_number(difference.size)}{effect}: {difference.reason}."
+    )
 
 
 def _of_network(
@@ -138,12 +157,16 @@ def _of_network(
         return f"All {n} agree within float32 rounding: the largest difference is {size}.{beside}"
     start = f"a rounding of {_number(rounding)}" if rounding else "float32 rounding"
     none = "No mistake in what was compared" if in_part else "No mistake"
-    return f"{none}: differences grow gradually from {start}; the largest is {size}.{beside}"
+    alone = [s.before for s in sites if s.before is not None]
+    own = f", and {_number(max(alone))} given the source's values" if alone else ""
+    return f"{none}: differences grow gradually from {start}; the largest is {size}{own}.{beside}"
 
 
-def with_operation(wrong: FirstWrong, operation: WrongOperation | None, engine: str) -> FirstWrong:
+def with_operation(
+    wrong: FirstWrong | None, operation: WrongOperation | None, engine: str
+) -> FirstWrong | None:
     """The finding with the operation that it comes from."""
-    if operation is None:
+    if wrong is None or operation is None:
         return wrong
     of = f" of {operation.tensor}" if operation.tensor else ""
     reason = (

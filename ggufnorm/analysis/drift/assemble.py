@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ggufnorm.core.drift import NormDrift, NormSplit, OperationDrift
+from ggufnorm.core.drift import ExpertDrift, NormDrift, NormSplit, OperationDrift
 from ggufnorm.core.floats import finite_float32
 from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.engines.base import NormPlan, StatedNorm
@@ -46,6 +46,24 @@ def operations(
                 peak_ref=total.peak_ref.peak,
             )
     return tuple(found.values())
+
+
+def experts(operations: Sequence[OperationDrift], sums: DriftSums) -> tuple[ExpertDrift, ...]:
+    """Every expert of every product with stacked experts.
+
+    Args:
+        operations: in graph order.
+        sums: that observed them.
+    """
+    found = []
+    for o in operations:
+        total = sums.hooks[o.node].experts if o.tensor else None
+        if o.tensor is None or total is None:
+            continue
+        for i, error in enumerate(total.errors()):
+            rows = int(total.rows[i])
+            found.append(ExpertDrift(o.tensor, o.node, o.layer, i, rows, error))
+    return tuple(found)
 
 
 def norms(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ggufnorm.analysis.drift.damage import Groups
 from ggufnorm.analysis.drift.files import Files
 from ggufnorm.analysis.drift.localise import role_of
+from ggufnorm.analysis.drift.weights import WeightError
 from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.tolerances import (
     FLOAT32_ROUNDING,
     NORM_SHARE,
+    NOT_QUANTIZATION,
     OPERATION_ERROR,
     OPERATION_PEER_RATIO,
     OPERATION_RUINED,
@@ -136,21 +139,82 @@ def _unexplained(
     ]
 
 
-def out_of_line(
-    operations: Sequence[OperationDrift], norms: Sequence[NormDrift], files: Files, sides: Sides
+def beyond_weights(
+    groups: Groups, sample_weight: Callable[[str], WeightError | None], files: Files
 ) -> Culprit | None:
-    """The worst operation without a weight that is out of line with its role's other layers."""
+    """The worst operation that is off by far more than its weight is, where keys differ.
+
+    Of a matrix that is multiplied with what an unwatched attention gave, the error holds that
+    attention's (latent attention, ``build_attn_mha`` in llama-graph.cpp).
+    """
+    if not files.keys:
+        return None
+    for o in sorted((o for group in groups.values() for o in group), key=lambda o: -_error(o))[:4]:
+        w = sample_weight(o.tensor) if o.tensor else None
+        if w is None or w.actual is None or _error(o) < OPERATION_PEER_RATIO * w.actual:
+            continue
+        causes = "; ".join(map(key_text, files.keys[:_MOST_KEYS]))
+        return Culprit(
+            o.tensor,
+            o.node,
+            o.layer,
+            f"given the reference's input it is off by {_error(o):.3g} (relative L2) where its"
+            f" weight is off by {w.actual:.3g}: {causes}",
+        )
+    return None
+
+
+def lost_head(operations: Sequence[OperationDrift], files: Files) -> Culprit | None:
+    """The output matrix that one file lacks, where the embedding is no stand-in for it."""
+    for name, lacks, has in (
+        (_TIED[0], files.lacking, "the model under test lacks it, and its token embedding stands"),
+        (_TIED[0], files.added, "the reference lacks it, and its token embedding stands"),
+    ):
+        o = next((o for o in operations if o.tensor in _TIED and o.tensor != _TIED[1]), None)
+        if o is not None and name in lacks and _error(o) > NOT_QUANTIZATION:
+            return Culprit(
+                name,
+                o.node,
+                o.layer,
+                f"given the reference's input it is off by {_error(o):.3g} (relative L2): {has} in"
+                " for it, with other values (a trained output matrix was lost to tying)",
+            )
+    return None
+
+
+def out_of_line(
+    operations: Sequence[OperationDrift],
+    norms: Sequence[NormDrift],
+    files: Files,
+    sides: Sides,
+    typical: Mapping[str, float],
+) -> Culprit | None:
+    """The worst operation without a weight that is out of line with its role's other layers.
+
+    Args:
+        operations: in graph order.
+        norms: judged elsewhere.
+        files: whose keys may differ.
+        sides: how each was run.
+        typical: error of a typical channel of an operation, which a few large channels hide
+            in the operation's own.
+    """
+
+    def off(o: OperationDrift) -> float:
+        return max(_error(o), typical.get(o.node, 0.0))
+
     found = []
     for o in _unexplained(operations, norms, files):
-        peers = [_error(p) for p in operations if p is not o and role_of(p) == role_of(o)]
+        peers = [off(p) for p in operations if p is not o and role_of(p) == role_of(o)]
         middle = statistics.median(peers) if peers else None
-        apart = middle is not None and _error(o) > OPERATION_PEER_RATIO * middle
-        if _error(o) > OPERATION_RUINED or (apart and _error(o) > OPERATION_ERROR):
-            found.append((_error(o), o, peers))
+        apart = middle is not None and off(o) > OPERATION_PEER_RATIO * middle
+        if off(o) > OPERATION_RUINED or (apart and off(o) > OPERATION_ERROR):
+            found.append((off(o), o, peers))
     if not found:
         return None
     error, o, peers = max(found, key=lambda row: row[0])
     name = f"the attention of layer {o.layer}" if o.role == "attention" else "it"
+    name = f"a typical channel of {name}" if error > _error(o) else name
     others = f", the other layers by {_range(peers)}" if peers else ""
     return Culprit(
         o.tensor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from ggufnorm.analysis.drift.localise import role_of
@@ -23,10 +23,17 @@ _MOST_SUSPECTS = 16
 
 WeightCheck = Callable[[str], WeightError | None]
 """Measures a tensor by name: :func:`ggufnorm.analysis.drift.weights.weight_error`."""
+HowDiffers = Callable[[str, float], str | None]
+"""Says what was done to a tensor beside what its types cost:
+:func:`ggufnorm.analysis.drift.edits.how_differs`."""
 Groups = Mapping[tuple[str | None, str | None, str], Sequence[OperationDrift]]
 """Operations by type in the model under test, type in the reference, and role."""
 Samples = Mapping[str, WeightError]
 """What a tensor of each group showed, by name."""
+
+
+def untold(_tensor: str, _cost: float) -> None:
+    """Says nothing: one tensor is looked at closely."""
 
 
 def lossy_groups(operations: Sequence[OperationDrift], norms: Sequence[NormDrift]) -> Groups:
@@ -51,7 +58,7 @@ def sample_groups(groups: Groups, sample_weight: WeightCheck) -> dict[str, Weigh
     return found
 
 
-def other_weights(groups: Groups, samples: Samples) -> Culprit | None:
+def other_weights(groups: Groups, samples: Samples, how: HowDiffers) -> Culprit | None:
     """Whether whole roles are further from the reference's than their types cost.
 
     One fault in all layers makes no layer stand out, so the typical layer is measured.
@@ -74,6 +81,7 @@ def other_weights(groups: Groups, samples: Samples) -> Culprit | None:
         some, kind = "all of them", "another checkpoint"
     elif errors and min(errors) > 1:
         kind = "transposed, reordered or other tensors"
+    kind = _told(off, how) or kind
     return Culprit(
         first.tensor,
         first.node,
@@ -81,6 +89,21 @@ def other_weights(groups: Groups, samples: Samples) -> Culprit | None:
         f"the weights are not the reference's, quantized: {some} are off by {size} (relative"
         f" L2) where their types cost {cost:.3g}, from here on and in the typical layer ({kind})",
     )
+
+
+def _told(
+    off: Sequence[tuple[Sequence[OperationDrift], WeightError]], how: HowDiffers
+) -> str | None:
+    """What was done to the typical tensors, where their values tell."""
+    (grid, n), *_ = Counter(w.grid for _group, w in off).most_common()
+    if grid is not None and 2 * n >= len(off):
+        return f"their values lie on the grid of {grid}: they were quantized to it before"
+    group, w = off[0]
+    tensor = sorted(group, key=_error)[(len(group) - 1) // 2].tensor
+    said = tensor and how(tensor, w.expected)
+    if said and said.startswith("by a rank"):
+        return f"{said}: an adapter that was not merged"
+    return said
 
 
 def _is_off(w: WeightError) -> bool:
@@ -92,33 +115,41 @@ def was_dequantized(samples: Samples) -> bool:
     return 2 * sum(w.on_grid for w in samples.values()) > len(samples)
 
 
-def damaged_weight(groups: Groups, check_weight: WeightCheck) -> Culprit | None:
-    """The worst operation out of line with its peers whose tensor is damaged."""
+def damaged_weight(groups: Groups, check_weight: WeightCheck, how: HowDiffers) -> Culprit | None:
+    """The worst operation out of line with its peers whose tensor is damaged, and how many are."""
+    found: list[tuple[OperationDrift, float | None, str]] = []
     for o, peers in _suspects(groups)[:_MOST_SUSPECTS]:
         assert o.tensor is not None
         w = check_weight(o.tensor)
-        damage = _damage(w, _types(o)) if w else None
-        if damage is None:
-            continue
-        beside = f", its peers in {o.dtype} by {peers:.3g}" if peers is not None else ""
-        return Culprit(
-            o.tensor,
-            o.node,
-            o.layer,
-            f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g}{beside}"
-            f" (relative L2), because {damage}",
-        )
-    return None
+        if w and (damage := _damage(w, o, how if not found else untold)) is not None:
+            found.append((o, peers, damage))
+    if not found:
+        return None
+    o, peers, damage = found[0]
+    beside = f", its peers in {o.dtype} by {peers:.3g}" if peers is not None else ""
+    others = list(dict.fromkeys(p.tensor for p, *_ in found if p.tensor != o.tensor))
+    more = f"; so are {len(others)} more tensors, the first {others[0]}" if others else ""
+    return Culprit(
+        o.tensor,
+        o.node,
+        o.layer,
+        f"given the reference's input it is off by {o.local.rel_l2 or 0:.3g}{beside}"
+        f" (relative L2), because {damage}{more}",
+    )
 
 
-def _damage(w: WeightError, types: str) -> str | None:
+def _damage(w: WeightError, o: OperationDrift, how: HowDiffers) -> str | None:
     """What is wrong with a weight, None if nothing is."""
+    types = _types(o)
     if w.actual is None:
         return "its weight holds NaN or infinity"
     if _is_off(w):
+        assert o.tensor is not None
+        said = w.grid and f"its values lie on {w.grid}'s grid: quantized to it before"
+        said = said or how(o.tensor, w.expected)
         return (
             f"its weight is off by {w.actual:.3g} where {types} {w.expected:.3g}:"
-            " it is damaged or another tensor"
+            f" {said or 'it is damaged or another tensor'}"
         )
     if w.worst_block > BLOCK_RATIO:
         return (

@@ -117,11 +117,12 @@ def _n_dims(tensor: Tensor) -> int:
 
 def _keys(reference: ModelFile, quant: ModelFile) -> tuple[MetadataDifference, ...]:
     architecture = quant.architecture
+    is_encoder = architecture == "clip"  # read by tools/mtmd/clip.cpp, not by src/models
     found = [
         d
         for d in metadata_differences(reference, quant)
         if d.affects == "forward"
-        and reads(architecture, d.key.removeprefix(f"{architecture}.")) is not False
+        and (is_encoder or reads(architecture, d.key.removeprefix(f"{architecture}.")) is not False)
     ]
     idle = [f"{architecture}.{key}" for key in _WITHOUT_EFFECT]
     return tuple(d for d in found if d.key not in idle)

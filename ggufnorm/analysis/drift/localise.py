@@ -153,7 +153,7 @@ def _outlier_channels(
     best: dict[int, ChannelDrift] = {}
     for o in operations:
         channels = hooks[o.node].channels
-        if channels is None:
+        if channels is None or o.role != "residual":
             continue
         error = channels.error / (channels.error.sum() or 1.0)
         energy = channels.reference / (channels.reference.sum() or 1.0)

@@ -10,6 +10,7 @@ from ggufnorm.analysis.drift.localise import localise
 from ggufnorm.core.drift import (
     Culprit,
     DriftReport,
+    ExpertDrift,
     ModelFacts,
     NormDrift,
     OperationDrift,
@@ -65,6 +66,7 @@ def drift_report(
     loop: Loop,
     judge: Judge,
     skipped: Sequence[Skipped] = (),
+    output: str | None = None,
 ) -> DriftReport:
     """Put together what was measured.
 
@@ -78,6 +80,8 @@ def drift_report(
         loop: how far it was run.
         judge: finds the culprit.
         skipped: what cannot be told from this kind of run.
+        output: key of the hook point that holds an encoder's result; None for a language
+            model, whose result is its logits or a pooled embedding.
     """
     ref, quant = session.runners[REFERENCE], session.runners[FREE]
     types = {REFERENCE: ref.dtypes, FREE: quant.dtypes}
@@ -86,9 +90,13 @@ def drift_report(
     has_logits = ref.capabilities.logits and quant.capabilities.logits
     measured, *floor = (total.result() if has_logits else None for total in logits.totals)
     culprit, verdict = judge(norms, operations, measured)
-    pooled = sums.hooks.get(POOLED)
-    left_out = _skipped(session, sums, skipped)
-    unseen = not_compared(len(operations), left_out, measured, POOLED in sums.hooks, loop.cut)
+    pooled = sums.hooks.get(output or POOLED)
+    experts = assemble.experts(operations, sums)
+    left_out = _skipped(session, sums, skipped, predicts=output is None)
+    left_out += _unused(experts, operations)
+    unseen = not_compared(
+        len(operations), left_out, measured, pooled is not None, loop.cut, output is None
+    )
     return DriftReport(
         reference=models[REFERENCE],
         quant=models[FREE],
@@ -106,6 +114,7 @@ def drift_report(
         culprit=culprit,
         verdict=f"{verdict}{unseen}",
         skipped=left_out,
+        experts=experts,
         run=_run_facts(ref, quant, text, loop),
         cost=RunCost(loop.seconds, loop.speed, peak_memory()),
     )
@@ -117,6 +126,7 @@ def not_compared(
     logits: LogitStatistics | None,
     pooled: bool,
     cut: str | None,
+    predicts: bool = True,
 ) -> str:
     """The verdict's last sentence where something was not compared; else nothing.
 
@@ -126,15 +136,29 @@ def not_compared(
         logits: None where predictions were not compared.
         pooled: whether an embedding was.
         cut: why the run ended early.
+        predicts: whether a model of this kind may make predictions.
     """
     found = [f"{s.what} ({s.reason})" for s in skipped if s.what != "logits"]
     if len(found) > 1:
         found = [f"{found[0]} and {len(found) - 1} more"]
-    if logits is None:
+    if logits is None and predicts:
         found.append("predictions" + (", but the embedding was" if pooled else ""))
     left = [f"not compared: {'; '.join(found)}"] if found else []
     left += [f"the run was cut short ({cut})"] if cut else []
     return f" {n} operations were compared; {'; '.join(left)}." if left else ""
+
+
+def _unused(
+    experts: Sequence[ExpertDrift], operations: Sequence[OperationDrift]
+) -> tuple[Skipped, ...]:
+    """Experts that the text did not use, of tensors that differ: of them nothing was seen."""
+    differ = {o.node for o in operations if o.local.rel_l2 != 0}
+    of_both = [e for e in experts if e.node in differ]
+    idle = {(e.layer, e.expert) for e in of_both if not e.rows}
+    if not idle:
+        return ()
+    n = len({(e.layer, e.expert) for e in of_both})
+    return (Skipped("experts", f"no token was routed to {len(idle)} of {n}"),)
 
 
 def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:
@@ -156,8 +180,10 @@ def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:
     )
 
 
-def _skipped(session: Session, sums: DriftSums, more: Sequence[Skipped]) -> tuple[Skipped, ...]:
+def _skipped(
+    session: Session, sums: DriftSums, more: Sequence[Skipped], *, predicts: bool
+) -> tuple[Skipped, ...]:
     found = [*more, *sums.skipped.values(), *session.skipped()]
-    if not all(r.capabilities.predicts for r in session.runners[: FREE + 1]):
+    if predicts and not all(r.capabilities.predicts for r in session.runners[: FREE + 1]):
         found.append(Skipped("logits", "the model makes no next-token predictions"))
     return tuple(dict.fromkeys(found))

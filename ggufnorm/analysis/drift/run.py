@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.engines.llama.library import CHOICE
+from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
 from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
@@ -24,6 +27,7 @@ def drift(
     ref: str | os.PathLike[str],
     quant: str | os.PathLike[str],
     *,
+    images: Sequence[str | os.PathLike[str]] = (),
     text: str | None = None,
     text_name: str = "given text",
     n_ctx: int = 512,
@@ -46,6 +50,8 @@ def drift(
             (:mod:`ggufnorm.formats.location`).
         quant: location of the model under test; the same network. May be the same file, to
             measure what other options do.
+        images: of image encoders (mmproj files): pictures to run; none for a generated one.
+            Text and options are not used then.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
@@ -63,7 +69,8 @@ def drift(
         on_progress: called as the run goes on.
 
     Raises:
-        InputError: a file cannot be opened, is not GGUF or is not on this machine.
+        InputError: a file cannot be opened, is not GGUF or is not on this machine; or there
+            are images and the models are no encoders.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
@@ -73,9 +80,24 @@ def drift(
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
     """
     require_extent(n_ctx, chunks, budget)
+    resume = None if resume is None else os.fspath(resume)
+    policy = Policy(resume, save_every, budget, time.time())
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
+        if a.architecture == "clip":
+            from ggufnorm.analysis.drift.pictures import drift_pictures
+
+            return drift_pictures(
+                (a, b),
+                images,
+                n_threads=n_threads,
+                policy=policy,
+                check_memory=check_memory,
+                on_progress=on_progress,
+            )
+        if images:
+            raise InputError(f"{a.path} is no image encoder: --image goes with mmproj files")
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
@@ -83,7 +105,6 @@ def drift(
             require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 
-    resume = None if resume is None else os.fspath(resume)
     job = DriftJob(
         version=__version__,
         reference=facts[0],
@@ -93,7 +114,7 @@ def drift(
         options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
         options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
         floor=floor,
-        policy=Policy(resume, save_every, budget),
+        policy=policy,
     )
     return execute(run_drift, job, on_progress, resume)
 

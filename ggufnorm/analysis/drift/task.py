@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ggufnorm.analysis.drift.causes import Sides
-from ggufnorm.analysis.drift.edits import how_edited
-from ggufnorm.analysis.drift.files import read_files
+from ggufnorm.analysis.drift.evidence import gather_evidence
 from ggufnorm.analysis.drift.kernels import (
     Engines,
     engines_of,
@@ -19,8 +17,7 @@ from ggufnorm.analysis.drift.kernels import (
 )
 from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
-from ggufnorm.analysis.drift.verdict import Evidence, judge
-from ggufnorm.analysis.drift.weights import sampled_error, weight_error
+from ggufnorm.analysis.drift.verdict import judge
 from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
@@ -140,15 +137,7 @@ class _Drift:
     ) -> tuple[Culprit | None, str]:
         engines = self._other_engines()
         if engines is not None:
-            graphs = [graph for runner in self.runners[:1] for graph in runner.graphs]
-            return judge_engines(operations, logits, engines, graphs)
-        reference, quant = self.files[REFERENCE], self.files[FREE]
-        read = [o.tensor for o in operations if o.tensor]
-        evidence = Evidence(
-            files=read_files(reference, quant, read),
-            sides=Sides(self.job.options_ref, self.job.options),
-            check_weight=partial(weight_error, reference, quant),
-            sample_weight=partial(sampled_error, reference, quant),
-            how_edited=partial(how_edited, reference, quant),
-        )
+            return judge_engines(operations, logits, engines, self.runners[REFERENCE].graphs)
+        sides = Sides(self.job.options_ref, self.job.options)
+        evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)

@@ -20,11 +20,18 @@ Where a trace stands for a model there are no local errors:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ggufnorm.analysis.drift import damage
-from ggufnorm.analysis.drift.causes import Sides, key_text, other_keys, out_of_line
+from ggufnorm.analysis.drift.causes import (
+    Sides,
+    beyond_weights,
+    key_text,
+    lost_head,
+    other_keys,
+    out_of_line,
+)
 from ggufnorm.analysis.drift.files import Changed, Files
 from ggufnorm.analysis.drift.norms import (
     about_norms,
@@ -55,6 +62,10 @@ class Evidence:
         check_weight: asked about tensors that look damaged.
         sample_weight: asked about a tensor of each role.
         how_edited: says what was done to weights that changed.
+        how_differs: says what was done to a tensor of another type.
+        typical: of nodes of attention, the error of a typical channel, given the
+            reference's input, relative.
+        bad_ref: nodes at which the reference itself shows NaN or infinity.
     """
 
     files: Files
@@ -62,6 +73,9 @@ class Evidence:
     check_weight: damage.WeightCheck
     sample_weight: damage.WeightCheck
     how_edited: Callable[[Sequence[Changed]], str | None]
+    how_differs: damage.HowDiffers = damage.untold
+    bad_ref: Collection[str] = ()
+    typical: Mapping[str, float] = field(default_factory=dict)
 
 
 def judge(
@@ -92,15 +106,17 @@ def judge(
     samples = damage.sample_groups(groups, evidence.sample_weight)
     edited = _edited(operations, evidence)
     culprit = (
-        non_finite(operations)
+        non_finite(operations, evidence.bad_ref)
         or (edited if _is_widespread(files) else None)
         or worst_fault(faults)
         or wrong_formula(norms)
         or other_keys(operations, norms, files, evidence.sides, noise)
         or edited
-        or damage.other_weights(groups, samples)
-        or damage.damaged_weight(groups, evidence.check_weight)
-        or out_of_line(operations, norms, files, evidence.sides)
+        or damage.other_weights(groups, samples, evidence.how_differs)
+        or damage.damaged_weight(groups, evidence.check_weight, evidence.how_differs)
+        or beyond_weights(groups, evidence.sample_weight, files)
+        or lost_head(operations, files)
+        or out_of_line(operations, norms, files, evidence.sides, evidence.typical)
     )
     start = gradual(operations) if culprit is None else enters_at(culprit)
     sentences = [
@@ -154,7 +170,7 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
     which = f" (all {next(iter(kinds))})" if len(kinds) == 1 else ""
     layer = layer_of(changes[0].tensor)
     start = "" if layer is None else f", from layer {layer} on"
-    if how and how.startswith("by "):
+    if how and how.startswith("by a rank"):
         guess = f"{how}: an adapter that was not merged"
     elif how:
         guess = how

@@ -49,6 +49,8 @@ _BLOCK = 256
 """Elements of a block: ggml's QK_K."""
 _DEALT = 32
 """Parts of a row whose columns are dealt out: as many as the smallest block has elements."""
+_SHORT = 256
+"""Columns of a row from which dealing them out leaves no block as it was."""
 _RUN = 8
 """Rows read at a time where rows are sampled."""
 _ON_GRID = 0.3
@@ -67,12 +69,15 @@ class WeightError:
             be; 0 where nothing is lost.
         on_grid: whether the reference's values lie on the grid of a type, though it is
             not quantized: it was, and was dequantized.
+        grid: of an error that no type accounts for, the type on whose grid the values under
+            test lie, though their own is finer: they were quantized before. Else None.
     """
 
     actual: float | None
     expected: float
     worst_block: float
     on_grid: bool = False
+    grid: str | None = None
 
 
 def weight_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightError | None:
@@ -114,7 +119,11 @@ def type_cost(values: Array, ggml_type: int) -> float:
     n = values.shape[-1]
     if not _is_quantized(ggml_type) or n % _DEALT or not values.size:
         return 0.0
-    dealt = values[:, np.arange(n).reshape(_DEALT, -1).T.ravel()]
+    if n < _SHORT:  # a row is few blocks: deal out the values of each column instead
+        rows = (np.arange(len(values))[:, None] + np.arange(n)) % len(values)
+        dealt = values[rows, np.arange(n)]
+    else:
+        dealt = values[:, np.arange(n).reshape(_DEALT, -1).T.ravel()]
     return difference(dealt, _requantized(dealt, ggml_type)).rel_l2 or 0.0
 
 
@@ -149,23 +158,36 @@ def _judged(
     floor = own**2 + (cost**2 if on_grid else 0.0)
     expected = float(np.sqrt(fresh**2 + floor))
     plain = not _is_quantized(types[0])
-    if plain and (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected and (grid := _grid(some)):
-        on_grid, floor = True, floor + grid**2
+    if plain and (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected and (known := grid_of(some)):
+        # A grid hides a part of what another type costs, too.
+        on_grid, floor = True, floor + known[1] ** 2 + max(0.0, cost**2 - fresh**2)
         expected = float(np.sqrt(fresh**2 + floor))
     worst = _worst_block(values[chosen], observed[chosen], again, floor)
-    return WeightError(found.rel_l2, expected, worst, on_grid and plain)
+    before = None
+    if (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected:
+        before = quantized_before(observed[sample], types[1])
+    return WeightError(found.rel_l2, expected, worst, on_grid and plain, before)
 
 
-def _grid(values: Array) -> float:
-    """What the type whose grid the values lie on cost; 0 if they lie on none."""
+def quantized_before(values: Array, ggml_type: int) -> str | None:
+    """The type on whose grid values lie, if it is coarser than their own; else None."""
+    known = grid_of(values)
+    if known is None or known[0].value == ggml_type:
+        return None
+    own = type_cost(values, ggml_type)
+    return known[0].name if own < _ON_GRID * known[1] else None
+
+
+def grid_of(values: Array) -> tuple[GGMLQuantizationType, float] | None:
+    """The type on whose grid values lie and what it cost them; None if they lie on none."""
     some = values[:: max(1, len(values) // _GRID_ROWS)]
     n = some.shape[-1]
     for kind in _GRIDS:
         if n % GGML_QUANT_SIZES[kind][0] == 0 and n % _DEALT == 0:
             cost = type_cost(some, kind)
             if (difference(some, _requantized(some, kind)).rel_l2 or 0.0) < _ON_GRID * cost:
-                return cost
-    return 0.0
+                return kind, cost
+    return None
 
 
 def _rows(values: Array) -> Array:

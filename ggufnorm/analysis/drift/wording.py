@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ggufnorm.analysis.drift.localise import first_non_finite
 from ggufnorm.core.drift import Culprit, OperationDrift
@@ -17,12 +17,21 @@ def nothing_drifts(operations: Sequence[OperationDrift], logits: LogitStatistics
     return all(o.cumulative.rel_l2 == 0 for o in operations) and not (logits and logits.max_kld)
 
 
-def non_finite(operations: Sequence[OperationDrift]) -> Culprit | None:
-    """The first operation that shows NaN or infinity."""
+def non_finite(
+    operations: Sequence[OperationDrift], bad_ref: Collection[str] = ()
+) -> Culprit | None:
+    """The first operation that shows NaN or infinity.
+
+    Args:
+        operations: in graph order.
+        bad_ref: nodes at which the reference itself shows one.
+    """
     place = first_non_finite(operations)
     if place is None:
         return None
     reason = f"the first NaN or infinity appears here, at token {place.token}"
+    if place.node in bad_ref:
+        reason += ", in the reference too, which is then no measure of anything behind it"
     return Culprit(place.tensor, place.node, place.layer, reason)
 
 

@@ -148,7 +148,7 @@ class HFModel:
 
     def numbers(self) -> dict[str, float]:
         """Numbers of the config by their names, and the width of a head."""
-        found = dict(_numbers(self.model.config.to_dict()))
+        found = _numbers(self.model.config.to_dict())
         heads, width = found.get("num_attention_heads"), found.get("hidden_size")
         if heads and width:
             found.setdefault("head_dim", width / heads)
@@ -288,12 +288,18 @@ def _residuals(
     return tuple(found)
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(config: Mapping[str, Any], inside: str = "") -> dict[str, float]:
+    """Numbers by their names; by name and section where sections state several of one name."""
+    found: dict[str, float] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _numbers(value)
+            for inner, number in _numbers(value, f"{name}.").items():
+                key = inner if found.get(inner, number) == number else f"{name}.{inner}"
+                found[key] = number
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield name, float(value)
+            key = name if found.get(name, float(value)) == float(value) else f"{inside}{name}"
+            found[key] = float(value)
+    return found
 
 
 def _line(error: Exception) -> str:

@@ -48,6 +48,7 @@ def source_output(model: HFModel, tokens: Tokens) -> SourceOutput:
         classifier=scores[0] if scores else None,
         score=score,
         head=head,
+        normalizes=_normalizes(folder),
     )
 
 
@@ -83,6 +84,14 @@ def _more_modules(folder: Path) -> tuple[str, ...]:
     """Sentence Transformers' modules that are no network, pooling or normalization."""
     stated = _json(folder / "modules.json")
     return tuple(_others(stated)) if isinstance(stated, list) else ()
+
+
+def _normalizes(folder: Path) -> bool | None:
+    stated = _json(folder / "modules.json")
+    if not isinstance(stated, list):
+        return None
+    kinds = (str(m.get("type", "")) for m in stated if isinstance(m, dict))
+    return any(kind.rpartition(".")[2] == "Normalize" for kind in kinds)
 
 
 def _others(modules: list[Any]) -> Iterator[str]:

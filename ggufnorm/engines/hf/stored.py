@@ -11,16 +11,15 @@ import torch
 import transformers
 
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.observed import ObservedRun
+from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.engines.hf.model import HFModel, Tokens
+from ggufnorm.engines.hf.pinned import NormInputs, distances, norm_inputs
 from ggufnorm.formats.conversion import tensor_of
 from ggufnorm.formats.ggml import converter, quantizer, type_number
 from ggufnorm.formats.model_file import ModelFile
 
 _BLOCK = 32
 """Values to a block of Q8_0."""
-LOGITS = "logits"
-"""In the place of a norm's name."""
 
 
 def cost_of_types(
@@ -29,7 +28,7 @@ def cost_of_types(
     tokens: Tokens,
     plain: ObservedRun,
     rounding_of: Callable[[str], float],
-) -> dict[str, float]:
+) -> TypeCost:
     """How far the types of a file's matrices move the source itself.
 
     The parameters of the model are rounded for good, as ggml quantizes without an importance
@@ -43,10 +42,9 @@ def cost_of_types(
         tokens: ids.
         plain: the source's run with its own matrices.
         rounding_of: relative rounding of a type.
-
-    Returns:
-        Relative L2 distance of each norm's input by the norm's name, and of the logits.
     """
+    names = [norm.name for norm in plain.norms]
+    before = norm_inputs(model, tokens, names)
     matrices = {n: t for n, t in file.tensors.items() if len(t.shape) > 1 and min(t.shape[:2]) > 1}
     coarsest = max((t.dtype for t in matrices.values()), key=rounding_of, default="F32")
     with torch.no_grad():
@@ -59,12 +57,20 @@ def cost_of_types(
             dtype = coarsest if stored is None else stored.dtype
             parameter.copy_(_rounded(parameter, dtype, columns))
     with _rounded_activations(model.model, coarsest):
-        run = model.run(tokens)
-    inputs = {norm.name: norm.x for norm in run.norms}
-    found = {n.name: relative_l2(n.x, inputs[n.name]) for n in plain.norms if n.name in inputs}
-    if plain.logits is not None and run.logits is not None:
-        found[LOGITS] = relative_l2(plain.logits, run.logits)
-    return found
+        moved = norm_inputs(model, tokens, names)
+        own = norm_inputs(model, tokens, names, before)
+    return TypeCost(
+        moved=distances(before, moved),
+        own=distances(before, own),
+        logits=_logits_off(before, moved),
+        own_logits=_logits_off(before, own),
+    )
+
+
+def _logits_off(before: NormInputs, after: NormInputs) -> float:
+    if before.logits is None or after.logits is None:
+        return 0.0
+    return relative_l2(before.logits, after.logits)
 
 
 @contextmanager

@@ -128,21 +128,40 @@ class _Watch(TorchFunctionMode):
         inputs = tuple(dict.fromkeys(self._origins([*args, *kwargs.values()])))
         if name in _VIEWS:
             for part in out if isinstance(out, (tuple, list)) else (out,):
-                if inputs and isinstance(part, torch.Tensor):
+                if not isinstance(part, torch.Tensor):
+                    continue
+                if args and id(args[0]) in self._weights:
+                    self._weights[id(part)] = self._weights[id(args[0])]
+                    self._alive.append(part)
+                elif inputs and self._is_part(part, args[0]):
+                    self._keep(f"{self._module}: {name}", name, inputs[:1], part, computes=False)
+                elif inputs:
                     self._remember(part, inputs[0])
         elif name == "__setitem__" and isinstance(args[0], torch.Tensor):
             self._see_written(args[0], inputs)
         elif name in _UNINITIALISED:
             return
         elif isinstance(out, torch.Tensor) and out.is_floating_point() and out.dim() > 1:
-            module = self._running[-1] if self._running else ""
+            module = self._module
             weight, bias, tensor = self._matrix(name, args, kwargs)
             self._keep(f"{module}: {name}", name, inputs, out, tensor, weight, bias)
+
+    @property
+    def _module(self) -> str:
+        return self._running[-1] if self._running else ""
+
+    @staticmethod
+    def _is_part(part: torch.Tensor, whole: Any) -> bool:
+        """Whether a view shows some channels of a value: a fused product is taken apart so."""
+        if not (isinstance(whole, torch.Tensor) and part.is_floating_point() and part.dim() > 1):
+            return False
+        some = 1 < part.shape[-1] < whole.shape[-1]
+        return bool(some and part.shape[:-1] == whole.shape[:-1])
 
     def _see_written(self, whole: Any, inputs: tuple[int, ...]) -> None:
         """A tensor that has been written into, as it is now."""
         if whole.is_floating_point() and whole.dim() > 1:
-            module = self._running[-1] if self._running else ""
+            module = self._module
             self._keep(f"{module}: __setitem__", "__setitem__", inputs, whole)
 
     def _origins(self, values: Sequence[Any]) -> Iterator[int]:
@@ -155,11 +174,21 @@ class _Watch(TorchFunctionMode):
     def _keep(
         self, name: str, op: str, inputs: tuple[int, ...], out: Any,
         tensor: str | None = None, weight: Array | None = None, bias: Array | None = None,
+        *, computes: bool = True,
     ) -> None:  # fmt: skip
         value = np.array(out.detach().float().numpy(), np.float32)
         self._remember(out, len(self.operations))
         self.operations.append(
-            Operation(name.removeprefix(": "), op, inputs, value, tensor, weight=weight, bias=bias)
+            Operation(
+                name.removeprefix(": "),
+                op,
+                inputs,
+                value,
+                tensor,
+                weight=weight,
+                bias=bias,
+                computes=computes,
+            )
         )
 
     def _remember(self, tensor: torch.Tensor, index: int) -> None:
@@ -172,9 +201,9 @@ class _Watch(TorchFunctionMode):
         """Weight as ``(out, in)``, bias and the weight's name, of a product with a matrix."""
         given = [*args, *kwargs.values()]
         ours = [v for v in given if id(v) in self._weights]
-        matrix = next((v for v in ours if v.dim() == 2), None)
+        matrix = next((v for v in ours if v.dim() >= 2), None)
         if matrix is None or name == "embedding":
             return None, None, None
-        weight = matrix if name == "linear" else matrix.T  # Conv1D of GPT-2 calls addmm
+        weight = matrix if name == "linear" else matrix.mT  # Conv1D of GPT-2 calls addmm
         bias = next((v.detach().numpy() for v in ours if v.dim() == 1), None)
         return weight.detach().numpy(), bias, self._weights[id(matrix)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -152,16 +152,18 @@ def ggml_text(function: str) -> str:
 
 def devices() -> list[str]:
     """What this build of llama.cpp can compute on."""
+    return [f"{name} ({description})" for name, description in _devices()]
+
+
+def _devices() -> Iterator[tuple[str, str]]:
     lib = ggml()
-    found = []
     for i in range(lib.ggml_backend_dev_count()):
         device = lib.ggml_backend_dev_get(i)
         name, description = (
             describe(device).decode()
             for describe in (lib.ggml_backend_dev_name, lib.ggml_backend_dev_description)
         )
-        found.append(f"{name} ({description})")
-    return found
+        yield name, description
 
 
 def ggml() -> Any:
@@ -295,6 +297,8 @@ class NodeView:
         shape: ``ne`` without trailing ones.
         params: the raw bytes of ``op_params``.
         sources: addresses of its sources.
+        flags: ``enum ggml_tensor_flag``.
+        target: address of the tensor whose memory it writes to or shows, 0 for its own.
     """
 
     address: int
@@ -304,6 +308,8 @@ class NodeView:
     shape: tuple[int, ...]
     params: bytes
     sources: tuple[int, ...]
+    flags: int
+    target: int
 
     @classmethod
     def at(cls, address: int) -> NodeView:
@@ -325,6 +331,8 @@ class NodeView:
             shape=tuple(shape),
             params=bytes(t.op_params),
             sources=tuple(s for s in t.src if s),
+            flags=t.flags,
+            target=t.view_src or 0,
         )
 
 

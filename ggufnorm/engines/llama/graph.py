@@ -15,7 +15,7 @@ from dataclasses import replace
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.engines.base import Graph, HookPoint, Node, NormPlan, OperationRole
 from ggufnorm.engines.llama.binding import NodeView, is_readable
-from ggufnorm.engines.llama.inert import inert_nodes
+from ggufnorm.engines.llama.liveness import idle_nodes
 from ggufnorm.formats.naming import layer_of
 
 NORM_OPS: dict[str, NormKind] = {
@@ -62,9 +62,9 @@ def build_graph(
     nodes = _nodes(views, tensors, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
-    inert = inert_nodes(nodes)
-    found = _HookFinder(nodes, norms, finder, unfused_norms).find()
-    hooks = tuple(hook for hook in found if hook.index not in inert)
+    idle = idle_nodes(views, nodes)
+    norms = tuple(n for n in norms if n.output not in idle)
+    hooks = _HookFinder(nodes, norms, finder, unfused_norms).find(idle)
     return Graph(nodes, norms, hooks, skipped)
 
 
@@ -251,10 +251,11 @@ class _HookFinder:
         self.cores = {n.norm for n in norms} if unfused_norms else set()
         self.labelled_attention = any(_ATTENTION.search(n.key) for n in nodes)
 
-    def find(self) -> tuple[HookPoint, ...]:
+    def find(self, idle: Container[int]) -> tuple[HookPoint, ...]:
+        """All but nodes that bear on no result."""
         hooks = []
         for node in self.nodes:
-            if not is_readable(node.dtype):
+            if not is_readable(node.dtype) or node.index in idle:
                 continue
             tensors = [t for t in map(self.tensor, node.sources) if t]
             role = self.role(node, bool(tensors))

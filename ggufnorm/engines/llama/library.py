@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from ggufnorm.engines.llama.prebuilt import DEVICES, folder_of
 from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.llama_libraries import VARIABLE as CHOICE
 from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries, find_libraries
@@ -35,12 +36,19 @@ def find_library(place: str | os.PathLike[str]) -> Path:
     """The libllama of a build.
 
     Args:
-        place: a build tree, an install prefix, a release folder, or the library itself.
+        place: a build tree, an install prefix, a release folder, the library itself, or the device
+            of a build that was fetched (:mod:`ggufnorm.engines.llama.prebuilt`).
 
     Raises:
         EngineMissingError: there is none.
     """
     path = Path(place).expanduser()
+    if os.fspath(place) in DEVICES and not path.exists():
+        path = folder_of(os.fspath(place))
+        if not path.is_dir():
+            raise EngineMissingError(
+                f"no {place} build was fetched: ggufnorm engine get {place} does that"
+            )
     return find_libraries(path).llama
 
 

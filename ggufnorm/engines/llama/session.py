@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.binding import devices, llama
 from ggufnorm.engines.llama.library import choose_build
-from ggufnorm.errors import EngineError
+from ggufnorm.errors import EngineError, RefusedError
 
 MAX_BATCH = 512
 """Most tokens in one decode: llama.cpp's own default for ``-ub``."""
@@ -70,6 +70,7 @@ class LlamaModel:
         overrides: keys of the metadata that are set to other values than the file's.
 
     Raises:
+        RefusedError: layers are to be put on a GPU, and there is none.
         EngineError: llama.cpp does not load the file.
     """
 
@@ -84,6 +85,12 @@ class LlamaModel:
         if options.llama_cpp is not None:
             choose_build(options.llama_cpp)
         lib = llama()
+        if options.n_gpu_layers > 0 and not lib.llama_supports_gpu_offload():
+            # It would run on the CPU, and the report would speak of GPU layers.
+            raise RefusedError(
+                f"{options.n_gpu_layers} layers cannot be put on a GPU: this llama.cpp has only"
+                f" {', '.join(devices())}; leave out -ngl, or name a build with --llama-cpp"
+            )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = options.n_gpu_layers
         params.use_extra_bufts = options.use_extra_bufts

@@ -14,7 +14,7 @@ import numpy as np
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.folding import ALONE, BatchNorm, Layer, Step, Wide, alone
 from ggufnorm.engines.onnx.model import OnnxModel, attribute
-from ggufnorm.engines.onnx.norms import plain_name
+from ggufnorm.engines.onnx.norms import plain_name, takes_own_statistics
 from ggufnorm.engines.onnx.stored import (
     ARRANGED,
     Stored,
@@ -38,10 +38,12 @@ class PlacedLayer:
     Attributes:
         layer: with the steps beside it.
         weight_name: None where an exporter has only numbered it.
+        label: its weight's name or else its node's, by which it is joined; None for neither.
         node: index of its node.
         norms: index of the node of each batch norm beside it, by the norm's name.
         follows: node of the layer whose last step leads to this layer and to nothing else;
             None where something else is between.
+        end: name of the value behind its last step.
     """
 
     layer: Layer
@@ -49,6 +51,8 @@ class PlacedLayer:
     node: int
     norms: dict[str, int]
     follows: int | None
+    end: str
+    label: str | None = None
 
 
 @np.errstate(divide="ignore", over="ignore", invalid="ignore")
@@ -101,7 +105,7 @@ class _Reader:
         # All that stands behind a layer is its own before another looks for what precedes it.
         after = [list(self._after(node, found)) for node, found in bare]
         placed = [
-            self._placed(node, one.layer, self._before(node, one), behind)
+            self._placed(node, one, self._before(node, one), behind)
             for (node, one), behind in zip(bare, after, strict=True)
         ]
         for node in self._model.nodes:
@@ -110,17 +114,20 @@ class _Reader:
         return tuple(sorted(placed, key=lambda p: p.node))
 
     def _placed(
-        self, node: Any, layer: Layer, before: list[_Beside], after: list[_Beside]
+        self, node: Any, bare: _Bare, before: list[_Beside], after: list[_Beside]
     ) -> PlacedLayer:
         steps = [*before, *after]
         whole = replace(
-            layer,
+            bare.layer,
             before=tuple(s.step for s in before),
             after=tuple(s.step for s in after),
         )
         norms = {s.step.norm.name: self._index[id(s.node)] for s in steps if s.step.norm}
         i = self._index[id(node)]
-        return PlacedLayer(whole, self._weight_name(node), i, norms, self._follows.get(i))
+        end = str(after[-1].node.output[0]) if after else bare.end
+        name = self._weight_name(node)
+        label = _module(name, str(node.name).removesuffix("_quant"))
+        return PlacedLayer(whole, name, i, norms, self._follows.get(i), end, label)
 
     def _alone(self, node: Any) -> Iterator[PlacedLayer]:
         gamma = stored(self._model, node.input[1])
@@ -128,7 +135,9 @@ class _Reader:
         if step is not None and step.step.norm is not None:
             layer = alone(step.step.norm, step.step)
             norms, i = {layer.name: self._index[id(node)]}, self._index[id(node)]
-            yield PlacedLayer(layer, self._weight_name(node), i, norms, None)
+            end = str(node.output[0])
+            name = self._weight_name(node)
+            yield PlacedLayer(layer, name, i, norms, None, end, name)
 
     def _weight_name(self, node: Any) -> str | None:
         return plain_name(self._model.source(node.input[1]))
@@ -155,14 +164,17 @@ class _Reader:
         bias = stored(self._model, given) if given else Stored(np.zeros(n), np.zeros(n))
         if bias is None or bias.values.size not in (1, n):
             return None
+        alpha, beta = (attribute(node, name, 1.0) for name in ("alpha", "beta"))
         layer = Layer(
             name=self._name(node),
             op=node.op_type,
-            weight=arranged * attribute(node, "alpha", 1.0),
-            bias=np.broadcast_to(bias.values.reshape(-1), n) * attribute(node, "beta", 1.0),
+            weight=arranged * alpha,
+            bias=np.broadcast_to(bias.values.reshape(-1), n) * beta,
             padded=_is_padded(node),
             rounding=weight.rounding,
             lost=np.broadcast_to(bias.lost.reshape(-1), n),
+            alpha=alpha,
+            beta=beta,
         )
         return _Bare(layer, weight.values.ndim - 2, end)
 
@@ -260,7 +272,7 @@ class _Reader:
     def _batch_norm(self, node: Any) -> _Beside | None:
         given = [stored(self._model, name) for name in node.input[1:5]]
         parts = [s for s in given if s is not None]
-        if len(parts) < 4 or attribute(node, "training_mode", 0):
+        if len(parts) < 4 or takes_own_statistics(self._model, node):
             return None
         gamma, beta, mean, variance = (p.values.reshape(-1) for p in parts)
         of_gamma, of_beta, of_mean, of_variance = parts
@@ -293,6 +305,20 @@ class _Reader:
         else:
             step = Step(scale, shift, rounding=constant.rounding)
         return _Beside(step, node, x)
+
+
+def _module(weight: str | None, node: str) -> str | None:
+    """The module that a layer was: a weight's name without its last word, or a node's path.
+
+    torch calls the weight ``net.conv.weight`` and the node ``/net/conv/Conv``, and numbers what
+    it folds.
+    """
+    if weight is not None:
+        stem, _, last = weight.rpartition(".")
+        return stem if stem and last in ("kernel", "weight") else weight
+    if not node.startswith("/"):
+        return node or None
+    return node[1:].rpartition("/")[0].replace("/", ".") or None
 
 
 def _is_padded(node: Any) -> bool:

@@ -16,6 +16,7 @@ from ggufnorm.engines.onnx.norms import (
     OnnxNorm,
     find_layer,
     find_norms,
+    own_statistics,
     site_name,
     takes_own_statistics,
 )
@@ -81,10 +82,7 @@ def _role(name: str) -> str:
 
 def _note(norm: OnnxNorm, model: OnnxModel) -> str:
     if takes_own_statistics(model, model.nodes[norm.node]):
-        return (
-            f"{norm.op} takes mean and variance of its own input (training_mode = 1): exported"
-            " without eval(), or without running statistics"
-        )
+        return f"{norm.op} {own_statistics(model, model.nodes[norm.node])}"
     if norm.kind is None:
         return f"{norm.op} has fixed statistics: mean and variance are in the file"
     if norm.op == DECOMPOSED:

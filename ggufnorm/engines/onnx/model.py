@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ _LEAST_MOST = 1 << 20
 """To how many elements a constant is expanded, at most, where the file has fewer bytes than
 that; else to as many as it has bytes. A damaged shape may ask for any number."""
 _MAX_NAME = 4096
+_MOST_WEIGHTS = 1 << 18
 _DEPTH = 8
 """Operations between an initializer and the place where it is used, at most."""
 
@@ -52,6 +54,7 @@ class OnnxModel:
         nodes: of the main graph, in order.
         producers: by the name of a value, the node that computes it.
         consumers: by the name of a value, the nodes that take it.
+        index: place of each node in ``nodes``, by its ``id()``.
 
     Raises:
         EngineMissingError: onnx is not installed.
@@ -70,30 +73,61 @@ class OnnxModel:
             raise InputError(f"cannot open {self.path}: {error.strerror}") from None
         except Exception:  # protobuf's DecodeError and what onnx makes of it
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one") from None
-        graph = self.proto.graph
-        if not graph.node:
+        if not self.proto.graph.node:
             raise InputError(f"{self.path}: not an ONNX model, or one without a graph")
-        self.nodes: list[Any] = list(graph.node)
+        self.look_through()
+
+    def look_through(self) -> None:
+        """Look through the graph, also after a change of it in memory.
+
+        Raises:
+            InputError: its nodes cannot be put in the order of their inputs.
+        """
+        graph = self.proto.graph
         self._initializers = {t.name: t for t in graph.initializer}
+        self.nodes: list[Any] = self._in_order()
         self.producers = {out: n for n in self.nodes for out in n.output if out}
-        self._require_order()
+        self.index = {id(node): i for i, node in enumerate(self.nodes)}
+        self._small: dict[str, NDArray[Any] | None] = {}
         self.consumers: dict[str, list[Any]] = {}
         for node in self.nodes:
             for name in node.input:
                 self.consumers.setdefault(name, []).append(node)
 
-    def _require_order(self) -> None:
-        """Refuse a graph in which a node takes what comes later: to follow it may never end."""
-        known = {name for node in self.nodes for name in node.output}
-        named = [*known, *self._initializers, *(n for node in self.nodes for n in node.input)]
+    def _in_order(self) -> list[Any]:
+        """The nodes, each behind those that it takes values of, in the file's order otherwise.
+
+        Converters append what they add, and ONNX Runtime takes that. A graph with a cycle is
+        refused: to follow it may never end.
+        """
+        graph = self.proto.graph
+        self._require_names(graph.node)
+        waiting = {name for node in graph.node for name in node.output}
+        found: list[Any] = []
+        left = list(graph.node)
+        while left:
+            later = []
+            for node in left:
+                if any(name in waiting for name in node.input):
+                    later.append(node)
+                else:
+                    found.append(node)
+                    waiting.difference_update(node.output)
+            if len(later) == len(left):
+                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
+            left = later
+        if any(a is not b for a, b in zip(found, graph.node, strict=True)):
+            ordered = [type(node).FromString(node.SerializeToString()) for node in found]
+            del graph.node[:]
+            graph.node.extend(ordered)
+        return list(graph.node)
+
+    def _require_names(self, nodes: Sequence[Any]) -> None:
+        named = [n for node in nodes for n in (*node.input, *node.output)] + [*self._initializers]
         if not all(isinstance(name, str) for name in named):  # what is no UTF-8 comes as bytes
             raise InputError(f"{self.path}: not an ONNX model, or a damaged one")
         if any(len(name) > _MAX_NAME for name in named):
             raise InputError(f"{self.path}: a name in it has more than {_MAX_NAME} characters")
-        for node in self.nodes:
-            if any(name in known for name in node.input):
-                raise InputError(f"{self.path}: its nodes are not in the order of their inputs")
-            known.difference_update(node.output)
 
     def type_name(self, data_type: int) -> str:
         """ONNX's name of an element type, for example ``FLOAT16``."""
@@ -138,6 +172,11 @@ class OnnxModel:
         t = self._initializers.get(name)
         return () if t is None else tuple(t.dims)
 
+    def n_bytes(self, name: str) -> int:
+        """Size of an initializer, 0 if there is none of that name."""
+        t = self._initializers.get(name)
+        return 0 if t is None else math.prod(t.dims) * self._item_size(t.data_type)
+
     def source(self, value: str, depth: int = _DEPTH) -> str | None:
         """The initializer that a constant value is made of; None if it is none."""
         if value in self._initializers:
@@ -149,6 +188,19 @@ class OnnxModel:
         # Of several the largest: beside a weight stands the 1 that is added, or a scale.
         names = [name for name in found if name is not None]
         return max(names, key=lambda n: math.prod(self.shape(n)), default=None)
+
+    def leads_to(self, value: str, ops: Collection[str]) -> str | None:
+        """One of some operations that a value depends on, the nearest; None for none."""
+        seen, waiting = {value}, deque([value])
+        while waiting:
+            node = self.producers.get(waiting.popleft())
+            if node is None:
+                continue
+            if node.op_type in ops:
+                return str(node.op_type)
+            waiting += [name for name in node.input if name not in seen]
+            seen.update(node.input)
+        return None
 
     def constant(self, value: str, depth: int = _DEPTH) -> NDArray[Any] | None:
         """A value that does not depend on the input; None if it does or is not understood.
@@ -179,6 +231,17 @@ class OnnxModel:
             return np.asarray(_FOLDED[node.op_type](node, *parts))
         except (TypeError, ValueError, IndexError, MemoryError):  # someone else's sizes
             return None
+
+    def small_constant(self, value: str) -> NDArray[Any] | None:
+        """As :meth:`constant`, of at most as many elements as a norm has weights; kept.
+
+        Matrices are not read for it.
+        """
+        if value not in self._small:
+            stored = self.source(value)
+            large = stored is not None and math.prod(self.shape(stored)) > _MOST_WEIGHTS
+            self._small[value] = None if large else self.constant(value)
+        return self._small[value]
 
     def _check_size(self, *shapes: tuple[int, ...]) -> None:
         if math.prod(np.broadcast_shapes(*shapes)) > self._most_elements:
@@ -238,17 +301,17 @@ def _reshaped(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
 
 
 def _unsqueezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    given = integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
     return np.expand_dims(x, given)
 
 
 def _squeezed(node: Any, x: NDArray[Any], axes: NDArray[Any] | None = None) -> NDArray[Any]:
-    given = _integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
+    given = integers(node, "axes") if axes is None else tuple(int(a) for a in axes.reshape(-1))
     return np.squeeze(x, given or None)
 
 
 def _transposed(node: Any, x: NDArray[Any]) -> NDArray[Any]:
-    return np.transpose(x, _integers(node, "perm") or None)
+    return np.transpose(x, integers(node, "perm") or None)
 
 
 def _expanded(_node: Any, x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
@@ -260,7 +323,8 @@ def _shape_of(node: Any, x: NDArray[Any]) -> NDArray[Any]:
     return np.array(x.shape[int(start) : int(end)], np.int64)
 
 
-def _integers(node: Any, name: str) -> tuple[int, ...]:
+def integers(node: Any, name: str) -> tuple[int, ...]:
+    """Whole numbers among a node's attributes, empty for none."""
     return next((tuple(a.ints) for a in node.attribute if a.name == name), ())
 
 
@@ -271,6 +335,8 @@ _FOLDED: dict[str, Any] = {
     "Add": lambda _n, a, b: a + b,
     "Sub": lambda _n, a, b: a - b,
     "Mul": lambda _n, a, b: a * b,
+    "Div": lambda _n, a, b: a / b,
+    "Pow": lambda _n, a, b: np.power(a, b),
     "Neg": lambda _n, x: -x,
     "Reciprocal": lambda _n, x: 1 / x,
     "Sqrt": lambda _n, x: np.sqrt(x),
@@ -284,7 +350,7 @@ _FOLDED: dict[str, Any] = {
 }
 """Operations on constants that stand between what is stored and a norm or a layer."""
 
-_BROADCAST = ("Add", "Sub", "Mul")
+_BROADCAST = ("Add", "Sub", "Mul", "Div", "Pow")
 """Of these, the ones whose result may be larger than both operands."""
 
 
@@ -294,3 +360,23 @@ def attribute(node: Any, name: str, default: float) -> float:
         if a.name == name:
             return float(a.f) if a.type == a.FLOAT else float(a.i)
     return default
+
+
+def plain_attributes(node: Any) -> dict[str, Any]:
+    """A node's attributes that are numbers, tuples of them or words; ONNX's defaults included."""
+    try:
+        schema = require_onnx().defs.get_schema(node.op_type, domain=node.domain)
+        given = [d.default_value for d in schema.attributes.values() if d.default_value.name]
+    except Exception:  # ONNX Runtime's own operations have no schema there
+        given = []
+    found: dict[str, Any] = {}
+    for a in (*given, *node.attribute):
+        if a.type == a.FLOAT:
+            found[a.name] = float(a.f)
+        elif a.type == a.INT:
+            found[a.name] = int(a.i)
+        elif a.type == a.STRING:
+            found[a.name] = a.s.decode(errors="replace")
+        elif a.type in (a.INTS, a.FLOATS):
+            found[a.name] = tuple(a.ints or a.floats)
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.formula import Divisor
 from ggufnorm.core.model import NormKind, Skipped
+from ggufnorm.engines.onnx.evaluate import SPATIAL
 from ggufnorm.engines.onnx.model import OnnxModel, attribute
+from ggufnorm.engines.onnx.spelled import (
+    Spelled,
+    behind,
+    bias_behind,
+    centred,
+    spelled_norms,
+    through,
+)
 from ggufnorm.errors import InputError
 
 Array = NDArray[np.float32]
@@ -25,7 +34,8 @@ Array = NDArray[np.float32]
 DECOMPOSED = "decomposed"
 _NUMBER = re.compile(r"(?:^|[._/])(\d{1,4})(?=[._/])")
 _BLOCK = re.compile(
-    r"(?:^|[._/])(?:layers?|blocks?|h|resblocks|stages?)[._/](\d{1,4})(?=[._/])", re.IGNORECASE
+    r"(?:^|[._/])(?:layers?|(?:(?:en|de)coder)?blocks?|h|resblocks|stages?)[._/]{1,3}(\d{1,4})(?=[._/])",
+    re.IGNORECASE,
 )
 
 
@@ -42,16 +52,34 @@ def takes_own_statistics(model: OnnxModel, node: Any) -> bool:
     """Whether a BatchNormalization takes mean and variance of its input.
 
     That is what ``training_mode`` of 1 means, and what versions before 7 do if ``is_test``
-    is 0 (ONNX's ``docs/Changelog.md``).
+    is 0 (ONNX's ``docs/Changelog.md``). So does one whose statistics the graph computes.
     """
     if node.op_type != "BatchNormalization":
         return False
+    if lacks_statistics(model, node):
+        return True
     opset = max(
         (o.version for o in model.proto.opset_import if o.domain in ("", "ai.onnx")), default=0
     )
     return bool(attribute(node, "training_mode", 0)) or (
         opset < 7 and not attribute(node, "is_test", 0)
     )
+
+
+def lacks_statistics(model: OnnxModel, node: Any) -> bool:
+    """Whether a BatchNormalization is given a mean and a variance that the file does not hold.
+
+    Exporters compute them of its input where it was trained without running statistics.
+    """
+    return any(model.constant(name) is None for name in node.input[3:5])
+
+
+def own_statistics(model: OnnxModel, node: Any) -> str:
+    """Why a batch norm takes statistics of its input, in words that follow its name."""
+    why = "training_mode is 1, as exported without eval()"
+    if lacks_statistics(model, node):
+        why = "it has no running statistics (track_running_stats=False)"
+    return f"takes mean and variance of its own input: {why}"
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,9 @@ class OnnxNorm:
         offset: that the graph adds to the stored weight.
         weight_value: name of the value that the norm multiplies with, None for none.
         bias_value: name of the value that it adds, None for none.
+        spelled: how it is made up, where it is several operations.
+        mean_axis: over which an operation before takes the mean off; None where none does.
+        perm: in which order the axes of what goes in are put first; None for none.
     """
 
     op: str
@@ -92,6 +123,15 @@ class OnnxNorm:
     offset: float
     weight_value: str | None
     bias_value: str | None
+    spelled: Spelled | None = None
+    mean_axis: int | None = None
+    perm: tuple[int, ...] | None = None
+
+    @property
+    def over_batch(self) -> bool:
+        """Whether its means go over several samples, as those of a batch norm in training."""
+        axes = self.spelled.axes if self.spelled else ()
+        return len(axes) > 1 and 0 in axes
 
 
 @dataclass(frozen=True)
@@ -135,17 +175,137 @@ def find_norms(model: OnnxModel) -> tuple[tuple[OnnxNorm, ...], tuple[Skipped, .
 
 def _find(model: OnnxModel) -> tuple[tuple[OnnxNorm, ...], tuple[Skipped, ...]]:
     index = {id(n): i for i, n in enumerate(model.nodes)}
-    found = [_single(model, n, i) for i, n in enumerate(model.nodes) if n.op_type in _OPS]
-    skipped = []
+    single = [_single(model, n, i) for i, n in enumerate(model.nodes) if n.op_type in _OPS]
+    found = [_with_affine(model, norm) for norm in single]
+    spelled = [_spelled(model, index[id(node)], s) for node, s in spelled_norms(model)]
+    unique = {n.y: n for n in [*spelled, *found]}
+    rows = {s.rows for n in spelled if (s := n.spelled) is not None}
+    skipped = tuple(_rootless(model, rows))
+    return tuple(sorted(unique.values(), key=lambda n: n.node)), skipped
+
+
+def _rootless(model: OnnxModel, known: set[str]) -> Iterator[Skipped]:
+    """Means of squares that no norm was found of."""
     for node in model.nodes:
-        if node.op_type == "ReduceMean":
-            norm = _decomposed(model, node, index)
-            if isinstance(norm, OnnxNorm):
-                found.append(norm)
-            elif norm is not None:
-                skipped.append(norm)
-    unique = {n.y: n for n in found}
-    return tuple(sorted(unique.values(), key=lambda n: n.node)), tuple(skipped)
+        if node.op_type != "ReduceMean":
+            continue
+        square = model.producers.get(through(model, node.input[0]))
+        if square is None or square.op_type not in ("Mul", "Pow"):
+            continue
+        value, *other = (through(model, name) for name in square.input)
+        two = model.constant(square.input[1])
+        if not (other == [value] or (two is not None and two.size == 1 and float(two) == 2)):
+            continue
+        made = model.producers.get(value)
+        centred = (
+            through(model, made.input[0]) if made is not None and made.op_type == "Sub" else value
+        )
+        if not known & {value, centred}:
+            name = node.name or node.output[0]
+            yield Skipped(name, "a mean of squares with no root behind it that divides its rows")
+
+
+def _spelled(model: OnnxModel, index: int, s: Spelled) -> OnnxNorm:
+    n = _n_values(model, s)
+    scale = s.scale * (n**s.power if n else 1.0) or 1.0
+    divisor, kind = s.divisor, s.kind
+    unbiased = n and n > 1 and abs(scale - n / (n - 1)) < UNBIASED * scale
+    if unbiased and divisor == "standard" and s.kind in ("rms", "layer"):
+        scale, divisor = 1.0, "unbiased"
+    if not n and s.power:  # told when it runs
+        scale = 1.0
+    grouped = s.is_grouped or _is_of_images(s)
+    return OnnxNorm(
+        op=DECOMPOSED,
+        kind="group" if grouped and kind == "layer" else kind,
+        epsilon=_epsilon(s.epsilon / (scale**0.5 if divisor == "outside" else scale)),
+        divisor=divisor,
+        groups=None,
+        axis=-1,
+        node=index,
+        x=s.x,
+        sum_output=None,
+        y=s.y,
+        **_stored(model, s.weight, s.bias),
+        spelled=s,
+    )
+
+
+UNBIASED = 1e-6
+"""Relative difference up to which a factor is ``n / (n - 1)``."""
+
+
+def _is_of_images(s: Spelled) -> bool:
+    """Whether its means go over height and width alone, one for each channel."""
+    return s.axes in (SPATIAL, (2, 3), (-2, -1), (2, 3, 4))
+
+
+def _n_values(model: OnnxModel, s: Spelled) -> int:
+    """Of how many values a mean is taken; 0 where the graph does not show it."""
+    if s.is_grouped or len(s.axes) > 1:
+        return 0
+    for name in (s.weight, s.bias):
+        values = None if name is None else model.small_constant(name)
+        if values is not None and values.size > 1:
+            return int(values.size)
+    return 0
+
+
+def _with_affine(model: OnnxModel, norm: OnnxNorm) -> OnnxNorm:
+    """A norm of one operation with the weight and the bias that stand behind it instead."""
+    if norm.kind is None or norm.x is None:
+        return norm
+    found = centred(model, norm.x) if norm.kind == "rms" and norm.axis == -1 else None
+    if found is not None:  # an RMSNorm of what the mean was taken off is a LayerNorm
+        moved = replace(norm, kind="layer", x=found.x, perm=found.perm, mean_axis=found.axis)
+        return _with_bias(model, moved)
+    if not _is_bare(model, norm):
+        return norm
+    after = behind(model, norm.x, norm.y, norm.kind)
+    if after is None:
+        return norm
+    y, affine, x = after
+    if affine.factor != 1 or affine.bias_factor != 1:
+        return norm
+    values = model.small_constant(affine.weight or "")
+    groups = norm.groups
+    if norm.kind == "group" and x != norm.x:
+        groups = _groups(model, norm.x)
+        if groups is None:
+            return norm
+    elif norm.kind != "group" and (x != norm.x or values is None):
+        return norm
+    return replace(
+        norm, x=x, y=y, groups=groups,
+        **_stored(model, affine.weight, affine.bias),
+    )  # fmt: skip
+
+
+def _with_bias(model: OnnxModel, norm: OnnxNorm) -> OnnxNorm:
+    found = None if norm.bias_value else bias_behind(model, norm.y)
+    if found is None:
+        return norm
+    y, bias = found
+    stored = _stored(model, norm.weight_value, bias)
+    return replace(norm, y=y, **stored)
+
+
+def _groups(model: OnnxModel, x: str) -> int | None:
+    """Into how many groups a ``Reshape`` cuts the channels."""
+    node = model.producers.get(x)
+    shape = None if node is None or len(node.input) < 2 else model.small_constant(node.input[1])
+    flat = [] if shape is None else shape.reshape(-1).tolist()
+    return int(flat[1]) if len(flat) == 3 and flat[1] > 0 else None
+
+
+def _is_bare(model: OnnxModel, norm: OnnxNorm) -> bool:
+    """Whether its weight is 1 and its bias 0, or it has none."""
+    for name, value in ((norm.weight_value, 1), (norm.bias_value, 0)):
+        if name is not None:
+            found = model.small_constant(name)
+            if found is None or (found != value).any():
+                return False
+    return True
 
 
 def _single(model: OnnxModel, node: Any, index: int) -> OnnxNorm:
@@ -210,172 +370,3 @@ def plain_name(name: str | None) -> str | None:
     if name is None or name.startswith("onnx::") or "val_" in name or name.isdecimal():
         return None
     return name.removesuffix("_quantized")
-
-
-# -- what exporters write --------------------------------------------------------------------
-
-
-def _decomposed(model: OnnxModel, mean: Any, index: dict[int, int]) -> OnnxNorm | Skipped | None:
-    """The norm whose mean of squares a node computes; None if it computes another mean."""
-    rows = _squared(model, mean.input[0])
-    if rows is None or _axes(model, mean) > 1:
-        return None
-    divisor = _divisor(model, mean.output[0])
-    if divisor is None:
-        return Skipped(mean.name or mean.output[0], "a mean of squares with no root behind it")
-    epsilon, how, root, inverse = divisor
-    quotient = _quotient(model, root, inverse)
-    if quotient is None:
-        return Skipped(mean.name or mean.output[0], "a root of a mean of squares, no quotient")
-    last, numerator = quotient
-    kind, x = _kind(model, rows)
-    if _through(model, numerator) != _through(model, rows) and _kind(model, numerator) != (kind, x):
-        return Skipped(mean.name or mean.output[0], "its rows are divided by the root of others")
-    last, weight = _with(model, last, "Mul")
-    last, bias = _with(model, last, "Add")
-    return OnnxNorm(
-        op=DECOMPOSED,
-        kind=kind,
-        epsilon=_epsilon(epsilon),
-        divisor=how,
-        groups=None,
-        axis=-1,
-        node=index[id(last)],
-        x=x,
-        sum_output=None,
-        y=last.output[0],
-        **_stored(model, weight, bias),
-    )
-
-
-def _axes(model: OnnxModel, mean: Any) -> int:
-    """Over how many axes a mean is taken; an attribute before opset 18, an input since."""
-    given = [a for a in mean.attribute if a.name == "axes"]
-    if given:
-        return len(given[0].ints)
-    found = model.constant(mean.input[1]) if len(mean.input) > 1 else None
-    return 1 if found is None else int(found.size)
-
-
-def _through(model: OnnxModel, value: str) -> str:
-    """The value before casts."""
-    node = model.producers.get(value)
-    while node is not None and node.op_type in ("Cast", "Identity"):
-        value = node.input[0]
-        node = model.producers.get(value)
-    return value
-
-
-def _after(model: OnnxModel, value: str) -> Iterator[Any]:
-    """The nodes that take a value, seen through casts."""
-    for node in model.consumers.get(value, ()):
-        if node.op_type in ("Cast", "Identity"):
-            yield from _after(model, node.output[0])
-        else:
-            yield node
-
-
-def _scalar(model: OnnxModel, value: str) -> float | None:
-    found = model.constant(value)
-    return float(found.reshape(-1)[0]) if found is not None and found.size == 1 else None
-
-
-def _other(model: OnnxModel, node: Any, value: str) -> str:
-    """The second operand of a node of two."""
-    same = _through(model, node.input[0]) == _through(model, value)
-    return str(node.input[1] if same else node.input[0])
-
-
-def _squared(model: OnnxModel, value: str) -> str | None:
-    """Of ``d²`` the name of ``d``."""
-    node = model.producers.get(_through(model, value))
-    if node is None:
-        return None
-    if node.op_type == "Pow" and _scalar(model, node.input[1]) == 2:
-        return str(node.input[0])
-    if node.op_type == "Mul" and node.input[0] == node.input[1]:
-        return str(node.input[0])
-    return None
-
-
-def _kind(model: OnnxModel, rows: str) -> tuple[NormKind, str]:
-    """LayerNorm where the mean was taken off; and the name of what goes in."""
-    node = model.producers.get(_through(model, rows))
-    if node is not None and node.op_type == "Sub":
-        mean = model.producers.get(_through(model, node.input[1]))
-        if mean is not None and mean.op_type == "ReduceMean":
-            x = _through(model, mean.input[0])
-            if x == _through(model, node.input[0]):
-                return "layer", x
-    return "rms", _through(model, rows)
-
-
-def _divisor(model: OnnxModel, mean: str) -> tuple[float, Divisor, Any, bool] | None:
-    """Epsilon, how it is used, the last node of the divisor, and whether it is inverted."""
-    epsilon, how, root, last = 0.0, "standard", None, None
-    steps = _steps_of_divisor(model, mean)
-    for node, number in steps:
-        last = node
-        if node.op_type == "Add":
-            epsilon, how = number, "standard" if root is None else "outside"
-        else:
-            root = node
-            if number < 0:
-                return epsilon, "standard", node, True
-    if root is None or last is None:
-        return None
-    return epsilon, "outside" if how == "outside" else "standard", last, False
-
-
-def _steps_of_divisor(model: OnnxModel, mean: str) -> list[tuple[Any, float]]:
-    """From a mean of squares on, epsilon and the root in their order, each once."""
-    found: list[tuple[Any, float]] = []
-    value = mean
-    while (step := _next_of_divisor(model, value)) is not None:
-        if any((n.op_type == "Add") == (step[0].op_type == "Add") for n, _ in found):
-            break
-        found.append(step)
-        value = step[0].output[0]
-    return found
-
-
-def _next_of_divisor(model: OnnxModel, value: str) -> tuple[Any, float] | None:
-    """An addition of epsilon, or a root with its exponent."""
-    for node in _after(model, value):
-        if node.op_type == "Sqrt":
-            return node, 0.5
-        if node.op_type == "Add":
-            number = _scalar(model, _other(model, node, value))
-            if number is not None:
-                return node, number
-        if node.op_type == "Pow":
-            number = _scalar(model, node.input[1])
-            if number in (0.5, -0.5):
-                return node, number
-    return None
-
-
-def _quotient(model: OnnxModel, root: Any, inverse: bool) -> tuple[Any, str] | None:
-    """The node that divides by the root, and what it divides."""
-    value = root.output[0]
-    for node in _after(model, value):
-        if node.op_type == "Reciprocal" and not inverse:
-            return _quotient(model, node, inverse=True)
-        if node.op_type == "Div" and not inverse:
-            if _scalar(model, node.input[0]) == 1:
-                return _quotient(model, node, inverse=True)
-            return node, str(node.input[0])
-        if node.op_type == "Mul" and inverse:
-            return node, _other(model, node, value)
-    return None
-
-
-def _with(model: OnnxModel, node: Any, op: str) -> tuple[Any, str | None]:
-    """The node behind that multiplies with, or adds, something stored."""
-    users = list(_after(model, node.output[0]))
-    for user in users:
-        if user.op_type == op:
-            other = _other(model, user, node.output[0])
-            if model.constant(other) is not None:
-                return user, other
-    return node, None

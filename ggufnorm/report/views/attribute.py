@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ggufnorm.core.attribution import ADDITIVE, AttributionReport, Restoration, Share
+from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bar,
     counted,
@@ -28,6 +29,7 @@ from ggufnorm.report.view import (
     table,
 )
 from ggufnorm.report.views.common import (
+    command,
     engine_facts,
     model_facts,
     option_facts,
@@ -46,9 +48,11 @@ def attribution_view(report: AttributionReport) -> tuple[Report, ...]:
         Report(
             f"{Path(report.quant.path).name} against {Path(report.reference.path).name}",
             subject=report.quant.path,
-            headline=_headline(costliest),
+            headline=_headline(report, costliest),
+            status="warning" if limits(report) else "neutral",
             figures=tuple(_figures(report, costliest)),
             verdict=(Sentence(report.verdict),),
+            next_step=_next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
                 Section(
@@ -74,11 +78,47 @@ def attribution_view(report: AttributionReport) -> tuple[Report, ...]:
     )
 
 
-def _headline(costliest: Share | None) -> str:
-    if costliest is None or not costliest.share:
+def limits(report: AttributionReport) -> list[str]:
+    """What the shares do not rest on, because it was not run or not measured."""
+    run = report.run
+    found = []
+    if report.interrupted:
+        found.append("the run was interrupted")
+    if run.n_chunks < run.n_chunks_planned:
+        found.append(f"only {run.n_chunks} of {run.n_chunks_planned} chunks were run")
+    if report.n_tokens < FEW_POSITIONS:
+        found.append(f"only {counted(report.n_tokens, 'scored position')}")
+    return found
+
+
+def _headline(report: AttributionReport, costliest: Share | None) -> str:
+    unseen = "; ".join(limits(report))
+    said = _answer(report, costliest)
+    return f"{unseen[0].upper()}{unseen[1:]}. {said}" if unseen else said
+
+
+def _answer(report: AttributionReport, costliest: Share | None) -> str:
+    if report.total_kld is None:
+        return "Nothing was measured: no position has finite logits"
+    if costliest is None and report.unmeasured:
+        return "No tensor's share was measured"
+    if costliest is None:
+        return "No tensor differs: there is nothing to attribute"
+    if not costliest.share:
         return "Nothing costs anything"
     what = costliest.tensor or costliest.role or f"layer {layer_text(costliest.layer)}"
     return f"{what} costs {percent(costliest.share)} of the loss"
+
+
+def _next_step(report: AttributionReport) -> str:
+    if report.total_kld is None:
+        return f"{command('drift', report.reference.path, report.quant.path)} finds the first NaN"
+    if limits(report) or (report.unmeasured and not report.shares):
+        return "give it more time (--budget), or more text (-f FILE)"
+    if not report.shares:
+        return ""
+    spent = command("recipe", report.reference.path, report.quant.path, "--max-size", "+3%")
+    return f"{spent} spends bytes where they gain most"
 
 
 def _figures(report: AttributionReport, costliest: Share | None) -> Iterator[Figure]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ggufnorm.core.audio_report import AudioComparison, AudioPipeline, AudioReport
+from ggufnorm.core.log_mel import WHISPERS_FORMULA
 from ggufnorm.report.formatting import counted, halved, number, numeric, sparkline
 from ggufnorm.report.view import (
     Column,
@@ -20,7 +21,8 @@ from ggufnorm.report.view import (
 from ggufnorm.report.views.common import feed_findings_section, feed_status, gallery
 
 _HEADLINES: dict[Status, str] = {
-    "error": "Spectrograms are not as expected",
+    "error": "{} are not as expected",
+    "warning": "Whether {} are as expected cannot be told",
     "neutral": "Normalized as expected, but not the same",
     "ok": "As expected",
 }
@@ -29,11 +31,12 @@ _HEADLINES: dict[Status, str] = {
 def audio_view(report: AudioReport) -> tuple[Report, ...]:
     """Whether spectrograms are normalized as expected, and what each pipeline feeds."""
     answer = feed_status(report.findings)
+    what = "Waveforms" if report.waveform else "Spectrograms"
     return (
         Report(
-            f"Spectrograms of {Path(report.sound.path).name}",
+            f"{what} of {Path(report.sound.path).name}",
             subject=report.sound.path,
-            headline=_HEADLINES[answer],
+            headline=_HEADLINES[answer].format(what if answer == "error" else what.lower()),
             status=answer,
             figures=tuple(_figures(report)),
             verdict=(Sentence(report.verdict, answer),),
@@ -83,18 +86,22 @@ def _sound(report: AudioReport) -> str:
 
 
 def _expected(report: AudioReport) -> str:
-    e = report.expected
+    e, w = report.expected, report.waveform
+    if w is not None:
+        how = "of zero mean and unit variance" if w.normalized else "from -1 to 1, as they are"
+        return f"samples at {w.rate:,} Hz, {how} ({w.source})"
     if e is None:
         return "the feature extractor's output: its formula is not known here"
     return (
-        f"(max(log10 energy, maximum - 8) + 4) / 4 of {e.n_mel} mel bins and {e.n_frames:,}"
+        f"{e.formula or WHISPERS_FORMULA} of {e.n_mel} mel bins and {e.n_frames:,}"
         f" frames, windows of {e.n_fft} samples every {e.hop} at {e.rate:,} Hz ({e.source})"
     )
 
 
 def _size(p: AudioPipeline) -> str:
     n, n_mel, n_frames = p.shape
-    return f"{n_mel}×{n_frames}" + (f" ×{n}" if n > 1 else "")
+    size = f"{n_mel}×{n_frames}" if n_mel > 1 else f"{n_frames} samples"
+    return size + (f" ×{n}" if n > 1 else "")
 
 
 _PIPELINES: Columns[AudioPipeline] = (

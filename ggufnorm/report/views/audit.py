@@ -20,7 +20,7 @@ from ggufnorm.report.view import (
     Topic,
     table,
 )
-from ggufnorm.report.views.common import sentences, severity_status, skipped_section
+from ggufnorm.report.views.common import command, sentences, severity_status, skipped_section
 
 _MOST_FINDINGS = 8
 """Findings of one rule that are listed before they are counted."""
@@ -32,7 +32,7 @@ def audit_view(report: AuditReport) -> tuple[Report, ...]:
 
 
 def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
-    """Each model, then what holds for all of them, and a line for each."""
+    """A line for each model and what holds for all of them, then each model."""
     models = result.models
     common = [
         n
@@ -43,6 +43,7 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
     worst: Status = next((s for s in _STATUSES if s in found), "ok")
     summary = Report(
         "Summary",
+        headline=_headline_of_all(result),
         status="error" if result.failed else worst,
         verdict=tuple(Sentence(_outcome(m), _status(m)) for m in models),
         sections=(
@@ -54,7 +55,17 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
             ),
         ),
     )
-    return (*(_report(model, common) for model in models), summary)
+    return (summary, *(_report(model, common) for model in models))
+
+
+def _headline_of_all(result: AuditSet) -> str:
+    """What was not read first, then what was found in the rest."""
+    n, lost = len(result.models), len(result.failed)
+    errors, warnings = (
+        sum(getattr(m.summary, kind) for m in result.models) for kind in ("errors", "warnings")
+    )
+    said = f"{counted(errors, 'error')} and {counted(warnings, 'warning')} in {counted(n, 'model')}"
+    return f"{lost} of {n + lost} models were not read; {said}" if lost else said
 
 
 _STATUSES: tuple[Status, ...] = ("error", "warning", "ok")
@@ -68,6 +79,7 @@ def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
         headline=_headline(report),
         status=_status(report),
         verdict=(Sentence(_outcome(report), _status(report)),),
+        next_step=_next_step(report),
         sections=(
             Section(
                 "Findings",
@@ -99,14 +111,38 @@ def _title(report: AuditReport) -> str:
 
 def _headline(report: AuditReport) -> str:
     s = report.summary
+    if not s.rules_run:
+        return "Nothing was looked at: no rule was run"
     if not (s.errors or s.warnings):
-        return "Nothing is wrong"
+        unseen = f"; {len(report.not_run)} were not run" if report.not_run else ""
+        said = f"Nothing is wrong in what {counted(len(s.rules_run), 'rule')} looked at{unseen}"
+        left = _not_compared(report)
+        return f"{said}; {left}" if left else said
     return f"{counted(s.errors, 'error')}, {counted(s.warnings, 'warning')}"
 
 
 def _status(report: AuditReport) -> Status:
     s = report.summary
-    return "error" if s.errors else "warning" if s.warnings else "ok"
+    return "error" if s.errors else "warning" if s.warnings or not s.rules_run else "ok"
+
+
+def _next_step(report: AuditReport) -> str:
+    """What would mend a finding, or look further."""
+    found = [f for f in report.findings if f.severity in ("error", "warning")]
+    if any(f.mend for f in found):
+        more = " with the same --source" if any(r[:1] in "STK" for r in _rules(found)) else ""
+        mended = command("fix", report.path, "-o", "mended.gguf")
+        return f"{mended}{more} shows what it would change"
+    if found:
+        return "convert again, or accept the finding (.ggufnorm-ignore.toml)"
+    families = {n.rule[:1] for n in report.not_run} - {r[:1] for r in report.summary.rules_run}
+    if families >= {"T", "C"}:
+        return "--source FOLDER compares every tensor with the checkpoint, --run looks at a run"
+    return ""
+
+
+def _rules(findings: Iterable[Finding]) -> list[str]:
+    return [f.rule for f in findings]
 
 
 def _outcome(report: AuditReport) -> str:
@@ -115,7 +151,21 @@ def _outcome(report: AuditReport) -> str:
     found = [counted(s.errors, "error"), counted(s.warnings, "warning"), counted(s.infos, "info")]
     accepted = [f"{s.ignored} accepted"] if s.ignored else []
     rules = f"{counted(len(s.rules_run), 'rule')} run, {len(report.not_run)} not run"
-    return f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules})"
+    unseen = _not_compared(report)
+    more = f"; {unseen}" if unseen else ""
+    return f"{Path(report.path).name}: {', '.join(found + accepted)} ({rules}){more}"
+
+
+def _not_compared(report: AuditReport) -> str | None:
+    """What of the file was not compared with its source, and why; None if all of it was."""
+    evidence = next((f.evidence for f in report.findings if f.rule == "T104"), None)
+    if evidence is None:
+        return None
+    n, total = evidence.get("n_not_compared", 0), evidence.get("n_tensors", 0)
+    rest = evidence.get("not_compared")
+    if not n or not rest:  # also of a report that was saved before these were kept
+        return None
+    return f"{n} of {counted(total, 'tensor')} not compared: {rest[0][1]}"
 
 
 # -- findings ----------------------------------------------------------------------------

@@ -44,7 +44,8 @@ def check_view(report: CheckReport) -> tuple[Report, ...]:
             subject=report.path,
             headline=_headline(report),
             status=status,
-            verdict=tuple(_verdict(report, status)),
+            verdict=(Sentence(report.answer, status),),
+            next_step=report.next_step or "",
             facts=Section("What was examined", table=facts("given", _given(report)), folded=True),
             sections=(
                 Section("Suspects", table=table("suspects", _SUSPECTS, report.suspects,
@@ -78,12 +79,6 @@ def _headline(report: CheckReport) -> str:
         return f"Nobody is found guilty; {n} of {len(report.suspects)} suspects are cleared"
     first = report.guilty[0]
     return f"{_WORDS[first.state].capitalize()}: {first.name}"
-
-
-def _verdict(report: CheckReport, status: Status) -> Iterator[Sentence]:
-    yield Sentence(report.answer, status)
-    if report.next_step:
-        yield Sentence(f"Next: {report.next_step}")
 
 
 def _given(report: CheckReport) -> Iterator[tuple[str, str]]:

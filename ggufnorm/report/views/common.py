@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
 from ggufnorm.core.engine import Engine
-from ggufnorm.core.feed import FeedFinding
+from ggufnorm.core.feed import FeedFinding, is_refuted
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.formatting import counted, model_line
 from ggufnorm.report.view import (
@@ -26,6 +27,11 @@ from ggufnorm.report.view import (
 _MOST_SKIPPED = 10
 
 
+def command(verb: str, *arguments: str) -> str:
+    """A command to be typed, its arguments quoted for a shell."""
+    return f"`{shlex.join(['ggufnorm', verb, *arguments])}`"
+
+
 def sentences(*texts: str) -> tuple[Sentence, ...]:
     """Sentences that are neither good nor bad; empty ones are left out."""
     return tuple(Sentence(text) for text in texts if text)
@@ -42,12 +48,13 @@ def _reason(s: Skipped) -> str:
     return s.reason if s.reason.startswith(f"{s.what}: ") else f"{s.what}: {s.reason}"
 
 
-def unread_reports(failed: Sequence[Skipped]) -> tuple[Report, ...]:
-    """The models of a set that could not be read, if any."""
+def unread_reports(failed: Sequence[Skipped], n: int) -> tuple[Report, ...]:
+    """Those of ``n`` models of a set that could not be read, if any."""
     if not failed:
         return ()
     said = tuple(Sentence(_reason(s), "error") for s in failed)
-    return (Report(f"Skipped: {len(failed)}", status="error", verdict=said),)
+    headline = f"{len(failed)} of {n} models were not read"
+    return (Report("Summary", headline=headline, status="error", verdict=said),)
 
 
 def model_facts(label: str, model: ModelFacts) -> Iterable[tuple[str, str]]:
@@ -113,8 +120,10 @@ def severity_status(severity: str) -> Status:
 
 def feed_status(findings: Iterable[FeedFinding]) -> Status:
     """How good pipelines are by what was found on them."""
-    severities = {f.severity for f in findings}
-    return "error" if "error" in severities else "neutral" if severities else "ok"
+    found = tuple(findings)
+    if any(f.severity == "error" for f in found):
+        return "error"
+    return "warning" if is_refuted(found) else "neutral" if found else "ok"
 
 
 def feed_findings_section(findings: Sequence[FeedFinding]) -> Section:

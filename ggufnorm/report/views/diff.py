@@ -48,13 +48,13 @@ _MOST_GROUPS = 8
 
 def diff_view(report: DiffReport) -> tuple[Report, ...]:
     """What differs, and what matters most of it."""
-    sound = report.identical and not report.non_finite
+    sound = report.identical and not report.non_finite and not report.skipped
     answer: Status = "error" if report.non_finite else "ok" if sound else "neutral"
     return (
         Report(
             f"{Path(report.b.path).name} against {Path(report.a.path).name}",
             subject=report.b.path,
-            headline="The same model" if sound else "The files differ",
+            headline=_headline(report),
             status=answer,
             figures=tuple(_figures(report)),
             verdict=(Sentence(report.verdict, answer),),
@@ -81,6 +81,14 @@ def diff_view(report: DiffReport) -> tuple[Report, ...]:
             ),
         ),
     )
+
+
+def _headline(report: DiffReport) -> str:
+    unseen = len(report.skipped)
+    said = "The same model" if report.identical and not unseen else "The files differ"
+    if report.identical and unseen:
+        said = "The same in what was compared"
+    return f"{counted(unseen, 'tensor')} could not be compared. {said}" if unseen else said
 
 
 def _figures(report: DiffReport) -> Iterator[Figure]:

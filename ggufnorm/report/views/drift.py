@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ggufnorm.core.drift import (
     DriftReport,
+    ExpertDrift,
     Localisation,
     NormDrift,
     OperationDrift,
@@ -16,11 +17,13 @@ from ggufnorm.core.drift import (
 from ggufnorm.core.engine import KernelError
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bars,
     counted,
     drift,
     fixed,
+    integer,
     layer,
     number,
     numeric,
@@ -40,6 +43,7 @@ from ggufnorm.report.view import (
     table,
 )
 from ggufnorm.report.views.common import (
+    command,
     engine_facts,
     model_facts,
     option_facts,
@@ -50,10 +54,13 @@ from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,
     predictions_section,
+    severity_figure,
 )
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
+_PARTS = ("tokens", "tiles", "experts")
+"""What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
 def drift_view(report: DriftReport) -> tuple[Report, ...]:
@@ -67,11 +74,13 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             status=answer,
             figures=tuple(_figures(report)),
             verdict=(Sentence(report.verdict, answer),),
+            next_step=next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
                 *([_kernels(report)] if report.kernels else []),
                 _norms(report),
                 largest_errors(report),
+                _experts(report),
                 _places(report.localisation),
                 predictions_section(report.logits, report.floor),
                 Section(
@@ -90,16 +99,46 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
 
 
 def status(report: DriftReport) -> Status:
-    """Fine only if nothing is out of line and predictions drift as little as in Q4_K_M."""
+    """Fine only if all was compared, nothing is out of line, and predictions drift little."""
     if report.culprit is not None:
         return "error"
-    return "warning" if exceeded_type(report.logits) else "ok"
+    return "warning" if exceeded_type(report.logits) or limits(report) else "ok"
+
+
+def limits(report: DriftReport) -> list[str]:
+    """What the answer does not rest on, because it was not run or not compared."""
+    run, s = report.run, report.logits
+    found = []
+    if run.cut or run.n_chunks < run.n_chunks_planned:
+        why = f" ({run.cut})" if run.cut else ""
+        unit = "pictures" if _of_pictures(report) else "chunks"
+        found.append(f"only {run.n_chunks} of {run.n_chunks_planned} {unit} were run{why}")
+    if not report.operations:
+        found.append("no operation was compared")
+    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in _PARTS]
+    if s is not None and s.n_tokens < FEW_POSITIONS:
+        found.append(f"only {counted(s.n_tokens, 'scored position')}")
+    if s is not None and s.non_finite_tokens:
+        left = counted(s.non_finite_tokens, "position")
+        found.append(f"{left} with NaN or infinite logits were left out")
+    if s is None and report.embedding is None:
+        found.append("neither predictions nor an embedding were compared")
+    return found
 
 
 def headline(report: DriftReport) -> str:
-    """The answer in a few words."""
+    """The answer in a few words; what it does not rest on first, unless something was found."""
+    said, unseen = _answer(report), "; ".join(limits(report))
+    if not unseen:
+        return said
+    unseen = f"{unseen[0].upper()}{unseen[1:]}"
+    return f"{unseen}. {said}" if report.culprit is None else f"{said}. {unseen}"
+
+
+def _answer(report: DriftReport) -> str:
     if report.culprit is None:
-        usual = exceeded_type(report.logits)
+        s = report.logits
+        usual = exceeded_type(s) if s is not None and s.n_tokens >= FEW_POSITIONS else None
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
         return f"Nothing is out of line{more}"
     where = report.culprit.tensor or report.culprit.node
@@ -107,12 +146,35 @@ def headline(report: DriftReport) -> str:
     return f"Out of line: {where}{at}"
 
 
+def next_step(report: DriftReport) -> str:
+    """What to do now; empty where nothing is to be done."""
+    ref, quant = report.reference.path, report.quant.path
+    culprit = report.culprit
+    if culprit is None:
+        if limits(report):
+            return "run more text (-f FILE, --chunks N)"
+        if exceeded_type(report.logits) is None:
+            return ""
+        return f"{command('attribute', ref, quant)} tells which tensors cost most"
+    if ref == quant:
+        return "run it with other options (-fa, -ctk, -ctv)"
+    if culprit.tensor in {n.tensor for n in report.norms} - {None}:
+        return f"{command('audit', quant)}, with --source FOLDER if you have it, tells what it is"
+    look = command("diff", ref, quant)
+    if culprit.tensor is None:
+        return f"{look} lists the keys and tensors that differ"
+    return f"{look} shows the tensor beside the others; convert or quantize it again"
+
+
 def _figures(report: DriftReport) -> Iterator[Figure]:
+    yield from severity_figure(report.logits, report.quant, report.reference)
     yield from prediction_figures(report.logits)
     if report.embedding is not None:
         d = report.embedding
-        note = f"relative L2 over {counted(d.rows, 'chunk')}; cosine {number(d.cosine, 7)}"
-        yield Figure("Pooled output", number(d.rel_l2), note)
+        rows = counted(d.rows, "row" if _of_pictures(report) else "chunk")
+        note = f"relative L2 over {rows}; cosine {number(d.cosine, 7)}"
+        label = "Image embedding" if _of_pictures(report) else "Pooled output"
+        yield Figure(label, number(d.rel_l2), note)
     worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
     if worst is not None and _have_own_errors(report.operations):
         note = f"{worst.tensor or worst.node}, {types(worst.dtype_ref, worst.dtype)}"
@@ -120,6 +182,11 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     layers = report.localisation.layers
     if layers:
         yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
+
+
+def _of_pictures(report: DriftReport) -> bool:
+    """Whether an encoder was run, which has no context of tokens."""
+    return report.run.n_ctx == 0
 
 
 def _growth(found: Localisation) -> str:
@@ -132,13 +199,20 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     run = report.run
     yield from model_facts("reference", report.reference)
     yield from model_facts("quant", report.quant)
-    yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
+    if _of_pictures(report):
+        yield "pictures", run.text
+    else:
+        yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
     stopped = run.n_chunks < run.n_chunks_planned
     of = f" of {run.n_chunks_planned} (stopped early)" if stopped else ""
     taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
-    where = f"{run.engine}, {counted(run.n_threads, 'thread')}"
+    threads = counted(run.n_threads, "thread") if run.n_threads else "all threads"
+    where = f"{run.engine}, {threads}"
     where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
-    yield "run", f"{run.n_chunks}{of} chunks of {run.n_ctx} tokens{taken} ({where})"
+    unit = f"chunks of {run.n_ctx} tokens"
+    if _of_pictures(report):
+        unit = "picture" if run.n_chunks == 1 and not of else "pictures"
+    yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
 
@@ -213,10 +287,16 @@ def _norms(report: DriftReport) -> Section:
             _NORMS,
             report.norms,
             status=_fault_at(report),
+            quiet=_adds_nothing,
+            quiet_words="norms add nothing: their own error is 0",
             notes=tuple(_norm_notes(report.norms)),
         ),
         folded=True,
     )
+
+
+def _adds_nothing(n: NormDrift) -> bool:
+    return n.local.rel_l2 == 0 and n.epsilon_used == n.epsilon_used_ref and not _metadata_differs(n)
 
 
 def _norm_notes(norms: Sequence[NormDrift]) -> Iterator[Sentence]:
@@ -280,6 +360,27 @@ def largest_errors(report: DriftReport, *, charts: bool = True) -> Section:
             status=_fault_at(report),
             most=_MOST_OPERATIONS,
         ),
+    )
+
+
+_EXPERTS: Columns[ExpertDrift] = (
+    Column("Layer", lambda e: layer(e.layer)),
+    Column("Expert", lambda e: Cell(str(e.expert), e.expert)),
+    Column("Tensor", lambda e: e.tensor, left=True, least=25),
+    Column("Rows", lambda e: integer(e.rows)),
+    Column("Own", lambda e: numeric(e.local)),
+)
+
+
+def _experts(report: DriftReport) -> Section:
+    """Each expert's own error, the largest first."""
+    ranked = sorted(report.experts, key=lambda e: -(e.local or 0.0))
+    idle = sum(not e.rows for e in ranked)
+    used = f" of {len(ranked)}; no token was routed to {idle}" if idle else ""
+    return Section(
+        f"Experts{used}: own errors, each given the reference's input and routing",
+        table=table("experts", _EXPERTS, ranked, most=_MOST_OPERATIONS),
+        folded=True,
     )
 
 

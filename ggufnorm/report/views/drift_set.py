@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ggufnorm.core.drift import DriftReport, DriftSet
 from ggufnorm.report.formatting import bars, counted, megabytes, numeric
 from ggufnorm.report.view import Cell, Column, Columns, Report, Section, Sentence, Status, table
-from ggufnorm.report.views.drift import headline, largest_errors, status
+from ggufnorm.report.views.drift import headline, largest_errors, limits, next_step, status
 from ggufnorm.report.views.predictions import QUOTED_KLD
 
 
@@ -21,7 +21,7 @@ def drift_set_view(result: DriftSet) -> tuple[Report, ...]:
     return (
         Report(
             f"{counted(len(reports), 'model')} under test, side by side",
-            headline=f"{wrong or 'None'} of {len(reports)} out of line",
+            headline=f"{_unseen(reports)}{wrong or 'None'} of {len(reports)} out of line",
             status=worst,
             verdict=tuple(_verdict(result)),
             sections=(
@@ -36,6 +36,11 @@ def drift_set_view(result: DriftSet) -> tuple[Report, ...]:
     )
 
 
+def _unseen(reports: Sequence[DriftReport]) -> str:
+    n = sum(bool(limits(r)) for r in reports)
+    return f"{n} of {len(reports)} were not compared in full. " if n else ""
+
+
 def _model(report: DriftReport) -> Report:
     """What one of the reports says."""
     answer = status(report)
@@ -45,6 +50,7 @@ def _model(report: DriftReport) -> Report:
         headline=headline(report),
         status=answer,
         verdict=(Sentence(report.verdict, answer),),
+        next_step=next_step(report),
         sections=(largest_errors(report, charts=False),),
     )
 

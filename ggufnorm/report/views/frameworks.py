@@ -8,6 +8,7 @@ from ggufnorm.core.frameworks import (
     EngineComparison,
     FoldedNorm,
     FrameworksReport,
+    LayerComparison,
     OperationMatch,
     SiteComparison,
 )
@@ -66,6 +67,10 @@ def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
                     status=lambda f: "error" if f.status == "mistake" else "neutral",
                 ),
             ),
+            Section(
+                "Layers",
+                table=table("layers", _LAYERS, _shown_layers(comparison), status=_layer_status),
+            ),
             Section("What differs", sentences=tuple(_differences(comparison)), most=_MOST_NOTES),
             predictions_section(comparison.logits),
             skipped_section(comparison.skipped),
@@ -116,8 +121,11 @@ def _figures(comparison: EngineComparison) -> Iterator[Figure]:
     largest = max((s.output.rel_l2 or 0.0 for s in sites), default=None)
     yield Figure("Largest difference", number(largest, 2), "of a norm's result, relative L2")
     statuses: list[str] = [*(s.status for s in sites), *(f.status for f in comparison.folds)]
+    what = "Norms"
+    if not statuses and comparison.layers:
+        what, statuses = "Layers", [s.status for s in comparison.layers]
     wrong = statuses.count("mistake")
-    yield Figure("Norms that are wrong", f"{wrong} of {len(statuses)}")
+    yield Figure(f"{what} that are wrong", f"{wrong} of {len(statuses)}")
     yield from prediction_figures(comparison.logits)
 
 
@@ -177,6 +185,30 @@ _FOLDS: Columns[FoldedNorm] = (
 )
 
 
+_LAYERS: Columns[LayerComparison] = (
+    Column("Layer", lambda s: s.engine, left=True, least=20),
+    Column("Operation", lambda s: s.op, left=True, priority=2),
+    Column("Weight", lambda s: numeric(s.weight_error, 2)),
+    Column("Bias", lambda s: numeric(s.bias_error, 2)),
+    Column("Output", lambda s: numeric(s.output.rel_l2 if s.output else None, 2)),
+    Column("Status", lambda s: s.status, left=True),
+    Column("Source", lambda s: s.source, left=True, priority=1),
+)
+
+
+def _shown_layers(comparison: EngineComparison) -> tuple[LayerComparison, ...]:
+    """All where there is no batch norm to look at, else those that are wrong."""
+    if not comparison.folds:
+        return comparison.layers
+    return tuple(s for s in comparison.layers if _layer_status(s) == "error")
+
+
+def _layer_status(one: LayerComparison) -> Status:
+    if one.status in ("mistake", "before"):
+        return "error"
+    return "warning" if one.status == "harmless" else "neutral"
+
+
 def _differences(c: EngineComparison) -> Iterator[Sentence]:
     for site in c.sites:
         for cause in site.causes:
@@ -184,9 +216,17 @@ def _differences(c: EngineComparison) -> Iterator[Sentence]:
             yield Sentence(f"{site.key}: {cause.message}{alone}", _site_status(site))
     for fold in c.folds:
         if fold.cause is not None:
-            yield Sentence(f"{fold.norm}: {fold.message}", "error")
+            status: Status = "error" if fold.status == "mistake" else "warning"
+            yield Sentence(f"{fold.norm}: {fold.message}", status)
+    for one in c.layers:
+        if one.message:
+            yield Sentence(f"{one.engine}: {one.message}", _layer_status(one))
     if c.result is not None:
         yield Sentence(f"the model's result: off by {number(c.result.rel_l2, 2)} (relative L2)")
+    for result in c.outputs[1:]:
+        if result.difference is not None:
+            off = number(result.difference.rel_l2, 2)
+            yield Sentence(f"the result {result.engine}: off by {off} (relative L2)")
     for finding in c.pixels:
         yield Sentence(finding.message, severity_status(finding.severity))
     if c.tokenizer is not None:

@@ -69,9 +69,10 @@ def inspection_view(result: Inspection) -> tuple[Report, ...]:
 
 
 def inspection_set_view(result: InspectionSet) -> tuple[Report, ...]:
-    """Each file, then those that could not be read."""
+    """Files that could not be read, then each of the others."""
     models = (report for model in result.models for report in inspection_view(model))
-    return (*models, *unread_reports(result.failed))
+    n = len(result.models) + len(result.failed)
+    return (*unread_reports(result.failed, n), *models)
 
 
 def _title(inspection: Inspection) -> str:

@@ -26,6 +26,7 @@ _SURE = 0.02
 CHANNELS = ("red", "green", "blue")
 _HEADLINES: dict[Status, str] = {
     "error": "Pixels are not as expected",
+    "warning": "Whether pixels are as expected cannot be told",
     "neutral": "Normalized as expected",
     "ok": "As expected",
 }

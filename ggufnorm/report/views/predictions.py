@@ -4,20 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.severity import COSTS, FEW_POSITIONS, USUAL_KLD, severity
 from ggufnorm.report.formatting import counted, number, plus_minus
 from ggufnorm.report.view import Figure, Section, facts
 
-_USUAL_KLD = {"Q8_0": 0.0014, "Q4_K_M": 0.031, "Q2_K": 0.33}
-"""Mean KL divergences of Llama 3 8B, in nats: llama.cpp's tools/perplexity/README.md."""
+QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{k} {v}' for k, v in USUAL_KLD.items())}"
 
-QUOTED_KLD = f"Llama 3 8B: {', '.join(f'{k} {v}' for k, v in _USUAL_KLD.items())}"
+
+_FAMILY, _F16_BYTES = "llama", (12e9, 18e9)
+"""Architecture and size in half precision of the models whose cost is known."""
+
+
+def _yardstick(kld: float, quant: ModelFacts, reference: ModelFacts) -> str:
+    """What a type costs models whose cost is known, beside what was measured.
+
+    The type is the one that the file claims, or else the coarsest that costs no more.
+    """
+    claimed = (quant.file_type or "").removeprefix("MOSTLY_")
+    model = "Llama 3 8B"
+    low, high = _F16_BYTES
+    if reference.architecture == _FAMILY and low <= reference.n_bytes <= high:
+        unknown = ""
+    else:
+        unknown = "; for this model none is known"
+    if claimed not in COSTS[model]:
+        below = [t for t, cost in COSTS[model].items() if cost <= kld]
+        return f"{f'more than {below[-1]}' if below else 'less than Q8_0'} costs {model}{unknown}"
+    if unknown:
+        return f"{claimed} costs {model} {COSTS[model][claimed]:g}{unknown}"
+    costs = " and ".join(f"{name} {of[claimed]:g}" for name, of in COSTS.items())
+    return f"{claimed} costs {costs}"
+
+
+def severity_figure(
+    s: LogitStatistics | None, quant: ModelFacts, reference: ModelFacts
+) -> Iterator[Figure]:
+    """How bad the divergence is, in a word, with what it is measured by."""
+    if s is None:
+        return
+    if s.mean_kld is None:
+        yield Figure("Severity", "not known", "no position has finite logits in both")
+    elif s.n_tokens < FEW_POSITIONS:
+        few = f"{counted(s.n_tokens, 'position')} scored, of {FEW_POSITIONS} that a mean needs"
+        yield Figure("Severity", "not known", few)
+    else:
+        yield Figure("Severity", severity(s.mean_kld), _yardstick(s.mean_kld, quant, reference))
 
 
 def exceeded_type(s: LogitStatistics | None) -> str | None:
     """The coarsest type from Q4_K_M on whose usual KL divergence this one exceeds."""
     kld = s.mean_kld if s else None
-    above = [t for t in ("Q4_K_M", "Q2_K") if kld is not None and kld > _USUAL_KLD[t]]
+    above = [t for t in ("Q4_K_M", "Q2_K") if kld is not None and kld > USUAL_KLD[t]]
     return above[-1] if above else None
 
 

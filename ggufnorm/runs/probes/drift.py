@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ggufnorm.core.metrics import ChannelSum, DifferenceSum, Peak, PeakSum
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan, rows_of
+from ggufnorm.engines.llama.runner import operand
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.recompute import WeightCache, recompute
@@ -21,6 +22,9 @@ from ggufnorm.runs.session import Probe
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The replicas of a drift run; the last is the reference again, if its own noise is asked for.
 The first two are its sides."""
+
+_OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
+"""ggml's product with stacked experts, whose weight has a third dimension: the experts."""
 
 
 @dataclass
@@ -61,7 +65,10 @@ class HookSum:
         pinned: drift with the reference's values upstream.
         peak: largest value in the free run.
         peak_ref: largest value in the reference.
-        channels: energies per channel, of residual sums only.
+        channels: energies per channel, of residual sums in the free run, and of attention
+            with the reference's values upstream.
+        experts: of a product with stacked experts, with the reference's values upstream.
+        bad_ref: whether the reference itself shows NaN or infinity.
     """
 
     free: DifferenceSum = field(default_factory=DifferenceSum)
@@ -69,6 +76,8 @@ class HookSum:
     peak: PeakSum = field(default_factory=PeakSum)
     peak_ref: PeakSum = field(default_factory=PeakSum)
     channels: ChannelSum | None = None
+    experts: ExpertSum | None = None
+    bad_ref: bool = False
 
 
 class DriftSums(Probe):
@@ -137,6 +146,8 @@ class DriftSums(Probe):
         """All replicas at a hook point; a replica beyond PINNED is not looked at."""
         rows = [value.rows(self._stride) for value in values[:FLOOR]]
         self._add(hook, *(map(_in_half, rows) if self._half else rows))
+        if hook.op == _OF_EXPERTS and len(rows) > PINNED:
+            self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
         for side in self._weights:
             if hook.key in self._last_use:
                 self._inputs[side][hook.key] = values[side].value.copy()
@@ -152,10 +163,23 @@ class DriftSums(Probe):
         total = self.hooks.setdefault(hook.key, HookSum())
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
         reference.compare(*observed, peaks=(total.peak_ref, total.peak))
-        if hook.role == "residual":
+        if total.free.non_finite_rows and not total.bad_ref:
+            total.bad_ref = not np.isfinite(reference.values).all()
+        by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())
+        for rows in by_channel:
             if total.channels is None:
-                total.channels = ChannelSum(free.values.shape[1])
-            total.channels.add(reference.values, free.values)
+                total.channels = ChannelSum(rows.values.shape[1])
+            total.channels.add(reference.values, rows.values)
+
+    def _add_experts(self, hook: HookPoint, value: Activation, r: Rows, q: Rows) -> None:
+        """Whose rows are off: routing is the reference's in the pinned run, too."""
+        weight, _input, chosen = operand(value).product()
+        if chosen is None or len(weight) < _STACKED or chosen.size != len(r.values):
+            return
+        total = self.hooks[hook.key]
+        if total.experts is None:
+            total.experts = ExpertSum(weight[_STACKED - 1])
+        total.experts.add(chosen.ravel(), r.values, q.values)
 
     def _expect(
         self,
@@ -245,6 +269,8 @@ def _hook_state(total: HookSum) -> dict[str, Any]:
         "free": total.free.state(),
         "pinned": total.pinned.state(),
         "channels": channels,
+        "experts": total.experts and total.experts.state(),
+        "bad_ref": total.bad_ref,
         **peaks,
     }
 
@@ -254,12 +280,17 @@ def _hook_from_state(data: dict[str, Any]) -> HookSum:
     if data["channels"]:
         channels = ChannelSum(len(data["channels"][0]))
         channels.reference, channels.error = (np.array(v) for v in data["channels"])
+    experts = None
+    if data["experts"]:
+        experts = ExpertSum.from_state(data["experts"])
     return HookSum(
         free=DifferenceSum.from_state(data["free"]),
         pinned=DifferenceSum.from_state(data["pinned"]),
         peak=PeakSum(data["peak"] and Peak(*data["peak"])),
         peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
         channels=channels,
+        experts=experts,
+        bad_ref=bool(data["bad_ref"]),
     )
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ggufnorm.core.check import State, SuspectName
 from ggufnorm.core.drift import Culprit, DriftReport
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.severity import FEW_POSITIONS, severity
 from ggufnorm.verbs.check.case import Case
 from ggufnorm.verbs.check.suspects import Judgement
-
-_MUCH = 0.33
-"""Mean KL divergence of Llama 3 8B in Q2_K, in nats (llama.cpp's tools/perplexity/README.md)."""
-_LITTLE = 0.031
-"""The same in Q4_K_M."""
 
 
 def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[Judgement]:
@@ -102,20 +98,24 @@ def _suspect_of(culprit: Culprit, report: DriftReport) -> SuspectName:
     return "file against source"
 
 
+_STATES: Mapping[str, State] = {"large": "partly", "severe": "probable"}
+"""By severity: up to moderate, nothing is out of the ordinary."""
+
+
 def _state(culprit: Culprit | None, logits: LogitStatistics | None) -> State:
     if culprit is not None:
         return "guilty"
-    kld = logits.mean_kld if logits is not None else None
-    if kld is None:
+    if logits is None or logits.mean_kld is None or logits.n_tokens < FEW_POSITIONS:
         return "partly"
-    return "probable" if kld > _MUCH else "cleared" if kld <= _LITTLE else "partly"
+    return _STATES.get(severity(logits.mean_kld), "cleared")
 
 
 def _predictions(s: LogitStatistics | None) -> str:
     if s is None or s.mean_kld is None:
         return ""
     top = "" if s.same_top1 is None else f", same top token {100 * s.same_top1:.1f} %"
-    return f"KL divergence {s.mean_kld:.3g} nats{top} at {s.n_tokens:,} positions; "
+    word = f"{severity(s.mean_kld)}: " if s.n_tokens >= FEW_POSITIONS else ""
+    return f"{word}KL divergence {s.mean_kld:.3g} nats{top} at {s.n_tokens:,} positions; "
 
 
 def _verdict(report: DriftReport) -> str:

@@ -144,8 +144,7 @@ def _source_size(location: str | None) -> tuple[bool, int]:
     if location is None:
         return False, 0
     with open_source(location) as source:
-        total = sum(place.end - place.offset for place in source.tensors.values())
-        return source.is_local, total
+        return source.is_local, source.n_bytes
 
 
 def missing_packages(*names: str) -> list[str]:

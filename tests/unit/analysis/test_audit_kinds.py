@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gguf
 import numpy as np
@@ -17,6 +18,8 @@ from ggufnorm.formats.imatrix import Activations, write_imatrix
 from ggufnorm.verbs.kinds import TAKES, wrong_turn
 from tests.checkpoints import safetensors
 from tests.conversions import build, write
+from tests.encoders import ENCODERS
+from tests.pairs import whole, whole_of
 
 SUMS = np.abs(np.random.default_rng(0).normal(size=(1, 64))).astype(np.float32)
 EXPERTS = np.abs(np.random.default_rng(1).normal(size=(4, 64))).astype(np.float32)
@@ -117,18 +120,45 @@ def with_value(values: np.ndarray, value: float) -> np.ndarray:
 FOUR, NAME = np.full(4, 128, np.float32), "blk__0__ffn_up_exps__weight"
 
 
-@pytest.mark.parametrize(
-    ("rule", "spoilt", "says"),
-    [
-        ("I102", Activations(with_value(EXPERTS, np.nan), FOUR), "1 of 256 sums are NaN"),
-        ("I102", Activations(EXPERTS, with_value(FOUR, np.inf)), "1 of 4 counts are NaN"),
-        ("I103", Activations(with_value(EXPERTS, -1), FOUR), "1 of 256 sums are negative"),
-        ("I104", Activations(EXPERTS, with_value(FOUR, 0)), "1 of 4 experts were never used: 3"),
-        ("I105", Activations(EXPERTS * np.array([[1], [0], [1], [1]], np.float32), FOUR),
-         "all sums of 1 of 4 experts are 0: 1"),
-        ("I101", Activations(EXPERTS, np.full(3, 1, np.float32)), "3 counts do not fit 256 sums"),
-    ],
+SPOILT = (
+    ("NaN among the sums", "I102", Activations(with_value(EXPERTS, np.nan), FOUR),
+     "1 of 256 sums are NaN"),
+    ("infinite sums", "I102", Activations(with_value(EXPERTS, np.inf), FOUR),
+     "1 of 256 sums are NaN or infinite"),
+    ("an infinite count", "I102", Activations(EXPERTS, with_value(FOUR, np.inf)),
+     "1 of 4 counts are NaN"),
+    ("negative sums", "I103", Activations(with_value(EXPERTS, -1), FOUR),
+     "1 of 256 sums are negative"),
+    ("an expert that was never used", "I104", Activations(EXPERTS, with_value(FOUR, 0)),
+     "1 of 4 experts were never used: 3"),
+    ("an expert whose sums are 0", "I105",
+     Activations(EXPERTS * np.array([[1], [0], [1], [1]], np.float32), FOUR),
+     "all sums of 1 of 4 experts are 0: 1"),
+    ("counts that do not fit the sums", "I101", Activations(EXPERTS, np.full(3, 1, np.float32)),
+     "3 counts do not fit 256 sums"),
 )  # fmt: skip
+DOCUMENT = Path(__file__).parents[3] / "docs" / "detection-audit.md"
+HEADING = "## Importance matrices (I)"
+
+
+def table() -> str:
+    lines = ["| fault | rule | found | misnamed | missed |", "|---|---|---|---|---|"]
+    for words, rule, spoilt, _ in SPOILT:
+        with TemporaryDirectory() as folder:
+            report = ggufnorm.audit(imatrix(Path(folder) / "imatrix.gguf", **{NAME: spoilt}))
+        found = sum(f.rule == rule for f in report.findings)
+        others = len(report.findings) - found
+        lines.append(f"| {words} | {rule} | {found} | {others} | {1 - found} |")
+    return "\n".join(lines)
+
+
+def test_the_document_tells_what_was_found() -> None:
+    section = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
+
+    assert table() in section
+
+
+@pytest.mark.parametrize(("rule", "spoilt", "says"), [s[1:] for s in SPOILT])
 def test_a_spoilt_imatrix_is_found(
     tmp_path: Path, rule: str, spoilt: Activations, says: str
 ) -> None:
@@ -156,13 +186,27 @@ def test_a_folder_of_mixed_files_has_no_false_errors(tmp_path: Path) -> None:
     adapter(tmp_path / "lora.gguf")
     vocabulary(tmp_path / "vocab.gguf")
     checkpoint(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "README.md").write_text("# Models")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08")
+    whole_of(ENCODERS["gemma3"]).write_model(tmp_path / "mmproj.gguf")
+    whole("qwen3").write_model(tmp_path / "split.gguf", per_shard=20)
+    half = write(tmp_path / "broken-off.gguf", build("qwen2"))
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    lonely = whole("llama").write_model(tmp_path / "lonely.gguf", per_shard=20)
+    next(tmp_path.glob("lonely-00002*")).unlink()
 
     found = ggufnorm.audit([tmp_path])
 
-    assert [Path(m.path).name for m in found.models] == ["imatrix.gguf", "model.gguf"]
-    assert found.failed == ()
+    split = next(tmp_path.glob("split-00001*")).name
+    names = ["broken-off.gguf", "imatrix.gguf", "mmproj.gguf", "model.gguf", split]
+    assert [Path(m.path).name for m in found.models] == names
+    assert [Path(s.what).name for s in found.failed] == [lonely.name]
+    assert "missing" in found.failed[0].reason
     assert [Path(s.what).name for s in found.passed_over] == ["lora.gguf", "vocab.gguf"]
-    assert {f.severity for m in found.models for f in m.findings} <= {"info"}
+    wrong = [m for m in found.models if any(f.severity != "info" for f in m.findings)]
+    assert [Path(m.path).name for m in wrong] == ["broken-off.gguf"]
+    assert [f.rule for f in wrong[0].findings] == ["N601"]
 
 
 def test_a_file_that_was_named_is_not_passed_over(tmp_path: Path) -> None:
@@ -208,3 +252,7 @@ def test_a_truncated_model_whose_name_has_control_characters_is_told_in_one_line
     (finding,) = report.findings
     assert "the header says be\\x1b[2J\\nrt" in finding.message
     assert finding.message.isprintable()
+
+
+if __name__ == "__main__":
+    print(table())

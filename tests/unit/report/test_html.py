@@ -255,7 +255,8 @@ def test_tensors_of_a_diff_stand_by_layer() -> None:
 def test_the_command_writes_the_page(sample: Path, tmp_path: Path) -> None:
     out = tmp_path / "norms.html"
     done = run("inspect", sample, "-o", out)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.endswith(f"written to {out}\n")
     assert "blk.0.attn_norm.weight" in check_html(out.read_text()).text()
 
 

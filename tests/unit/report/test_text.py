@@ -34,7 +34,7 @@ def test_the_tables_of_80_layers_keep_their_columns(width: int) -> None:
     shown = render(deep, width=width)
     assert "…" not in shown
     assert "Cumulative" in shown
-    _, table, *_ = render(DriftSet((deep, deep)), width=width).split("\n\n")
+    _, _, table, *_ = render(DriftSet((deep, deep)), width=width).split("\n\n")
     header, _, *rows = [line for line in table.splitlines() if "left out" not in line]
     assert ("Size" in header, "KL divergence" in header) == (width > 100, True)
     assert all("blk.40.ffn_down.weight" in row for row in rows)

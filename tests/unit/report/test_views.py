@@ -236,7 +236,7 @@ def test_columns_go_by_their_priority_and_the_text_says_so() -> None:
     report = drift_report()
     headers = {}
     for width in (120, 100, 80, 60):
-        lines = render(report, "text", width=width).splitlines()
+        lines = render(report, "text", width=width, verbose=True).splitlines()
         headers[width] = next(line for line in lines if line.startswith("Layer")).split()
         assert any("left out" in line for line in lines) == ("Tensor" not in headers[width])
     assert headers[120][-1] == "Tensor"
@@ -264,11 +264,15 @@ def test_numbers_are_never_cut_and_names_before_columns_are() -> None:
 
 def test_the_command_shows_all_of_it_with_wide(tmp_path: Path) -> None:
     drift_report(8, name="a_name_of_many_words").save(tmp_path / "x.json")
-    narrow = run("report", tmp_path / "x.json").stdout
+    folded = run("report", tmp_path / "x.json").stdout
+    assert "16 norms add nothing: their own error is 0 (-v shows them)" in folded
+    assert "columns left out" not in folded
+    narrow = run("report", tmp_path / "x.json", "-v").stdout
     wide = run("report", tmp_path / "x.json", "--wide").stdout
     assert max(map(len, narrow.splitlines())) <= 100 < max(map(len, wide.splitlines()))
     assert "columns left out at this width: Tensor (--wide shows all)" in narrow
-    assert "more (--wide shows all)" in narrow
+    assert "more (--wide shows all)" in folded
+    assert "shows all)" not in narrow.replace("Tensor (--wide shows all)", "")
     assert "--wide" not in wide
     assert "a_name_of_many_words.7.ffn_norm.weight" in wide
 
@@ -294,7 +298,7 @@ def test_an_unknown_table_is_refused_with_the_names_of_those_there_are(tmp_path:
     saved = tmp_path / "x.json"
     drift_report().save(saved)
     done = run("report", saved, "--format", "csv", "--table", "layers")
-    one_line_error(done, 3, "no table 'layers'", "norms, operations, predictions")
+    one_line_error(done, 3, "no table 'layers'", "norms, operations, experts, predictions")
     assert run("report", saved, "--table", "norms").returncode == 2
     with pytest.raises(InputError, match="no table 'x'"):
         render(frameworks_report(), "csv", table="x")
@@ -319,6 +323,6 @@ def test_a_set_without_its_main_table_is_an_empty_csv(tmp_path: Path) -> None:
 def test_a_table_is_data() -> None:
     (report,) = reports_of(drift_report())
     names = [t.name for t in report.tables]
-    assert names == ["norms", "operations", "predictions", "worst_tokens", "run"]
+    assert names == ["norms", "operations", "experts", "predictions", "worst_tokens", "run"]
     assert all(isinstance(t, Table) and len(t.rows) == len(t.statuses) for t in report.tables)
     json.dumps([[c.text for c in row] for t in report.tables for row in t.rows])

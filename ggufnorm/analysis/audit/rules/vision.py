@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from math import isfinite
 
 from gguf.constants import Keys
@@ -28,6 +29,7 @@ from ggufnorm.analysis.audit.pixels import (
 )
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import Mend, set_key, undo
 from ggufnorm.formats.naming.encoders import projector_type
 
 _EPSILON: str = Keys.ClipVision.Attention.LAYERNORM_EPS
@@ -55,7 +57,8 @@ def missing(subject: Subject) -> Iterator[Problem]:
     _vision(subject)
     for key in (MEAN, STD):
         if key not in subject.metadata:
-            yield Problem(f"{key} is missing", evidence={"key": key})
+            mend = _of_processor(subject, key)
+            yield Problem(f"{key} is missing", evidence={"key": key}, mend=mend)
 
 
 @rule("V102", "image-constants-shape", "error")
@@ -80,7 +83,8 @@ def shape(subject: Subject) -> Iterator[Problem]:
             value = subject.metadata[key]
             n = len(value) if isinstance(value, list) else 1
             numbers = f"{n} number" + "s" * (n != 1) if are_numbers(value) else "no numbers"
-            yield Problem(f"{key} has {numbers}, not 3", evidence={"key": key, "n": n})
+            mend = _of_processor(subject, key)
+            yield Problem(f"{key} has {numbers}, not 3", evidence={"key": key, "n": n}, mend=mend)
 
 
 @rule("V103", "image-std-not-positive", "error")
@@ -103,9 +107,9 @@ def not_positive(subject: Subject) -> Iterator[Problem]:
     _vision(subject)
     mean, std = _constants(subject)
     if not all(isfinite(x) for x in mean):
-        yield _of_key(MEAN, mean, "every number must be finite")
+        yield _of_key(subject, MEAN, mean, "every number must be finite")
     if not all(isfinite(x) and x > 0 for x in std):
-        yield _of_key(STD, std, "every number must be above 0")
+        yield _of_key(subject, STD, std, "every number must be above 0")
 
 
 @rule("V104", "image-std-is-mean", "error")
@@ -128,7 +132,7 @@ def std_is_mean(subject: Subject) -> Iterator[Problem]:
     _vision(subject)
     mean, std = _constants(subject)
     if equal(mean, std) and not equal(mean, (0.5, 0.5, 0.5)):
-        yield _of_key(STD, std, "the values of the mean")
+        yield _of_key(subject, STD, std, "the values of the mean")
 
 
 @rule("V105", "image-constants-range", "error")
@@ -152,7 +156,10 @@ def value_range(subject: Subject) -> Iterator[Problem]:
     mean, std = _constants(subject)
     for key, numbers in ((MEAN, mean), (STD, std)):
         if any(isfinite(x) and abs(x) > LARGEST for x in numbers):
-            yield _of_key(key, numbers, "pixels are from 0 to 1 here")
+            found = _of_key(subject, key, numbers, "pixels are from 0 to 1 here")
+            scaled = [x / 255 for x in numbers]
+            own = set_key(key, "arr[f32]", scaled, list(numbers), from_source=False)
+            yield replace(found, mend=found.mend or own)
 
 
 @rule("V106", "image-constants-source", "error")
@@ -185,7 +192,7 @@ def from_source(subject: Subject) -> Iterator[Problem]:
             of = f" ({possessive(owner)})" if owner else ""
             message = f"{key} is {in_words(here)}{of}, the source has {in_words(there)}"
             evidence = {"key": key, "value": as_json(here), "expected": as_json(there), "of": owner}
-            yield Problem(message, evidence=evidence)
+            yield Problem(message, evidence=evidence, mend=_of_processor(subject, key))
 
 
 @rule("V107", "image-constants-other", "warning")
@@ -259,7 +266,9 @@ def epsilon(subject: Subject) -> Iterator[Problem]:
     if not same_float32(site.epsilon, value):
         message = f"{_EPSILON} is {site.epsilon:g}, config.json has {key} {value:g}"
         evidence = {"key": _EPSILON, "epsilon": site.epsilon, "config_key": key}
-        yield Problem(message, evidence={**evidence, "expected": value, "n_norms": len(sites)})
+        evidence |= {"expected": value, "n_norms": len(sites)}
+        mend = set_key(_EPSILON, "f32", value, site.epsilon, from_source=True)
+        yield Problem(message, evidence=evidence, mend=mend)
 
 
 @rule("V301", "vision-norm-missing", "error")
@@ -293,8 +302,11 @@ def norm_missing(subject: Subject) -> Iterator[Problem]:
     for part, there in having.items():
         if 2 * len(there) > len(blocks):
             for block in sorted(blocks - there):
-                message = f"v.blk.{block}.{part} is missing, {len(there)} other blocks have it"
-                yield Problem(message, f"v.blk.{block}.{part}", block, {"n_having": len(there)})
+                name = f"v.blk.{block}.{part}"
+                message = f"{name} is missing, {len(there)} other blocks have it"
+                mend = undo("missing", name, f"add {name} from the source")
+                known = None if subject.source is None else mend
+                yield Problem(message, name, block, {"n_having": len(there)}, mend=known)
     yield from _unpaired(having)
 
 
@@ -351,6 +363,19 @@ def _of_source(subject: Subject) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def _of_key(key: str, numbers: Sequence[float], problem: str) -> Problem:
+def _of_processor(subject: Subject, key: str) -> Mend | None:
+    """Write what the source's image processor has; None if it does not tell."""
+    try:
+        wanted = _of_source(subject).get(key)
+    except NotApplicableError:
+        return None
+    if wanted is None:
+        return None
+    actual = subject.metadata.get(key)
+    return set_key(key, "arr[f32]", list(wanted), actual, from_source=True)
+
+
+def _of_key(subject: Subject, key: str, numbers: Sequence[float], problem: str) -> Problem:
     message = f"{key} is {in_words(numbers)}: {problem}"
-    return Problem(message, evidence={"key": key, "value": as_json(numbers)})
+    evidence = {"key": key, "value": as_json(numbers)}
+    return Problem(message, evidence=evidence, mend=_of_processor(subject, key))

@@ -176,7 +176,7 @@ def _mla(part: int) -> Step:
 
     def cut(w: Stored, site: Site) -> Stored:
         nope, value = (site.network.number(k) for k in ("qk_nope_head_dim", "v_head_dim"))
-        _need(nope > 0 and value > 0)
+        _need(nope > 0 and value > 0 and w.ndim == 2)
         each = w.reshape(-1, nope + value, w.shape[-1])
         return each[:, nope:] if part else each[:, :nope].swapaxes(1, 2)
 
@@ -270,6 +270,22 @@ def _bytes_of_block(w: Stored, _site: Site) -> Stored:
     return w.transpose(0, 2, 1)
 
 
+def _moment(i: int) -> Step:
+    """One of two moments of patches in time (conversion/qwenvl.py: ``data_torch[:, :, 0]``)."""
+
+    def cut(w: Stored, _site: Site) -> Stored:
+        _need(w.ndim == 5 and w.shape[2] == 2)
+        return w[:, :, i]
+
+    return cut
+
+
+def _patches(w: Stored, site: Site) -> Stored:
+    """Patches that were rows of a matrix, with a dimension for colours and two for pixels."""
+    _need(w.ndim == 2 and len(site.shape) == 4 and w.size == np.prod(site.shape))
+    return w.reshape(site.shape)
+
+
 def _plamo_q(w: Stored, _site: Site) -> Stored:
     """conversion/plamo.py, ``shuffle_attn_q_weight``."""
     _need(w.shape == (5120, 5120))
@@ -315,10 +331,34 @@ STEPS: dict[str, Step] = {
     "padded with zeros": _padded_rows,
     "transposed within each expert": _by_expert_transposed,
     "last dimensions exchanged": _bytes_of_block,
+    "first of two moments": _moment(0),
+    "second of two moments": _moment(1),
+    "as patches": _patches,
     "PLaMo's Q heads": _plamo_q,
     "PLaMo's output heads": _plamo_output,
 }
 """What may be done to a tensor, by its name in reports."""
+
+WHOLE_ROWS = frozenset(
+    (
+        "heads interleaved", "heads deinterleaved", "rotary part deinterleaved",
+        "q, k, v regrouped from each head", "q, k, v regrouped from each K head",
+        "q rows", "k rows", "v rows", "q of each K head", "k of each K head", "v of each K head",
+        "first half of the rows", "second half of the rows", "even rows", "odd rows",
+        "values of each head", "q, k, v of each K head", "z of each K head", "V heads tiled",
+        "V heads tiled behind q and k", "first rows", "last rows", "padded with zeros",
+    )
+)  # fmt: skip
+"""Steps that move or choose whole rows, whatever their length."""
+
+EACH_ITEM = frozenset(
+    (
+        "transposed", "first half of the rows", "second half of the rows",
+        "first half of the columns", "second half of the columns",
+        "even rows", "odd rows", "even columns", "odd columns",
+    )
+)  # fmt: skip
+"""Steps that do to a stack of matrices what they do to each."""
 
 WHOLE: tuple[Steps, ...] = (
     (),
@@ -340,12 +380,12 @@ WHOLE: tuple[Steps, ...] = (
 PARTS: tuple[Steps, ...] = tuple(
     (cut, *then)
     for cut in (
-        "first half of the rows", "second half of the rows", "first rows", "last rows",
-        "padded with zeros", "first half of the columns", "second half of the columns",
-        "even rows", "odd rows", "even columns", "odd columns", "q rows", "k rows", "v rows",
+        "first half of the rows", "second half of the rows", "q rows", "k rows", "v rows",
+        "first rows", "last rows", "padded with zeros", "first half of the columns",
+        "second half of the columns", "even rows", "odd rows", "even columns", "odd columns",
         "q of each K head", "k of each K head", "v of each K head",
         "keys of each head, transposed", "values of each head", "q, k, v of each K head",
-        "z of each K head",
+        "z of each K head", "first of two moments", "second of two moments",
     )
     for then in ((), ("transposed",), ("heads interleaved",), ("heads deinterleaved",))
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,8 @@ from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.formats.dequantize import n_rows, read_rows
 from ggufnorm.formats.model_file import ModelFile
 
-_BLOCK = 1 << 20
-"""Elements that are compared at a time."""
-
+_BLOCK = 1 << 19
+"""Elements that are compared at a time: few enough for a processor's cache."""
 
 _SAMPLE = 24
 """Rows that are quantized afresh to tell what the type costs."""
@@ -106,32 +106,93 @@ def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
     Raises:
         InputError: something cannot be read.
     """
-    tensor, total = file.tensors[name], n_rows(file, name)
+    total = n_rows(file, name)
     if total != layout.n_rows:
         raise ValueError(f"{name}: {total} rows, its source has {layout.n_rows}")
-    step = max(1, _BLOCK // max(1, tensor.shape[0]))
-    errors, powers = np.empty(total), np.empty(total)
+    rows = sample(total)
+    expected = layout.pick(rows)
+    costs = cost_of_rows(file.tensors[name].dtype, expected)
+    cost = None if costs is None else _relative(costs, _powers(expected))
+    screened = _screened(file, name, layout, cost)
+    return screened or _measured(file, name, layout, cost)
+
+
+def _blocks(file: ModelFile, name: str, layout: Layout) -> Iterator[tuple[slice, Values, Values]]:
+    """Some rows of the file after others, with those that it should have.
+
+    Each pair is overwritten by the next: memory that is given back and taken anew costs more
+    than the comparison.
+    """
+    total, columns = layout.n_rows, layout.n_columns
+    step = min(total, max(1, _BLOCK // max(1, columns)))
+    one, other = np.empty((2, step, columns), np.float32)
     for start in range(0, total, step):
         stop = min(total, start + step)
-        found, expected = read_rows(file, name, start, stop), layout.read(start, stop)
-        exact = ROUNDED.get(tensor.dtype)
+        n = stop - start
+        found = read_rows(file, name, start, stop, one[:n])
+        yield slice(start, stop), found, layout.read(start, stop, other[:n])
+
+
+_CLEAR = 0.999
+"""Of a limit, what rounding in float32 leaves."""
+
+
+def _screened(file: ModelFile, name: str, layout: Layout, cost: float | None) -> Measured | None:
+    """A tensor that is clearly right, told in float32; None where a closer look is needed."""
+    if cost is None:
+        return None
+    error = power = 0.0
+    limit = np.float32((_CLEAR * ALLOWED_ROW * cost) ** 2)
+    for _, found, expected in _blocks(file, name, layout):
+        with np.errstate(all="ignore"):
+            powers = _dots(expected)
+            errors = _dots(np.subtract(found, expected, out=found))
+            # Where something is not finite, nothing is larger or smaller.
+            if not ((errors <= limit * powers) & (powers < np.inf)).all():
+                return None
+        error += float(errors.sum(dtype=np.float64))
+        power += float(powers.sum(dtype=np.float64))
+    relative = float(np.sqrt(error / power)) if power else 0.0
+    measured = Measured(relative, cost, layout.n_rows)
+    return measured if relative <= _CLEAR * allowed(cost) else None
+
+
+def _dots(rows: Values) -> NDArray[np.float32]:
+    """Squared length of each row."""
+    return np.asarray(np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0])
+
+
+def _measured(file: ModelFile, name: str, layout: Layout, cost: float | None) -> Measured:
+    dtype, total = file.tensors[name].dtype, layout.n_rows
+    errors, powers = np.empty(total), np.empty(total)
+    for rows, found, expected in _blocks(file, name, layout):
+        exact = ROUNDED.get(dtype)
         if exact is not None:
             with np.errstate(over="ignore", invalid="ignore"):
                 stored = exact(expected)
-            if np.array_equal(found, stored):
-                wide = expected.astype(np.float64)
-                errors[start:stop], powers[start:stop] = 0.0, np.einsum("ij,ij->i", wide, wide)
+            # What is past the type's range is not right, though it is what the type makes of it.
+            if (
+                np.array_equal(found, stored)
+                and np.isfinite(stored).sum() == np.isfinite(expected).sum()
+            ):
+                errors[rows], powers[rows] = 0.0, _powers(expected)
                 continue
-        errors[start:stop], powers[start:stop] = _squares(found, expected)
-    rows = sample(total)
-    costs = cost_of_rows(tensor.dtype, layout.pick(rows))
+        errors[rows], powers[rows] = _squares(found, expected)
     power = float(powers.sum())
     error = float(np.sqrt(errors.sum() / power)) if power else float(bool(errors.any()))
-    if costs is None:
+    if cost is None:
         return Measured(error, None, total)
-    sampled = float(powers[rows].sum())
-    cost = float(np.sqrt(costs.sum() / sampled)) if sampled else 0.0
-    return _with_rows(layout, tensor.dtype, Measured(error, cost, total), errors, powers)
+    return _with_rows(layout, dtype, Measured(error, cost, total), errors, powers)
+
+
+def _powers(rows: Values) -> NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    return np.asarray(np.einsum("ij,ij->i", wide, wide))
+
+
+def _relative(errors: NDArray[np.float64], powers: NDArray[np.float64]) -> float:
+    power = float(np.where(np.isfinite(powers), powers, 0.0).sum())
+    return float(np.sqrt(errors.sum() / power)) if power else 0.0
 
 
 def _with_rows(

@@ -53,7 +53,7 @@ def fresh(dtype: str, rows: Values) -> Values | None:
     if dtype in TYPICAL:
         return None
     kind = int(GGMLQuantizationType[dtype])
-    quantize = _quantizer(kind)
+    quantize = quantizer(kind)
     if quantize is None or not np.isfinite(rows).all():
         return None
     try:
@@ -63,7 +63,16 @@ def fresh(dtype: str, rows: Values) -> Values | None:
 
 
 @cache
-def _quantizer(kind: int) -> Callable[[Values], NDArray[np.uint8]] | None:
+def quantizer(kind: int) -> Callable[[Values], NDArray[np.uint8]] | None:
+    """What quantizes rows to a type: ggml, or gguf-py; None where neither can.
+
+    Args:
+        kind: ggml's number of the type.
+
+    Returns:
+        A function of rows that raises :class:`ValueError` or :class:`NotImplementedError` where
+        it cannot.
+    """
     found = ggml.quantizer(kind)
     if found is not None:
         return found

@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.audit.source.coarse import COARSE, NEAR
 from ggufnorm.analysis.audit.source.compare import Measured, allowed, glance, is_near, pick, sample
 from ggufnorm.analysis.audit.source.cost import fresh
 from ggufnorm.analysis.audit.source.layout import Layout, Values
@@ -279,9 +280,21 @@ def _rounding(case: Case, _found: Values, _expected: Values) -> Explanation | No
         coarse = None if expected.shape[1] % block else fresh(name, expected)
         again = None if coarse is None else fresh(case.dtype, coarse)
         if again is not None and np.array_equal(found, again):
-            message = f"has its source's values by way of {name}"
-            return Explanation("rounding", name, message, {"by_way_of": name})
+            return _by_way_of(name)
+    for name, make in COARSE.items():
+        coarse = make(expected)
+        again = None if coarse is None else fresh(case.dtype, coarse)
+        plain = fresh(case.dtype, expected)
+        if again is not None and plain is not None and not np.array_equal(again, plain):
+            same = np.isclose(found, again, rtol=1e-5, atol=0)
+            if same.mean() >= 1 - NEAR:
+                return _by_way_of(name)
     return None
+
+
+def _by_way_of(name: str) -> Explanation:
+    message = f"has its source's values by way of {name}"
+    return Explanation("rounding", name, message, {"by_way_of": name})
 
 
 def _experts(case: Case, _found: Values, _expected: Values) -> Explanation | None:

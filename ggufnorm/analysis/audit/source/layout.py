@@ -11,16 +11,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.audit.source.rows import Rows
+from ggufnorm.core.floats import from_bf16, from_f16
+
 Values = NDArray[np.float32]
 Change = Callable[[Values], Values]
 
 
-def floats(stored: NDArray[Any], dtype: str) -> Values:
-    """Stored values as float32; BF16 comes as ``uint16``."""
+def floats(stored: NDArray[Any], dtype: str, out: Values | None = None) -> Values:
+    """Stored values as float32; BF16 comes as ``uint16``.
+
+    Args:
+        stored: the values.
+        dtype: in safetensors' words.
+        out: where to put them.
+    """
+    if dtype == "BF16":
+        return from_bf16(stored, out)
+    if dtype == "F16":
+        return from_f16(stored.view(np.uint16), out)
+    if out is None:
+        out = np.empty(stored.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "BF16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32)
+        out[...] = stored
+    return out
 
 
 def negative_exponential(values: Values) -> Values:
@@ -42,12 +56,12 @@ class Part:
     Attributes:
         source: its name.
         dtype: in safetensors' words.
-        rows: ``(n, length of a row)``, as stored.
+        rows: as stored, read when they are asked for.
     """
 
     source: str
     dtype: str
-    rows: NDArray[Any]
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,12 @@ class Layout:
 
     Attributes:
         parts: see the class.
+        n_columns: the length of a row.
         change: what is done to each value.
     """
 
     parts: tuple[Part, ...]
+    n_columns: int
     change: Change | None = field(default=None)
 
     @cached_property
@@ -75,19 +91,26 @@ class Layout:
         """Rows of all parts together."""
         return sum(len(p.rows) for p in self.parts)
 
-    def read(self, start: int, stop: int) -> Values:
-        """Some rows as float32, ``(stop - start, length of a row)``."""
-        found = []
+    @property
+    def n_held(self) -> int:
+        """Bytes in memory at once besides the rows that are asked for."""
+        return max((p.rows.n_held for p in self.parts), default=0)
+
+    def read(self, start: int, stop: int, out: Values | None = None) -> Values:
+        """Some rows as float32, ``(stop - start, length of a row)``; in ``out`` if possible."""
+        if out is None:
+            out = np.empty((stop - start, self.n_columns), np.float32)
+        begin = start
         at = bisect_right(self._starts, start) - 1
         while start < stop and at < len(self.parts):
-            part, begin = self.parts[at], self._starts[at]
-            end = min(stop, begin + len(part.rows))
+            part, first = self.parts[at], self._starts[at]
+            end = min(stop, first + len(part.rows))
             if end > start:
-                found.append(floats(part.rows[start - begin : end - begin], part.dtype))
+                stored = part.rows.read(start - first, end - first)
+                floats(stored, part.dtype, out[start - begin : end - begin])
                 start = end
             at += 1
-        values = found[0] if len(found) == 1 else np.concatenate(found)
-        return values if self.change is None else self.change(values)
+        return out if self.change is None else self.change(out)
 
     def pick(self, rows: NDArray[np.intp]) -> Values:
         """Single rows as float32, in the order given."""

@@ -25,6 +25,29 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+ENCODER_PARTS: Mapping[str, tuple[str, ...]] = {
+    "vision": ("vision_config", "vision_encoder", "vit_config"),
+    "audio": ("audio_config", "audio_encoder", "encoder_config"),
+}
+"""Where a config keeps its encoders (get_vision_config and get_audio_config there)."""
+
+
+def encoder_config(config: Mapping[str, Any], modality: str) -> dict[str, Any]:
+    """An encoder's part of a config; empty if it has none.
+
+    Args:
+        config: the whole of ``config.json``.
+        modality: ``vision`` or ``audio``.
+    """
+    thinker = config.get("thinker_config")
+    for whole in (config, thinker if isinstance(thinker, dict) else {}):
+        for part in ENCODER_PARTS[modality]:
+            inner = whole.get(part)
+            if isinstance(inner, dict):
+                return dict(inner)
+    return {}
+
+
 _LARGEST = 1e30
 """JSON's numbers have no bound; no hyperparameter is larger."""
 

@@ -70,6 +70,14 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("*", "output", (_AS_IS, ("first rows",), ("padded with zeros",))),
     ("*bert*", "position_embd", (_AS_IS, ("last rows",), ("first rows",))),
     ("nomic-bert-moe", "ffn_down_exps", (_TRANSPOSED,)),
+    ("clip:pixtral", "v.attn_[qk]", (_INTERLEAVED,)),
+    *(
+        (f"clip:{p}", f"v.attn_{x}*", (_AS_IS, (f"{x} rows",)))
+        for p in ("qwen*", "internvl", "kimivl", "glm4v")
+        for x in "qkv"
+    ),
+    ("clip:qwen*", "v.patch_embd", (("first of two moments",),)),
+    ("clip:qwen*", "v.patch_embd.weight.1", (("second of two moments",),)),
 )
 
 
@@ -83,11 +91,13 @@ def is_known(architecture: str, role: str, steps: Steps) -> bool:
     """Whether one would know of it if the converter gave a tensor this order.
 
     Roles of the table are known, and so are, in architectures whose conversions were held
-    against it, all others, as far as whole tensors are concerned.
+    against it and in encoders, of whose classes Pixtral's alone permutes, all others, as far as
+    whole tensors are concerned.
     """
     if _of_table(architecture, role):
         return True
-    return architecture in _VERIFIED and len(steps) == 1 and steps[0] in _WHOLE
+    is_verified = architecture in _VERIFIED or architecture.startswith("clip:")
+    return is_verified and len(steps) == 1 and steps[0] in _WHOLE
 
 
 def _of_table(architecture: str, role: str) -> list[Steps]:

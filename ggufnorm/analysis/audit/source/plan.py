@@ -15,7 +15,6 @@ from ggufnorm.analysis.audit.source.arrange import (
     NoSuchStepError,
     Site,
     Steps,
-    apply,
 )
 from ggufnorm.analysis.audit.source.compare import distance, glance
 from ggufnorm.analysis.audit.source.layout import (
@@ -25,10 +24,17 @@ from ggufnorm.analysis.audit.source.layout import (
     exponential,
     negative_exponential,
 )
-from ggufnorm.analysis.audit.source.network import Network, text_config
+from ggufnorm.analysis.audit.source.network import Network, encoder_config, text_config
 from ggufnorm.analysis.audit.source.orders import expected_orders
+from ggufnorm.analysis.audit.source.rows import MOST_HELD, Held, rows_of
 from ggufnorm.errors import InputError
-from ggufnorm.formats.conversion import likely_origins, named_origins, transform_of
+from ggufnorm.formats.conversion import (
+    is_of_text,
+    kind_of,
+    likely_origins,
+    named_origins,
+    transform_of,
+)
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
@@ -40,6 +46,9 @@ _NUMBER = re.compile(r"(?<=\.)(\d{1,5})(?=\.)")
 
 _NEAR = 0.7
 """Relative error below which values that are not right are still those of a tensor."""
+
+NO_ORIGIN = "no tensor of the source has its name or its values"
+"""Why a tensor was not compared."""
 
 # Tensors that no tensor of the source becomes: the converter computes them of the config.
 COMPUTED = ("rope_freqs", "rope_factors_long", "rope_factors_short")
@@ -98,14 +107,19 @@ class Planner:
     def __init__(self, file: ModelFile, source: Source, excluded: Iterable[str] = ()) -> None:
         self._file, self.source = file, source
         self._excluded = frozenset(excluded)
-        self._network = Network(text_config(source.config), file, file.architecture)
+        self._held = Held()
+        self.kind = kind_of(file)
+        self._networks = _networks(file, source)
         self.named = named_origins(file, source.tensors)
         self._likely = {} if self.named is not None else likely_origins(file, source.tensors)
 
     @cached_property
     def _of_layer(self) -> Mapping[int | None, list[str]]:
         found: dict[int | None, list[str]] = {}
+        is_encoder = self._file.architecture == "clip"
         for name in self.source.tensors:
+            if is_encoder and is_of_text(name):
+                continue
             if self.source.why_unreadable(name) is None:
                 found.setdefault(source_layer(name), []).append(name)
         return found
@@ -113,7 +127,9 @@ class Planner:
     def site(self, tensor: str) -> Site:
         """What a tensor of the file is."""
         shape = self._file.tensors[tensor].shape[::-1]
-        return Site(role_of(tensor), layer_of(tensor), shape, self._network)
+        network = self._networks["a." if tensor.startswith(("a.", "mm.a.")) else ""]
+        layer = layer_of(tensor) if _ROLE.search(tensor) else None
+        return Site(role_of(tensor), layer, shape, network)
 
     def layout(
         self, site: Site, sources: Sequence[str], steps: Steps, change: Change | None
@@ -124,11 +140,12 @@ class Planner:
         inner = replace(site, shape=site.shape[1:]) if several and len(site.shape) > 1 else site
         try:
             for name in sources:
-                stored = apply(steps, self.source.read_stored(name), inner)
-                parts += _parts(name, self.source.tensors[name].dtype, stored, site.shape[-1])
+                dtype = self.source.tensors[name].dtype
+                rows = rows_of(self.source, name, steps, inner, self._held)
+                parts += [Part(name, dtype, r) for r in rows]
         except (NoSuchStepError, ValueError):
             return None
-        layout = Layout(tuple(parts), change)
+        layout = Layout(tuple(parts), site.shape[-1], change)
         return layout if layout.n_rows == int(np.prod(site.shape[:-1])) else None
 
     def plan(self, on_tensor: Callable[[], None] = lambda: None) -> Plan:
@@ -162,7 +179,7 @@ class Planner:
             if found is None or not found.holds:
                 found = self._by_value(name, used) or found
             if found is None:
-                unknown.append((name, "no tensor of the source has its name or its values"))
+                unknown.append((name, NO_ORIGIN))
             else:
                 makings[name] = found
         self._correct(makings, unknown)
@@ -207,10 +224,11 @@ class Planner:
         """
         first: Making | None = None
         nearest = _NEAR
-        for change in self._changes(site, sources[0]):
-            for steps in _orders(self._file.architecture, site.role):
+        expected = expected_orders(self.kind, site.role)
+        for change in self.changes(site, sources[0]):
+            for steps in dict.fromkeys((*expected, *WHOLE, *PARTS)):
                 layout = self.layout(site, sources, steps, change)
-                if layout is None:
+                if layout is None or (steps not in expected and layout.n_held > MOST_HELD):
                     continue
                 making = Making(tensor, site, sources, steps, change, by_name, holds=True)
                 if glance(self._file, tensor, layout):
@@ -220,7 +238,8 @@ class Planner:
                     first, nearest = replace(making, holds=False), d
         return first
 
-    def _changes(self, site: Site, source: str) -> tuple[Change | None, ...]:
+    def changes(self, site: Site, source: str = "") -> tuple[Change | None, ...]:
+        """What may be done to each value, the likeliest first."""
         if site.role in ("ssm_a", "ssm_a_log"):
             return (negative_exponential, exponential, None)
         transform = transform_of(self._file, source)
@@ -228,6 +247,17 @@ class Planner:
             offset = np.float32(transform.offset)
             return (lambda v: v + offset, None)
         return (None,)
+
+    def lost(self, tensor: str) -> Layout | None:
+        """What a tensor that the file lacks should have, where one source makes it as it is."""
+        sources = (self.named or {}).get(tensor, ())
+        if len(sources) != 1 or self.source.why_unreadable(sources[0]) is not None:
+            return None
+        shape = self.source.tensors[sources[0]].shape
+        layer = layer_of(tensor) if _ROLE.search(tensor) else None
+        site = Site(role_of(tensor), layer, shape, self._networks[""])
+        steps = expected_orders(self.kind, site.role)[0]
+        return self.layout(site, sources, steps, self.changes(site, sources[0])[0])
 
     def _learn(self, makings: dict[str, Making]) -> None:
         """Take the order of a role's other layers for what does not show its own."""
@@ -293,7 +323,10 @@ class Planner:
     def _unused(self, makings: Mapping[str, Making]) -> Iterator[tuple[str, str | None]]:
         used = {s for m in makings.values() for s in m.sources}
         targets = {s: t for t, names in (self.named or {}).items() for s in names}
+        is_encoder = self._file.architecture == "clip"
         for name in self.source.tensors:
+            if is_encoder and is_of_text(name):
+                continue
             if name not in used and targets.get(name) not in self._excluded:
                 yield name, targets.get(name)
 
@@ -315,18 +348,15 @@ def _numbered_alike(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
     return (tuple(n for _, n in sorted(g)) for g in groups.values() if len(g) > 1)
 
 
-def _orders(architecture: str, role: str) -> Iterator[Steps]:
-    expected = expected_orders(architecture, role)
-    yield from dict.fromkeys((*expected, *WHOLE, *PARTS))
-
-
-def _parts(name: str, dtype: str, stored: np.ndarray, columns: int) -> Iterator[Part]:
-    if stored.ndim == 3 and stored.shape[-1] == columns:
-        yield from (Part(name, dtype, matrix) for matrix in stored)
-    elif stored.ndim == 2 and stored.shape[-1] == columns:
-        yield Part(name, dtype, stored)
-    else:
-        yield Part(name, dtype, stored.reshape(-1, columns))
+def _networks(file: ModelFile, source: Source) -> dict[str, Network]:
+    """The networks that a file's tensors belong to, by what the names of theirs begin with."""
+    if file.architecture != "clip":
+        found = Network(text_config(source.config), file, file.architecture)
+        return {"": found, "a.": found}
+    return {
+        stem: Network(encoder_config(source.config, modality), file, f"clip.{modality}")
+        for stem, modality in (("", "vision"), ("a.", "audio"))
+    }
 
 
 def role_of(tensor: str) -> str:

@@ -6,7 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from ggufnorm.analysis.audit.source.arrange import Steps, words
 from ggufnorm.analysis.audit.source.compare import Measured, measure
@@ -14,6 +15,7 @@ from ggufnorm.analysis.audit.source.explain import Case, Explanation, explain
 from ggufnorm.analysis.audit.source.layout import Layout
 from ggufnorm.analysis.audit.source.orders import expected_orders, is_known
 from ggufnorm.analysis.audit.source.plan import Making, Plan, Planner
+from ggufnorm.analysis.audit.source.rows import Gate
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
@@ -54,6 +56,7 @@ class Tensors:
         computed: tensors that the converter makes of the config.
         n_weights: elements compared.
         knows_names: whether gguf-py knows the architecture.
+        layout_of: gives what a tensor should have; None if that is not known.
     """
 
     right: tuple[Making, ...]
@@ -64,6 +67,7 @@ class Tensors:
     computed: tuple[str, ...] = ()
     n_weights: int = 0
     knows_names: bool = True
+    layout_of: Callable[[str], Layout | None] = lambda _name: None
 
     @property
     def n_compared(self) -> int:
@@ -102,6 +106,7 @@ class _Comparison:
     ) -> None:
         self._file, self._planner, self._plan = file, planner, plan
         self._on_progress = on_progress
+        self._gate = Gate()
         self._measured: dict[str, Measured] = {}
         self._failed: dict[str, str] = {}
         self._explained: dict[str, Explanation] = {}
@@ -116,10 +121,11 @@ class _Comparison:
             if layout is None:
                 self._failed[name] = "its source's shape does not fit"
                 return
-            measured = measure(self._file, name, layout)
-            self._measured[name] = measured
-            if not measured.is_right:
-                self._explained[name] = self._explain(making, layout, measured)
+            with self._gate.holding(layout.n_held):
+                measured = measure(self._file, name, layout)
+                self._measured[name] = measured
+                if not measured.is_right:
+                    self._explained[name] = self._explain(making, layout, measured)
         except GgufnormError as error:
             self._failed[name] = str(error)
         finally:
@@ -161,7 +167,7 @@ class _Comparison:
     def result(self) -> Tensors:
         """What was seen."""
         makings = self._plan.makings
-        unlearned = _unlearned(self._file, makings)
+        unlearned = _unlearned(self._planner.kind, makings)
         differences, right = [], []
         for name, measured in self._measured.items():
             making = makings[name]
@@ -183,30 +189,51 @@ class _Comparison:
             computed=self._plan.computed,
             n_weights=sum(self._file.tensors[n].n_elements for n in self._measured),
             knows_names=self._planner.named is not None,
+            layout_of=partial(self._wanted, {d.making.tensor: d for d in differences}),
         )
+
+    def _wanted(self, differences: Mapping[str, Difference], name: str) -> Layout | None:
+        """What a tensor should have, in the order and with the change that the conversion makes."""
+        making = self._plan.makings.get(name)
+        if making is None:
+            return None if name in self._file.tensors else self._planner.lost(name)
+        found = differences.get(name)
+        if found is not None and found.measured is None:
+            if found.explanation.kind == "order":
+                expected = found.explanation.evidence["expected_order"]
+                making = replace(making, steps=tuple(expected))
+            else:
+                making = replace(making, change=self._planner.changes(making.site)[0])
+        return self._layout(making)
 
     def _misplaced(self, making: Making, unlearned: Mapping[str, Steps]) -> Explanation | None:
         """Why a tensor's order, of right values, is not the expected one; None if it is."""
-        architecture, role = self._file.architecture, making.site.role
+        architecture, role = self._planner.kind, making.site.role
         change = _unchanged(making)
         if change is not None:
             return change
         expected = expected_orders(architecture, role)
         if making.steps in expected or unlearned.get(role) == making.steps:
             return None
-        if self._is_indifferent(making, expected[0]):
+        fitting = self._fitting(making, expected)
+        if not fitting and not making.by_name:
             return None
-        found, wanted = words(making.steps), words(expected[0])
+        if any(measure(self._file, making.tensor, layout).is_right for layout in fitting.values()):
+            return None
+        right = next(iter(fitting), expected[0])
+        found, wanted = words(making.steps), words(right)
         message = f"has its source's values {found}, where the conversion gives them {wanted}"
-        evidence = {"order": list(making.steps), "expected_order": list(expected[0])}
+        evidence = {"order": list(making.steps), "expected_order": list(right)}
         return Explanation("order", f"{found} for {wanted}", message, evidence)
 
-    def _is_indifferent(self, making: Making, expected: Steps) -> bool:
-        """Whether the expected order gives the same values, or does not fit at all."""
-        layout = self._planner.layout(making.site, making.sources, expected, making.change)
-        return (layout is None and not making.by_name) or (
-            layout is not None and measure(self._file, making.tensor, layout).is_right
-        )
+    def _fitting(self, making: Making, orders: Iterable[Steps]) -> dict[Steps, Layout]:
+        """The orders that give a tensor of that shape, with what they give."""
+        found = {}
+        for steps in orders:
+            layout = self._planner.layout(making.site, making.sources, steps, making.change)
+            if layout is not None:
+                found[steps] = layout
+        return found
 
 
 def _unchanged(making: Making) -> Explanation | None:
@@ -218,7 +245,7 @@ def _unchanged(making: Making) -> Explanation | None:
     return Explanation("values", "A_log", message, {"expected_change": "-exp"})
 
 
-def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Steps]:
+def _unlearned(kind: str, makings: Mapping[str, Making]) -> dict[str, Steps]:
     """Orders that are the same in all layers and that nobody has read of this architecture."""
     found: dict[str, Counter[Steps]] = {}
     for m in makings.values():
@@ -228,6 +255,6 @@ def _unlearned(file: ModelFile, makings: Mapping[str, Making]) -> dict[str, Step
         role: next(iter(orders))
         for role, orders in found.items()
         if len(orders) == 1
-        and next(iter(orders)) not in expected_orders(file.architecture, role)
-        and not is_known(file.architecture, role, next(iter(orders)))
+        and next(iter(orders)) not in expected_orders(kind, role)
+        and not is_known(kind, role, next(iter(orders)))
     }

@@ -10,7 +10,7 @@ from ggufnorm.analysis.preprocessing.audio.explain import AudioDiagnosis, SoundD
 from ggufnorm.analysis.preprocessing.pipelines import explain_difference
 from ggufnorm.core.audio_report import AudioComparison
 from ggufnorm.core.log_mel import Array
-from ggufnorm.core.log_mel_mistakes import expected_again
+from ggufnorm.core.log_mel_scales import expected_again
 from ggufnorm.core.metrics import finite_relative_l2
 
 

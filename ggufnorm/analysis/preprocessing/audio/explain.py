@@ -18,8 +18,13 @@ from ggufnorm.analysis.preprocessing.pipelines import (
 )
 from ggufnorm.core.audio_report import AudioPipeline
 from ggufnorm.core.feed import Explanation
+from ggufnorm.core.front_end_mistakes import FrontEndExplainer
+from ggufnorm.core.front_ends import FrontEnd
 from ggufnorm.core.log_mel import Array, LogMel, resampled
-from ggufnorm.core.log_mel_mistakes import Scale, Spectrum, explain, spectra
+from ggufnorm.core.log_mel_mistakes import Pairs, explain, pairs_of, spectra
+from ggufnorm.core.log_mel_scales import Scale
+from ggufnorm.core.spectra import Spectrum
+from ggufnorm.core.tolerances import MEL_FORMULA
 from ggufnorm.formats.wav import Sound
 
 _WIDEST = 480
@@ -27,6 +32,11 @@ _WIDEST = 480
 # Dark to light, of which each can be told from its neighbours without colours.
 _COLORS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]])
 
+
+_MOST_INPUTS = 16
+"""Inputs of a batch among which the sound is looked for."""
+_AFTER = 3
+"""Frames behind the last hop of a sound whose windows reach into it."""
 
 AudioDiagnosis = Diagnosis[AudioPipeline, Scale]
 
@@ -40,9 +50,15 @@ class SoundDiagnoser:
         formula: the expected one, None if it is not known.
     """
 
-    def __init__(self, sound: Sound, rate: int, formula: LogMel | None) -> None:
-        self._sound, self._formula = sound, formula
+    def __init__(self, sound: Sound, rate: int, formula: LogMel | FrontEnd | None) -> None:
+        self._sound = sound
+        self._formula = formula if isinstance(formula, LogMel) else None
         self.samples: Array = resampled(sound.channels.mean(axis=0), sound.rate, rate)
+        self._front = (
+            FrontEndExplainer(sound.channels, sound.rate, self.samples, formula)
+            if isinstance(formula, FrontEnd)
+            else None
+        )
         self._spectra = cache(self._made)
         self._range: tuple[float, float] | None = None
 
@@ -61,10 +77,8 @@ class SoundDiagnoser:
 
     def diagnose(self, output: PipelineOutput) -> AudioDiagnosis:
         """Explain what a pipeline feeds."""
-        values = output.inputs[0]
-        finite = is_finite(values)
-        usable = bool(finite.all())
-        found = self._explain(values) if usable else not_finite(finite)
+        values, found = self._nearest(output)
+        usable = bool(is_finite(values).all())
         if output.exchanged:
             text = f"the axes are frames and mel bins, not mel bins and frames; {found.text}"
             found = replace(found, mistakes=("axes-exchanged", *found.mistakes), text=text)
@@ -88,7 +102,24 @@ class SoundDiagnoser:
         )
         return Diagnosis(values, pipeline, scale)
 
-    def _explain(self, values: Values) -> Explanation[Scale]:
+    def _nearest(self, output: PipelineOutput) -> tuple[Values, Explanation[Scale]]:
+        """Of several inputs of a batch the one of this sound; the first if none is."""
+        first: tuple[Values, Explanation[Scale]] | None = None
+        # llama.cpp's inputs are parts of one sound.
+        for values in output.inputs[: _MOST_INPUTS if output.name == "array" else 1]:
+            finite = is_finite(values)
+            usable = bool(finite.all())
+            found = self._explain(values, output) if usable else not_finite(finite)
+            if first is None or (found.identified and not first[1].identified):
+                first = values, found
+            if found.residual is not None and found.residual <= MEL_FORMULA:
+                return values, found
+        assert first is not None
+        return first
+
+    def _explain(self, values: Values, output: PipelineOutput) -> Explanation[Scale]:
+        if self._front is not None:
+            return self._front.explain(values.astype(np.float64))
         if self._formula is None:
             return Explanation(
                 (), "compared as a tensor: its formula is not known here", None, None
@@ -98,17 +129,29 @@ class SoundDiagnoser:
         if not n:
             return Explanation((), "too few frames to tell", None, None, identified=False)
         rows = values.shape[0]
-        found = explain(values[:, :n].astype(np.float64), self._spectra(rows), self._whole)
+        found = explain(
+            values[:, :n].astype(np.float64),
+            self._spectra(rows),
+            self._whole,
+            batch=_decades_of_batch(output),
+            n_sound=self.frames_of_sound(n) + _AFTER,
+            pairs=self._pairs(rows),
+        )
         if rows == n_mel:
             return found
         text = f"{rows} mel bins, not {n_mel}; {found.text}"
         return replace(found, mistakes=("mel-bins", *found.mistakes), text=text)
 
-    def _made(self, n_mel: int) -> tuple[Spectrum, ...]:
+    def _with_bins(self, n_mel: int) -> LogMel:
         assert self._formula is not None
         right = self._formula.shape[0] == n_mel
-        formula = self._formula if right else self._formula.with_bins(n_mel)
-        return tuple(spectra(self._sound.channels, self._sound.rate, formula))
+        return self._formula if right else self._formula.with_bins(n_mel)
+
+    def _made(self, n_mel: int) -> tuple[Spectrum, ...]:
+        return tuple(spectra(self._sound.channels, self._sound.rate, self._with_bins(n_mel)))
+
+    def _pairs(self, n_mel: int) -> Pairs:
+        return pairs_of(self._sound.channels, self._sound.rate, self._with_bins(n_mel))
 
     @cached_property
     def _whole(self) -> float | None:
@@ -136,3 +179,11 @@ class SoundDiagnoser:
         places = np.linspace(0, 1, len(_COLORS))
         colors = np.stack([np.interp(heat, places, c) for c in _COLORS.T], axis=-1)
         return optional_thumbnail(colors, _WIDEST)
+
+
+def _decades_of_batch(output: PipelineOutput) -> float | None:
+    """Of the loudest value of all inputs, if they are scaled as expected."""
+    if output.name != "array" or len(output.inputs) < 2:
+        return None
+    loudest = max(float(values.max()) for values in output.inputs)
+    return 4 * loudest - 4 if np.isfinite(loudest) else None

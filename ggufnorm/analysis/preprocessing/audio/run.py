@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from gguf.constants import Keys
 
-from ggufnorm.analysis.preprocessing.arrays import read_spectrograms
+from ggufnorm.analysis.preprocessing.arrays import read_spectrograms, read_waveforms
 from ggufnorm.analysis.preprocessing.audio.compare import compare
 from ggufnorm.analysis.preprocessing.audio.explain import SoundDiagnoser
 from ggufnorm.analysis.preprocessing.audio.verdict import Evidence, judge
+from ggufnorm.analysis.preprocessing.audio.waveforms import WaveformDiagnoser
+from ggufnorm.analysis.preprocessing.audio.waveforms import judge as judge_waveforms
 from ggufnorm.analysis.preprocessing.pipelines import PipelineOutput, compare_with_first
-from ggufnorm.core.audio_report import AudioReport, ExpectedMel, SoundFacts
-from ggufnorm.core.log_mel import WHISPER_RATE, Array, LogMel, whisper
+from ggufnorm.core.audio_report import AudioReport, ExpectedMel, ExpectedWaveform, SoundFacts
+from ggufnorm.core.front_ends import PROJECTORS, FrontEnd
+from ggufnorm.core.log_mel import WHISPER_RATE, WHISPERS_FORMULA, Array, LogMel, whisper
+from ggufnorm.core.waveform import PROJECTORS as WAVEFORM_PROJECTORS
+from ggufnorm.core.waveform import Waveform
 from ggufnorm.engines.extractors import Extractor
 from ggufnorm.engines.llama.sound import capture_sound
 from ggufnorm.errors import ConfigError, InputError
@@ -27,9 +33,35 @@ Location = str | os.PathLike[str]
 # PROJECTOR_TYPE_NAMES in tools/mtmd/clip-impl.h, those of encoders that
 # mtmd_context::init_audio in tools/mtmd/mtmd.cpp gives Whisper's preprocessing.
 _WHISPERS = frozenset(
-    {"ultravox", "qwen2a", "qwen2.5o", "qwen3a", "glma", "voxtral", "meralion", "musicflamingo"}
+    {"ultravox", "qwen2a", "qwen2.5o", "glma", "voxtral", "meralion", "musicflamingo"}
 )
 _MOST_BINS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """What a model should be fed.
+
+    Attributes:
+        source: where that is taken from.
+        rate: of the samples, in Hz.
+        formula: of a spectrogram, None if it is not known.
+        waveform: of samples, None for a spectrogram.
+    """
+
+    source: str
+    rate: int
+    formula: LogMel | FrontEnd | None = None
+    waveform: Waveform | None = None
+
+
+@dataclass(frozen=True)
+class _EncoderFile:
+    """An encoder's file, its projector, and its mel bins if it says a number of them."""
+
+    path: str
+    projector: str
+    n_mel: int | None
 
 
 def audio(
@@ -60,17 +92,17 @@ def audio(
         raise ConfigError("what the model expects is not known: give --processor or --mmproj")
     original = read_sound(sound)
     loaded = None if processor is None else Extractor(processor)
-    of_file = None if mmproj is None else _file_facts(local_path(mmproj))
-    formula = loaded.formula if loaded else _whisper_of(of_file, mmproj)
-    rate = loaded.rate if loaded else WHISPER_RATE
-    diagnoser = SoundDiagnoser(original, rate, formula)
-    outputs = _outputs(diagnoser.samples, rate, formula, loaded, mmproj, array)
+    encoder = None if mmproj is None else _read_encoder(mmproj)
+    target = _of_processor(loaded) if loaded else _of_encoder(encoder)
+    if target.waveform is not None:
+        return _waveforms(original, target, target.waveform, loaded, encoder, array)
+    diagnoser = SoundDiagnoser(original, target.rate, target.formula)
+    outputs = _outputs(diagnoser.samples, target, loaded, encoder, array)
     diagnoses = [diagnoser.diagnose(output) for output in outputs]
     pipelines = tuple(d.pipeline for d in diagnoses)
     comparisons = compare_with_first(diagnoses, partial(compare, diagnoser=diagnoser))
-    source = loaded.path if loaded else os.fspath(mmproj or "")
-    expected = None if formula is None else _expected(source, formula)
-    n_mel = of_file[1] if of_file else None
+    expected = _expected(target, len(diagnoser.samples))
+    n_mel = encoder.n_mel if encoder else None
     findings, verdict = judge(Evidence(expected, pipelines, comparisons, n_mel))
     return AudioReport(
         sound=_facts(original),
@@ -82,48 +114,111 @@ def audio(
     )
 
 
-def _file_facts(path: Location) -> tuple[str, int | None]:
-    """An encoder's projector, and its mel bins if it says a number of them."""
+def _waveforms(
+    original: Sound,
+    target: _Target,
+    expected: Waveform,
+    loaded: Extractor | None,
+    encoder: _EncoderFile | None,
+    array: Location | None,
+) -> AudioReport:
+    """The report of a model that takes samples, not a spectrogram of them."""
+    if loaded and encoder and encoder.projector not in WAVEFORM_PROJECTORS:
+        raise InputError(
+            f"{loaded.path}: {loaded.name} feeds samples, {encoder.path} takes a spectrogram: give"
+            " the folder that the encoder was converted from"
+        )
+    diagnoser = WaveformDiagnoser(original, expected)
+    outputs = list(_waveform_outputs(diagnoser.samples, expected, loaded, encoder, array))
+    diagnoses = [diagnoser.diagnose(output) for output in outputs]
+    comparisons, findings, verdict = judge_waveforms(diagnoses, len(diagnoser.samples))
+    return AudioReport(
+        sound=_facts(original),
+        expected=None,
+        pipelines=tuple(d.pipeline for d in diagnoses),
+        comparisons=comparisons,
+        findings=findings,
+        verdict=verdict,
+        waveform=ExpectedWaveform(target.source, expected.rate, expected.normalized),
+    )
+
+
+def _waveform_outputs(
+    samples: Array,
+    expected: Waveform,
+    loaded: Extractor | None,
+    encoder: _EncoderFile | None,
+    array: Location | None,
+) -> Iterator[PipelineOutput]:
+    if loaded is not None:
+        yield PipelineOutput("transformers", loaded.path, [loaded.feed(samples)])
+    how = "(sample - mean) / sqrt(variance + 1e-7)" if expected.normalized else "samples"
+    yield PipelineOutput("numpy", how, [expected.apply(samples).astype(np.float32)])
+    if encoder is not None:
+        runs = capture_sound(encoder.path, samples, expected.rate)
+        # mtmd feeds rows of samples as columns.
+        made = np.concatenate([run.T.ravel() for run in runs])
+        yield PipelineOutput("llama.cpp", encoder.path, [made])
+    if array is not None:
+        values, exchanged = read_waveforms(array, expected.frame)
+        yield PipelineOutput("array", os.fspath(array), list(values), exchanged=exchanged)
+
+
+def _read_encoder(mmproj: Location) -> _EncoderFile:
+    path = local_path(mmproj)
     with open_model(path) as file:
         get = file.metadata.get
         projector = get(Keys.ClipAudio.PROJECTOR_TYPE) or get(Keys.Clip.PROJECTOR_TYPE)
         n_mel = get(Keys.ClipAudio.NUM_MEL_BINS)
     usable = n_mel if isinstance(n_mel, int) and 0 < n_mel <= _MOST_BINS else None
-    return str(projector), usable
+    return _EncoderFile(os.fspath(path), str(projector), usable)
 
 
-def _whisper_of(of_file: tuple[str, int | None] | None, mmproj: Location | None) -> LogMel:
-    projector, n_mel = of_file or ("", None)
-    if projector not in _WHISPERS:
+def _of_processor(loaded: Extractor) -> _Target:
+    if loaded.feeds_waveforms:
+        return _Target(loaded.path, loaded.rate, waveform=loaded.waveform)
+    return _Target(loaded.path, loaded.rate, loaded.formula)
+
+
+def _of_encoder(encoder: _EncoderFile | None) -> _Target:
+    assert encoder is not None
+    path, projector, n_mel = encoder.path, encoder.projector, encoder.n_mel
+    if projector in WAVEFORM_PROJECTORS:
+        waveform = WAVEFORM_PROJECTORS[projector]
+        return _Target(path, waveform.rate, waveform=waveform)
+    if projector not in _WHISPERS and projector not in PROJECTORS:
         raise InputError(
-            f"{mmproj}: what an encoder of projector {projector} expects is not known here: give"
+            f"{path}: what an encoder of projector {projector} expects is not known here: give"
             " --processor"
         )
     if n_mel is None:
-        raise InputError(f"{mmproj}: {Keys.ClipAudio.NUM_MEL_BINS} is no number of mel bins")
-    return whisper(n_mel)
+        raise InputError(f"{path}: {Keys.ClipAudio.NUM_MEL_BINS} is no number of mel bins")
+    if projector in _WHISPERS:
+        return _Target(path, WHISPER_RATE, whisper(n_mel))
+    front = PROJECTORS[projector](n_mel)
+    return _Target(path, front.mel.rate, front)
 
 
 def _outputs(
     samples: Array,
-    rate: int,
-    formula: LogMel | None,
+    target: _Target,
     loaded: Extractor | None,
-    mmproj: Location | None,
+    encoder: _EncoderFile | None,
     array: Location | None,
 ) -> Iterator[PipelineOutput]:
-    n_mel = 0
+    formula, n_mel = target.formula, 0
     if loaded is not None:
         made = loaded.feed(samples)
         n_mel = len(made)
         yield PipelineOutput("transformers", loaded.path, [made])
     if formula is not None:
-        n_mel = formula.shape[0]
+        words = formula.in_words if isinstance(formula, FrontEnd) else WHISPERS_FORMULA
         made = formula.apply(samples).astype(np.float32)
-        yield PipelineOutput("numpy", "(max(log10 energy, maximum - 8) + 4) / 4", [made])
-    if mmproj is not None:
-        path = local_path(mmproj)
-        yield PipelineOutput("llama.cpp", os.fspath(path), capture_sound(path, samples, rate))
+        n_mel = len(made)
+        yield PipelineOutput("numpy", words, [made])
+    if encoder is not None:
+        runs = capture_sound(encoder.path, samples, target.rate)
+        yield PipelineOutput("llama.cpp", encoder.path, runs)
     if array is not None:
         values, exchanged = read_spectrograms(array, n_mel)
         yield PipelineOutput("array", os.fspath(array), list(values), exchanged=exchanged)
@@ -135,5 +230,15 @@ def _facts(sound: Sound) -> SoundFacts:
     return SoundFacts(sound.path, sound.rate, n_channels, n_samples / sound.rate, peak)
 
 
-def _expected(source: str, formula: LogMel) -> ExpectedMel:
-    return ExpectedMel(source, formula.rate, *formula.shape, formula.n_fft, formula.hop)
+def _expected(target: _Target, n_samples: int) -> ExpectedMel | None:
+    formula = target.formula
+    if formula is None:
+        return None
+    if isinstance(formula, LogMel):
+        return ExpectedMel(target.source, formula.rate, *formula.shape, formula.n_fft, formula.hop)
+    mel = formula.of_length(n_samples)
+    n_frames = mel.n_frames // formula.stacked
+    return ExpectedMel(
+        target.source, mel.rate, formula.n_bins, n_frames, mel.width, mel.hop,
+        formula=formula.in_words, fixed=False,
+    )  # fmt: skip

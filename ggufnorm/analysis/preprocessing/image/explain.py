@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
-from ggufnorm.analysis.preprocessing.image.matching import best_match
+from ggufnorm.analysis.preprocessing.image.matching import (
+    Match,
+    best_match,
+    match_picture,
+    rough_match,
+)
 from ggufnorm.analysis.preprocessing.pipelines import (
     BINS,
     Diagnosis,
@@ -28,7 +34,13 @@ from ggufnorm.core.pixels import (
     explain_alone,
     fit,
 )
+from ggufnorm.core.tolerances import (
+    MUCH_NEARER,
+    ROUNDED_PICTURE,
+    UNRECOGNIZED_PICTURE,
+)
 from ggufnorm.engines.images import Levels, resizes
+from ggufnorm.engines.takes import Take, takes_of
 
 _LONGEST = 192
 """Pixels of a thumbnail's longer edge."""
@@ -40,7 +52,10 @@ PixelDiagnosis = Diagnosis[Pipeline, Affine]
 
 
 def diagnose_all(
-    outputs: Sequence[PipelineOutput], levels: Levels | None, expected: Normalization
+    outputs: Sequence[PipelineOutput],
+    levels: Levels | None,
+    expected: Normalization,
+    takes: Sequence[Take] = (),
 ) -> list[PixelDiagnosis]:
     """Explain what each pipeline feeds.
 
@@ -51,9 +66,10 @@ def diagnose_all(
         outputs: of at least one pipeline.
         levels: the original picture, None if there is none.
         expected: how pixels should be normalized.
+        takes: other pictures that a pipeline may have read out of the file.
     """
     first = outputs[0].inputs[_whole(outputs[0].inputs, levels)]
-    return [_diagnose(o, _like(first, o.inputs), levels, expected) for o in outputs]
+    return [_diagnose(o, _like(first, o.inputs), levels, expected, takes) for o in outputs]
 
 
 def _whole(pictures: Sequence[Values], levels: Levels | None) -> int:
@@ -80,16 +96,20 @@ def _like(picture: Values, others: Sequence[Values]) -> int:
 
 
 def _diagnose(
-    output: PipelineOutput, index: int, levels: Levels | None, expected: Normalization
+    output: PipelineOutput,
+    index: int,
+    levels: Levels | None,
+    expected: Normalization,
+    takes: Sequence[Take],
 ) -> PixelDiagnosis:
     values = output.inputs[index]
-    finite = is_finite(values)
+    finite, shown = is_finite(values), _Shown()
     if not finite.all():
-        explanation, how, how_far = not_finite(finite), None, None
+        explanation: Explanation[Affine] = not_finite(finite)
     elif levels is None:
-        explanation, how, how_far = explain_alone(values, expected), None, None
+        explanation = explain_alone(values, expected)
     else:
-        explanation, how, how_far = _with_picture(output, index, levels, expected)
+        explanation, shown = _with_picture(output, index, levels, expected, takes)
     mean, std = _used(explanation.transform)
     height, width, channels = values.shape
     pipeline = Pipeline(
@@ -101,42 +121,88 @@ def _diagnose(
         minimum=_numbers(values.min((0, 1))) if finite.all() else None,
         maximum=_numbers(values.max((0, 1))) if finite.all() else None,
         histogram=_histogram(values) if finite.all() else (),
-        picture=how,
-        picture_residual=how_far,
+        picture=shown.text,
+        picture_residual=shown.residual,
         normalization=explanation.text,
         mistakes=explanation.mistakes,
         told=explanation.identified,
         mean_used=mean,
         std_used=std,
         residual=explanation.residual,
-        thumbnail=_shown(values, expected) if finite.all() else None,
+        thumbnail=_thumbnail(values, expected) if finite.all() else None,
+        picture_mistakes=shown.mistakes,
     )
     return Diagnosis(values, pipeline, explanation.transform)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Which picture values show.
+
+    Attributes:
+        text: how it was brought to its size, None if that is not known.
+        residual: of the nearest picture known.
+        mistakes: names of what is not as expected in it.
+    """
+
+    text: str | None = None
+    residual: float | None = None
+    mistakes: tuple[str, ...] = ()
+
+
 def _with_picture(
-    output: PipelineOutput, index: int, levels: Levels, expected: Normalization
-) -> tuple[Explanation[Affine], str | None, float | None]:
-    """What was done to levels, how they were resized, and how sure that is."""
+    output: PipelineOutput,
+    index: int,
+    levels: Levels,
+    expected: Normalization,
+    takes: Sequence[Take],
+) -> tuple[Explanation[Affine], _Shown]:
+    """What was done to levels, and which picture they show."""
     values = output.inputs[index]
-    height, width, _channels = values.shape
+    before = values if output.levels is None else output.levels[index]
+    match, take = _match(levels, before, takes)
     if output.levels is None:
-        match = best_match(resizes(levels, height, width), values)
-        explanation = explain(*match.pair(values), expected)
+        explanation = _explained(match, values, expected)
     else:
-        before = output.levels[index]
-        match = best_match(resizes(levels, height, width), before)
         explanation = explain(before, values, expected)
     if explanation.identified:
-        return explanation, str(match.resized), match.residual
+        text = str(match.resized)
+        if take is None:
+            return explanation, _Shown(text, match.residual)
+        return explanation, _Shown(f"{take.text}; {text}", match.residual, (take.mistake,))
     alone = explain_alone(values, expected)
     text = f"{alone.text}; {explanation.text}"
     mistakes, residual = alone.mistakes, explanation.residual
     both = Explanation(mistakes, text, alone.transform, residual, identified=bool(mistakes))
-    return both, None, match.residual
+    return both, _Shown(None, match.residual)
 
 
-def _shown(values: Values, expected: Normalization) -> str | None:
+def _match(levels: Levels, values: Values, takes: Sequence[Take]) -> tuple[Match, Take | None]:
+    """The picture that values show; another than the expected only if it is much nearer."""
+    match = match_picture(levels, values)
+    if match.residual <= UNRECOGNIZED_PICTURE:
+        return match, None
+    rough = [(rough_match(t.levels, values).residual, i, t) for i, t in
+             enumerate((*takes, *takes_of(levels)))]  # fmt: skip
+    residual, _i, take = min(rough)
+    if residual >= MUCH_NEARER * match.residual:
+        return match, None
+    return match_picture(take.levels, values), take
+
+
+def _explained(match: Match, values: Values, expected: Normalization) -> Explanation[Affine]:
+    """The normalization; by means over blocks where the resize is not recognized."""
+    whole = explain(*match.pair(values), expected)
+    means = match.means(values) if match.residual > ROUNDED_PICTURE else None
+    if means is None or not whole.identified or "constant" in whole.mistakes:
+        return whole
+    found = explain(*means, expected)
+    if not found.identified or (found.residual or 0.0) > (whole.residual or 0.0):
+        return whole
+    return replace(found, residual=whole.residual)
+
+
+def _thumbnail(values: Values, expected: Normalization) -> str | None:
     """A thumbnail of the levels that the values stand for if they are as expected."""
     with np.errstate(over="ignore"):
         levels = np.clip(expected.affine.undo(values), 0, TOP_LEVEL)

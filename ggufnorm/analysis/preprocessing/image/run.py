@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from gguf.constants import Keys
@@ -23,6 +24,9 @@ from ggufnorm.engines.onnx_input import picture_input
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.location import local_path, open_model
+
+if TYPE_CHECKING:
+    from ggufnorm.analysis.preprocessing.image.inside import Inside
 
 Location = str | os.PathLike[str]
 
@@ -47,7 +51,8 @@ def pixels(
         mmproj: an encoder's GGUF file; llama.cpp's pixels are captured inside mtmd.
         array: a ``.npy`` file with what a pipeline feeds, of the same picture if one is given.
         constants: how pixels should be normalized.
-        onnx: a model that takes the pixels; its input's shape and type are compared.
+        onnx: a model that takes the pixels; its input's shape and type are compared, and what
+            it does to them itself counts as done.
 
     Raises:
         ConfigError: there is nothing to compare, or nothing to compare it with.
@@ -56,19 +61,30 @@ def pixels(
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp does not load the encoder, or crashes with it.
     """
-    _require(image, processor, mmproj, array, constants)
+    alone = None if onnx is None or array is None else _look_inside(onnx, None)
+    _require(image, processor, mmproj, array, constants or (alone.expected if alone else None))
     picture = None if image is None else read_picture(image)
     loaded = None if processor is None else Processor(processor)
     of_file = None if mmproj is None else _file_constants(local_path(mmproj))
-    expected = _expected(constants, loaded, mmproj, of_file)
+    if alone is not None and constants is None and loaded is None and mmproj is None:
+        expected = ExpectedPixels(alone.path, alone.expected.owner, alone.expected)
+    else:
+        expected = _expected(constants, loaded, mmproj, of_file)
     model_input = None if onnx is None else picture_input(onnx)
     levels = None if picture is None else picture.levels
     outputs = list(_outputs(levels, loaded, mmproj, array, expected.normalization))
-    diagnoses = diagnose_all(outputs, levels, expected.normalization)
+    takes = () if picture is None else picture.takes
+    diagnoses = diagnose_all(outputs, levels, expected.normalization, takes)
+    inside = None if onnx is None else _look_inside(onnx, expected.normalization)
+    if inside is not None:
+        of_fed = diagnose_all(outputs, levels, inside.fed, takes)
+        diagnoses = inside.judged(diagnoses, of_fed)
+        expected = inside.sources(expected)
     comparisons = compare_with_first(diagnoses, compare)
     pipelines = tuple(d.pipeline for d in diagnoses)
     evidence = Evidence(
         expected=expected,
+        inside=() if inside is None else inside.findings,
         pipelines=pipelines,
         comparisons=comparisons,
         model_input=model_input,
@@ -119,6 +135,12 @@ def pixel_findings(
         turned=False,
     )
     return judge(evidence)[0]
+
+
+def _look_inside(onnx: Location, expected: Normalization | None) -> Inside | None:
+    from ggufnorm.analysis.preprocessing.image.inside import look_inside
+
+    return look_inside(onnx, expected)
 
 
 def _require(

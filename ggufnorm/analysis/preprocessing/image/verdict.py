@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ggufnorm.analysis.preprocessing.findings import by_severity, pipeline_findings, summarize
+from ggufnorm.core.audit import Severity
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.pixel_report import (
     ExpectedPixels,
@@ -15,6 +16,9 @@ from ggufnorm.core.pixel_report import (
 )
 from ggufnorm.core.pixels import Normalization, whose_model
 from ggufnorm.core.tolerances import SAME_LEVELS
+
+MILD = frozenset({"alpha", "depth"})
+"""Other pictures that are a warning: what is meant by transparent parts is not in the file."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Evidence:
         model_input: what an ONNX model takes, None without one.
         of_file: the constants in the encoder's file, None without a file, or if it has none.
         turned: whether the picture was turned as its EXIF data say, for llama.cpp too.
+        inside: what is wrong with what the ONNX model does to its pixels itself.
     """
 
     expected: ExpectedPixels
@@ -36,13 +41,16 @@ class Evidence:
     model_input: ModelInput | None
     of_file: Normalization | None
     turned: bool
+    inside: tuple[FeedFinding, ...] = ()
 
 
 def judge(evidence: Evidence) -> tuple[tuple[FeedFinding, ...], str]:
     """The findings, the most severe first, and all of it in a sentence."""
     found = [
         *_of_constants(evidence),
+        *evidence.inside,
         *(f for p in evidence.pipelines for f in pipeline_findings(p, "processor-differs")),
+        *(f for p in evidence.pipelines for f in _of_picture(p)),
         *(finding for c in evidence.comparisons for finding in _of_pair(c)),
         *_of_model(evidence),
         *_of_orientation(evidence),
@@ -59,6 +67,12 @@ def _of_constants(evidence: Evidence) -> Iterator[FeedFinding]:
             f" ({expected.source}): {constants_in_words(expected.normalization)}"
         )
         yield FeedFinding("error", "constants-differ", None, message)
+
+
+def _of_picture(p: Pipeline) -> Iterator[FeedFinding]:
+    for mistake in p.picture_mistakes:
+        severity: Severity = "warning" if mistake in MILD else "error"
+        yield FeedFinding(severity, mistake, p.name, f"{p.name}: the picture is {p.picture}")
 
 
 def _of_pair(c: PixelComparison) -> Iterator[FeedFinding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ggufnorm.core.model import Inspection
+from ggufnorm.core.model import Inspection, InspectionSet
 from ggufnorm.report.formatting import layer_text, printable
 from ggufnorm.report.html.charts.parts import (
     Chart,
@@ -13,6 +13,12 @@ from ggufnorm.report.html.charts.parts import (
     told_apart,
     vega_lite,
 )
+
+
+def inspection_set_charts(result: InspectionSet) -> tuple[Charts, ...]:
+    """Those of each report: what could not be read stands first, and has none."""
+    unread = (Charts({}, {}),) if result.failed else ()
+    return (*unread, *map(inspect_charts, result.models))
 
 
 def inspect_charts(model: Inspection) -> Charts:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.rules.source.common import source_of
+from ggufnorm.analysis.audit.source.keys.encoders import encoder_keys
 from ggufnorm.analysis.audit.source.keys.facts import (
     Configs,
     Expected,
@@ -26,19 +27,25 @@ from ggufnorm.formats.dequantize import read_tensor
 _ROPE = ("rope.",)
 
 
-def configs(subject: Subject) -> Configs:
+def configs(subject: Subject, *, encoders: bool = False) -> Configs:
     """The source's configs.
 
+    Args:
+        subject: the file and its source.
+        encoders: whether encoders have such keys, too.
+
     Raises:
-        NotApplicableError: there is no source, or the file is no language model.
+        NotApplicableError: there is no source, or the file has no such keys.
     """
     source = source_of(subject)
-    if subject.architecture in ("clip", ""):
-        raise NotApplicableError("the keys of encoders are not compared with a source")
+    if not subject.architecture or (subject.architecture == "clip" and not encoders):
+        raise NotApplicableError("the file is no language model")
     return Configs(subject.file, source)
 
 
 def _all(c: Configs) -> list[Expected]:
+    if c.architecture == "clip":
+        return list(encoder_keys(c))
     found = [*network_keys(c), *vocabulary_key(c), *rope_keys(c)]
     return list({e.key: e for e in reversed(found)}.values())[::-1]
 
@@ -48,7 +55,7 @@ def _is_rope(expected: Expected) -> bool:
 
 
 def _differences(subject: Subject, *, rope: bool, missing: bool) -> Iterator[Problem]:
-    c = configs(subject)
+    c = configs(subject, encoders=not rope)
     for expected in _all(c):
         if _is_rope(expected) != rope:
             continue
@@ -105,7 +112,8 @@ def differs(subject: Subject) -> Iterator[Problem]:
         Derives from ``config.json`` and ``1_Pooling/config.json``, as llama.cpp's converter
         does, every key that the forward pass depends on: numbers of blocks, heads and
         experts, head sizes, expert routing, soft caps, scales of attention, residuals,
-        embeddings and logits, windows, pooling, causality. Keys that llama.cpp does not
+        embeddings and logits, windows, pooling, causality; of encoders of pictures and sounds
+        their dimensions, projector and activation. Keys that llama.cpp does not
         read for this architecture are left out.
 
     Why it matters:
@@ -243,7 +251,7 @@ def coverage(subject: Subject) -> Iterator[Problem]:
     Example:
         ``14 keys were compared with the source's configs``
     """
-    c = configs(subject)
+    c = configs(subject, encoders=True)
     keys = [e.key for e in _all(c) if difference(e, c.file) is not None or e.key in c.file.metadata
             or e.default is not None]  # fmt: skip
     message = f"{len(keys)} keys were compared with the source's configs"

@@ -8,6 +8,7 @@ from typing import cast
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.rules.keys.network import configs
 from ggufnorm.analysis.audit.source.keys.tokens import template, token_differences
+from ggufnorm.analysis.audit.source.keys.vocabulary import vocabulary_differences
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.mend import set_key
@@ -76,4 +77,32 @@ def chat_template(subject: Subject) -> Iterator[Problem]:
         yield Problem(message, evidence=evidence, severity="info")
 
 
-RULES: tuple[Rule, ...] = (tokenizer, chat_template)
+@rule("K403", "vocabulary", "error")
+def vocabulary(subject: Subject) -> Iterator[Problem]:
+    """Tokens or merges are not those of the source's tokenizer.
+
+    What it does:
+        Compares ``tokenizer.ggml.tokens`` with the vocabulary of ``tokenizer.json``, id by
+        id, and ``tokenizer.ggml.merges`` with its merges, in order. Added tokens are left
+        out: a conversion may write them in other words.
+
+    Why it matters:
+        A row of the embedding is another token's: texts are read and written in other
+        words. With other merges, words fall into other pieces than in training.
+
+    What to do:
+        Convert again with the tokenizer's files of that checkpoint.
+
+    Example:
+        ``tokenizer.ggml.tokens: 31,997 of 32,000 tokens are not tokenizer.json's, the first
+        is token 3: 'a' for 'the'``
+    """
+    found = vocabulary_differences(configs(subject))
+    if found is None:
+        raise NotApplicableError("the source has no tokenizer.json with such a list")
+    for d in found:
+        evidence = {"key": d.key, "n": d.n, "n_compared": d.total, "first": d.first}
+        yield Problem(d.message, evidence={**evidence, "actual": d.here, "expected": d.there})
+
+
+RULES: tuple[Rule, ...] = (tokenizer, chat_template, vocabulary)

@@ -10,12 +10,13 @@ import numpy as np
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.errors import TensorTypeError
-from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
+from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.storage import in_parallel
 
-_CHUNK = 1 << 22
-"""Values that are dequantized at once: 16 MiB."""
+_CHUNK = 1 << 20
+"""Values that are looked at at once."""
 
 _WORKERS = 4
 """Tensors that are read at once."""
@@ -49,7 +50,8 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     """A tensor has NaN or infinite values, or block scales.
 
     What it does:
-        With ``--full``, reads and dequantizes every tensor but the norms (N301).
+        With ``--full``, reads every tensor but the norms (N301) and looks at the exponents of
+        its values, or of its blocks' scales.
 
     Why it matters:
         One NaN block scale spoils every token. In some quantized types the logits come out
@@ -92,12 +94,15 @@ class _NonFinite:
 
 def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
     """Look at all values of a tensor; None if its type cannot be read."""
-    tensor = subject.file.tensors[name]
-    rows, step = n_rows(subject.file, name), max(1, _CHUNK // max(1, tensor.shape[0]))
+    file, tensor = subject.file, subject.file.tensors[name]
+    rows, step = n_rows(file, name), max(1, _CHUNK // max(1, tensor.shape[0]))
     total, first = 0, None
     for start in range(0, rows, step):
         try:
-            values = read_rows(subject.file, name, start, min(rows, start + step))
+            raw = read_raw_rows(file, tensor, start, min(rows, start + step))
+            if file.byte_order == "<" and are_finite(raw, tensor.ggml_type):
+                continue
+            values = read_rows(file, name, start, min(rows, start + step))
         except TensorTypeError:
             return None
         bad = ~np.isfinite(values)

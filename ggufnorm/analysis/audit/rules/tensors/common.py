@@ -8,9 +8,11 @@ from typing import Any
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem
 from ggufnorm.analysis.audit.rules.source.common import source_of
+from ggufnorm.analysis.audit.source.encode import why_not
 from ggufnorm.analysis.audit.source.explain import Kind
 from ggufnorm.analysis.audit.source.tensors import Difference, Tensors
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.mend import Mend, MendKind
 
 _SHOWN = 40
 """Most tensors that the evidence of one finding names."""
@@ -28,8 +30,6 @@ def compared(subject: Subject) -> Tensors:
     source_of(subject)
     if not subject.full:
         raise NotApplicableError("all tensors are compared with --full alone: one side is remote")
-    if subject.architecture == "clip":
-        raise NotApplicableError("the tensors of encoders are not compared with a source")
     if subject.matches.different:
         raise NotApplicableError("the source is another checkpoint (S101)")
     return subject.tensors
@@ -68,9 +68,9 @@ def patterns(differences: Iterable[Difference]) -> Iterator[tuple[Difference, ..
     return (tuple(group) for group in groups.values())
 
 
-def problem(group: Sequence[Difference], tensors: Tensors, message: str = "") -> Problem:
+def problem(group: Sequence[Difference], subject: Subject, message: str = "") -> Problem:
     """One finding for all tensors of a pattern."""
-    first = group[0]
+    first, tensors = group[0], subject.tensors
     names = [d.making.tensor for d in group]
     text = message or first.explanation.message
     n_role = sum(
@@ -88,12 +88,26 @@ def problem(group: Sequence[Difference], tensors: Tensors, message: str = "") ->
             f"{first.making.site.role} of {len(group)} of {n_role} layers ({layers}{more}):"
             f" {names[0]} {text}"
         )
-    return Problem(
-        said,
-        names[0],
-        first.making.site.layer if len(group) == 1 else None,
-        evidence(group),
-    )
+    layer = first.making.site.layer if len(group) == 1 else None
+    return Problem(said, names[0], layer, evidence(group), mend=of_source(names, group, subject))
+
+
+_MENDS: dict[Kind, MendKind] = {
+    "order": "permutation", "rows": "permutation", "columns": "permutation", "scale": "scale",
+    "bytes": "byte-order", "elsewhere": "swap", "rounding": "rounding",
+}  # fmt: skip
+
+
+def of_source(names: Sequence[str], group: Sequence[Difference], subject: Subject) -> Mend | None:
+    """Write tensors as the source and the conversion give them; None where that cannot be."""
+    tensors = [subject.file.tensors[name] for name in names]
+    if any(why_not(t.dtype, subject.file.byte_order) for t in tensors):
+        return None
+    types = " and ".join(dict.fromkeys(t.dtype for t in tensors))
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    action = f"write {names[0]}{more} as the source and the conversion give it, in {types}"
+    kind = _MENDS.get(group[0].explanation.kind, "values")
+    return Mend(kind, names[0], action, True, also=tuple(names[1:]))
 
 
 def evidence(group: Sequence[Difference]) -> dict[str, Any]:

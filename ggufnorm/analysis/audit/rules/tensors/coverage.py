@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -15,10 +16,12 @@ from ggufnorm.analysis.audit.rules.tensors.common import (
     same_checkpoint,
 )
 from ggufnorm.analysis.audit.source.arrange import words
-from ggufnorm.analysis.audit.source.plan import source_layer
+from ggufnorm.analysis.audit.source.plan import NO_ORIGIN, role_of, source_layer
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
+from ggufnorm.core.mend import Mend
 from ggufnorm.formats.conversion import EMBEDDING, embedding_source, n_blocks
+from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.naming import layer_of
 
@@ -27,9 +30,10 @@ from ggufnorm.formats.naming import layer_of
 _NO_WEIGHT = re.compile(
     r"rotary_emb|inv_freq|position_ids|masked_bias|attn(ention)?\.bias$|rope\.freqs"
     r"|num_batches_tracked|token_type_ids|\.cos_cached|\.sin_cached|act_fn\.(alpha|beta|eps)"
-    r"|visual\.|vision|audio|vit\.|vpm\.|resampler|projector|talker|token2wav|code2wav"
+    r"|talker|token2wav|code2wav"
     r"|_scale(_inv)?$|\.(input|weight|k|v)_scale|\.lora_|tokens_per_expert"
 )
+_OF_ENCODERS = re.compile(r"visual\.|vision|audio|vit\.|vpm\.|resampler|projector|mlp1\.|connector")
 
 # A head that a model for another purpose has beside the network, and that is not run.
 _HEADS = re.compile(r"^(cls\.|lm_head\.|pooler\.|bert\.pooler|roberta\.pooler|score\.|classifier)")
@@ -95,7 +99,7 @@ def lost(subject: Subject) -> Iterator[Problem]:
     source = source_of(subject)
     groups: dict[str, list[tuple[str, str | None]]] = {}
     for name, target in tensors.unused:
-        if _NO_WEIGHT.search(name) or _is_beyond(subject, name) or _is_copy(source, name, subject):
+        if _is_left_out(subject, name) or _is_copy(source, name, subject):
             continue
         if source.why_unreadable(name) is not None:  # told by T104
             continue
@@ -103,6 +107,13 @@ def lost(subject: Subject) -> Iterator[Problem]:
         groups.setdefault(re.sub(r"\.(weight|bias)$", "", pattern), []).append((name, target))
     for group in groups.values():
         yield _lost(subject, group)
+
+
+def _is_left_out(subject: Subject, name: str) -> bool:
+    """Whether no file of this kind has such a tensor."""
+    if _NO_WEIGHT.search(name) or _is_beyond(subject, name):
+        return True
+    return subject.architecture != "clip" and _OF_ENCODERS.search(name) is not None
 
 
 def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
@@ -133,13 +144,26 @@ def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:
             if severity is None
             else ": a head that this file's use does not run"
         )
-    elif not subject.tensors.knows_names:
-        severity = "warning"
+    elif subject.architecture == "clip":
+        # Heads of an encoder's own pre-training, blocks behind the one whose output is taken.
+        severity = "info"
     else:
         severity = "warning"
     evidence = {"sources": [n for n, _ in group[:40]], "n_sources": len(group), "target": target}
     return Problem(said, target if target in subject.file.tensors else None,
-                   source_layer(name) if len(group) == 1 else None, evidence, severity)  # fmt: skip
+                   source_layer(name) if len(group) == 1 else None, evidence, severity,
+                   None if severity == "info" else _added(subject, group))  # fmt: skip
+
+
+def _added(subject: Subject, group: list[tuple[str, str | None]]) -> Mend | None:
+    """Add the tensors that the file lacks, where names and orders say what they are."""
+    targets = [target for _, target in group]
+    lacking = [t for t in targets if t is not None and t not in subject.file.tensors]
+    if len(lacking) < len(group) or any(subject.tensors.layout_of(t) is None for t in lacking):
+        return None
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    action = f"add {lacking[0]}{more} from the source"
+    return Mend("missing", lacking[0], action, True, also=tuple(lacking[1:]))
 
 
 def _is_run(subject: Subject, name: str) -> bool:
@@ -181,8 +205,9 @@ def unknown(subject: Subject) -> Iterator[Problem]:
     What it does:
         Lists tensors whose name leads to no tensor of the source, and whose values none
         has, in whatever order; and those whose source is of a type that is not read. It is
-        a warning where tensors of the same role in other layers have an origin, else an
-        information.
+        a warning where tensors of the same role in other layers have an origin, or one of the
+        source of its size became nothing; an error for a head or a bias that is run and
+        that the source has not; else an information.
 
     Why it matters:
         What was not compared may be wrong.
@@ -197,11 +222,16 @@ def unknown(subject: Subject) -> Iterator[Problem]:
     tensors = same_checkpoint(subject)
     joined = {m.site.role for m in tensors.right}
     joined |= {d.making.site.role for d in tensors.differences}
-    from ggufnorm.analysis.audit.source.plan import role_of
-
     rest = []
     for name, why in tensors.not_compared:
-        if role_of(name) in joined and why.startswith("no tensor"):
+        left = _left_over(subject, name) if why == NO_ORIGIN else None
+        more = _has_more(subject, name) if why == NO_ORIGIN and left is None else None
+        if more is not None:
+            yield Problem(f"{name} {more}", name, layer_of(name), {"reason": why}, "error")
+        elif left is not None:
+            said = f"{name} was not compared: {why}; {left}, of its size, became nothing"
+            yield Problem(said, name, layer_of(name), {"reason": why, "left_over": left})
+        elif role_of(name) in joined and why == NO_ORIGIN:
             yield Problem(f"{name} was not compared: {why}", name, layer_of(name), {"reason": why})
         else:
             rest.append((name, why))
@@ -209,6 +239,38 @@ def unknown(subject: Subject) -> Iterator[Problem]:
         names = [n for n, _ in rest]
         message = f"{len(rest)} tensors were not compared, the first is {names[0]}: {rest[0][1]}"
         yield Problem(message, evidence={"tensors": names[:40]}, severity="info")
+
+
+def _has_more(subject: Subject, name: str) -> str | None:
+    """What a tensor is that the network runs and the source has not; None if nobody knows."""
+    if not subject.tensors.knows_names:
+        return None
+    if name == "output.weight":
+        return "is no tensor of the source's, which has no head of its own: the logits are other"
+    weight = f"{name.removesuffix('.bias')}.weight"
+    known = {m.tensor for m in subject.tensors.right}
+    known |= {d.making.tensor for d in subject.tensors.differences}
+    if not name.endswith(".bias") or weight not in known:
+        return None
+    is_used = bool(read_tensor(subject.file, name).any())
+    return "is a bias that the source has not" if is_used else None
+
+
+def _left_over(subject: Subject, name: str) -> str | None:
+    """The one source tensor of the same block and size that became nothing."""
+    size, site = subject.file.tensors[name].n_elements, _ROLE.search(name)
+    layer = layer_of(name) if site else None
+    shapes = source_of(subject).tensors
+    found = [
+        unused
+        for unused, target in subject.tensors.unused
+        if target is None and source_layer(unused) == layer and not _is_left_out(subject, unused)
+        and math.prod(shapes[unused].shape) == size
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
+_ROLE = re.compile(r"(?:^|\.)blk\.\d+\.")
 
 
 @rule("T104", "tensors-compared", "info")
@@ -256,6 +318,7 @@ def coverage(subject: Subject) -> Iterator[Problem]:
         "n_compared": n,
         "unread": unread[:40],
         "n_tensors": total,
+        "n_not_compared": len(tensors.not_compared),
         "n_weights": tensors.n_weights,
         "by_value": by_value[:40],
         "not_compared": [list(p) for p in tensors.not_compared[:40]],

@@ -9,6 +9,7 @@ from ggufnorm.analysis.audit.registry import Problem, Rule, rule
 from ggufnorm.analysis.audit.rules.tensors.common import (
     evidence,
     of_kind,
+    of_source,
     patterns,
     problem,
     same_checkpoint,
@@ -24,7 +25,7 @@ _ADAPTED = 3
 def _each(subject: Subject, *kinds: Kind) -> Iterator[Problem]:
     tensors = same_checkpoint(subject)
     for group in patterns(of_kind(tensors, *kinds)):
-        yield problem(group, tensors)
+        yield problem(group, subject)
 
 
 @rule("T201", "tensor-order", "error")
@@ -75,7 +76,7 @@ def rows(subject: Subject) -> Iterator[Problem]:
         d for d in found if (d.explanation.kind, d.explanation.detail) != ("experts", "values")
     ]
     for group in patterns(moved):
-        yield problem(group, tensors)
+        yield problem(group, subject)
 
 
 @rule("T203", "tensor-elsewhere", "error")
@@ -110,10 +111,10 @@ def elsewhere(subject: Subject) -> Iterator[Problem]:
             by.setdefault((d.making.site.role, shift), []).append(d)
             continue
         places = ": the two changed places" if mutual else ""
-        yield problem([d], tensors, d.explanation.message + places)
+        yield problem([d], subject, d.explanation.message + places)
     for (_, shift), group in by.items():
         message = f"{group[0].explanation.message}: shifted by {shift}"
-        found_problem = problem(group, tensors, message)
+        found_problem = problem(group, subject, message)
         found_problem.evidence["shift"] = shift
         yield found_problem
 
@@ -229,7 +230,7 @@ def low_rank(subject: Subject) -> Iterator[Problem]:
     rank = ranks.most_common(1)[0][0]
     if len(found) < _ADAPTED:
         for d in found:
-            yield problem([d], tensors)
+            yield problem([d], subject)
         return
     roles = ", ".join(dict.fromkeys(d.making.site.role for d in found))
     others = "all others are equal" if len(found) == len(tensors.differences) else "more differ"
@@ -237,7 +238,9 @@ def low_rank(subject: Subject) -> Iterator[Problem]:
         f"{len(found)} matrices ({roles}) differ from their source by a matrix of rank {rank},"
         f" {others}: an adapter is merged on one side alone"
     )
-    yield Problem(message, found[0].making.tensor, None, {**evidence(found), "ranks": dict(ranks)})
+    mend = of_source([d.making.tensor for d in found], found, subject)
+    shown = {**evidence(found), "ranks": dict(ranks)}
+    yield Problem(message, found[0].making.tensor, None, shown, mend=mend)
 
 
 @rule("T209", "tensor-values", "error")
@@ -265,7 +268,7 @@ def values(subject: Subject) -> Iterator[Problem]:
     for group in patterns(
         d for d in found if d.explanation.kind != "experts" or d.explanation.detail == "values"
     ):
-        yield problem(group, tensors)
+        yield problem(group, subject)
 
 
 RULES: tuple[Rule, ...] = (

@@ -1,0 +1,1 @@
+"""``drift`` of two ONNX files."""
