@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ggufnorm.cli.options import (
     crossed_onnx,
     crossed_thresholds,
     engine_options,
+    found_build,
     given,
     read_text,
     refuse,
@@ -47,6 +49,15 @@ _GGUF_ONLY = (
 @text_options
 @engine_options
 @side_options({"ref-": "in the reference", "": "in the model under test"})
+@click.option(
+    "--ref-llama-cpp", type=click.Path(path_type=Path), metavar="PLACE", callback=found_build,
+    help="Run the reference in this build of llama.cpp, and the model under test in that of"
+    " --llama-cpp: two processes, in lockstep.",
+)  # fmt: skip
+@click.option(
+    "--ref-gpu-layers", type=click.IntRange(min=0), metavar="N",
+    help="Layers of the reference to offload to the GPU.  [default: those of -ngl]",
+)  # fmt: skip
 @click.option(
     "--floor",
     is_flag=True,
@@ -85,6 +96,8 @@ def command(
     threads: int | None,
     gpu_layers: int,
     floor: bool,
+    ref_llama_cpp: str | None,
+    ref_gpu_layers: int | None,
     images: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
@@ -141,7 +154,9 @@ def command(
             n_threads=threads,
             n_gpu_layers=gpu_layers,
             options=side_of(sides),
-            options_ref=side_of(sides, "ref_"),
+            options_ref=replace(
+                side_of(sides, "ref_"), llama_cpp=ref_llama_cpp, n_gpu_layers=ref_gpu_layers
+            ),
             floor=floor,
             resume=resume,
             budget=budget,

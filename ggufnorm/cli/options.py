@@ -133,14 +133,30 @@ def text_options(command: F) -> F:
     )  # fmt: skip
 
 
+def found_build(context: click.Context, _option: click.Parameter, place: Path | None) -> str | None:
+    """The libllama of a build that an option names."""
+    if place is None or context.resilient_parsing:
+        return None
+    from ggufnorm.engines.llama.library import find_library
+
+    return str(find_library(place))
+
+
 def _choose_build(
-    _context: click.Context, _option: click.Parameter, place: Path | None
+    context: click.Context, _option: click.Parameter, place: Path | None
 ) -> Path | None:
-    """Have this process and its children run another build."""
-    if place is not None:
+    """Have this process and its children run another build, until the command ends."""
+    if place is not None and not context.resilient_parsing:
         from ggufnorm.engines.llama.library import CHOICE, find_library
 
+        before = os.environ.get(CHOICE)
         os.environ[CHOICE] = str(find_library(place))
+
+        def restore() -> None:
+            os.environ.pop(CHOICE, None)
+            os.environ.update({} if before is None else {CHOICE: before})
+
+        context.call_on_close(restore)
     return place
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggufnorm.core.engine import Engine, KernelError
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
@@ -308,6 +309,8 @@ class RunFacts:
         quant: options of the model under test.
         cut: why fewer chunks were run than planned: interrupted, or the time budget; None if
             all were.
+        engine_ref: the build of llama.cpp that ran the reference, and where; None for a trace.
+        engine_quant: the same of the model under test.
     """
 
     engine: str
@@ -321,6 +324,8 @@ class RunFacts:
     reference: SideFacts
     quant: SideFacts
     cut: str | None = None
+    engine_ref: Engine | None = None
+    engine_quant: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -360,6 +365,8 @@ class DriftReport(Result):
         run: how it was run.
         experts: each expert of each product with stacked experts, in graph order.
         cost: what that took; None in a report that was read from a document.
+        kernels: for one file in two engines: each kind of operation beside what llama.cpp's
+            own tests allow, in graph order; empty otherwise.
     """
 
     reference: ModelFacts
@@ -376,6 +383,7 @@ class DriftReport(Result):
     run: RunFacts
     experts: tuple[ExpertDrift, ...] = ()
     cost: RunCost | None = None
+    kernels: tuple[KernelError, ...] = ()
 
 
 @dataclass(frozen=True)

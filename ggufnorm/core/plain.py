@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import reprlib
@@ -52,7 +53,11 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return _decode(next(a for a in arguments if a is not type(None)), data, where)
+        *others, last = (a for a in arguments if a is not type(None))
+        for other in others:
+            with contextlib.suppress(ValueError):
+                return _decode(other, data, where)
+        return _decode(last, data, where)
     if origin is Literal and data in arguments:
         return data
     if origin is tuple and isinstance(data, list):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import NormKind, Skipped
 
 SCHEMA, VERSION = "ggufnorm/trace", "1"
@@ -140,6 +141,7 @@ class TraceFacts:
         batches: of each chunk.
         skipped: what was not watched, and why.
         pieces: token id, as text, to the token's text.
+        build: the build of llama.cpp, and where it ran; None for another engine.
     """
 
     model: ModelFacts
@@ -161,6 +163,7 @@ class TraceFacts:
     batches: tuple[BatchFacts, ...]
     skipped: tuple[Skipped, ...]
     pieces: dict[str, str]
+    build: Engine | None = None
 
 
 def kept(first: int, n_tokens: int, stride: int) -> range:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.core.tokens import token_rows
@@ -205,12 +206,14 @@ class EngineInfo:
         options: how it runs the model.
         n_threads: CPU threads.
         n_gpu_layers: as asked for.
+        build: which build of llama.cpp, and the devices it ran on; None for other engines.
     """
 
     engine: str
     options: SideFacts
     n_threads: int
     n_gpu_layers: int
+    build: Engine | None = None
 
 
 class Activation(Protocol):

@@ -25,7 +25,7 @@ import sys
 import threading
 import typing
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -70,6 +70,9 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    # Backends that reorder a graph would show its nodes in another order than the CPU.
+    "GGML_VK_DISABLE_GRAPH_OPTIMIZE": "1",
+    "GGML_METAL_GRAPH_OPTIMIZE_DISABLE": "1",
     # ggml_print_backtrace in ggml/src/ggml.c would start a debugger and drown the log.
     "GGML_NO_BACKTRACE": "1",
 }
@@ -96,32 +99,51 @@ def call(
         EngineError: the child died, or raised anything else.
         KeyboardInterrupt: the task was ended.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", _boot(), f"{task.__module__}:{task.__qualname__}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
-        env={**_ENVIRONMENT, **os.environ},
-    )
-    child = _Child(process)
+    child = Child(start_process("worker", f"{task.__module__}:{task.__qualname__}"))
     try:
         return child.run(task, job, on_progress, cancellable)
     finally:
         child.end()
 
 
-def _boot() -> str:
+def start_process(
+    module: str,
+    *arguments: str,
+    changes: Mapping[str, str | None] | None = None,
+    descriptors: tuple[int, ...] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a child with pipes to its standard streams.
+
+    Args:
+        module: of this package, whose ``main`` it runs.
+        arguments: for its command line.
+        changes: variables that differ from this process's; None removes one.
+        descriptors: that it inherits.
+    """
+    environment: dict[str, str | None] = {**_ENVIRONMENT, **os.environ, **(changes or {})}
+    return subprocess.Popen(
+        [sys.executable, "-c", _boot(module), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # the terminal's Ctrl-C must reach the parent alone
+        env={name: value for name, value in environment.items() if value is not None},
+        pass_fds=descriptors,
+    )
+
+
+def _boot(module: str) -> str:
     """The child's first line: it imports from where this process does, and nowhere else.
 
     Python puts the current folder on a child's path (``-P`` forbids it from 3.11 on only):
     a ``numpy.py`` in a downloaded repository would run.
     """
     path = [entry for entry in sys.path if Path(entry).is_absolute()]
-    return f"import sys; sys.path[:] = {path!r}; from ggufnorm.engines import worker; worker.main()"
+    start = f"from ggufnorm.engines import {module}; {module}.main()"
+    return f"import sys; sys.path[:] = {path!r}; {start}"
 
 
-class _Child:
+class Child:
     """A running child: its pipes, and the last lines that it logged."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
@@ -146,16 +168,16 @@ class _Child:
         try:
             write_frame(self.stdin, job)
         except OSError:
-            raise self._death() from None
+            raise self.death() from None
         for message, buffers in self._messages(cancellable):
             if "result" in message:
                 result: Result = rebuild(task, "return", message["result"], buffers)
                 return result
             if "error" in message:
                 self.logger.join(_PATIENCE)  # what was logged may still be on its way
-                raise self._error(message["error"])
+                raise self.error(message["error"])
             on_progress(from_plain(Progress, message["progress"]))
-        raise self._death()
+        raise self.death()
 
     def _messages(self, cancellable: bool) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
         stdout = self.process.stdout
@@ -186,7 +208,8 @@ class _Child:
                 return
             yield frame
 
-    def _error(self, error: dict[str, Any]) -> GgufnormError:
+    def error(self, error: dict[str, Any]) -> GgufnormError:
+        """What the child raised."""
         kind = getattr(errors, error["kind"], None)
         if not (isinstance(kind, type) and issubclass(kind, GgufnormError)):
             return EngineError(f"{error['kind']} in the engine: {error['text']}", tuple(self.log))
@@ -195,7 +218,8 @@ class _Child:
             found.log = tuple(self.log)
         return found
 
-    def _death(self) -> EngineError:
+    def death(self) -> EngineError:
+        """Why there is no child any more."""
         code = self.process.wait()
         self.logger.join()
         if code == -signal.SIGKILL:
@@ -275,22 +299,30 @@ def main() -> None:
         os._exit(1)  # the parent is gone
 
     threading.Thread(target=obey, daemon=True).start()
-    module, _, name = sys.argv[1].partition(":")
     try:
-        task = getattr(importlib.import_module(module), name)
+        task = import_task(sys.argv[1])
         result = task(rebuild(task, "job", *read), channel)
         write_frame(frames, {"result": result})
     except Exception as error:
-        if not isinstance(error, GgufnormError):
-            import traceback
-
-            traceback.print_exc()
-        ours = isinstance(error, GgufnormError)
-        args = list(error.args) if ours else []
-        plain = {"kind": type(error).__name__, "args": args, "text": str(error)}
-        write_frame(frames, {"error": plain})
+        write_frame(frames, error_frame(error))
     frames.close()
     os._exit(0)  # without the interpreter's teardown, which backends do not always survive
+
+
+def import_task(name: str) -> Any:
+    """The function that ``module:name`` names."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def error_frame(error: Exception) -> dict[str, Any]:
+    """How an error crosses; one that nobody foresaw leaves its traceback in the log."""
+    if not isinstance(error, GgufnormError):
+        import traceback
+
+        traceback.print_exc()
+    args = list(error.args) if isinstance(error, GgufnormError) else []
+    return {"error": {"kind": type(error).__name__, "args": args, "text": str(error)}}
 
 
 def _sender(frames: IO[bytes]) -> OnProgress:

@@ -2,21 +2,24 @@
 
 ``to_float`` is reached through ``ggml_get_type_traits``, whose structure is mirrored here
 and compared with what ggml says of each type through its functions; where they do not
-agree nothing is offered. The library is opened in llama-cpp-python's folder by itself,
-when the first quantized tensor is read: that takes 4 ms, ``import llama_cpp`` takes 80.
+agree nothing is offered. The library is opened by itself when the first quantized tensor is
+read, because ``import llama_cpp`` takes longer.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
+import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
+
+from ggufnorm.errors import EngineMissingError
+from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries
 
 Convert = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]
 """Fills the second array with the values of the first. Other threads run meanwhile."""
@@ -25,6 +28,33 @@ Quantize = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 """Rows of values to their raw blocks. Other threads run meanwhile."""
 
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class Handles:
+    """The shared libraries of one build: a function is looked up in each in turn.
+
+    On POSIX libllama alone is opened, because looking up in it reaches the very ggml that it
+    uses. A second copy would have a registry of backends of its own.
+    """
+
+    def __init__(self, libraries: LlamaLibraries) -> None:
+        paths = [libraries.llama]
+        if sys.platform == "win32":  # GetProcAddress does not follow dependencies
+            paths += libraries.others()
+        try:
+            self._libraries = [ctypes.CDLL(str(path)) for path in paths]
+        except OSError as error:
+            raise EngineMissingError(f"{libraries.llama} does not load: {error}") from None
+
+    def __getattr__(self, name: str) -> Any:
+        for library in self._libraries:
+            try:
+                found = getattr(library, name)
+            except AttributeError:
+                continue
+            self.__dict__[name] = found
+            return found
+        raise AttributeError(name)
 
 
 class _TypeTraits(ctypes.Structure):
@@ -178,43 +208,55 @@ _WEIGHTED = frozenset(("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"))
 
 
 def _quantize_chunk() -> Callable[..., int] | None:
-    """``ggml_quantize_chunk`` of the library that holds it."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
+    """``ggml_quantize_chunk`` of the ggml that is open."""
+    try:
+        function = _handles().ggml_quantize_chunk
+    except (OSError, AttributeError):
         return None
-    folder = Path(spec.origin).parent / "lib"
-    for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
-        if (folder / name).is_file():
-            try:
-                function = ctypes.CDLL(str(folder / name)).ggml_quantize_chunk
-            except (OSError, AttributeError):
-                return None
-            number, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
-            function.restype = ctypes.c_size_t
-            function.argtypes = [number, pointer, pointer, count, count, count, pointer]
-            found: Callable[..., int] = function
-            return found
-    return None
+    number, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+    function.restype = ctypes.c_size_t
+    function.argtypes = [number, pointer, pointer, count, count, count, pointer]
+    found: Callable[..., int] = function
+    return found
+
+
+_LOADED: list[Any] = []
+
+
+def use_loaded(handles: Any) -> None:
+    """Reach ggml through a llama.cpp that this process has loaded.
+
+    Args:
+        handles: whose attributes are ggml's functions.
+    """
+    _LOADED.append(handles)
+
+
+def _handles() -> Any:
+    """Whose attributes are the functions of ggml, of the one copy that a process may hold.
+
+    Raises:
+        OSError: there is no llama.cpp, or it does not load.
+    """
+    if _LOADED:
+        return _LOADED[0]
+    try:
+        libraries = chosen_libraries()
+    except EngineMissingError as error:
+        raise OSError(str(error)) from None
+    if libraries is None:
+        raise OSError("there is no llama.cpp")
+    # Not libggml: libllama may load another file of that name, and there would be two copies.
+    _LOADED.append(Handles(libraries))
+    return _LOADED[0]
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """llama-cpp-python's libggml, None where it is absent or of an unknown layout."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return None
-    # The file that llama_cpp/_ggml.py opens: a process must not hold two copies.
-    for name in ("libggml.so", "libggml.dylib", "ggml.dll"):
-        path = Path(spec.origin).parent / "lib" / name
-        if path.is_file():
-            return _open(path)
-    return None
-
-
-def _open(path: Path) -> ctypes.CDLL | None:
+def _library() -> Any:
+    """The chosen llama.cpp's ggml, None where there is none or its layout is unknown."""
     number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     try:
-        lib = ctypes.CDLL(str(path))
+        lib = _handles()
         for name, result, arguments in (
             ("ggml_get_type_traits", pointer, [number]),
             ("ggml_validate_row_data", ctypes.c_bool, [number, pointer, size]),
@@ -231,7 +273,7 @@ def _open(path: Path) -> ctypes.CDLL | None:
     return lib if _layout_holds(lib) else None
 
 
-def _layout_holds(lib: ctypes.CDLL) -> bool:
+def _layout_holds(lib: Any) -> bool:
     """Whether the mirror has the structure's size, and ``to_float`` is where it should be."""
     f16, bf16 = GGMLQuantizationType.F16, GGMLQuantizationType.BF16
     stride = lib.ggml_get_type_traits(1) - lib.ggml_get_type_traits(0)
@@ -250,7 +292,7 @@ def _layout_holds(lib: ctypes.CDLL) -> bool:
     return True
 
 
-def _agrees(lib: ctypes.CDLL, ggml_type: int) -> bool:
+def _agrees(lib: Any, ggml_type: int) -> bool:
     """Whether mirror, ggml's functions and gguf-py's table say the same of a type."""
     if not lib.ggml_validate_row_data(ggml_type, None, 0):
         return False  # the one function that checks the number before it uses it
@@ -271,5 +313,5 @@ def _agrees(lib: ctypes.CDLL, ggml_type: int) -> bool:
     )
 
 
-def _traits(lib: ctypes.CDLL, ggml_type: int) -> _TypeTraits:
+def _traits(lib: Any, ggml_type: int) -> _TypeTraits:
     return _TypeTraits.from_address(lib.ggml_get_type_traits(ggml_type))

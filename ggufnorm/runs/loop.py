@@ -174,6 +174,10 @@ class Loop:
         self._saved = time.monotonic()
 
 
+PLACES = ("library", "origin", "llama_cpp")
+"""Fields that say where a build lies, which decides nothing."""
+
+
 def digest(**decisive: Any) -> str:
     """A digest of everything that decides a result, plain data by name, and of the engine."""
     build = identity()

@@ -11,13 +11,18 @@ from ggufnorm.engines.llama.session import CacheType, EngineOptions, FlashAttent
 
 @dataclass(frozen=True)
 class SideOptions:
-    """How one side is run; see :class:`~ggufnorm.engines.llama.session.EngineOptions`."""
+    """How one side is run; see :class:`~ggufnorm.engines.llama.session.EngineOptions`.
+
+    ``n_gpu_layers`` is None where it is the same on both sides.
+    """
 
     flash_attention: FlashAttention = "auto"
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
     unfused_norms: bool = False
+    llama_cpp: str | None = None
+    n_gpu_layers: int | None = None
 
     def engine(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int = 0) -> EngineOptions:
         """The same with what both sides share.
@@ -28,7 +33,9 @@ class SideOptions:
             n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
         """
         threads = n_threads or os.cpu_count() or 1
-        return EngineOptions(n_ctx, threads, n_gpu_layers, **to_plain(self))
+        layers = n_gpu_layers if self.n_gpu_layers is None else self.n_gpu_layers
+        own = to_plain(self, leave_out=("n_gpu_layers",))
+        return EngineOptions(n_ctx, threads, layers, **own)
 
 
 PLAIN = SideOptions()

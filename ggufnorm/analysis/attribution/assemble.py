@@ -128,6 +128,8 @@ class Measured:
                 n_gpu_layers=self.info.n_gpu_layers,
                 reference=self.info.options,
                 quant=self.info.options,
+                engine_ref=self.info.build,
+                engine_quant=self.info.build,
             ),
             cost=self.cost,
         )

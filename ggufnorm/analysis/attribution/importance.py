@@ -15,7 +15,7 @@ from ggufnorm.formats.imatrix import write_imatrix
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import ONCE, Loop, Policy, digest
+from ggufnorm.runs.loop import ONCE, PLACES, Loop, Policy, digest
 from ggufnorm.runs.probes.importance import ImportanceSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
@@ -51,7 +51,8 @@ def collect_importance(job: ImportanceJob, channel: Channel) -> bool:
         runner.plan(chunk_batches(runner, tokens, 0, n_ctx))
         sums = ImportanceSums()
         session = Session([Replica(runner)], [sums], tokens, n_ctx)
-        job_digest = digest(**to_plain(job, leave_out=("policy", "out")))
+        decisive = to_plain(job, leave_out=("policy", "out"))
+        job_digest = digest(engine=to_plain(runner.info, PLACES), **decisive)
         loop = Loop(channel, job.policy, job_digest, {"importance": sums}, n_ctx)
         for i in loop.units(n_chunks, "computing the importance matrix"):
             session.chunk(i)

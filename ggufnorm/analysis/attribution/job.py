@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ggufnorm.core.attribution import By
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.plain import to_plain
+from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.runs.corpus import Corpus
-from ggufnorm.runs.loop import Policy, digest
+from ggufnorm.runs.loop import PLACES, Policy, digest
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ class AttributionJob:
     side_by_side: int
     policy: Policy
 
-    def digest(self) -> str:
-        """Of all but the policy."""
-        return digest(**to_plain(self, leave_out=("policy",)))
+    def digest(self, engine: EngineInfo) -> str:
+        """Of all but the policy, and of the engine that runs it."""
+        return digest(engine=to_plain(engine, PLACES), **to_plain(self, leave_out=("policy",)))

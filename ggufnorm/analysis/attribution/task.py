@@ -76,7 +76,7 @@ class _Attribution:
         self.loop = Loop(
             channel,
             job.policy,
-            job.digest(),
+            job.digest(self.runners[REFERENCE].info),
             {"divergences": self.measured},
             self.n_ctx,
             quiet=True,

@@ -175,6 +175,8 @@ def _run_facts(ref: Runner, quant: Runner, text: Text, loop: Loop) -> RunFacts:
         reference=a.options,
         quant=b.options,
         cut=loop.cut,
+        engine_ref=a.build,
+        engine_quant=b.build,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
@@ -109,9 +111,14 @@ def drift(
         quant=facts[1],
         corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
         chunks=chunks,
-        options_ref=options_ref.engine(n_ctx, n_threads, n_gpu_layers),
-        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
+        options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
         floor=floor,
         policy=policy,
     )
     return execute(run_drift, job, on_progress, resume)
+
+
+def _named(side: SideOptions) -> SideOptions:
+    """A side whose build is named, where one is named for this process."""
+    return replace(side, llama_cpp=side.llama_cpp or os.environ.get(CHOICE))

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.drift.causes import Sides
 from ggufnorm.analysis.drift.evidence import gather_evidence
+from ggufnorm.analysis.drift.kernels import (
+    Engines,
+    engines_of,
+    judge_engines,
+    kernel_errors,
+    not_offloaded,
+)
+from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import judge
 from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
-from ggufnorm.engines.llama.runner import LlamaRunner
-from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.base import EngineInfo
+from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
@@ -40,9 +48,10 @@ class DriftJob:
     floor: bool
     policy: Policy
 
-    def digest(self) -> str:
-        """Of all but the policy."""
-        return digest(**to_plain(self, leave_out=("policy",)))
+    def digest(self, *engines: EngineInfo) -> str:
+        """Of all but the policy, and of the engines that run it."""
+        decisive = to_plain(self, leave_out=("policy", *PLACES))
+        return digest(engines=to_plain(engines, PLACES), **decisive)
 
 
 def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
@@ -56,42 +65,33 @@ class _Drift:
 
     def __init__(self, job: DriftJob, stack: ExitStack, channel: Channel) -> None:
         self.job, self.channel = job, channel
-        self.options = {REFERENCE: job.options_ref, FREE: job.options}
         self.files = {
             REFERENCE: stack.enter_context(open_model(job.reference.path)),
             FREE: stack.enter_context(open_model(job.quant.path)),
         }
-        self.models = self._load(stack)
         self.n_ctx = job.options.n_ctx
-        self.tokens = job.corpus.encode(*self.models.values())
+        loaded = self._load(stack)
+        self.tokens, self.runners = loaded.tokens, loaded.runners
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
-        sides = [REFERENCE, FREE, FREE, *([REFERENCE] if job.floor else [])]
-        self.runners = [
-            stack.enter_context(LlamaRunner(self.models[i], self.options[i], self.files[i]))
-            for i in sides
-        ]
         self._plan()
         self.session = self._session()
 
-    def _load(self, stack: ExitStack) -> dict[int, LlamaModel]:
-        self.channel.emit(Progress("loading the reference"))
-        options, path = self.options, self.files[REFERENCE].path
-        reference = stack.enter_context(LlamaModel(path, options[REFERENCE]))
-        same = options[FREE].use_extra_bufts == options[REFERENCE].use_extra_bufts
-        if same and self.job.reference.path == self.job.quant.path:
-            return {REFERENCE: reference, FREE: reference}
-        self.channel.emit(Progress("loading the model under test"))
-        quant = stack.enter_context(LlamaModel(self.files[FREE].path, options[FREE]))
-        return {REFERENCE: reference, FREE: quant}
+    def _load(self, stack: ExitStack) -> Replicas:
+        files = self.files[REFERENCE], self.files[FREE]
+        options = self.job.options_ref, self.job.options
+        load = load_together if options[0].llama_cpp == options[1].llama_cpp else load_apart
+        return load(stack, files, options, self.job.corpus, self.job.floor, self.channel.emit)
 
     def _plan(self) -> None:
         self.channel.emit(Progress("learning the graphs"))
         first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
             runner.plan(first)
-        self.runners[PINNED].graphs = self.runners[FREE].graphs
+            if (lost := not_offloaded(runner.info)) is not None:
+                self.channel.emit(Progress(lost, warning=True))
+        share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
-            runner.graphs = self.runners[REFERENCE].graphs
+            share_graphs(self.runners[REFERENCE], runner)
 
     def _session(self) -> Session:
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
@@ -103,10 +103,10 @@ class _Drift:
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
         keeps = {"drift": self.sums, "logits": self.logits}
-        loop = Loop(self.channel, self.job.policy, self.job.digest(), keeps, self.n_ctx)
+        loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
-        return drift_report(
+        report = drift_report(
             (self.job.reference, self.job.quant),
             self.session,
             self.sums,
@@ -116,6 +116,18 @@ class _Drift:
             loop,
             self._judge,
         )
+        if self._other_engines() is None:
+            return report
+        return replace(report, kernels=kernel_errors(report.operations))
+
+    def _digest(self) -> str:
+        return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
+
+    def _other_engines(self) -> Engines | None:
+        """Both engines, where one file runs in two and nothing but kernels can differ."""
+        if self.job.reference.fingerprint != self.job.quant.fingerprint:
+            return None
+        return engines_of(*(runner.info for runner in self.runners[: FREE + 1]))
 
     def _judge(
         self,
@@ -123,6 +135,9 @@ class _Drift:
         operations: Sequence[OperationDrift],
         logits: LogitStatistics | None,
     ) -> tuple[Culprit | None, str]:
+        engines = self._other_engines()
+        if engines is not None:
+            return judge_engines(operations, logits, engines, self.runners[REFERENCE].graphs)
         sides = Sides(self.job.options_ref, self.job.options)
         evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)

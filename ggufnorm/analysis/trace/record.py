@@ -177,6 +177,7 @@ def _describe(
         ),
         skipped=tuple(skipped),
         pieces=_pieces(runner, tokens),
+        build=info.build,
     )
 
 

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.llama.library import chosen_library, opening
+from ggufnorm.core.engine import Build
+from ggufnorm.engines.llama.api import Api, function_of
+from ggufnorm.engines.llama.library import digest_of, mark_loaded
 from ggufnorm.errors import EngineMissingError
+from ggufnorm.formats.ggml import use_loaded
+from ggufnorm.formats.llama_libraries import (
+    MISSING,
+    chosen_libraries,
+)
 
 INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
 
@@ -62,54 +68,86 @@ class _InitParams(ctypes.Structure):
 
 
 @cache
-def llama() -> ModuleType:
-    """The ``llama_cpp`` module, its layout checked and its backends started.
+def llama() -> Any:
+    """llama.h's functions: the module ``llama_cpp``, or the same of another build.
 
-    It drives llama-cpp-python's own llama.cpp, or the build that was chosen
-    (:mod:`ggufnorm.engines.llama.library`).
+    Which build that is, :func:`ggufnorm.formats.llama_libraries.chosen_libraries` says. One
+    process has one; its layout is checked and its backends are started.
 
     Raises:
-        EngineMissingError: llama-cpp-python is absent, broken, or of an unknown layout; or there
-            is no libllama where one was named, or its structures lie otherwise.
+        EngineMissingError: there is none, it does not load, or its layout is not known.
     """
-    library = chosen_library()
+    libraries = chosen_libraries()
+    if libraries is None:
+        raise EngineMissingError(MISSING)
+    mark_loaded(libraries)
+    module = _binding() if libraries.origin == "llama-cpp-python" else Api(libraries)
+    _ggml(module)
+    check_layout()
+    module.llama_backend_init()
+    return module
+
+
+def _binding() -> ModuleType:
     try:
-        with opening(library):
-            import llama_cpp
+        import llama_cpp
     except ImportError as error:
-        raise EngineMissingError(
-            f"this needs llama.cpp, but llama-cpp-python is not installed: {INSTALL_HINT}"
-        ) from error
+        raise EngineMissingError(f"llama-cpp-python cannot be imported: {error}") from error
     except (OSError, RuntimeError) as error:
-        if library is not None:
-            raise EngineMissingError(f"{library} does not load: {error}") from error
         raise EngineMissingError(
             f"llama-cpp-python is installed but its library does not load ({error});"
             f" reinstall it: {INSTALL_HINT}"
         ) from error
-    check_layout()
-    if library is not None:
-        check_parameters(llama_cpp, library)
-        # Backends that are libraries of their own lie beside it.
-        ggml().ggml_backend_load_all_from_path(str(library.parent).encode())
-    llama_cpp.llama_backend_init()
     module: ModuleType = llama_cpp
     return module
 
 
 def engine_version() -> str:
-    """For reports: which llama-cpp-python runs, or which other build."""
-    library = chosen_library()
-    if library is None:
-        return f"llama-cpp-python {llama().__version__}"
-    llama()
-    names = ", ".join(name for name, _description in _devices())
-    return f"llama.cpp ({library.name}, {ggml_version()}, on {names})"
+    """For reports: which release of llama-cpp-python or of llama.cpp runs."""
+    return build().name
+
+
+@cache
+def build() -> Build:
+    """The llama.cpp of this process."""
+    module = llama()
+    libraries = chosen_libraries()
+    assert libraries is not None
+    if not isinstance(module, Api):
+        name, layout = f"llama-cpp-python {module.__version__}", "llama-cpp-python"
+    else:
+        layout = "; ".join(dict.fromkeys(x.source for x in module.layouts.values()))
+        name = _release(module)
+    return Build(
+        name=name,
+        library=str(libraries.llama),
+        origin=libraries.origin,
+        ggml=ggml_version(),
+        digest=digest_of(libraries),
+        layout=layout,
+    )
+
+
+def _release(module: Api) -> str:
+    try:
+        version = module.llama_version().decode()
+    except EngineMissingError:
+        # Before llama_version() there were build numbers, which no function tells.
+        return f"llama.cpp ({module.libraries.llama.name}, {ggml_version()})"
+    return f"llama.cpp {version} ({module.libraries.llama.name}, {ggml_version()})"
 
 
 def ggml_version() -> str:
     """The version and commit that ggml was built from."""
-    return f"ggml {ggml().ggml_version().decode()} ({ggml().ggml_commit().decode()})"
+    return f"ggml {ggml_text('ggml_version')} ({ggml_text('ggml_commit')})"
+
+
+def ggml_text(function: str) -> str:
+    """What a function without arguments says; a question mark where a build lacks it."""
+    try:
+        return str(getattr(ggml(), function)().decode())
+    except EngineMissingError:
+        return "?"
 
 
 def devices() -> list[str]:
@@ -128,53 +166,69 @@ def _devices() -> Iterator[tuple[str, str]]:
         yield name, description
 
 
-@cache
-def ggml() -> ctypes.CDLL:
-    """The ggml that libllama uses, with the prototypes that are used here.
+def ggml() -> Any:
+    """The functions of ggml that are used here, of the ggml that libllama uses."""
+    return _ggml(llama()) if not _LOADED else _LOADED[0]
 
-    It is reached through libllama's own handle. A wheel holds ggml's library twice, and the copy
-    that ``llama_cpp._ggml`` opens has another registry of backends than libllama's.
-    """
-    from llama_cpp.llama_cpp import _lib
 
-    lib = ctypes.CDLL(_lib._name, handle=_lib._handle)
-    tensor, size, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
-    for name, result, arguments in (
-        ("ggml_op_name", text, [ctypes.c_int]),
-        ("ggml_type_name", text, [ctypes.c_int]),
-        ("ggml_get_name", text, [tensor]),
-        ("ggml_nbytes", size, [tensor]),
-        ("ggml_init", ctypes.c_void_p, [_InitParams]),
-        ("ggml_free", None, [ctypes.c_void_p]),
-        ("ggml_new_tensor_4d", tensor, [ctypes.c_void_p, ctypes.c_int] + [ctypes.c_int64] * 4),
-        ("ggml_set_name", tensor, [tensor, text]),
-        ("ggml_rms_norm", tensor, [ctypes.c_void_p, tensor, ctypes.c_float]),
-        ("ggml_mul", tensor, [ctypes.c_void_p, tensor, tensor]),
-        ("ggml_view_1d", tensor, [ctypes.c_void_p, tensor, ctypes.c_int64, size]),
-        ("ggml_tensor_overhead", size, []),
-        ("ggml_get_data", ctypes.c_void_p, [tensor]),
-        ("ggml_backend_buffer_is_host", ctypes.c_bool, [ctypes.c_void_p]),
-        ("ggml_backend_tensor_get", None, [tensor, ctypes.c_void_p, size, size]),
-        ("ggml_version", text, []),
-        ("ggml_commit", text, []),
-        ("ggml_backend_load_all_from_path", None, [text]),
-        ("ggml_backend_dev_count", size, []),
-        ("ggml_backend_dev_get", ctypes.c_void_p, [size]),
-        ("ggml_backend_dev_name", text, [ctypes.c_void_p]),
-        ("ggml_backend_dev_description", text, [ctypes.c_void_p]),
-        ("ggml_row_size", size, [ctypes.c_int, ctypes.c_int64]),
-        (
-            "ggml_quantize_chunk",
-            size,
-            [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-            + [ctypes.c_int64] * 3
-            + [ctypes.c_void_p],
-        ),
-        ("ggml_backend_tensor_set", None, [tensor, ctypes.c_void_p, size, size]),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib
+_LOADED: list[Any] = []
+
+
+def _ggml(module: Any) -> Any:
+    # Not llama_cpp._ggml: a wheel holds libggml.so and libggml.so.0 as two files, so that one
+    # would be a second copy, with a registry of backends that libllama does not see.
+    handles = module.handles if isinstance(module, Api) else module.llama_cpp._lib
+    if not _LOADED:
+        _LOADED.append(_Ggml(handles))
+        use_loaded(handles)
+    return _LOADED[0]
+
+
+_TENSOR, _SIZE, _TEXT, _ANY = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p
+_GGML: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_op_name": (_TEXT, [ctypes.c_int]),
+    "ggml_type_name": (_TEXT, [ctypes.c_int]),
+    "ggml_get_name": (_TEXT, [_TENSOR]),
+    "ggml_nbytes": (_SIZE, [_TENSOR]),
+    "ggml_init": (_ANY, [_InitParams]),
+    "ggml_free": (None, [_ANY]),
+    "ggml_new_tensor_4d": (_TENSOR, [_ANY, ctypes.c_int] + [ctypes.c_int64] * 4),
+    "ggml_set_name": (_TENSOR, [_TENSOR, _TEXT]),
+    "ggml_rms_norm": (_TENSOR, [_ANY, _TENSOR, ctypes.c_float]),
+    "ggml_mul": (_TENSOR, [_ANY, _TENSOR, _TENSOR]),
+    "ggml_view_1d": (_TENSOR, [_ANY, _TENSOR, ctypes.c_int64, _SIZE]),
+    "ggml_tensor_overhead": (_SIZE, []),
+    "ggml_get_data": (_ANY, [_TENSOR]),
+    "ggml_backend_buffer_is_host": (ctypes.c_bool, [_ANY]),
+    "ggml_backend_buffer_name": (_TEXT, [_ANY]),
+    "ggml_backend_tensor_get": (None, [_TENSOR, _ANY, _SIZE, _SIZE]),
+    "ggml_backend_tensor_set": (None, [_TENSOR, _ANY, _SIZE, _SIZE]),
+    "ggml_version": (_TEXT, []),
+    "ggml_commit": (_TEXT, []),
+    "ggml_backend_dev_count": (_SIZE, []),
+    "ggml_backend_dev_get": (_ANY, [_SIZE]),
+    "ggml_backend_dev_by_name": (_ANY, [_TEXT]),
+    "ggml_backend_dev_name": (_TEXT, [_ANY]),
+    "ggml_backend_dev_description": (_TEXT, [_ANY]),
+    "ggml_backend_dev_type": (ctypes.c_int, [_ANY]),
+    "ggml_backend_dev_memory": (None, [_ANY, _ANY, _ANY]),
+    "ggml_row_size": (_SIZE, [ctypes.c_int, ctypes.c_int64]),
+    "ggml_quantize_chunk": (_SIZE, [ctypes.c_int, _ANY, _ANY] + [ctypes.c_int64] * 3 + [_ANY]),
+}
+
+
+class _Ggml:
+    """Functions of ggml with their prototypes; one that a build lacks fails when called."""
+
+    def __init__(self, handles: Any) -> None:
+        self._handles = handles
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _GGML:
+            raise AttributeError(name)
+        found = function_of(self._handles, name, *_GGML[name])
+        self.__dict__[name] = found
+        return found
 
 
 def check_layout() -> None:
@@ -214,49 +268,8 @@ def check_layout() -> None:
     wrong = [fact for fact, holds in facts.items() if not holds]
     if wrong:
         raise EngineMissingError(
-            "this llama-cpp-python lays out ggml_tensor in a way that ggufnorm does not know"
+            "this llama.cpp lays out ggml_tensor in a way that ggufnorm does not know"
             f" ({', '.join(wrong)} differ): {INSTALL_HINT}"
-        )
-
-
-_DEFAULTS: Mapping[str, Mapping[str, object]] = {
-    "llama_model_default_params": {
-        "split_mode": 1, "main_gpu": 0, "vocab_only": False, "check_tensors": False,
-        "use_extra_bufts": True, "no_host": False, "no_alloc": False,
-    },
-    "llama_context_default_params": {
-        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "rope_scaling_type": -1,
-        "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0,
-        "yarn_ext_factor": -1.0, "defrag_thold": -1.0, "type_k": 1, "type_v": 1,
-        "embeddings": False, "offload_kqv": True, "no_perf": True, "op_offload": True,
-        "swa_full": True, "kv_unified": False,
-    },
-    "llama_model_quantize_default_params": {
-        "nthread": 0, "allow_requantize": False, "quantize_output_tensor": True,
-        "only_copy": False, "pure": False, "keep_split": False,
-    },
-}  # fmt: skip
-"""What ``src/llama-model.cpp``, ``src/llama-context.cpp`` and ``src/llama-quant.cpp`` set."""
-
-
-def check_parameters(module: ModuleType, library: Path) -> None:
-    """Compare the structures that a build takes by value with those that are bound.
-
-    Raises:
-        EngineMissingError: a default is not where it should be: the build has other fields.
-    """
-    wrong = [
-        f"{name}.{field}"
-        for name, fields in _DEFAULTS.items()
-        for params in [getattr(module, name)()]
-        for field, value in fields.items()
-        if getattr(params, field) != value
-    ]
-    if wrong:
-        raise EngineMissingError(
-            f"{library} is another release of llama.cpp than llama-cpp-python"
-            f" {module.__version__} binds ({', '.join(wrong[:4])} differ): install the"
-            " llama-cpp-python of that release, or name a build of this one"
         )
 
 
@@ -427,8 +440,20 @@ def _part_of(
 
 
 def _is_host(t: TensorStruct) -> bool:
-    buffer = t.buffer or (TensorStruct.from_address(t.view_src).buffer if t.view_src else None)
+    buffer = _buffer_of(t)
     return buffer is None or bool(ggml().ggml_backend_buffer_is_host(buffer))
+
+
+def _buffer_of(t: TensorStruct) -> int | None:
+    view = TensorStruct.from_address(t.view_src) if t.view_src else None
+    return t.buffer or (view.buffer if view else None)
+
+
+def buffer_names(addresses: Iterable[int]) -> tuple[str, ...]:
+    """Names of the buffers that tensors lie in, in order of appearance: ``CPU``, ``Vulkan0``."""
+    tensors = (TensorStruct.from_address(address) for address in addresses)
+    buffers = dict.fromkeys(b for b in map(_buffer_of, tensors) if b is not None)
+    return tuple(dict.fromkeys(ggml().ggml_backend_buffer_name(b).decode() for b in buffers))
 
 
 def is_contiguous(address: int) -> bool:

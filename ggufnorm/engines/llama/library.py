@@ -1,52 +1,35 @@
 """Which llama.cpp is run: llama-cpp-python's, or another build that a user names.
 
-llama-cpp-python's bindings drive any build whose structures lie as theirs do; that is checked
-(:func:`ggufnorm.engines.llama.binding.llama`). libllama and ggml are one handle then: the wheel
-holds two copies of ggml's library, each with its own registry of backends, and libllama opens the
-second.
+Where builds are is told by :mod:`ggufnorm.formats.llama_libraries`, which ggml's conversions
+use, too: a process must not hold two.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ggufnorm.engines.llama.prebuilt import DEVICES, folder_of
-from ggufnorm.errors import EngineError, EngineMissingError
+from ggufnorm.errors import EngineMissingError
+from ggufnorm.formats.llama_libraries import VARIABLE as CHOICE
+from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries, find_libraries
 
-CHOICE = "GGUFNORM_LLAMA_CPP"
-"""An environment variable, which child processes inherit: the build to run."""
-_OTHERS = "LLAMA_CPP_LIB_PATH"
-"""llama-cpp-python's own variable: a folder with libllama."""
+__all__ = ["CHOICE", "choose_build", "chosen_library", "digest_of", "find_library", "identity"]
 
-_FOLDERS = ("", "bin", "lib", "lib64", "build/bin", "build/lib", "build/src")
-"""Where build trees, install prefixes and release folders keep their libraries."""
-_NAME = re.compile(
-    r"(?:lib)?llama(?:\.[a-z]+)?(?:\.[bv]?[\d.]+)?\.(?:so(?:\.[\d.]+)?|(?:[\d.]+\.)?dylib|dll)"
-)
-"""``libllama.so.0``, ``libllama.v0.5.0.so``, ``libllama.vulkan.v0.5.0.so``, ``llama.dll``."""
-_OURS = re.compile(r"(?:lib)?(?:llama|ggml)\.(?:so|dylib|dll)")
-"""What llama-cpp-python opens: libllama, and ggml beside it."""
 _PART = 1 << 22
 
 
 def chosen_library() -> Path | None:
-    """The libllama of the build that was chosen; None for llama-cpp-python's own.
+    """The libllama of the build that was chosen; None for llama-cpp-python's own, or for none.
 
     Raises:
         EngineMissingError: the place that was named holds none.
     """
-    for variable in (CHOICE, _OTHERS):
-        place = os.environ.get(variable)
-        if place:
-            return find_library(place)
-    return None
+    libraries = chosen_libraries()
+    if libraries is None or libraries.origin == "llama-cpp-python":
+        return None
+    return libraries.llama
 
 
 def find_library(place: str | os.PathLike[str]) -> Path:
@@ -66,91 +49,60 @@ def find_library(place: str | os.PathLike[str]) -> Path:
             raise EngineMissingError(
                 f"no {place} build was fetched: ggufnorm engine get {place} does that"
             )
-    if path.is_file():
-        return path.resolve()
-    for folder in _FOLDERS:
-        found = sorted(f for f in _files(path / folder) if _NAME.fullmatch(f.name))
-        if found:
-            return found[0].resolve()  # the shortest name is the link to the others
-    raise EngineMissingError(
-        f"{path}: no libllama there: name llama.cpp's build tree, install prefix or release folder,"
-        f" or the library itself; or leave out --llama-cpp, {CHOICE} and {_OTHERS} to run"
-        " llama-cpp-python's"
-    )
+    return find_libraries(path).llama
 
 
-def _files(folder: Path) -> Sequence[Path]:
-    try:
-        return [path for path in folder.iterdir() if path.is_file()]
-    except OSError:
-        return ()
+_LOADED: list[LlamaLibraries] = []
+
+
+def mark_loaded(libraries: LlamaLibraries) -> None:
+    """Note that this process has loaded a build, and can load no other."""
+    _LOADED.append(libraries)
+
+
+def choose_build(place: str | None) -> None:
+    """Run a build in this process, and in those that it starts.
+
+    Args:
+        place: as for ``--llama-cpp``; None for the build that runs where none is named.
+
+    Raises:
+        EngineMissingError: there is none, or another one is loaded already. Two in one process
+            would share symbols by their libraries' names: one might call into the other.
+    """
+    before = os.environ.pop(CHOICE, None)
+    if place is not None:
+        os.environ[CHOICE] = place
+    chosen = chosen_libraries()
+    if _LOADED and (chosen is None or chosen.llama != _LOADED[0].llama):
+        os.environ.pop(CHOICE, None)
+        os.environ.update({} if before is None else {CHOICE: before})
+        raise EngineMissingError(
+            f"this process has loaded another llama.cpp than {place or 'the one wanted'}"
+        )
 
 
 def identity() -> str | None:
     """What tells a chosen build from any other: the digest of its libraries.
 
     Returns:
-        None for llama-cpp-python's own, which its version tells.
+        None for llama-cpp-python's own, which its version tells, and where there is none.
 
     Raises:
         EngineMissingError: the place that was named holds none.
     """
-    library = chosen_library()
-    if library is None:
+    libraries = chosen_libraries()
+    if libraries is None or libraries.origin == "llama-cpp-python":
         return None
+    return digest_of(libraries)
+
+
+def digest_of(libraries: LlamaLibraries) -> str:
+    """SHA-256 of the libraries that compute."""
     digest = hashlib.sha256()
-    names = ("llama", "ggml")
-    for path in sorted(_files(library.parent)):
-        if path.name.removeprefix("lib").startswith(names) and not path.is_symlink():
-            with path.open("rb") as file:
-                while part := file.read(_PART):
-                    digest.update(part)
+    for path in (libraries.llama, *libraries.computing()):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
     return digest.hexdigest()
-
-
-class _Missing:
-    """A function that a build lacks: an error when it is called, not when it is bound."""
-
-    def __init__(self, name: str, library: Path) -> None:
-        self.name, self.library = name, library
-
-    def __call__(self, *_arguments: Any) -> Any:
-        raise EngineError(f"{self.library} has no {self.name}: it is another release of llama.cpp")
-
-
-@contextmanager
-def opening(library: Path | None) -> Iterator[None]:
-    """Have ``import llama_cpp`` open a library in the place of its own.
-
-    Args:
-        library: of the build that was chosen; None changes nothing.
-    """
-    if library is None:
-        yield
-        return
-    original, chosen = ctypes.CDLL, library
-
-    class Chosen(original):  # type: ignore[misc, valid-type]
-        def __init__(self, name: Any, *arguments: Any, **options: Any) -> None:
-            is_ours = name is not None and _OURS.fullmatch(Path(name).name)
-            super().__init__(str(chosen) if is_ours else name, *arguments, **options)
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                if name.startswith("__"):
-                    raise
-                missing = _Missing(name, chosen)
-                setattr(self, name, missing)
-                return missing
-
-    # The folder that llama_cpp would look into must exist, and the file in it need not.
-    former = os.environ.pop(_OTHERS, None)
-    ctypes.CDLL = Chosen  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        ctypes.CDLL = original  # type: ignore[misc]
-        if former is not None:
-            os.environ[_OTHERS] = former

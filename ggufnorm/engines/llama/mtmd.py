@@ -21,8 +21,8 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.engines.llama.binding import NodeView, llama, read_node
-from ggufnorm.engines.llama.library import chosen_library
+from ggufnorm.engines.llama.api import Api
+from ggufnorm.engines.llama.binding import NodeView, build, llama, read_node
 from ggufnorm.engines.llama.session import FLASH_ATTENTION, EvalCallback
 from ggufnorm.errors import EngineError, EngineMissingError
 
@@ -197,12 +197,12 @@ class Encoder:
 
 
 def _mtmd() -> Any:
+    if isinstance(llama(), Api):
+        raise EngineMissingError(
+            f"encoders of images and sounds run in llama-cpp-python alone, and {build().name} was"
+            " chosen: leave --llama-cpp, GGUFNORM_LLAMA_CPP and LLAMA_CPP_LIB_PATH out"
+        )
     try:
-        if chosen_library() is not None:
-            raise EngineMissingError(
-                "image and audio encoders are run by llama-cpp-python's own build: leave out"
-                " --llama-cpp and GGUFNORM_LLAMA_CPP"
-            )
         from llama_cpp import mtmd_cpp
     except (ImportError, OSError, RuntimeError, FileNotFoundError) as error:
         raise EngineMissingError(

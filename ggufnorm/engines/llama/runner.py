@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
     Activation,
@@ -27,7 +28,7 @@ from ggufnorm.engines.base import (
 )
 from ggufnorm.engines.llama.binding import (
     NodeView,
-    engine_version,
+    build,
     is_contiguous,
     read_integers,
     read_node,
@@ -116,7 +117,8 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        return EngineInfo(engine_version(), side_facts(o), o.n_threads, o.n_gpu_layers)
+        engine = Engine(build(), o.n_gpu_layers, self._watch.devices)
+        return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
     def capabilities(self) -> Capabilities:

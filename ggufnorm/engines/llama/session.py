@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.binding import devices, llama
+from ggufnorm.engines.llama.library import choose_build
 from ggufnorm.errors import EngineError, RefusedError
 
 MAX_BATCH = 512
@@ -44,6 +45,8 @@ class EngineOptions:
             machines whose CPU announces AMX without having it.
         unfused_norms: watch norms from inside, so that llama.cpp cannot fuse RMS_NORM
             with the MUL behind it.
+        llama_cpp: the build to run, as for ``--llama-cpp``; None for the one that
+            :func:`~ggufnorm.formats.llama_libraries.chosen_libraries` finds.
     """
 
     n_ctx: int
@@ -54,6 +57,7 @@ class EngineOptions:
     cache_type_v: CacheType = "f16"
     use_extra_bufts: bool = False
     unfused_norms: bool = False
+    llama_cpp: str | None = None
 
 
 class LlamaModel:
@@ -78,6 +82,8 @@ class LlamaModel:
         vocab_only: bool = False,
         overrides: Mapping[str, Setting] | None = None,
     ) -> None:
+        if options.llama_cpp is not None:
+            choose_build(options.llama_cpp)
         lib = llama()
         if options.n_gpu_layers > 0 and not lib.llama_supports_gpu_offload():
             # It would run on the CPU, and the report would speak of GPU layers.
@@ -230,7 +236,9 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
-        params.op_offload = options.n_gpu_layers > 0  # -ngl 0 is the CPU alone, at any batch size
+        if options.n_gpu_layers == 0:
+            # Without layers llama.cpp would still offload large products and the K/V cache.
+            params.op_offload = params.offload_kqv = False
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
@@ -269,12 +277,13 @@ class LlamaContext:
             EngineError: it was made with other sizes.
         """
         lib = llama()
-        told = {"n_batch": params.n_batch, "n_ubatch": params.n_ubatch, "n_seq_max": self.n_seq}
+        fields = ("n_batch", "n_ubatch", "n_seq_max", "n_threads")
+        told = {name: getattr(params, name) for name in fields}
         found = {name: getattr(lib, f"llama_{name}")(self.handle) for name in told}
         if found != told:
             raise EngineError(
-                f"llama.cpp made a context of {found} when it was asked for {told}: the build and"
-                " llama-cpp-python are of different releases"
+                f"llama.cpp made a context of {found} when it was asked for {told}: it lays out"
+                " llama_context_params in a way that ggufnorm does not know"
             )
 
     def clear(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ggufnorm.engines.base import Graph
-from ggufnorm.engines.llama.binding import NodeView
+from ggufnorm.engines.llama.binding import NodeView, buffer_names
 from ggufnorm.engines.llama.graph import build_graph
 from ggufnorm.errors import EngineError
 
@@ -21,6 +21,9 @@ class GraphWatch:
         tensors: names of the tensors in its file.
         unfused_norms: make each norm operation a hook point of its own.
         on_node: called with each node's address before it is computed.
+
+    Attributes:
+        devices: names of the buffers that the planned graph's results are on.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class GraphWatch:
         self._next = 0
         self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
+        self.devices: tuple[str, ...] = ()
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
@@ -53,6 +57,7 @@ class GraphWatch:
         run()
         self._raise()
         # The sources are read while the graph still exists.
+        self.devices = buffer_names(view.address for view in self._views)
         graph = build_graph(self._views, self._tensors, prefix=prefix, unfused_norms=self._unfused)
         self._views = None
         return graph

@@ -92,7 +92,7 @@ class TraceRunner:
     def info(self) -> EngineInfo:
         """The engine that made the trace."""
         f = self.trace.facts
-        return EngineInfo(f.engine, f.options, f.n_threads, f.n_gpu_layers)
+        return EngineInfo(f.engine, f.options, f.n_threads, f.n_gpu_layers, f.build)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -30,6 +30,7 @@ from ggufnorm.report.view import (
 )
 from ggufnorm.report.views.common import (
     command,
+    engine_facts,
     model_facts,
     option_facts,
     sentences,
@@ -151,6 +152,7 @@ def _run_facts(report: AttributionReport) -> Iterator[tuple[str, str]]:
         f"{run.n_chunks} of {run.n_chunks_planned} chunks of {run.n_ctx} tokens{taken}"
         f" ({run.engine}, {counted(run.n_threads, 'thread')})",
     )
+    yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
 
 

@@ -7,9 +7,10 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.feed import FeedFinding, is_refuted
 from ggufnorm.core.model import Skipped
-from ggufnorm.report.formatting import model_line
+from ggufnorm.report.formatting import counted, model_line
 from ggufnorm.report.view import (
     Cell,
     Column,
@@ -69,6 +70,28 @@ def option_facts(reference: SideFacts, quant: SideFacts) -> Iterable[tuple[str, 
     else:
         yield "options", f"reference: {_options(reference)}"
         yield "", f"quant: {_options(quant)}"
+
+
+def engine_facts(reference: Engine | None, quant: Engine | None) -> Iterable[tuple[str, str]]:
+    """Which builds of llama.cpp ran both sides and on what, once if alike."""
+    if reference == quant:
+        if reference is not None:
+            yield "engine", _engine(reference)
+        return
+    for name, side in (("reference", reference), ("quant", quant)):
+        label = "engine" if name == "reference" else ""
+        yield label, f"{name}: {'a trace' if side is None else _engine(side)}"
+
+
+def _engine(engine: Engine) -> str:
+    b = engine.build
+    layers = "all layers" if engine.n_gpu_layers < 0 else counted(engine.n_gpu_layers, "layer")
+    asked = f" (-ngl asked for {layers})" if engine.n_gpu_layers else ""
+    ggml = "" if b.ggml in b.name else f", {b.ggml}"
+    return (
+        f"{b.name}{ggml}, by {b.origin}, libraries {b.digest[:12]}, structures by {b.layout}, on"
+        f" {', '.join(engine.devices) or 'devices that were not seen'}{asked}"
+    )
 
 
 def _options(side: SideFacts) -> str:

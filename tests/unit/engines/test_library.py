@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 from pathlib import Path
 
 import pytest
 
-from ggufnorm.engines.llama import library
-from ggufnorm.engines.llama.library import CHOICE, chosen_library, find_library, identity, opening
-from ggufnorm.errors import EngineError, EngineMissingError
+from ggufnorm.engines.llama.library import CHOICE, chosen_library, find_library, identity
+from ggufnorm.errors import EngineMissingError
 
 
 @pytest.fixture(autouse=True)
@@ -59,26 +56,3 @@ def test_the_choice_goes_before_llama_cpp_pythons_own_variable(
     monkeypatch.setenv(CHOICE, str(tmp_path / "a"))
     assert chosen_library() == tmp_path / "a" / "libllama.so"
     assert identity() not in (None, other)
-
-
-def test_what_a_build_lacks_fails_when_it_is_called() -> None:
-    libm = ctypes.util.find_library("m")
-    if libm is None:
-        pytest.skip("no C library to stand for a build")
-
-    with opening(Path(libm)):
-        opened = ctypes.CDLL("libllama.so")
-        assert ctypes.CDLL(None) is not None
-    function = opened.llama_batch_ext_init
-    function.argtypes = [ctypes.c_int]
-
-    assert opened.cos is not None
-    with pytest.raises(EngineError, match="has no llama_batch_ext_init: it is another release"):
-        function(1)
-    assert ctypes.CDLL.__name__ == "CDLL"
-
-
-def test_the_libraries_that_are_replaced_are_llama_and_ggml_alone() -> None:
-    for name, is_ours in (("libllama.so", True), ("libggml.dylib", True), ("ggml.dll", True),
-                          ("libmtmd.so", False), ("libc.so.6", False)):  # fmt: skip
-        assert bool(library._OURS.fullmatch(name)) == is_ours

@@ -1,0 +1,198 @@
+"""One file in two engines: weights and keys are the same, so that only kernels can differ.
+
+An operation's own error is beside the reference's result on the reference's input, squared: the
+normalized mean squared error (NMSE) that llama.cpp's own ``tests/test-backend-ops.cpp`` limits for
+each operation of a backend. Beyond that limit llama.cpp's own tests would fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ggufnorm.analysis.drift.wording import NO_DRIFT, nothing_drifts
+from ggufnorm.core.drift import Culprit, OperationDrift
+from ggufnorm.core.engine import Engine, KernelError
+from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.engines.base import EngineInfo, Graph
+
+_PRODUCT = 5e-4
+"""``max_nmse_err`` of test_mul_mat, test_mul_mat_id and test_flash_attn_ext."""
+_OTHER = 1e-7
+"""``max_nmse_err`` of test_case, which other operations keep."""
+_BETWEEN = 10
+"""Between two hook points there may be several such operations, of which each may add its own."""
+_PRODUCTS = frozenset(("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT", "OUT_PROD"))
+_WITH_PRODUCTS = frozenset(("attention", "recurrent"))
+"""Roles of hook points before which there are matrix products that are not watched."""
+
+_CPU = frozenset(("CPU", "CPU_REPACK", "CPU_Mapped", "AMX"))
+"""Names of buffers in the computer's memory, beside those that end in ``_Host``."""
+_VULKAN = ("FUSION", "COOPMAT", "INTEGER_DOT_PRODUCT", "F16")
+"""What ggml-vulkan.cpp can be told to leave out."""
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Two engines that are not the same.
+
+    Attributes:
+        reference: of the reference.
+        quant: of the model under test.
+        what: in which respects they differ, in words.
+    """
+
+    reference: Engine
+    quant: Engine
+    what: tuple[str, ...]
+
+
+def engines_of(reference: EngineInfo, quant: EngineInfo) -> Engines | None:
+    """Both engines; None where they have the same kernels, or more than kernels differs."""
+    a, b = reference.build, quant.build
+    if a is None or b is None or _caches(reference) != _caches(quant):
+        return None
+    what = []
+    if a.build.digest != b.build.digest:
+        what.append(f"{a.build.name} and {b.build.name}")
+    if a.devices != b.devices:
+        what.append(f"{_devices(a)} and {_devices(b)}")
+    if reference.options.use_extra_bufts != quant.options.use_extra_bufts:
+        repacked = "the reference's" if reference.options.use_extra_bufts else "the other's"
+        what.append(f"weights repacked on {repacked} side alone")
+    attention = reference.options.flash_attention, quant.options.flash_attention
+    if what and attention[0] != attention[1]:
+        what.append("flash attention {} and {}".format(*attention))
+    return Engines(a, b, tuple(what)) if what else None
+
+
+def _caches(info: EngineInfo) -> tuple[str, str]:
+    """What is rounded to another type is not a kernel's doing."""
+    return info.options.cache_type_k, info.options.cache_type_v
+
+
+def _devices(engine: Engine) -> str:
+    return ", ".join(engine.devices) or "no device that was seen"
+
+
+def not_offloaded(info: EngineInfo) -> str | None:
+    """What to say where layers were to be offloaded, and every value was on the CPU."""
+    engine = info.build
+    if engine is None or not engine.n_gpu_layers:
+        return None
+    if any(not name.endswith("_Host") and name not in _CPU for name in engine.devices):
+        return None
+    return (
+        f"-ngl {engine.n_gpu_layers} had no effect: all values were on"
+        f" {', '.join(engine.devices)}; {engine.build.name} knows no other device here"
+    )
+
+
+def limit_of(operation: OperationDrift) -> float:
+    """What llama.cpp's tests allow for what is done at a hook point."""
+    if operation.op in _PRODUCTS or operation.role in _WITH_PRODUCTS:
+        return _PRODUCT
+    return _OTHER * _BETWEEN
+
+
+def nmse_of(operation: OperationDrift) -> float | None:
+    """Of its own error; None where it shows NaN or infinity."""
+    if operation.local.non_finite_rows or operation.local.rel_l2 is None:
+        return None
+    return operation.local.rel_l2**2
+
+
+def _is_beyond(operation: OperationDrift) -> bool:
+    if not operation.local.rows and not operation.local.non_finite_rows:
+        return False  # it was given no input of the reference's
+    nmse = nmse_of(operation)
+    return nmse is None or nmse > limit_of(operation)
+
+
+def kernel_errors(operations: Sequence[OperationDrift]) -> tuple[KernelError, ...]:
+    """Each kind of operation and type, in graph order."""
+    kinds: dict[tuple[str, str | None, float], list[OperationDrift]] = {}
+    for o in operations:
+        kinds.setdefault((o.op, o.dtype, limit_of(o)), []).append(o)
+    found = []
+    for (op, dtype, limit), alike in kinds.items():
+        worst = max(alike, key=lambda o: float("inf") if (e := nmse_of(o)) is None else e)
+        first = next((o for o in alike if _is_beyond(o)), None)
+        place = None if first is None else _place(first)
+        found.append(
+            KernelError(op, dtype, len(alike), nmse_of(worst), _place(worst), limit, place)
+        )
+    return tuple(found)
+
+
+def judge_engines(
+    operations: Sequence[OperationDrift],
+    logits: LogitStatistics | None,
+    engines: Engines,
+    graphs: Sequence[Graph],
+) -> tuple[Culprit | None, str]:
+    """Name the first operation that two engines do differently.
+
+    Args:
+        operations: in graph order.
+        logits: None for a model without predictions.
+        engines: that ran them.
+        graphs: of the reference, for shapes.
+
+    Returns:
+        The culprit, or None; and the verdict.
+    """
+    what = "; ".join(engines.what)
+    same = f"The file is the same on both sides, so only engines differ ({what})."
+    if nothing_drifts(operations, logits):
+        return None, f"{NO_DRIFT} {same}"
+    first = next((o for o in operations if _is_beyond(o)), None)
+    if first is None:
+        return None, (
+            f"{same} No operation's own error is beyond what llama.cpp's test-backend-ops allows"
+            f" ({_PRODUCT:g} NMSE for matrix products, {_OTHER:g} for each other operation, of"
+            f" which {_BETWEEN} were allowed for between two hook points): on this text the engines"
+            " differ by rounding."
+        )
+    nmse, limit = nmse_of(first), limit_of(first)
+    size = "gives NaN or infinity" if nmse is None else f"is off by {nmse:.2g} NMSE"
+    type_ = f" with {first.dtype}" if first.dtype else ""
+    reason = (
+        f"{first.op}{type_} {size} on the reference's own input, where llama.cpp's"
+        f" test-backend-ops allows {limit:g}{_shapes(first, graphs)}"
+    )
+    alike = [o for o in operations if (o.op, o.dtype) == (first.op, first.dtype)]
+    wrong = sum(map(_is_beyond, alike))
+    verdict = (
+        f"{same} The first operation that they do differently is {_place(first)}: {reason}."
+        f" {wrong} of {len(alike)} operations of that kind are. {_advice(first, engines)}"
+    )
+    return Culprit(first.tensor, first.node, first.layer, reason), verdict
+
+
+def _place(o: OperationDrift) -> str:
+    return o.tensor or o.node
+
+
+def _shapes(o: OperationDrift, graphs: Sequence[Graph]) -> str:
+    """The operation's sources as ggml shapes them."""
+    for graph in graphs:
+        for hook in graph.hooks:
+            if hook.key == o.node:
+                shapes = graph.nodes[hook.index].source_shapes
+                return f" (sources {', '.join(str(list(s)) for s in shapes)})" if shapes else ""
+    return ""
+
+
+def _advice(o: OperationDrift, engines: Engines) -> str:
+    """What to switch to be sure."""
+    devices = " ".join((*engines.reference.devices, *engines.quant.devices))
+    ways = ["-fa off on both sides"] if o.role == "attention" else []
+    if o.role == "norm":
+        ways.append("--unfused-norms on both sides (is it the fusion?)")
+    if "Vulkan" in devices:
+        ways += [f"GGML_VK_DISABLE_{what}=1" for what in _VULKAN]
+    if "CUDA" in devices:
+        ways.append("GGML_CUDA_DISABLE_FUSION=1")
+    ways.append("-c 8 (a small batch takes other kernels)")
+    return f"To be sure, run again with {', '.join(ways)}."
