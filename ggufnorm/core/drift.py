@@ -79,7 +79,7 @@ class NormDrift:
 
 @dataclass(frozen=True)
 class OperationDrift:
-    """One watched node in both runs, in graph order.
+    """One observed node in both runs, in graph order.
 
     Attributes:
         node: llama.cpp's label, ``@k`` behind it for the k-th of that label.
@@ -282,7 +282,7 @@ class SideFacts:
         cache_type_k: ``-ctk``.
         cache_type_v: ``-ctv``.
         use_extra_bufts: whether weights were repacked for production kernels.
-        unfused_norms: whether norms were watched from inside, which keeps them unfused.
+        unfused_norms: whether norms were observed inside, which keeps them unfused.
     """
 
     flash_attention: str
@@ -352,7 +352,7 @@ class DriftReport(Result):
         reference: the model that is right by definition.
         quant: the model under test.
         norms: in graph order.
-        operations: every watched node, in graph order.
+        operations: every observed node, in graph order.
         logits: what drift does to the predictions; None for a model that makes none (an
             embedding model).
         floor: the same of the reference against itself, if asked for: what the engine's own
@@ -361,7 +361,7 @@ class DriftReport(Result):
         localisation: where the drift is.
         culprit: the one thing that is out of line; None if nothing is.
         verdict: one or two sentences: where drift enters, and whether a norm is at fault.
-        skipped: what was not watched or not computed, and why.
+        skipped: what was not observed or not computed, and why.
         run: how it was run.
         experts: each expert of each product with stacked experts, in graph order.
         cost: what that took; None in a report that was read from a document.

@@ -139,7 +139,7 @@ class TraceFacts:
         predicts: whether the model makes next-token predictions.
         logits: whether they are stored.
         batches: of each chunk.
-        skipped: what was not watched, and why.
+        skipped: what was not observed, and why.
         pieces: token id, as text, to the token's text.
         build: the build of llama.cpp, and where it ran; None for another engine.
     """

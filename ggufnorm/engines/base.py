@@ -1,7 +1,7 @@
 """What every engine offers: a model that runs token ids and shows values at hook points.
 
 A :class:`Runner` runs one model in one engine. Before the first run it learns where it can be
-watched (:meth:`Runner.plan`); then :meth:`Runner.forward` runs one batch and calls back at the
+observed (:meth:`Runner.plan`); then :meth:`Runner.forward` runs one batch and calls back at the
 hook points that were asked for. :mod:`ggufnorm.runs` puts runners side by side and probes on
 their hook points; no engine knows of either.
 """

@@ -61,7 +61,7 @@ class Session:
 
     @property
     def matches(self) -> list[Match]:
-        """The hook points that are watched, for each batch of a chunk."""
+        """The hook points that are observed, for each batch of a chunk."""
         return self.lockstep.matches
 
     def chunk(self, i: int) -> None:
@@ -81,7 +81,7 @@ class Session:
             probe.observe(hook, batch, values)
 
     def skipped(self) -> list[Skipped]:
-        """Hook points that are not watched, and why."""
+        """Hook points that are not observed, and why."""
         found = {id(graph): graph for runner in self.runners for graph in runner.graphs}
         skipped = [s for graph in found.values() for s in graph.skipped]
         return skipped + [s for match in self.matches for s in match.skipped]

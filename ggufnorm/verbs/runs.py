@@ -42,7 +42,7 @@ def trace(
     """Run a model on a text and save the activations at its hook points.
 
     Args:
-        model: on this machine: a GGUF model, of which every watched operation is saved; a
+        model: on this machine: a GGUF model, of which every observed operation is saved; a
             checkpoint ``hf:FOLDER`` (norms, residual stream, logits); or a ``.onnx`` model
             that takes token ids (norms, logits).
         out: the trace to write, a safetensors file; it appears only when it is complete.

@@ -56,7 +56,7 @@ class Measured:
         n_chunks_planned: that the text has, or that were asked for.
         cut: why not everything was measured; None if it was.
         interrupted: by the user.
-        skipped: what could not be watched.
+        skipped: what could not be observed, and why.
         cost: of all runs.
     """
 

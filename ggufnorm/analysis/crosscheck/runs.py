@@ -179,7 +179,7 @@ class Runs:
         )
 
     def follow(self, source: str, engine: str) -> Follow:
-        """How to take down what both compute; see :data:`.compared.Follow`."""
+        """How to record what both compute; see :data:`.compared.Follow`."""
 
         def follow(pairs: Sequence[Pair], wrong: FirstWrong, tolerance: float) -> Segment:
             engines = parse(source).engine, parse(engine).engine

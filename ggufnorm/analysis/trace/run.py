@@ -51,7 +51,7 @@ def trace(
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
-    """Run a model on a text and write down what every watched operation gives.
+    """Run a model on a text and save what every observed operation computes.
 
     Args:
         model: location of the model; it must be on this machine

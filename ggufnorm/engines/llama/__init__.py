@@ -1,1 +1,1 @@
-"""llama.cpp, through llama-cpp-python, as an engine that can be watched node by node."""
+"""llama.cpp, through llama-cpp-python, as an engine whose every node can be observed."""
