@@ -419,7 +419,8 @@ class Whole:
                 values = values.byteswap()
             writer.add_tensor(name, values)
             return
-        raw = gguf.quants.quantize(values, kind)
+        with np.errstate(over="ignore"):  # a value past half precision is one of the faults
+            raw = gguf.quants.quantize(values, kind)
         if name in self.swapped:
             raw = raw.view("<u2").byteswap().view(np.uint8)
         writer.add_tensor(name, raw, raw_dtype=kind)

@@ -242,12 +242,12 @@ def _handles() -> Any:
         return _LOADED[0]
     try:
         libraries = chosen_libraries()
+        if libraries is None:
+            raise OSError("there is no llama.cpp")
+        # Not libggml: libllama may load another file of that name: there would be two copies.
+        _LOADED.append(Handles(libraries))
     except EngineMissingError as error:
         raise OSError(str(error)) from None
-    if libraries is None:
-        raise OSError("there is no llama.cpp")
-    # Not libggml: libllama may load another file of that name, and there would be two copies.
-    _LOADED.append(Handles(libraries))
     return _LOADED[0]
 
 

@@ -52,6 +52,12 @@ _OF_FAULTS: tuple[tuple[str, SuspectName], ...] = (
     ("chat template missing", "tokenizer"),
     ("quantized by way of Q4_0", "quantization"),
     ("made by way of BF16", "quantization"),
+    ("merged in NF4", "quantization"),
+    ("merged in INT8", "quantization"),
+    ("a token too many at the front", "tokenizer"),
+    ("two tokens exchanged", "tokenizer"),
+    ("merges in another order", "tokenizer"),
+    ("merges cut off", "tokenizer"),
     ("bytes behind the last tensor", "download"),
 )
 _HARMLESS = ("another label of the type",)

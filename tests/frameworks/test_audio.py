@@ -426,7 +426,7 @@ def test_the_command_exits_1_and_names_the_mistake(
     done = run(*wrong)
     assert done.return_value == 1
     assert "the logarithm is natural, not to base 10" in done.stdout
-    assert done.stdout.endswith("Not as expected: array (natural-logarithm)\n")
+    assert "\nNot as expected: array (natural-logarithm)\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert run(files["loud"], "--processor", files["hf"]).return_value == 0
 

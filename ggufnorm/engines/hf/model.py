@@ -108,7 +108,10 @@ class HFModel:
         except Exception:  # a model that cannot be made without its weights
             return
         n = sum(p.numel() for p in shell.parameters())
-        stored = n_stored_bytes(self.folder)
+        try:
+            stored = n_stored_bytes(self.folder)
+        except InputError:  # Transformers says what it makes of such a folder
+            return
         if n > _LEAST_BYTES_EACH * stored + _SMALL:
             raise InputError(
                 f"{self.folder}: config.json describes a network of {n:,} weights, and the"

@@ -32,7 +32,7 @@ _OF_RULES: tuple[tuple[str, SuspectName], ...] = (
 """Beginnings of ids, the first that fits, and the suspect that their rules speak of."""
 
 _NOTES = ("H201", "T103", "C404")
-"""Rules whose findings tell of no fault: of a label, of what was not compared, of a limit that
+"""Rules whose warnings tell of no fault: of a label, of what was not compared, of a limit that
 belongs to the checkpoint."""
 
 _DOUBTFUL = ("C101",)
@@ -45,7 +45,7 @@ _POOLING = frozenset({"pooler", "classifier", "score", "pooling_type"})
 def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
     """A judgement for each finding that is an error or a warning."""
     for finding in report.findings:
-        if finding.severity != "info" and finding.rule not in _NOTES:
+        if finding.severity != "info" and not _is_note(finding):
             is_certain = finding.severity == "error" and finding.rule not in _DOUBTFUL
             state: State = "guilty" if is_certain else "probable"
             yield Judgement(suspect_of(finding), state, _sentence(finding), _do(finding), command)
@@ -53,7 +53,11 @@ def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
 
 def notes(report: AuditReport) -> list[str]:
     """Sentences that limit what may be said, and accuse nobody."""
-    return [f.message for f in report.findings if f.rule in _NOTES and f.severity != "info"]
+    return [f.message for f in report.findings if _is_note(f)]
+
+
+def _is_note(finding: Finding) -> bool:
+    return finding.rule in _NOTES and finding.severity == "warning"
 
 
 def suspect_of(finding: Finding) -> SuspectName:

@@ -13,6 +13,7 @@ from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows, read_tensor
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.llama_libraries import find_libraries
 
 
 def gguf_py_reads(kind):
@@ -102,14 +103,17 @@ def test_any_number_of_rows_and_blocks(kind, rows, blocks, seed):
 
 
 def test_where_llama_cpp_is_absent_there_is_no_library(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(ggml, "_LOADED", [])
+    monkeypatch.setattr(ggml, "chosen_libraries", lambda: None)
     assert ggml._library.__wrapped__() is None
 
 
-def test_a_file_that_is_no_library_is_passed_over(tmp_path):
-    path = tmp_path / "libggml.so"
+def test_a_file_that_is_no_library_is_passed_over(tmp_path, monkeypatch):
+    path = tmp_path / "libllama.so"
     path.write_bytes(b"not a library")
-    assert ggml._open(path) is None
+    monkeypatch.setattr(ggml, "_LOADED", [])
+    monkeypatch.setattr(ggml, "chosen_libraries", lambda: find_libraries(path))
+    assert ggml._library.__wrapped__() is None
 
 
 def test_reading_values_does_not_import_llama_cpp(tmp_path):
