@@ -228,7 +228,7 @@ def _finding(
     a, b = (ids[at][first : first + _SHOWN] for ids in (theirs, ours))
     start, end = tokenizer.span(text, first)
     around = text[max(0, start - _AROUND) : end + _AROUND]
-    keys = tuple(_settings(change))
+    keys = tuple(_settings(change)) if left < len(wrong) else ()  # nearer, and no text is right
     message = (
         f"token ids differ in {len(wrong)} of {len(texts)} texts, first in {probe} at id {first},"
         f" in {around!r}: the source's tokenizer gives {list(a)}, the file's {list(b)}"
