@@ -473,6 +473,7 @@ def test_a_rule_can_be_explained_and_all_be_listed() -> None:
     assert "there is no rule N000" in unknown.output
 
 
+@pytest.mark.slow
 def test_a_malformed_model_is_one_line_of_error(here: Path) -> None:
     (here / "bad.gguf").write_bytes(b"no model")
     script = "from ggufnorm.cli.main import main; main()"

@@ -270,6 +270,7 @@ def test_a_remote_model_is_to_be_downloaded_first(tmp_path: Path) -> None:
         ggufnorm.fix("https://host/model.gguf", tmp_path / "mended.gguf")
 
 
+@pytest.mark.slow
 def test_the_command_shows_first_what_it_changes(tmp_path: Path) -> None:
     model, checkpoint = spoilt_pair(tmp_path)
     command = [sys.executable, "-m", "ggufnorm", "fix", str(model), "--source", str(checkpoint)]

@@ -60,6 +60,7 @@ def test_files_that_are_not_models(command: str, sample: Path, tmp_path: Path) -
         one_line_error(ggufnorm(command, *models_given), 3, str(bad), *words)
 
 
+@pytest.mark.slow
 def test_models_that_do_not_belong_together(tiny: dict[str, Path], tmp_path: Path) -> None:
     deep = models.llama(tmp_path / "deep.gguf", models.Shape(n_layer=4))
     one_line_error(ggufnorm("drift", tiny["llama"], deep), 3, "number of layers is 4 and not 3")

@@ -21,6 +21,7 @@ def found(monkeypatch: pytest.MonkeyPatch, hub: str) -> dict[str, doctor.Examina
     return {e.what: e for e in doctor.examine()}
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_no_illness(monkeypatch: pytest.MonkeyPatch) -> None:
     server = RangeServer(files={"/": b""}, trouble=status(503))
     with running(server):

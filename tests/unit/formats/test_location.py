@@ -169,6 +169,7 @@ def test_an_audit_fetches_the_header_and_the_norms_and_little_else(
     assert {request.method for request in server.requests} == {"GET"}
 
 
+@pytest.mark.slow
 def test_requests_are_made_several_at_a_time(server: RangeServer, big: Path) -> None:
     server.trouble = servers.slow(0.03)
     inspect(serve(server, big))
@@ -288,6 +289,7 @@ def test_a_server_that_ignores_ranges_is_not_read_to_its_end(
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 def test_a_server_that_drips_is_given_up(
     server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +398,7 @@ def test_a_broken_transfer_goes_on_where_it_broke(server: RangeServer, tmp_path:
     assert server.sent == path.stat().st_size
 
 
+@pytest.mark.slow
 def test_a_server_may_ask_for_a_pause(server: RangeServer, tmp_path: Path) -> None:
     serve(server, write_model(tmp_path / "m.gguf"))
     server.trouble = servers.status(429, {"Retry-After": "1"}, times=1)
@@ -465,6 +468,7 @@ def test_public_address_keeps_port_and_path() -> None:
     )
 
 
+@pytest.mark.slow
 def test_credentials_stay_with_their_host(server: RangeServer, big: Path) -> None:
     with running(RangeServer()) as other:
         serve(other, big)

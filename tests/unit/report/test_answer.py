@@ -140,6 +140,7 @@ def test_rules_that_were_not_run_are_counted_in_the_headline() -> None:
 # -- beside a file -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_with_a_file_the_answer_goes_to_standard_error(tmp_path: Path) -> None:
     saved, out = tmp_path / "x.json", tmp_path / "x.md"
     drift_report(faulty=True).save(saved)

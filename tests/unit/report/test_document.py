@@ -206,6 +206,7 @@ def test_a_changed_document_is_shown_or_refused(kind: str, data: st.DataObject) 
     assert "\x1b" not in to_fragment(result)
 
 
+@pytest.mark.slow
 def test_sets_of_nothing_are_shown() -> None:
     for nothing in (DriftSet(()), InspectionSet((), ())):
         for fmt in ("text", "markdown", "html", "json"):
@@ -245,6 +246,7 @@ def test_the_command_shows_saved_results_again(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     drift_report().save(tmp_path / "drift.json")
     inspection().save(tmp_path / "norms.json")

@@ -262,6 +262,7 @@ def test_numbers_are_never_cut_and_names_before_columns_are() -> None:
     assert "columns left out at this width: Other (--wide shows all)" in shown.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_the_command_shows_all_of_it_with_wide(tmp_path: Path) -> None:
     drift_report(8, name="a_name_of_many_words").save(tmp_path / "x.json")
     folded = run("report", tmp_path / "x.json").stdout
@@ -280,6 +281,7 @@ def test_the_command_shows_all_of_it_with_wide(tmp_path: Path) -> None:
 # -- tables for scripts --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_any_table_as_csv(tmp_path: Path) -> None:
     saved = tmp_path / "x.json"
     report = drift_report()
