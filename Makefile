@@ -8,6 +8,8 @@ UNIT := .venv-unit$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 TESTS ?=
 PIP := -m pip --quiet --disable-pip-version-check install
 PARALLEL := -n logical --dist loadfile
+# Unit tests share no engines: whoever is free takes the next.
+STEALING := -n logical --dist worksteal
 
 .PHONY: demo test unit lint bench browser coverage docs schemas clean
 
@@ -24,7 +26,7 @@ endif
 
 # The tests that need neither llama.cpp nor torch, in an environment without them.
 unit: $(UNIT)/ready
-	$(UNIT)/bin/pytest --no-engines -m "not slow" $(PARALLEL) $(or $(TESTS),tests/unit)
+	$(UNIT)/bin/pytest --no-engines -m "not slow" $(STEALING) $(or $(TESTS),tests/unit)
 
 lint: $(READY)
 	$(BIN)/ruff check
