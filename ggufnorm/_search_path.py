@@ -10,6 +10,7 @@ import os
 import sys
 
 
+# os.path and not pathlib (PTH): nothing may be imported while the folder is on the path.
 def leave_current_folder() -> None:
     """Take the current folder off ``sys.path``, unless ggufnorm itself comes from there."""
     # While runpy looks for the module, argv is "-m" and what stands behind the module's name.

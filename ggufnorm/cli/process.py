@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -70,12 +71,12 @@ class _Stream(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)
         except OSError as error:
             self.failure = self.failure or error
-            return len(memoryview(data))  # type: ignore[arg-type]
+            return len(memoryview(data))
 
 
 def mend_streams() -> None:
@@ -131,9 +132,9 @@ def check_output() -> None:
     raise OutputError(f"cannot write to standard output: {reason}")
 
 
-def complain(text: str, **style: object) -> None:
+def complain(text: str, **style: Any) -> None:
     """Say on standard error what went wrong, and if it is closed on standard output."""
-    text = click.style(text, **style) if style else text  # type: ignore[arg-type]
+    text = click.style(text, **style) if style else text
     click.echo(text, err=True)
     if _failure(sys.stderr) is not None:
         click.echo(text)

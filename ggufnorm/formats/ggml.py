@@ -121,27 +121,15 @@ def quantizer(ggml_type: int) -> Quantize | None:
         The importance of all columns is the same (``ggml_quantize_chunk`` in
         ``ggml/src/ggml.c``).
     """
-    lib = _library()
     kind = GGMLQuantizationType(ggml_type)
-    if lib is None or kind.name not in _QUANTIZABLE or not _agrees(lib, ggml_type):
+    if not _can_make(ggml_type) or kind.name not in _QUANTIZABLE:
         return None
-    chunk = _quantize_chunk()
-    if chunk is None:
-        return None
-    block = GGML_QUANT_SIZES[kind][0]
 
     def quantize(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-        n, columns = rows.shape
-        if columns % block:
-            raise ValueError(f"rows of {columns} values do not hold blocks of {block}")
-        values = np.ascontiguousarray(rows, np.float32)
-        if not np.isfinite(values).all():
+        if not np.isfinite(rows).all():
             raise ValueError("the values must be finite")
-        out = np.empty((n, lib.ggml_row_size(ggml_type, columns)), np.uint8)
-        weights = np.ones(columns, np.float32) if kind.name in _WEIGHTED else None
-        where = None if weights is None else weights.ctypes.data
-        chunk(ggml_type, values.ctypes.data, out.ctypes.data, 0, n, columns, where)
-        return out
+        alike = np.ones(rows.shape[1], np.float32) if kind.name in _WEIGHTED else None
+        return _blocks(ggml_type, rows, alike)
 
     return quantize
 
@@ -151,11 +139,18 @@ def can_quantize() -> bool:
     return _library() is not None and _quantize_chunk() is not None
 
 
-def version() -> str:
-    """Whose ggml it is, for a report."""
-    from importlib import metadata
-
-    return f"llama-cpp-python {metadata.version('llama-cpp-python')}"
+def version() -> str | None:
+    """Which ggml it is, for a report, by its own account; None where there is none."""
+    lib = _library()
+    libraries = chosen_libraries()
+    if lib is None or libraries is None:
+        return None
+    said = []
+    for name in ("ggml_version", "ggml_commit"):
+        function = getattr(lib, name)
+        function.restype = ctypes.c_char_p
+        said.append(function().decode())
+    return "ggml {} ({}) of {}".format(*said, libraries.origin.lstrip("-"))
 
 
 def quantized(
@@ -175,20 +170,39 @@ def quantized(
     Raises:
         ValueError: rows do not hold whole blocks, or a type needs an importance matrix.
     """
-    lib, kind = _library(), GGMLQuantizationType(ggml_type)
-    if lib is None or kind.name not in _QUANTIZABLE | _FLOATS or not _agrees(lib, ggml_type):
+    if not _can_make(ggml_type):
         return None
-    chunk = _quantize_chunk()
-    if chunk is None:
-        return None
+    kind = GGMLQuantizationType(ggml_type)
     if kind.name in _WEIGHTED and importance is None:
         raise ValueError(f"{kind.name} needs an importance matrix: give the one it was made with")
-    block = GGML_QUANT_SIZES[kind][0]
+    return _blocks(ggml_type, rows, importance)
+
+
+def _can_make(ggml_type: int) -> bool:
+    """Whether ggml is here, knows how to make the type, and agrees with gguf-py on it."""
+    lib, name = _library(), GGMLQuantizationType(ggml_type).name
+    known = name in _QUANTIZABLE | _FLOATS and _quantize_chunk() is not None
+    return lib is not None and known and _agrees(lib, ggml_type)
+
+
+def _blocks(
+    ggml_type: int, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """Rows as raw bytes, of a type that :func:`_can_make`.
+
+    Raises:
+        ValueError: rows do not hold whole blocks, or there is not a weight for each column.
+    """
+    chunk = _quantize_chunk()
+    assert chunk is not None
     n, columns = rows.shape
+    block = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][0]
     if columns % block:
         raise ValueError(f"rows of {columns} values do not hold blocks of {block}")
+    if importance is not None and importance.shape != (columns,):
+        raise ValueError(f"{importance.size} weights for rows of {columns} values")
     values = np.ascontiguousarray(rows, np.float32)
-    out = np.empty((n, lib.ggml_row_size(ggml_type, columns)), np.uint8)
+    out = np.empty((n, _library().ggml_row_size(ggml_type, columns)), np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     where = None if weights is None else weights.ctypes.data
     chunk(ggml_type, values.ctypes.data, out.ctypes.data, 0, n, columns, where)

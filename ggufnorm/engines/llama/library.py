@@ -43,12 +43,11 @@ def find_library(place: str | os.PathLike[str]) -> Path:
         EngineMissingError: there is none.
     """
     path = Path(place).expanduser()
-    if os.fspath(place) in DEVICES and not path.exists():
-        path = folder_of(os.fspath(place))
-        if not path.is_dir():
-            raise EngineMissingError(
-                f"no {place} build was fetched: ggufnorm engine get {place} does that"
-            )
+    is_device = os.fspath(place) in DEVICES and not path.exists()
+    if is_device and not folder_of(os.fspath(place)).is_dir():
+        raise EngineMissingError(
+            f"no {place} build was fetched: ggufnorm engine get {place} does that"
+        )
     return find_libraries(path).llama
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ggufnorm.errors import ConfigError, InputError, OutputError
+from ggufnorm.formats.llama_libraries import cache_folder
 from ggufnorm.formats.output import temporary_folder
 
 _SECONDS = 600
@@ -69,20 +68,6 @@ PREBUILT: dict[tuple[str, str, str], Prebuilt] = {
 DEVICES = tuple(dict.fromkeys(device for _system, _machine, device in PREBUILT))
 
 
-def cache_folder() -> Path:
-    """Where fetched builds are kept: the user's cache, or ``GGUFNORM_CACHE``."""
-    named = os.environ.get("GGUFNORM_CACHE")
-    if named:
-        return Path(named) / "engines"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "ggufnorm" / "engines"
-
-
 def prebuilt(device: str) -> Prebuilt:
     """The package for this machine.
 
@@ -101,7 +86,7 @@ def prebuilt(device: str) -> Prebuilt:
 
 def folder_of(device: str) -> Path:
     """Where the fetched build of a device is, or would be."""
-    return cache_folder() / f"{device}-{prebuilt(device).version}"
+    return cache_folder() / "engines" / f"{device}-{prebuilt(device).version}"
 
 
 def installed() -> Iterator[tuple[str, Path]]:

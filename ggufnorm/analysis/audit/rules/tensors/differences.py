@@ -15,6 +15,7 @@ from ggufnorm.analysis.audit.rules.tensors.common import (
     same_checkpoint,
 )
 from ggufnorm.analysis.audit.source.explain import Kind
+from ggufnorm.analysis.audit.source.plan import Making
 from ggufnorm.analysis.audit.source.tensors import Difference, Tensors
 from ggufnorm.analysis.audit.subject import Subject
 
@@ -119,7 +120,7 @@ def elsewhere(subject: Subject) -> Iterator[Problem]:
         yield found_problem
 
 
-def _all(tensors: Tensors) -> Iterator:  # type: ignore[type-arg]
+def _all(tensors: Tensors) -> Iterator[Making]:
     yield from tensors.right
     yield from (d.making for d in tensors.differences)
 
