@@ -149,6 +149,13 @@ class GGUFFile:
         return self.storage.size
 
     @property
+    def n_trailing(self) -> int:
+        """Bytes behind the last tensor and its padding; 0 for a file without tensors."""
+        end = max((t.offset + t.n_bytes for t in self.tensors.values()), default=0)
+        padded = end + -end % self.alignment
+        return max(0, self.size - padded) if end else 0
+
+    @property
     def shards(self) -> tuple[GGUFFile, ...]:
         """The files that the model is in: this one."""
         return (self,)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -115,10 +117,11 @@ def test_nobody_is_accused_of_a_right_conversion(name: str, tmp_path: Path) -> N
         report = ggufnorm.check(*whole(name).write(tmp_path))
 
     assert accused(report) == []
-    states = {s.name: s.state for s in report.suspects}
+    found = states(report)
     # gguf-py does not know the newest: its norms are compared as any other tensor.
-    assert states["normalization"] == ("partly" if name == "newest" else "cleared")
-    assert states["file against source"] == "cleared"
+    assert found["normalization"] == ("partly" if name == "newest" else "cleared")
+    assert found["file against source"] == found["quantization"] == "cleared"
+    assert found["pooling"] == ("partly" if name == "bert" else "cleared")  # it was not run
 
 
 # -- runs --------------------------------------------------------------------------------------
@@ -129,11 +132,15 @@ def sound(folder: Path, arch: str) -> Path:
     return path if path.exists() else BUILD[arch](path)
 
 
-def to_q8(path: Path) -> Path:
-    target = path.with_name(f"{path.stem}-Q8_0.gguf")
+def to_type(path: Path, file_type: str) -> Path:
+    target = path.with_name(f"{path.stem}-{file_type}.gguf")
     with in_process.engine():
-        quantize(path, target, "Q8_0", n_threads=1)
+        quantize(path, target, file_type, n_threads=1)
     return target
+
+
+def to_q8(path: Path) -> Path:
+    return to_type(path, "Q8_0")
 
 
 def damaged(folder: Path, arch: str) -> CheckReport:
@@ -202,9 +209,59 @@ def test_nobody_is_accused_of_a_sound_quantization(arch: str, tmp_path: Path) ->
     report = check(to_q8(ref), ref)
 
     assert accused(report) == []
-    states = {s.name: s.state for s in report.suspects}
-    assert (states["quantization"], states["K/V cache"]) == ("cleared", "not examined")
-    assert states["engine and device"] == "partly"
+    found = states(report)
+    assert (found["quantization"], found["K/V cache"]) == ("cleared", "not examined")
+    assert found["engine and device"] == "partly"
+
+
+def states(report: CheckReport) -> dict[SuspectName, str]:
+    return {s.name: s.state for s in report.suspects}
+
+
+def test_an_embedding_model_that_states_no_pooling_is_not_cleared_of_it(tmp_path: Path) -> None:
+    path = models.bert(tmp_path / "bert.gguf")
+    lacking = models.rewritten(path, tmp_path / "lacking.gguf", {"bert.pooling_type": None})
+
+    assert states(check(lacking))["pooling"] == "not examined"
+
+
+def test_a_decoder_whose_source_pools_and_that_states_no_pooling_is_guilty(
+    tmp_path: Path,
+) -> None:
+    model, checkpoint = whole("qwen3").write(tmp_path)
+    (checkpoint / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_lasttoken": True}
+    (checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+    with without_engines():
+        report = ggufnorm.check(model, checkpoint)
+
+    assert accused(report) == ["pooling"]
+
+
+def test_a_model_in_half_precision_may_have_been_quantized_before(tmp_path: Path) -> None:
+    ref = sound(tmp_path, "llama")
+    reader = gguf.GGUFReader(to_q8(ref))
+    halved = {
+        t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float16)
+        for t in reader.tensors
+        if t.tensor_type == gguf.GGMLQuantizationType.Q8_0
+    }
+    path = models.rewritten(ref, tmp_path / "halved.gguf", tensors=halved)
+
+    assert states(check(path))["quantization"] == "partly"
+
+
+def test_a_coarser_model_is_no_better_quant(tmp_path: Path) -> None:
+    ref = sound(tmp_path, "llama")
+    coarse = to_type(ref, "Q4_0")
+
+    report = check(to_q8(ref), coarse)
+
+    found = next(s for s in report.suspects if s.name == "quantization")
+    assert found.state == "not examined"
+    assert f"{coarse} is no better quant (Q4_0 against Q8_0)" in found.sentence
+    assert accused(report) == []
 
 
 # -- the document ------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def test_a_tensor_or_a_key_more_or_less_is_no_proof(moe: Path, tmp_path: Path) -
 
     assert verified(lacking, moe).lacking == ("blk.2.attn_q_norm.weight",)
     assert not verified(lacking, moe).is_derived
-    assert "Other keys that count: qwen3moe.rope.freq_base" in verified(other, moe).verdict
+    assert "differ: qwen3moe.rope.freq_base" in verified(other, moe).verdict
     assert not verified(other, moe).is_derived
 
 
@@ -198,3 +198,50 @@ def test_there_is_no_statement_of_what_was_not_made_again(moe: Path, tmp_path: P
 
     assert CliRunner().invoke(cli, command, standalone_mode=False).return_value == 1
     assert not out.exists()
+
+
+def test_another_chat_template_is_no_proof(moe: Path, tmp_path: Path) -> None:
+    """llama-quantize copies it: whoever changed it changed what users get."""
+
+    def with_template(text: str) -> Path:
+        path = tmp_path / f"{len(text)}.gguf"
+        reader, writer = gguf.GGUFReader(moe), gguf.GGUFWriter(path, "qwen3moe")
+        for name, field in reader.fields.items():
+            if not name.startswith("GGUF.") and name != "general.architecture":
+                kind = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(name, field.contents(), field.types[0], kind)
+        writer.add_chat_template(text)
+        for t in reader.tensors:
+            writer.add_tensor(t.name, np.array(t.data), raw_dtype=t.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    source, other = with_template("{{ messages }}"), with_template("{{ messages }} and more")
+    quant = quantized(source, "Q8_0")
+
+    assert verified(quant, source).is_derived
+    report = verified(quant, other)
+    assert not report.is_derived
+    assert "differ: tokenizer.chat_template" in report.verdict
+
+
+def test_bytes_behind_the_last_tensor_are_no_proof(moe: Path, tmp_path: Path) -> None:
+    longer = tmp_path / "longer.gguf"
+    longer.write_bytes(quantized(moe, "Q8_0").read_bytes() + bytes(4096))
+
+    report = verified(longer, moe)
+
+    assert not report.is_derived
+    assert report.verdict.endswith("4,096 bytes follow the last tensor.")
+
+
+def test_the_ggml_that_quantized_is_named_by_its_own_account(moe: Path) -> None:
+    from ggufnorm.engines.llama.binding import ggml
+
+    said = verified(quantized(moe, "Q8_0"), moe).engine
+
+    assert said.startswith(f"ggml {ggml().ggml_version().decode()} (")
+    assert said.endswith("of llama-cpp-python")

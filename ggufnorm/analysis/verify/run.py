@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
@@ -73,14 +73,14 @@ def verify(
         added = tuple(name for name in b.tensors if name not in a.tensors)
         metadata = tuple(d for d in metadata_differences(a, b) if not _is_written(d.key))
         differing = [t for t in found if t.outcome == "differs"]
-        others = [d for d in metadata if d.affects != "nothing"]
-        is_derived = not (differing or skipped or lacking or added or others)
+        trailing = sum(shard.n_trailing for shard in b.shards)
+        is_derived = not (differing or skipped or lacking or added or metadata or trailing)
         matrix = _matrix_of(b) if imatrix is None else None
         return VerifyReport(
             source=model_facts(a),
             quant=model_facts(b),
             imatrix=None if imatrix is None else os.fspath(imatrix),
-            engine=ggml.version(),
+            engine=ggml.version() or "",
             tensors=tuple(found),
             lacking=lacking,
             added=added,
@@ -88,7 +88,7 @@ def verify(
             skipped=tuple(skipped),
             is_derived=is_derived,
             verdict=_verdict(
-                found, skipped, lacking, added, others, matrix, given=imatrix is not None
+                found, skipped, lacking, added, metadata, trailing, matrix, imatrix is not None
             ),
         )
 
@@ -157,9 +157,9 @@ def _verdict(
     skipped: list[Skipped],
     lacking: tuple[str, ...],
     added: tuple[str, ...],
-    others: list[MetadataDifference],
+    metadata: Sequence[MetadataDifference],
+    trailing: int,
     matrix: str | None,
-    *,
     given: bool,
 ) -> str:
     differing = [t for t in found if t.outcome == "differs"]
@@ -191,9 +191,14 @@ def _verdict(
     if skipped:
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         said.append(f"not made again: {skipped[0].what}{more} ({skipped[0].reason})")
-    if others:
-        keys = ", ".join(d.key for d in others[:_MOST_NAMED])
-        said.append(f"other keys that count: {keys}{', …' if len(others) > _MOST_NAMED else ''}")
+    if metadata:
+        keys = ", ".join(d.key for d in metadata[:_MOST_NAMED])
+        said.append(
+            f"keys that llama-quantize copies differ: {keys}"
+            f"{', …' if len(metadata) > _MOST_NAMED else ''}"
+        )
+    if trailing:
+        said.append(f"{trailing:,} bytes follow the last tensor")
     return ". ".join(s[:1].upper() + s[1:] for s in said) + "."
 
 

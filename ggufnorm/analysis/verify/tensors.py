@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from ggufnorm.core.verify import TensorProof
+from ggufnorm.core.verify import Outcome, TensorProof
 from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows
@@ -76,13 +76,13 @@ def prove(
     if found.n_differing:
         rel_l2 = float(np.sqrt(found.error / found.norm)) if found.norm else None
         rel_l2 = rel_l2 if rel_l2 is not None and np.isfinite(rel_l2) else None
-    same = "copied" if is_copied else "derived"
+    same: Outcome = "copied" if is_copied else "derived"
     return TensorProof(
         tensor=name,
         layer=layer_of(name),
         dtype_from=a.dtype,
         dtype=b.dtype,
-        outcome="differs" if found.n_differing else same,  # type: ignore[arg-type]
+        outcome="differs" if found.n_differing else same,
         n_blocks=b.n_elements // block,
         n_differing=found.n_differing,
         first_row=found.first[0] if found.first else None,

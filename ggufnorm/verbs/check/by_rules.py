@@ -128,8 +128,8 @@ def of_file_alone(report: AuditReport, case: Case, command: str) -> Iterator[Jud
         constants = "mean and deviation of pixels are plausible, taken by themselves"
         yield Judgement("preprocessing", "partly", constants, add, command)
     if not case.pools and not case.is_encoder:
-        words = "it predicts tokens: nothing is pooled"
-        yield Judgement("pooling", "cleared", words, "", command)
+        words = "it states no pooling, and predicts tokens"
+        yield Judgement("pooling", "partly", words, add, command)
 
 
 def of_source(report: AuditReport, case: Case, command: str) -> Iterator[Judgement]:
@@ -144,8 +144,15 @@ def of_source(report: AuditReport, case: Case, command: str) -> Iterator[Judgeme
         words = "every tensor has the values of its source, as far as its type can hold them"
         yield Judgement("download", "cleared", words, "", command)
     if ran(report, "S208"):
-        norms = f"its {report.summary.n_norms} norms have the weights and epsilons of the source"
-        yield Judgement("normalization", "cleared", norms, "", command)
+        epsilons = bool(ran(report, "S401"))
+        what = "weights and epsilons" if epsilons else "weights"
+        words = f"its {report.summary.n_norms} norms have the {what} of the source"
+        why = "" if epsilons else f"epsilons: {why_not(report, 'S401')}"
+        state: State = "cleared" if epsilons else "partly"
+        yield Judgement("normalization", state, joined([words, why]), "", command)
+    if ran(report, "T207") and not case.quantized:
+        words = f"no tensor is quantized ({case.types}), nor went through a coarser type"
+        yield Judgement("quantization", "cleared", words, "", command)
     if ran(report, "K401"):
         words = "the tokenizer's keys are the source's"
         run = "run both tokenizers: ggufnorm compare hf:FOLDER MODEL"
@@ -153,6 +160,9 @@ def of_source(report: AuditReport, case: Case, command: str) -> Iterator[Judgeme
     if ran(report, "K101") and case.pools:
         words = "pooling_type and the pooler's tensors are the source's"
         yield Judgement("pooling", "partly", words, "", command)
+    elif ran(report, "K101") and not case.is_encoder:
+        words = "it predicts tokens, and its source asks for no pooling"
+        yield Judgement("pooling", "cleared", words, "", command)
     if case.is_encoder and ran(report, "V106"):
         words = "mean and deviation of pixels are the source's"
         yield Judgement("preprocessing", "partly", words, "", command)

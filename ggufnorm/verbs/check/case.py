@@ -18,6 +18,7 @@ from ggufnorm.verbs.check.given import Evidence
 
 FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
 """Types that are not quantized."""
+_SCORES = frozenset({"cls.weight", "cls.output.weight"})
 _DIGEST = re.compile(r"(?:sha256[-:])?([0-9a-f]{64})")
 """How huggingface_hub's cache and Ollama name the files whose digest they know."""
 
@@ -63,7 +64,8 @@ class Case:
         name: ``general.name``.
         types: tensors by type, ``21 Q4_K, 13 F32``.
         quantized: types of the matrices that are no floats, the commonest first.
-        pools: whether the model makes one vector or score of a text.
+        pools: whether the model makes one vector or score of a text: it states how, attends both
+            ways (``LlamaModel.is_embedding``), or has a classifier.
         is_encoder: whether the model is an image or audio encoder.
         source_is_local: whether the source is on this machine.
     """
@@ -108,6 +110,7 @@ def open_case(evidence: Evidence, options: RunOptions) -> Case:
         quantized = Counter(t.dtype for t in file.tensors.values() if _is_quantized(t.dtype))
         arch = file.architecture
         pooling = file.metadata.integer(f"{arch}.pooling_type")
+        is_causal = file.metadata.get(f"{arch}.attention.causal") is not False
         is_local, source_size = _source_size(evidence.source)
         return Case(
             evidence,
@@ -121,7 +124,7 @@ def open_case(evidence: Evidence, options: RunOptions) -> Case:
             file.metadata.string("general.name"),
             ", ".join(f"{n} {name}" for name, n in types.most_common()),
             tuple(name for name, _ in quantized.most_common()),
-            bool(pooling) or "cls.output.weight" in file.tensors or "cls.weight" in file.tensors,
+            bool(pooling) or not is_causal or not _SCORES.isdisjoint(file.tensors),
             arch == "clip",
             is_local,
         )

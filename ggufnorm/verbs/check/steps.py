@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ggufnorm.analysis.diff.order import coarser
 from ggufnorm.core.audit import AuditReport
 from ggufnorm.core.check import SuspectName
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.formats.files import open_regular
+from ggufnorm.formats.location import open_model
 from ggufnorm.runs.options import PLAIN
 from ggufnorm.verbs.check import by_rules, by_runs
 from ggufnorm.verbs.check.case import Case, memory, missing_packages, seconds, threads
@@ -265,10 +267,26 @@ def _quantization_command(case: Case) -> str:
 
 def _quantization(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
     if not case.quantized:
-        yield Judgement("quantization", "cleared", f"no tensor is quantized ({case.types})")
+        words = f"no tensor is quantized ({case.types}): whether one was, its source tells"
+        yield Judgement("quantization", "partly", words, by_rules.ADD_SOURCE)
     if case.evidence.reference is not None:
+        exchanged = _exchanged(case, case.evidence.reference)
+        if exchanged is not None:
+            yield exchanged
+            return
         report = _drift(case, case.evidence.reference, on_progress)
         yield from by_runs.of_drift(report, _quantization_command(case))
+
+
+def _exchanged(case: Case, reference: str) -> Judgement | None:
+    """What there is to say of a better quant that is none."""
+    with open_model(reference) as a, open_model(case.evidence.model) as b:
+        found = coarser(a, b)
+    if found is None:
+        return None
+    words = f"{reference} is no better quant ({found.dtype_ref} against {found.dtype})"
+    do = "exchange the two, or give a better one: ggufnorm check MODEL BETTER.gguf"
+    return Judgement("quantization", "not examined", words, do)
 
 
 STEPS: tuple[Step, ...] = (

@@ -117,16 +117,12 @@ def trailing(subject: Subject) -> Iterator[Problem]:
         ``1,048,576 bytes follow the last tensor``
     """
     for file in subject.file.shards:
-        alignment = file.metadata.integer("general.alignment") or 32
-        end = max((t.offset + t.n_bytes for t in file.tensors.values()), default=0)
-        if not end:
-            continue
-        end += -end % alignment
-        if file.size > end:
-            message = f"{file.size - end:,} bytes follow the last tensor"
+        n = file.n_trailing
+        if n:
+            message = f"{n:,} bytes follow the last tensor"
             if len(subject.file.shards) > 1:
                 message = f"{file.path}: {message}"
-            yield Problem(message, evidence={"n_bytes": file.size - end, "end": end})
+            yield Problem(message, evidence={"n_bytes": n, "end": file.size - n})
 
 
 RULES: tuple[Rule, ...] = (file_type, trailing)
