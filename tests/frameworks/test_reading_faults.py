@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 
 import ggufnorm
+from ggufnorm.analysis.audit.fleet.run import audit_all
 from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
-from ggufnorm.analysis.audit.run import AuditOptions, audit_all
+from ggufnorm.analysis.audit.run import AuditOptions
 from ggufnorm.analysis.trace.ids import read_ids
 from ggufnorm.cli.options import read_text
 from ggufnorm.core.audit import AuditReport
