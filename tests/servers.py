@@ -133,6 +133,7 @@ def running(server: RangeServer) -> Iterator[RangeServer]:
     """Run a server in a thread; its ``port`` is set."""
     handler = type("Bound", (Handler,), {"owner": server, "lock": threading.Lock()})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http.handle_error = lambda request, client_address: None  # a client that was killed
     http.daemon_threads = True
     http.block_on_close = False
     server.port = http.server_address[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +14,14 @@ from ggufnorm.cli.options import llama_cpp_option
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.process import complain
 from ggufnorm.cli.progress import progress_bar
-from ggufnorm.core.audit import SEVERITIES, AuditReport, PassedOver, Severity
+from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, PassedOver, Severity
 from ggufnorm.core.printable import printable
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.report.formats import STREAMS
 from ggufnorm.report.formatting import counted
+
+if TYPE_CHECKING:
+    from ggufnorm.analysis.audit.ignores import Ignore
 
 _FORMATS = (*FORMATS, "sarif", "github", *STREAMS)
 
@@ -52,8 +55,20 @@ def split_ids(
 )  # fmt: skip
 @click.option(
     "--ignore-file", type=click.Path(dir_okay=False, path_type=Path),
-    help="File with the accepted findings.  [default: .ggufnorm-ignore.toml or pyproject.toml in"
-    " the current folder]",
+    help="File with the accepted findings and the rules' severities.  [default:"
+    " .ggufnorm-ignore.toml or pyproject.toml in the current folder]",
+)  # fmt: skip
+@click.option(
+    "--baseline", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
+    help="Accept the findings of an audit that was saved as JSON, so that new ones alone count.",
+)  # fmt: skip
+@click.option(
+    "--manifest", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
+    help="Compare every tensor and key with what --save-manifest wrote.",
+)  # fmt: skip
+@click.option(
+    "--save-manifest", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.json",
+    help="Write the digest of every tensor and key of the model.",
 )  # fmt: skip
 @click.option(
     "--fail-on", default="error", show_default=True, type=click.Choice(SEVERITIES),
@@ -85,6 +100,9 @@ def command(
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     ignore_file: Path | None,
+    baseline: Path | None,
+    manifest: Path | None,
+    save_manifest: Path | None,
     fail_on: Severity,
     models_from: str | None,
     jobs: int | None,
@@ -107,25 +125,33 @@ def command(
     fmt = choose_format(fmt, output, _FORMATS)
     locations = at_least_one((*models, *_listed(models_from)), hf_repos)
     from ggufnorm import api
-    from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_ignores, read_ignores
+    from ggufnorm.analysis.audit.ignores import IGNORE_FILE, find_policy, read_policy
     from ggufnorm.formats.location import expand
 
     require_kinds(locations)
     read = [*expand(locations, ask=False), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
-    require_outputs(output, reading=read)
+    require_outputs(output, save_manifest, reading=[*read, baseline, manifest, models_from])
 
-    accepted = read_ignores(ignore_file) if ignore_file else find_ignores(Path.cwd())
+    policy = read_policy(ignore_file) if ignore_file else find_policy(Path.cwd())
     shared: dict[str, Any] = {
-        "run": run, "full": full, "select": select, "ignore": ignore, "accepted": accepted,
+        "run": run, "full": full, "select": select, "ignore": ignore,
+        "accepted": [*policy.accepted, *_known(baseline)], "severities": policy.severities,
         "jobs": jobs, "cache": not no_cache, "dask": dask,
     }  # fmt: skip
+    if manifest or save_manifest:
+        _require_one(locations, fmt)
     if fmt in STREAMS:
         if source is not None:
             raise click.UsageError(f"--source goes with one report, not with {fmt}")
         return _stream(locations, shared, fmt, output, fail_on)
     with progress_bar("audit") as show:
-        found = api.audit(locations, source=source, on_progress=show, **shared)
+        found = api.audit(locations, source=source, on_progress=show, manifest=manifest, **shared)
     is_one = report_failed(found)
+    if save_manifest:
+        from ggufnorm.analysis.audit.manifest import save_manifest as save
+
+        save(locations[0], save_manifest)
+        click.echo(f"manifest written to {printable(str(save_manifest))}", err=True)
     emit(found.models[0] if is_one else found, fmt, output)
     if found.interrupted:
         click.echo("interrupted: the report covers the models that were checked", err=True)
@@ -133,6 +159,26 @@ def command(
     if found.failed:
         return InputError.exit_code
     return int(any(fails(report, fail_on) for report in found.models))
+
+
+def _known(baseline: Path | None) -> list[Ignore]:
+    """The findings of a saved audit, as entries of an ignore file."""
+    if baseline is None:
+        return []
+    from ggufnorm.analysis.audit.ignores import baseline as entries
+    from ggufnorm.report.formats import load
+
+    saved = load(baseline)
+    if not isinstance(saved, (AuditReport, AuditSet)):
+        raise ConfigError(f"{baseline}: no audit: save one with `ggufnorm audit -o FILE.json`")
+    return entries(baseline, [saved] if isinstance(saved, AuditReport) else saved.models)
+
+
+def _require_one(locations: Sequence[str], fmt: str) -> None:
+    from ggufnorm.formats.location import expand
+
+    if fmt in STREAMS or len(locations) > 1 or expand(locations, ask=False) != [*locations]:
+        raise click.UsageError("a manifest is of one model: give one, and no stream of results")
 
 
 def _listed(file: str | None) -> list[str]:

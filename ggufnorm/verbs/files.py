@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar, overload
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.audit.fleet.run import Fleet
     from ggufnorm.analysis.audit.ignores import Ignore
     from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress
+    from ggufnorm.core.audit import Severity
 
 L = TypeVar("L", bound=AnyLocation)
 
@@ -79,6 +80,8 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
+    manifest: AnyLocation | None = None,
 ) -> AuditReport: ...
 
 
@@ -92,10 +95,12 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
     on_progress: Callable[[AuditProgress], None] = ...,
     jobs: int | None = None,
     cache: bool = True,
     dask: str | None = None,
+    manifest: AnyLocation | None = None,
 ) -> AuditSet: ...
 
 
@@ -108,10 +113,12 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
     on_progress: Callable[[AuditProgress], None] = lambda _progress: None,
     jobs: int | None = None,
     cache: bool = True,
     dask: str | None = None,
+    manifest: AnyLocation | None = None,
 ) -> AuditReport | AuditSet:
     """Check the normalization of converted models.
 
@@ -129,11 +136,14 @@ def audit(
         ignore: prefixes of the ids of the rules not to check.
         accepted: findings that are known and accepted
             (:func:`ggufnorm.analysis.audit.ignores.read_ignores`).
+        severities: of rules, by the beginning of their ids, where they are not their own.
         on_progress: called after each rule, of a list or tuple.
         jobs: of a list or tuple, how many are checked at once; None for what suits them.
         cache: of a list or tuple, whether results of remote models are kept for the next run,
             and those kept used where the file has not changed.
         dask: of a list or tuple, address of a dask.distributed scheduler whose workers check.
+        manifest: of one model, file with what it should hold
+            (:func:`ggufnorm.analysis.audit.manifest.save_manifest`).
 
     Returns:
         What the rules found; each rule selected either ran or says why it did not. Of a
@@ -150,7 +160,9 @@ def audit(
     from ggufnorm.analysis.audit import run as audits
     from ggufnorm.analysis.audit.fleet.run import Fleet
 
-    options = audits.AuditOptions(source, run, full, select, ignore, accepted)
+    options = audits.AuditOptions(
+        source, run, full, select, ignore, accepted, severities or {}, manifest
+    )
     if isinstance(location, (str, os.PathLike)):
         require_kinds("audit", location)
         return audits.audit(location, **vars(options))
@@ -180,6 +192,7 @@ def audit_each(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
     on_progress: Callable[[AuditProgress], None] = lambda _progress: None,
     jobs: int | None = None,
     cache: bool = True,
@@ -194,6 +207,7 @@ def audit_each(
         select: see there.
         ignore: see there.
         accepted: see there.
+        severities: see there.
         on_progress: see there.
         jobs: see there.
         cache: see there.
@@ -210,7 +224,7 @@ def audit_each(
     from ggufnorm.analysis.audit.fleet.run import Fleet
     from ggufnorm.analysis.audit.run import AuditOptions
 
-    options = AuditOptions(None, run, full, select, ignore, accepted)
+    options = AuditOptions(None, run, full, select, ignore, accepted, severities or {})
     yield from _each(locations, options, on_progress, Fleet(jobs, cache, dask))[1]
 
 

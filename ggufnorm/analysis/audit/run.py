@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gguf.constants import LlamaFileType
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
+from ggufnorm.analysis.audit.manifest import read_manifest
 from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun, Provenance
+from ggufnorm.core.audit import (
+    SEVERITIES,
+    AuditReport,
+    AuditSummary,
+    Finding,
+    NotRun,
+    Provenance,
+    Severity,
+)
 from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.errors import ConfigError, GgufnormError, TensorDataError
@@ -42,6 +51,8 @@ class AuditOptions:
         select: beginnings of the ids of the rules to check; empty for all.
         ignore: beginnings of the ids of the rules not to check.
         accepted: findings that are known and accepted.
+        severities: of rules, by the beginning of their ids, where they are not their own.
+        manifest: file with what a model should hold; None if there is none.
     """
 
     source: Location | None = None
@@ -50,6 +61,8 @@ class AuditOptions:
     select: Sequence[str] = ()
     ignore: Sequence[str] = ()
     accepted: Sequence[Ignore] = ()
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    manifest: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,8 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
+    manifest: Location | None = None,
 ) -> AuditReport:
     """Check one converted model, with its source every tensor and key of it.
 
@@ -98,6 +113,9 @@ def audit(
         ignore: beginnings of the ids of the rules not to check.
         accepted: findings that are known and accepted
             (:func:`ggufnorm.analysis.audit.ignores.read_ignores`).
+        severities: of rules, by the beginning of their ids, where they are not their own.
+        manifest: file with what the model should hold
+            (:func:`ggufnorm.analysis.audit.manifest.save_manifest`).
 
     Returns:
         What the rules found; each rule selected either ran or says why it did not.
@@ -107,7 +125,7 @@ def audit(
         GGUFError: the model is not well-formed GGUF.
         ConfigError: a selector is the beginning of no rule's id.
     """
-    options = AuditOptions(source, run, full, select, ignore, accepted)
+    options = AuditOptions(source, run, full, select, ignore, accepted, severities or {}, manifest)
     return audit_opened(location, options, choose_rules(select, ignore))
 
 
@@ -175,6 +193,8 @@ def checked(
     local = opened is not None and opened.is_local and not _is_remote(file)
     subject = open_subject(file, opened, full=options.full or local)
     subject = replace(subject, on_progress=tell)
+    if options.manifest is not None:
+        subject = replace(subject, manifest=read_manifest(options.manifest))
     if options.run:
         subject = replace(subject, run=lambda: _run(location))
     findings, not_run = _check(subject, chosen, step)
@@ -256,7 +276,8 @@ def _report(
     options: AuditOptions,
     rules: Sequence[Rule],
 ) -> AuditReport:
-    ordered = sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
+    graded = [_graded(f, options.severities) for f in found]
+    ordered = sorted(graded, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
     findings, ignored = split_ignored(ordered, options.accepted, subject.file.path)
     # A rule that stopped half-way after it found something did run.
     silent = {n.rule for n in not_run} - {f.rule for f in found}
@@ -271,6 +292,14 @@ def _report(
         summary=_summary(findings, len(ignored), len(subject.sites), ran),
         provenance=_provenance(subject.file),
     )
+
+
+def _graded(finding: Finding, severities: Mapping[str, Severity]) -> Finding:
+    """A finding with the severity that the longest beginning of its rule's id stands for."""
+    fitting = [prefix for prefix in severities if finding.rule.startswith(prefix)]
+    if not fitting:
+        return finding
+    return replace(finding, severity=severities[max(fitting, key=len)])
 
 
 def _provenance(file: ModelFile) -> Provenance:

@@ -24,6 +24,7 @@ from ggufnorm.formats.location import expand
 from ggufnorm.report.formats import load
 from tests.conversions import build, write
 from tests.hub import Limited, commit, repositories
+from tests.paths import ROOT
 from tests.servers import HubServer, Repo, running
 
 
@@ -332,3 +333,23 @@ def test_no_scheduler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(workers, "_CONNECT", 1)
     with pytest.raises(ConfigError, match="there is no dask scheduler at tcp"):
         list(ggufnorm.audit_each(paths, dask="tcp://127.0.0.1:1"))
+
+
+@pytest.mark.slow
+def test_the_census_of_forty_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in ("duckdb", "pyarrow", "vl_convert"):
+        pytest.importorskip(needed)
+    server = repositories(tmp_path, 80)
+    environment = {**os.environ, "GGUFNORM_CACHE": str(tmp_path / "cache")}
+    environment.pop("HF_TOKEN", None)
+    with running(server):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "samples" / "census.py"), "hf://org", "--out", "out"],
+            env={**environment, "HF_ENDPOINT": server.url, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300,
+        )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 40
+    rules = (tmp_path / "out" / "rules.svg").read_text(encoding="utf-8")
+    assert "N302 norm-zero" in rules
+    kinds = (tmp_path / "out" / "architectures.svg").read_text(encoding="utf-8")
+    assert "gemma2" in kinds

@@ -188,6 +188,7 @@ def _plain(options: AuditOptions) -> Options:
         tuple(options.select),
         tuple(options.ignore),
         tuple(options.accepted),
+        dict(options.severities),
     )
 
 

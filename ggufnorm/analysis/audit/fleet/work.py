@@ -11,7 +11,7 @@ from typing import Any
 from ggufnorm.analysis.audit.ignores import Ignore
 from ggufnorm.analysis.audit.run import AuditOptions, Location, audit_opened, choose_rules
 from ggufnorm.analysis.audit.source.tensors import Progress
-from ggufnorm.core.audit import AuditReport
+from ggufnorm.core.audit import AuditReport, Severity
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.errors import GGUFError, GgufnormError, InputError
 from ggufnorm.formats.location import identity_of
@@ -35,11 +35,18 @@ class Options:
     select: tuple[str, ...]
     ignore: tuple[str, ...]
     accepted: tuple[Ignore, ...]
+    severities: dict[str, Severity]
 
     def of_audit(self) -> AuditOptions:
         """The options themselves."""
         return AuditOptions(
-            self.source, self.run, self.full, self.select, self.ignore, self.accepted
+            self.source,
+            self.run,
+            self.full,
+            self.select,
+            self.ignore,
+            self.accepted,
+            self.severities,
         )
 
 
