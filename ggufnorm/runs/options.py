@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
-from ggufnorm.core.engine import ALL, GpuLayers, Placement
+from ggufnorm.core.engine import ALL, AUTO, GpuLayers, Placement
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 
 
@@ -28,7 +28,7 @@ class SideOptions(Placement):
     def engine(
         self, n_ctx: int, n_threads: int | None, n_gpu_layers: GpuLayers | None = None
     ) -> EngineOptions:
-        """The same with what both sides share.
+        """The same with what both sides share; to be settled before a model is loaded.
 
         Args:
             n_ctx: tokens of a chunk.
@@ -46,7 +46,7 @@ class SideOptions(Placement):
             return 0
         if wanted is None:
             wanted = "auto" if self.offload_devices or self.rpc else 0
-        return {"auto": ALL, "all": ALL}[wanted] if isinstance(wanted, str) else wanted
+        return {"auto": AUTO, "all": ALL}[wanted] if isinstance(wanted, str) else wanted
 
 
 PLAIN = SideOptions()
