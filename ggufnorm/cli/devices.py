@@ -138,8 +138,8 @@ def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
         ),
         click.option(
             f"--{prefix}op-offload/--{prefix}no-op-offload", default=None,
-            help="--op-offload of the reference alone." if prefix else "Copy weights on the CPU to a"
-            " device for each large batch.  [default: op-offload, but not with -ngl 0]",
+            help=_help(prefix, "-op-offload", "Copy weights on the CPU to a device for each large"
+                       " batch.  [default: op-offload, but not with -ngl 0]"),
         ),
         click.option(
             f"--{prefix}kv-offload/--{prefix}no-kv-offload",

@@ -16,6 +16,8 @@ _PLACES = ("library", "origin", "llama_cpp")
 """Fields that say where a build lies, which decides nothing."""
 _LONGEST = 400
 """Characters of a value that is kept as it is; a longer one is kept as its digest."""
+_FEW = 4
+"""Records in a list that are kept one by one."""
 _MOST = 4
 """Differences that a message names."""
 
@@ -49,8 +51,8 @@ def identify(*engines: EngineInfo, **decisive: Any) -> Identity:
         engines: that run the models.
         decisive: everything else, by name.
     """
-    plain = {name: _brief(to_plain(value, _PLACES)) for name, value in decisive.items()}
-    return Identity({"engines": [_brief(to_plain(e, _PLACES)) for e in engines], **plain})
+    facts = {"engines": list(map(to_plain, engines)), **to_plain(decisive)}
+    return Identity({name: _brief(value) for name, value in facts.items()})
 
 
 def _brief(value: Any) -> Any:
@@ -58,11 +60,11 @@ def _brief(value: Any) -> Any:
     if hasattr(value, "tobytes"):
         return _digest(value.tobytes())
     if isinstance(value, dict):
-        return {str(key): _brief(part) for key, part in value.items()}
+        return {str(k): _brief(part) for k, part in value.items() if k not in _PLACES}
     text = value if isinstance(value, str) else None
     if isinstance(value, (list, tuple)):
         value = [_brief(part) for part in value]
-        text = json.dumps(value)
+        text = None if 0 < len(value) <= _FEW and _are_records(value) else json.dumps(value)
     return value if text is None or len(text) <= _LONGEST else _digest(text.encode())
 
 
@@ -76,16 +78,15 @@ def _differences(before: Any, now: Any, at: str) -> Iterator[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*now, *before)):
             yield from _differences(before.get(key), now.get(key), f"{at}.{key}" if at else key)
-    elif _are_records(before, now):
+    elif _are_records(before) and _are_records(now) and len(before) == len(now):
         for i, pair in enumerate(zip(before, now, strict=True)):
             yield from _differences(*pair, f"{at}[{i}]" if len(now) > 1 else at)
     else:
         yield f"{at} was {_shown(before)} and is {_shown(now)}"
 
 
-def _are_records(before: Any, now: Any) -> bool:
-    lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
-    return lists and all(isinstance(part, dict) for part in (*before, *now))
+def _are_records(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, dict) for part in value)
 
 
 def _shown(value: Any) -> str:
