@@ -167,9 +167,10 @@ class Api:
         return self._function("llama_model_quantize_default_params", struct, [])()
 
     def llama_model_quantize(self, source: bytes, target: bytes, params: Any) -> int:
-        """As llama.h has it."""
+        """As llama.h has it; the parameters themselves, or a pointer to them."""
         call = self._function("llama_model_quantize", _U, [_T, _T, _P])
-        return int(call(source, target, ctypes.addressof(params)))
+        pointer = ctypes.byref(params) if isinstance(params, ctypes.Structure) else params
+        return int(call(source, target, pointer))
 
     def _quantize_layout(self) -> Layout:
         name = "llama_model_quantize_params"
