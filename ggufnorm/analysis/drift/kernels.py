@@ -26,8 +26,6 @@ _PRODUCTS = frozenset(("MUL_MAT", "MUL_MAT_ID", "FLASH_ATTN_EXT", "OUT_PROD"))
 _WITH_PRODUCTS = frozenset(("attention", "recurrent"))
 """Roles of hook points before which there are matrix products that are not watched."""
 
-_CPU = frozenset(("CPU", "CPU_REPACK", "CPU_Mapped", "AMX"))
-"""Names of buffers in the computer's memory, beside those that end in ``_Host``."""
 _VULKAN = ("FUSION", "COOPMAT", "INTEGER_DOT_PRODUCT", "F16")
 """What ggml-vulkan.cpp can be told to leave out."""
 
@@ -60,6 +58,9 @@ def engines_of(reference: EngineInfo, quant: EngineInfo) -> Engines | None:
     if reference.options.use_extra_bufts != quant.options.use_extra_bufts:
         repacked = "the reference's" if reference.options.use_extra_bufts else "the other's"
         what.append(f"weights repacked on {repacked} side alone")
+    batches = reference.options.n_ubatch, quant.options.n_ubatch
+    if batches[0] != batches[1]:
+        what.append("at most {} and {} tokens in a decode".format(*batches))
     attention = reference.options.flash_attention, quant.options.flash_attention
     if what and attention[0] != attention[1]:
         what.append("flash attention {} and {}".format(*attention))
@@ -73,19 +74,6 @@ def _caches(info: EngineInfo) -> tuple[str, str]:
 
 def _devices(engine: Engine) -> str:
     return ", ".join(engine.devices) or "no device that was seen"
-
-
-def not_offloaded(info: EngineInfo) -> str | None:
-    """What to say where layers were to be offloaded, and every value was on the CPU."""
-    engine = info.build
-    if engine is None or not engine.n_gpu_layers:
-        return None
-    if any(not name.endswith("_Host") and name not in _CPU for name in engine.devices):
-        return None
-    return (
-        f"-ngl {engine.n_gpu_layers} had no effect: all values were on"
-        f" {', '.join(engine.devices)}; {engine.build.name} knows no other device here"
-    )
 
 
 def limit_of(operation: OperationDrift) -> float:

@@ -17,6 +17,7 @@ from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.placement import held_as
 
 Pair = tuple[EngineOptions, EngineOptions]
 Files = tuple[ModelFile, ModelFile]
@@ -67,7 +68,7 @@ def load_together(
 
 def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
     """Whether both sides can share one copy of the weights."""
-    return (a.use_extra_bufts, a.n_gpu_layers) == (b.use_extra_bufts, b.n_gpu_layers)
+    return held_as(a) == held_as(b)
 
 
 def load_apart(

@@ -13,7 +13,6 @@ from ggufnorm.analysis.drift.kernels import (
     engines_of,
     judge_engines,
     kernel_errors,
-    not_offloaded,
 )
 from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
@@ -27,10 +26,13 @@ from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.identity import Identity, identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
+from ggufnorm.runs.loop import Loop, Policy
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
+from ggufnorm.runs.regroup import Regrouped
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
 
@@ -48,10 +50,9 @@ class DriftJob:
     floor: bool
     policy: Policy
 
-    def digest(self, *engines: EngineInfo) -> str:
-        """Of all but the policy, and of the engines that run it."""
-        decisive = to_plain(self, leave_out=("policy", *PLACES))
-        return digest(engines=to_plain(engines, PLACES), **decisive)
+    def identity(self, *engines: EngineInfo) -> Identity:
+        """All but the policy, and the engines that run it."""
+        return identify(*engines, **to_plain(self, leave_out=("policy",)))
 
 
 def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
@@ -84,26 +85,37 @@ class _Drift:
 
     def _plan(self) -> None:
         self.channel.emit(Progress("learning the graphs"))
-        first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
-            runner.plan(first)
-            if (lost := not_offloaded(runner.info)) is not None:
-                self.channel.emit(Progress(lost, warning=True))
+            runner.plan(chunk_batches(runner, self.tokens, 0, self.n_ctx))
+            warn_of_placement(runner.info, self.channel.emit)
         share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
             share_graphs(self.runners[REFERENCE], runner)
+        if self.job.options_ref.n_ubatch != self.job.options.n_ubatch:
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Show the reference in the other side's batches, where these are others."""
+        cuts = [chunk_batches(r, self.tokens, 0, self.n_ctx) for r in self.runners[:PINNED]]
+        if [len(b.tokens) for b in cuts[REFERENCE]] != [len(b.tokens) for b in cuts[FREE]]:
+            like = self.runners[FREE]
+            self.runners = [
+                r if i in (FREE, PINNED) else Regrouped(r, like, self.tokens, self.n_ctx)
+                for i, r in enumerate(self.runners)
+            ]
 
     def _session(self) -> Session:
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
         self.sums = DriftSums(list(zip(*graphs, strict=True)), self.files)
         self.logits = LogitSums([FREE, *range(FLOOR, len(self.runners))])
         replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
-        return Session(replicas, [self.sums, self.logits], self.tokens, self.n_ctx)
+        probes, cutter = [self.sums, self.logits], self.runners[FREE]
+        return Session(replicas, probes, self.tokens, self.n_ctx, cutter)
 
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
         keeps = {"drift": self.sums, "logits": self.logits}
-        loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
+        loop = Loop(self.channel, self.job.policy, self._identity(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
         report = drift_report(
@@ -120,8 +132,8 @@ class _Drift:
             return report
         return replace(report, kernels=kernel_errors(report.operations))
 
-    def _digest(self) -> str:
-        return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
+    def _identity(self) -> Identity:
+        return self.job.identity(*(runner.info for runner in self.runners[: FREE + 1]))
 
     def _other_engines(self) -> Engines | None:
         """Both engines, where one file runs in two and nothing but kernels can differ."""

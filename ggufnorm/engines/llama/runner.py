@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import Engine, placement_of
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
     Activation,
@@ -35,6 +35,7 @@ from ggufnorm.engines.llama.binding import (
     view_node,
     write_node,
 )
+from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
 from ggufnorm.engines.llama.watch import GraphWatch
@@ -117,7 +118,7 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        engine = Engine(build(), o.n_gpu_layers, self._watch.devices)
+        engine = engine_of(o, self._watch)
         return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
@@ -178,6 +179,11 @@ def _within(batch: Batch, positions: range) -> slice:
     return slice(start, start + positions.stop - positions.start, positions.step)
 
 
+def is_operand(value: Activation) -> bool:
+    """Whether a value is a node of this process's llama.cpp."""
+    return isinstance(value, LlamaActivation)
+
+
 def operand(value: Activation) -> LlamaActivation:
     """A value of llama.cpp's, of which more can be told.
 
@@ -189,6 +195,21 @@ def operand(value: Activation) -> LlamaActivation:
     return value
 
 
+def engine_of(options: EngineOptions, watch: GraphWatch) -> Engine:
+    """This process's llama.cpp with what it was told.
+
+    Args:
+        options: how it runs a model.
+        watch: which saw the graph.
+    """
+    offloads = options.n_gpu_layers or options.tensor_overrides
+    usable = used_devices(find_devices(), options) if offloads else []
+    return Engine(
+        build(), options.n_gpu_layers, watch.devices, tuple(map(as_words, usable)), watch.weights,
+        **vars(placement_of(options)),
+    )  # fmt: skip
+
+
 def side_facts(options: EngineOptions) -> SideFacts:
     """What a report says of one side's options."""
     return SideFacts(
@@ -197,6 +218,7 @@ def side_facts(options: EngineOptions) -> SideFacts:
         cache_type_v=options.cache_type_v,
         use_extra_bufts=options.use_extra_bufts,
         unfused_norms=options.unfused_norms,
+        n_ubatch=options.n_ubatch,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ggufnorm.engines.base import Graph
-from ggufnorm.engines.llama.binding import NodeView, buffer_names
+from ggufnorm.engines.llama.binding import NodeView, buffer_names, weights_by_buffer
 from ggufnorm.engines.llama.graph import build_graph
 from ggufnorm.errors import EngineError
 
@@ -24,6 +24,7 @@ class GraphWatch:
 
     Attributes:
         devices: names of the buffers that the planned graph's results are on.
+        weights: names of the buffers that its weights are in, and bytes in each.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GraphWatch:
         self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
         self.devices: tuple[str, ...] = ()
+        self.weights: tuple[tuple[str, int], ...] = ()
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
@@ -57,7 +59,9 @@ class GraphWatch:
         run()
         self._raise()
         # The sources are read while the graph still exists.
-        self.devices = buffer_names(view.address for view in self._views)
+        addresses = [view.address for view in self._views]
+        self.devices = buffer_names(addresses)
+        self.weights = tuple(sorted(weights_by_buffer(addresses, self._tensors).items()))
         graph = build_graph(self._views, self._tensors, prefix=prefix, unfused_norms=self._unfused)
         self._views = None
         return graph
