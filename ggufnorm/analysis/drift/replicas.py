@@ -20,6 +20,8 @@ from ggufnorm.runs.corpus import Corpus
 
 Pair = tuple[EngineOptions, EngineOptions]
 Files = tuple[ModelFile, ModelFile]
+Loaded = LlamaRunner | RemoteRunner
+"""A model in this process, or in another build's."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Replicas:
         tokens: of the text.
     """
 
-    runners: Sequence[Runner]
+    runners: Sequence[Loaded]
     tokens: Tokens
 
 
@@ -58,7 +60,7 @@ def load_together(
         say(Progress("loading the model under test"))
         quant = stack.enter_context(LlamaModel(files[1].path, options[1]))
     models = (reference, quant)
-    runners = [
+    runners: list[Loaded] = [
         stack.enter_context(LlamaRunner(models[side], options[side], files[side]))
         for side in (0, 1, 1, *([0] if floor else []))
     ]

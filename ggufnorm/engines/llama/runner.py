@@ -100,6 +100,7 @@ class LlamaRunner:
         tensors = frozenset(file.tensors)
         self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
         self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
+        self._max_batch = self.context.max_batch
 
     def __enter__(self) -> LlamaRunner:
         self.context.__enter__()
@@ -137,7 +138,17 @@ class LlamaRunner:
 
     def batches(self, tokens: Tokens, first: int) -> list[Batch]:
         """Cut a chunk into batches; see :func:`cut_chunk`."""
-        return cut_chunk(self.model, tokens, first, self.context.max_batch)
+        return cut_chunk(self.model, tokens, first, self._max_batch)
+
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise from now on.
+
+        Args:
+            max_batch: most tokens in one batch, up to what the context was made for.
+            alone: make every operation a hook point, so that none is fused with another.
+        """
+        self._max_batch = min(max_batch, self.context.max_batch)
+        self._watch.alone = alone
 
     def plan(self, chunk: Sequence[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""

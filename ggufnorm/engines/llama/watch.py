@@ -24,6 +24,7 @@ class GraphWatch:
 
     Attributes:
         devices: names of the buffers that the planned graph's results are on.
+        alone: whether the next plan makes every operation a hook point.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GraphWatch:
         self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
         self.devices: tuple[str, ...] = ()
+        self.alone = False
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
@@ -58,7 +60,13 @@ class GraphWatch:
         self._raise()
         # The sources are read while the graph still exists.
         self.devices = buffer_names(view.address for view in self._views)
-        graph = build_graph(self._views, self._tensors, prefix=prefix, unfused_norms=self._unfused)
+        graph = build_graph(
+            self._views,
+            self._tensors,
+            prefix=prefix,
+            unfused_norms=self._unfused,
+            alone=self.alone,
+        )
         self._views = None
         return graph
 
