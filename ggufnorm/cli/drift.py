@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ggufnorm.cli.devices import layers_option
 from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.options import (
     LLAMA_ONLY,
@@ -36,6 +37,7 @@ from ggufnorm.cli.output import (
 )
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import ConfigError
 from ggufnorm.formats.forms import parse
 
@@ -56,10 +58,7 @@ _GGUF_ONLY = (
     help="Run the reference in this build of llama.cpp, and the model under test in that of"
     " --llama-cpp: two processes, in lockstep.",
 )  # fmt: skip
-@click.option(
-    "--ref-gpu-layers", type=click.IntRange(min=0), metavar="N",
-    help="Layers of the reference to offload to the GPU.  [default: those of -ngl]",
-)  # fmt: skip
+@layers_option("ref-")
 @click.option(
     "--floor",
     is_flag=True,
@@ -101,10 +100,10 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     floor: bool,
     ref_llama_cpp: str | None,
-    ref_gpu_layers: int | None,
+    ref_gpu_layers: GpuLayers | None,
     images: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,

@@ -22,6 +22,7 @@ from ggufnorm.cli.options import (
 )
 from ggufnorm.cli.output import require_outputs
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.engine import GpuLayers
 
 if TYPE_CHECKING:
     from ggufnorm.formats.forms import Engine
@@ -64,7 +65,7 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     no_memory_check: bool,
     budget: int | None,
     dtype: Literal["f32", "f16"],

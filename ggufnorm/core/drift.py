@@ -283,6 +283,7 @@ class SideFacts:
         cache_type_v: ``-ctv``.
         use_extra_bufts: whether weights were repacked for production kernels.
         unfused_norms: whether norms were observed inside, which keeps them unfused.
+        n_ubatch: ``-ub``: most tokens in one decode.
     """
 
     flash_attention: str
@@ -290,6 +291,7 @@ class SideFacts:
     cache_type_v: str
     use_extra_bufts: bool
     unfused_norms: bool
+    n_ubatch: int = 512
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
+
+GpuLayers = int | Literal["auto", "all"]
+"""``-ngl``: how many layers to put on devices; as many as fit; all, output layer included."""
+
+SplitMode = Literal["none", "layer"]
+"""``-sm``: one device for the whole model, or layers spread over all of them."""
+
+ALL = -1
+"""All layers, or all experts, where a number of them is meant."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,34 @@ class KernelError:
     first: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where llama.cpp is told to put a model, in its own words.
+
+    Attributes:
+        offload_devices: ``-dev``: names of devices; empty for none; None for llama.cpp's choice.
+        rpc: ``--rpc``: servers of llama.cpp's RPC backend, whose devices come first.
+        split_mode: ``-sm``.
+        tensor_split: ``-ts``: proportions of the devices; empty for llama.cpp's own choice, by
+            free memory.
+        main_gpu: ``-mg``: number of the device for the whole model, with ``-sm none``.
+        tensor_overrides: ``-ot``: a regular expression of tensor names and the name of a buffer
+            type, the first that matches counts.
+        n_cpu_moe: ``-ncmoe``: the experts of so many first layers stay on the CPU; -1 for all
+            (``-cmoe``).
+        kv_offload: ``-kvo``: put keys and values of a layer where the layer is.
+    """
+
+    offload_devices: tuple[str, ...] | None = None
+    rpc: tuple[str, ...] = ()
+    split_mode: SplitMode = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    tensor_overrides: tuple[tuple[str, str], ...] = ()
+    n_cpu_moe: int = 0
+    kv_offload: bool = True
+
+
 @dataclass(frozen=True)
 class Circumstance:
     """Another way to run the same two engines on the same file: is a fault there, too?
@@ -81,22 +119,21 @@ class Circumstance:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """A build and what it was given to compute on.
+class Engine(Placement):
+    """A build of llama.cpp, where it was told to put a model, and where it was seen.
 
     Attributes:
         build: of llama.cpp.
         n_gpu_layers: ``-ngl``, as asked for; -1: all.
         devices: the buffers that the graph's results really were on: ``CPU``, ``Vulkan0``;
             empty where no graph was seen.
-        rpc: servers of llama.cpp's RPC backend, as asked for.
-        tensor_split: ``-ts``, as asked for; empty for llama.cpp's own choice.
-        split_mode: ``-sm``.
     """
 
     build: Build
     n_gpu_layers: int
     devices: tuple[str, ...] = ()
-    rpc: tuple[str, ...] = ()
-    tensor_split: tuple[float, ...] = ()
-    split_mode: str = "layer"
+
+
+def placement_of(values: Placement) -> Placement:
+    """The part of options, or of an engine, that is a placement."""
+    return Placement(**{f.name: getattr(values, f.name) for f in fields(Placement)})

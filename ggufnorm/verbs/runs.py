@@ -13,6 +13,7 @@ from ggufnorm.verbs.kinds import require_kinds
 if TYPE_CHECKING:
     from ggufnorm.analysis.trace.ids import Tokens
     from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.engine import GpuLayers
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.progress import Progress
     from ggufnorm.core.trace import TraceFacts, TraceType
@@ -29,7 +30,7 @@ def trace(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     logits: bool = True,
     dtype: TraceType = "f32",
@@ -164,7 +165,7 @@ def compare(
     n_tokens: int | None = None,
     image: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     resume: str | os.PathLike[str] | None = None,
     budget: float | None = None,

@@ -12,6 +12,7 @@ from pathlib import Path
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
 from ggufnorm.analysis.inspection import model_facts
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.recipe import (
@@ -57,7 +58,7 @@ def recipe(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,

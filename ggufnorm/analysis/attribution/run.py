@@ -10,6 +10,7 @@ from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
 from ggufnorm.analysis.attribution.patch import most_side_by_side
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport, By
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
@@ -35,7 +36,7 @@ def attribute(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
@@ -111,7 +112,7 @@ def run_job(
     n_ctx: int,
     chunks: int | None,
     n_threads: int | None,
-    n_gpu_layers: int,
+    n_gpu_layers: GpuLayers | None,
     options: SideOptions,
     check_memory: bool,
     on_progress: OnProgress,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ggufnorm.core.engine import placement_of
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines.base import Runner, Tokens
 from ggufnorm.engines.llama.library import choose_build
@@ -69,7 +70,8 @@ def load_together(
 
 def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
     """Whether both sides can share one copy of the weights."""
-    return (a.use_extra_bufts, a.n_gpu_layers) == (b.use_extra_bufts, b.n_gpu_layers)
+    held = [(o.use_extra_bufts, o.n_gpu_layers, placement_of(o)) for o in (a, b)]
+    return held[0] == held[1]
 
 
 def load_apart(

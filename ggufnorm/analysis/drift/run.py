@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import InputError
@@ -33,7 +34,7 @@ def drift(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     options_ref: SideOptions = PLAIN,
     floor: bool = False,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
 from ggufnorm.engines.trace.reader import Trace
@@ -41,7 +42,7 @@ def trace(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     logits: bool = True,
     dtype: TraceType = "f32",
@@ -146,7 +147,7 @@ def compare(
     quant: str | os.PathLike[str],
     *,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,

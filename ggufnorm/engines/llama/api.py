@@ -97,6 +97,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_n_ubatch": (_U, [_P]),
     "llama_n_seq_max": (_U, [_P]),
     "llama_n_threads": (_I, [_P]),
+    "llama_max_devices": (_S, []),
     "llama_supports_gpu_offload": (_B, []),
     "llama_version": (_T, []),
 }

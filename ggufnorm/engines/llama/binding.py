@@ -212,6 +212,8 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_description": (_TEXT, [_ANY]),
     "ggml_backend_dev_type": (ctypes.c_int, [_ANY]),
     "ggml_backend_dev_memory": (None, [_ANY, _ANY, _ANY]),
+    "ggml_backend_dev_buffer_type": (_ANY, [_ANY]),
+    "ggml_backend_buft_name": (_TEXT, [_ANY]),
     "ggml_row_size": (_SIZE, [ctypes.c_int, ctypes.c_int64]),
     "ggml_quantize_chunk": (_SIZE, [ctypes.c_int, _ANY, _ANY] + [ctypes.c_int64] * 3 + [_ANY]),
 }

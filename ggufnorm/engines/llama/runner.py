@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import Engine, placement_of
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
     Activation,
@@ -118,7 +118,8 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        engine = Engine(build(), o.n_gpu_layers, self._watch.devices)
+        told = vars(placement_of(o))
+        engine = Engine(build(), o.n_gpu_layers, self._watch.devices, **told)
         return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
@@ -208,6 +209,7 @@ def side_facts(options: EngineOptions) -> SideFacts:
         cache_type_v=options.cache_type_v,
         use_extra_bufts=options.use_extra_bufts,
         unfused_norms=options.unfused_norms,
+        n_ubatch=options.n_ubatch,
     )
 
 

@@ -11,13 +11,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.engine import Placement
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import devices, llama
+from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.devices import place
 from ggufnorm.engines.llama.library import choose_build
-from ggufnorm.errors import EngineError, RefusedError
+from ggufnorm.errors import EngineError
 
 MAX_BATCH = 512
-"""Most tokens in one decode: llama.cpp's own default for ``-ub``."""
+"""Most tokens in one decode where nothing else is asked for: llama.cpp's default of ``-ub``."""
 
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -30,13 +32,13 @@ Setting = bool | int | str
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Placement):
     """How llama.cpp is to run one model, in its own words.
 
     Attributes:
         n_ctx: ``-c``: tokens of one chunk.
         n_threads: ``-t``.
-        n_gpu_layers: ``-ngl``.
+        n_gpu_layers: ``-ngl``; -1 for all; 0 for the CPU alone.
         flash_attention: ``-fa``.
         cache_type_k: ``-ctk``: type of the cached keys.
         cache_type_v: ``-ctv``: type of the cached values.
@@ -47,6 +49,8 @@ class EngineOptions:
             with the MUL behind it.
         llama_cpp: the build to run, as for ``--llama-cpp``; None for the one that
             :func:`~ggufnorm.formats.llama_libraries.chosen_libraries` finds.
+        n_ubatch: ``-ub``: most tokens in one decode; a model that attends to all of its tokens
+            at once takes them all.
     """
 
     n_ctx: int
@@ -58,6 +62,7 @@ class EngineOptions:
     use_extra_bufts: bool = False
     unfused_norms: bool = False
     llama_cpp: str | None = None
+    n_ubatch: int = MAX_BATCH
 
 
 class LlamaModel:
@@ -70,7 +75,7 @@ class LlamaModel:
         overrides: keys of the metadata that are set to other values than the file's.
 
     Raises:
-        RefusedError: layers are to be put on a GPU, and there is none.
+        RefusedError: a device that it is to be put on is not there.
         EngineError: llama.cpp does not load the file.
     """
 
@@ -85,14 +90,8 @@ class LlamaModel:
         if options.llama_cpp is not None:
             choose_build(options.llama_cpp)
         lib = llama()
-        if options.n_gpu_layers > 0 and not lib.llama_supports_gpu_offload():
-            # It would run on the CPU, and the report would speak of GPU layers.
-            raise RefusedError(
-                f"{options.n_gpu_layers} layers cannot be put on a GPU: this llama.cpp has only"
-                f" {', '.join(devices())}; leave out -ngl, or name a build with --llama-cpp"
-            )
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
+        self._held = place(params, options.n_gpu_layers, options)  # what llama.cpp is pointed to
         params.use_extra_bufts = options.use_extra_bufts
         params.vocab_only = vocab_only
         if overrides:
@@ -226,7 +225,7 @@ class LlamaContext:
         params.n_seq_max = n_seq
         # An encoder attends to the whole chunk: it cannot be cut into batches.
         whole = model.is_embedding or model.has_encoder
-        self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
+        self.max_batch = options.n_ctx if whole else min(options.n_ctx, options.n_ubatch)
         params.n_batch = params.n_ubatch = self.max_batch * n_seq
         params.embeddings = model.is_embedding or pooling is not None
         if pooling is not None:
@@ -236,6 +235,7 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
+        params.offload_kqv = options.kv_offload
         if options.n_gpu_layers == 0:
             # Without layers llama.cpp would still offload large products and the K/V cache.
             params.op_offload = params.offload_kqv = False
