@@ -186,6 +186,10 @@ def _ggml(module: Any) -> Any:
 
 _TENSOR, _SIZE, _TEXT, _ANY = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p
 _GGML: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_load": (_ANY, [_TEXT]),
+    "ggml_backend_register": (None, [_ANY]),
+    "ggml_backend_reg_by_name": (_ANY, [_TEXT]),
+    "ggml_backend_reg_get_proc_address": (_ANY, [_ANY, _TEXT]),
     "ggml_op_name": (_TEXT, [ctypes.c_int]),
     "ggml_type_name": (_TEXT, [ctypes.c_int]),
     "ggml_get_name": (_TEXT, [_TENSOR]),
