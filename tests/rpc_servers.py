@@ -33,8 +33,8 @@ class Server:
         name: for ``--rpc``.
     """
 
-    def __init__(self, build: Path) -> None:
-        self.port = free_port()
+    def __init__(self, build: Path, port: int | None = None) -> None:
+        self.port = port or free_port()
         self.name = f"127.0.0.1:{self.port}"
         code = "from ggufnorm.cli.main import main; main()"
         command = [sys.executable, "-c", code, "rpc-server", "-p", str(self.port), "-t", "1"]

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ggufnorm.core.engine import Placement
 from ggufnorm.engines.llama.binding import ggml, llama
-from ggufnorm.engines.llama.rpc_servers import require_servers
+from ggufnorm.engines.llama.rpc_servers import HELLO_SECONDS, hello
 from ggufnorm.engines.worker import SERVERS, abandon
 from ggufnorm.errors import EngineError, RefusedError
 from ggufnorm.formats.llama_libraries import chosen_libraries
@@ -79,7 +79,7 @@ def _add(server: str) -> None:
     address = ggml().ggml_backend_reg_get_proc_address(registry, b"ggml_backend_rpc_add_server")
     if not address:
         raise RefusedError("the RPC backend of this llama.cpp is too old to add servers to it")
-    require_servers([server])
+    hello(server, min(HELLO_SECONDS, seconds()))
     sys.stderr.write(f"{SERVERS}{server}\n")
     sys.stderr.flush()
     before = _names()

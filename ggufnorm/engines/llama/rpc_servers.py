@@ -29,17 +29,6 @@ _ANSWERS = range(3, 65)
 Version = tuple[int, int, int]
 
 
-def require_servers(servers: Sequence[str], seconds: float = HELLO_SECONDS) -> None:
-    """Ask each server for the version of its protocol.
-
-    Raises:
-        EngineError: one does not answer, and why: nobody is there, it is busy, it hangs, it speaks
-            another protocol.
-    """
-    for server in servers:
-        hello(server, seconds)
-
-
 def hello(server: str, seconds: float = HELLO_SECONDS) -> Version:
     """The version of a server's protocol.
 
