@@ -166,6 +166,11 @@ def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
             type=click.IntRange(min=0), metavar="N",
         ),
         click.option(
+            f"--{prefix}op-offload/--{prefix}no-op-offload", default=None,
+            help=_help(prefix, "-op-offload", "Copy weights on the CPU to a device for each large"
+                       " batch.  [default: op-offload, but not with -ngl 0]"),
+        ),
+        click.option(
             f"--{prefix}kv-offload/--{prefix}no-kv-offload",
             f"--{prefix}kvo/--{prefix}nkvo" if prefix else "-kvo/-nkvo", default=None,
             help=_help(prefix, "kvo", "Keep K and V where their layer is.  [default: kv-offload]"),
@@ -206,7 +211,7 @@ def _variable(prefix: str, name: str) -> dict[str, Any]:
 
 DEVICE_PARAMETERS = (
     "rpc", "device", "tensor_split", "split_mode", "main_gpu", "override_tensor", "cpu_moe",
-    "n_cpu_moe", "kv_offload", "ubatch_size",
+    "n_cpu_moe", "kv_offload", "op_offload", "ubatch_size",
 )  # fmt: skip
 """What click calls the values of :func:`device_options`."""
 
@@ -226,7 +231,8 @@ def device_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
     def chosen(name: str) -> Any:
         own = values[f"{prefix}{name}"]
-        return values[name] if own is None else own
+        is_given = own is not None and not (name == "override_tensor" and own == ())
+        return own if is_given else values[name]
 
     overrides = chosen("override_tensor")
     given = {
@@ -235,9 +241,10 @@ def device_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         "split_mode": chosen("split_mode"),
         "tensor_split": chosen("tensor_split"),
         "main_gpu": chosen("main_gpu"),
-        "tensor_overrides": None if overrides is None else tuple(chain(*overrides)),
+        "tensor_overrides": tuple(chain(*(overrides or ()))),
         "n_cpu_moe": ALL if chosen("cpu_moe") else chosen("n_cpu_moe"),
         "kv_offload": chosen("kv_offload"),
+        "op_offload": chosen("op_offload"),
         "n_ubatch": chosen("ubatch_size"),
     }
     if given["main_gpu"] is not None and given["split_mode"] != "none":

@@ -180,10 +180,10 @@ def _list_devices(context: click.Context, _option: click.Parameter, wanted: bool
     """Print as llama.cpp does (``common_print_available_devices`` in common/arg.cpp), and end."""
     if not wanted or context.resilient_parsing:
         return
-    from ggufnorm.runs.devices import known_devices
+    from ggufnorm.runs.devices import known_engine
 
     click.echo("Available devices:")
-    offloaded = [d for d in known_devices() if d.kind != "CPU"]
+    offloaded = [d for d in known_engine().devices if d.kind != "CPU"]
     for d in offloaded:
         mib = f"{d.total >> 20} MiB, {d.free >> 20} MiB free"
         click.echo(printable(f"  {d.name}: {d.description} ({mib})"))

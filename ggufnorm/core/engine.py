@@ -14,6 +14,9 @@ SplitMode = Literal["none", "layer"]
 ALL = -1
 """All layers, or all experts, where a number of them is meant."""
 
+AUTO = -2
+"""As many layers as fit, where a number of them is meant: decided before a model is loaded."""
+
 
 @dataclass(frozen=True)
 class Build:
@@ -77,6 +80,7 @@ class Placement:
         n_cpu_moe: ``-ncmoe``: the experts of so many first layers stay on the CPU; -1 for all
             (``-cmoe``).
         kv_offload: ``-kvo``: put keys and values of a layer where the layer is.
+        op_offload: ``--op-offload``: copy weights on the CPU to a device for each large batch.
     """
 
     offload_devices: tuple[str, ...] | None = None
@@ -87,6 +91,7 @@ class Placement:
     tensor_overrides: tuple[tuple[str, str], ...] = ()
     n_cpu_moe: int = 0
     kv_offload: bool = True
+    op_offload: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,15 @@ class Engine(Placement):
         n_gpu_layers: ``-ngl``, as asked for; -1: all.
         devices: the buffers that the graph's results really were on: ``CPU``, ``Vulkan0``;
             empty where no graph was seen.
+        hardware: the devices that it could use beside the CPU, with their makers' names of them.
+        weights: the buffers that the weights that were read really were in, and bytes in each.
     """
 
     build: Build
     n_gpu_layers: int
     devices: tuple[str, ...] = ()
+    hardware: tuple[str, ...] = ()
+    weights: tuple[tuple[str, int], ...] = ()
 
 
 def placement_of(values: Placement) -> Placement:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from ggufnorm.core.engine import ALL, GpuLayers, Placement
+from ggufnorm.core.engine import ALL, AUTO, GpuLayers, Placement, placement_of
 from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 
 
@@ -28,7 +28,7 @@ class SideOptions(Placement):
     def engine(
         self, n_ctx: int, n_threads: int | None, n_gpu_layers: GpuLayers | None = None
     ) -> EngineOptions:
-        """The same with what both sides share.
+        """The same with what both sides share; to be settled before a model is loaded.
 
         Args:
             n_ctx: tokens of a chunk.
@@ -46,7 +46,7 @@ class SideOptions(Placement):
             return 0
         if wanted is None:
             wanted = "auto" if self.offload_devices or self.rpc else 0
-        return {"auto": ALL, "all": ALL}[wanted] if isinstance(wanted, str) else wanted
+        return {"auto": AUTO, "all": ALL}[wanted] if isinstance(wanted, str) else wanted
 
 
 PLAIN = SideOptions()
@@ -54,3 +54,14 @@ PLAIN = SideOptions()
 EXACT = SideOptions(flash_attention="off", cache_type_k="f32", cache_type_v="f32")
 """Nothing is rounded that need not be: what differs from a float32 run elsewhere is in the
 file and in the kernels."""
+
+
+def placed(options: SideOptions, where: SideOptions) -> SideOptions:
+    """Options with the build, the devices and the batches of others."""
+    return replace(
+        options,
+        llama_cpp=where.llama_cpp,
+        n_gpu_layers=where.n_gpu_layers,
+        n_ubatch=where.n_ubatch,
+        **vars(placement_of(where)),
+    )

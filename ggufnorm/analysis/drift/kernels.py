@@ -28,8 +28,6 @@ _VIEWS = frozenset(("RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"))
 _WITH_PRODUCTS = frozenset(("attention", "recurrent"))
 """Roles of hook points before which there are matrix products that are not watched."""
 
-_CPU = frozenset(("CPU", "CPU_REPACK", "CPU_Mapped", "AMX"))
-"""Names of buffers in the computer's memory, beside those that end in ``_Host``."""
 _VULKAN = ("FUSION", "COOPMAT", "INTEGER_DOT_PRODUCT", "F16")
 """What ggml-vulkan.cpp can be told to leave out."""
 
@@ -74,20 +72,9 @@ def _caches(info: EngineInfo) -> tuple[str, str]:
 
 
 def _devices(engine: Engine) -> str:
-    return ", ".join(engine.devices) or "no device that was seen"
-
-
-def not_offloaded(info: EngineInfo) -> str | None:
-    """What to say where layers were to be offloaded, and every value was on the CPU."""
-    engine = info.build
-    if engine is None or not engine.n_gpu_layers:
-        return None
-    if any(not name.endswith("_Host") and name not in _CPU for name in engine.devices):
-        return None
-    return (
-        f"-ngl {engine.n_gpu_layers} had no effect: all values were on"
-        f" {', '.join(engine.devices)}; {engine.build.name} knows no other device here"
-    )
+    """Without the address of a server, which may be private: ``RPC0[HOST:PORT]``."""
+    seen = dict.fromkeys(name.partition("[")[0] for name in engine.devices)
+    return ", ".join(seen) or "no device that was seen"
 
 
 def limit_of(operation: OperationDrift) -> float:

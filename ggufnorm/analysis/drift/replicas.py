@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ggufnorm.core.engine import placement_of
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines.base import Runner, Tokens
 from ggufnorm.engines.llama.library import choose_build
@@ -18,6 +17,7 @@ from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.placement import held_as
 
 Pair = tuple[EngineOptions, EngineOptions]
 Files = tuple[ModelFile, ModelFile]
@@ -70,8 +70,7 @@ def load_together(
 
 def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
     """Whether both sides can share one copy of the weights."""
-    held = [(o.use_extra_bufts, o.n_gpu_layers, placement_of(o)) for o in (a, b)]
-    return held[0] == held[1]
+    return held_as(a) == held_as(b)
 
 
 def load_apart(

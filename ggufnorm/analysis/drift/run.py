@@ -15,11 +15,12 @@ from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
-from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
+from ggufnorm.runs.checks import check_same_network, require_extent
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -102,8 +103,13 @@ def drift(
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
-        if check_memory:
-            require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
+        engine_ref, engine = settle(
+            (
+                Side(a, _named(options_ref).engine(n_ctx, n_threads, n_gpu_layers), 1 + floor),
+                Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 2),
+            ),
+            check_memory=check_memory,
+        )
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 
     job = DriftJob(
@@ -112,8 +118,8 @@ def drift(
         quant=facts[1],
         corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
         chunks=chunks,
-        options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
-        options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
+        options_ref=engine_ref,
+        options=engine,
         floor=floor,
         policy=policy,
     )

@@ -16,7 +16,6 @@ from ggufnorm.analysis.drift.kernels import (
     first_beyond,
     judge_engines,
     kernel_errors,
-    not_offloaded,
 )
 from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
 from ggufnorm.analysis.drift.report import Text, drift_report
@@ -30,8 +29,10 @@ from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.identity import Identity, identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
+from ggufnorm.runs.loop import Loop, Policy
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
@@ -51,10 +52,9 @@ class DriftJob:
     floor: bool
     policy: Policy
 
-    def digest(self, *engines: EngineInfo) -> str:
-        """Of all but the policy, and of the engines that run it."""
-        decisive = to_plain(self, leave_out=("policy", *PLACES))
-        return digest(engines=to_plain(engines, PLACES), **decisive)
+    def identity(self, *engines: EngineInfo) -> Identity:
+        """All but the policy, and the engines that run it."""
+        return identify(*engines, **to_plain(self, leave_out=("policy",)))
 
 
 def run_drift(job: DriftJob, channel: Channel) -> DriftReport:
@@ -91,8 +91,7 @@ class _Drift:
         first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
             runner.plan(first)
-            if (lost := not_offloaded(runner.info)) is not None:
-                self.channel.emit(Progress(lost, warning=True))
+            warn_of_placement(runner.info, self.channel.emit)
         share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
             share_graphs(self.runners[REFERENCE], runner)
@@ -107,7 +106,7 @@ class _Drift:
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
         keeps = {"drift": self.sums, "logits": self.logits}
-        loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
+        loop = Loop(self.channel, self.job.policy, self._identity(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
         report = drift_report(
@@ -128,8 +127,8 @@ class _Drift:
             circumstances=circumstances_of(self.looks),
         )
 
-    def _digest(self) -> str:
-        return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
+    def _identity(self) -> Identity:
+        return self.job.identity(*(runner.info for runner in self.runners[: FREE + 1]))
 
     def _other_engines(self) -> Engines | None:
         """Both engines, where one file runs in two and nothing but kernels can differ."""

@@ -20,8 +20,9 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import MismatchError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.checks import require_same_network
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.runs.probes.drift import FREE, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session
@@ -59,7 +60,8 @@ def compare_runs(
     sums = DriftSums(graphs, files, stride=stride, half=half)
     logits = LogitSums([FREE], stride)
     session = Session([Replica(r) for r in runners], [sums, logits], trace.tokens, f.n_ctx, cutter)
-    job = digest(sides=[[r.path, repr(r.info)] for r in runners], tokens=trace.tokens)
+    paths = [r.path for r in runners]
+    job = identify(*(r.info for r in runners), paths=paths, tokens=trace.tokens)
     loop = Loop(channel, policy, job, {"drift": sums, "logits": logits}, f.n_ctx)
     for i in loop.units(f.n_chunks, "comparing"):
         session.chunk(i)

@@ -10,7 +10,6 @@ import numpy as np
 
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
 from ggufnorm.core.tokens import token_rows
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, StopFacts, TraceFacts, TraceType
@@ -18,8 +17,9 @@ from ggufnorm.engines.base import Batch, Graph, HookPoint, Runner, Tokens, token
 from ggufnorm.engines.trace import layout
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import ONCE, Loop, Policy, digest
+from ggufnorm.runs.loop import ONCE, Loop, Policy
 from ggufnorm.runs.probes.trace import TraceWriter
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 from ggufnorm.runs.values import norm_facts
@@ -108,7 +108,7 @@ def record(
     try:
         with TraceWriter(Path(what.unfinished), facts) as writer:
             session = Session([Replica(runner)], [writer], source.tokens, what.n_ctx)
-            job = digest(facts=to_plain(facts), tokens=source.tokens)
+            job = identify(runner.info, facts=facts, tokens=source.tokens)
             loop = Loop(channel, what.policy, job, {"trace": writer}, what.n_ctx)
             for i in loop.units(n_chunks):
                 writer.write_tokens(i, source.tokens[i * what.n_ctx : (i + 1) * what.n_ctx])

@@ -23,13 +23,13 @@ from ggufnorm.runs.checks import (
     MIN_CTX,
     network_facts,
     require_extent,
-    require_memory,
     require_same_network,
 )
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 
 
@@ -91,8 +91,8 @@ def trace(
     path = local_path(model)
     with open_model(path) as file:
         facts = model_facts(file)
-        if check_memory:
-            require_memory([file], n_ctx, 1)
+        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
+        (engine,) = settle((side,), check_memory=check_memory)
         require_writable(out, [shard.path for shard in file.shards])
     from ggufnorm.analysis.trace.record import Recording
     from ggufnorm.analysis.trace.task import TraceJob, run_trace
@@ -102,7 +102,7 @@ def trace(
         job = TraceJob(
             model=facts,
             corpus=make_corpus(text, text_name, [facts.path]),
-            options=options.engine(n_ctx, n_threads, n_gpu_layers),
+            options=engine,
             what=Recording(
                 out=os.fspath(out),
                 unfinished=os.fspath(unfinished),
@@ -197,15 +197,15 @@ def compare(
         (a_facts, a_is), (b_facts, b_is) = sides if models[0] else reversed(sides)
         require_same_network(a_facts, b_facts, a_is, b_is)
         facts, n_ctx = model_facts(file), t.facts.n_ctx
-        if check_memory:
-            require_memory([file], n_ctx, 1)
+        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
+        (engine,) = settle((side,), check_memory=check_memory)
     from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
     job = BesideJob(
         trace=os.fspath(trace_path),
         model=facts,
         model_is_reference=models[0],
-        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        options=engine,
         policy=policy,
     )
     return execute(run_beside, job, on_progress, policy.resume)

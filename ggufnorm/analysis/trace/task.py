@@ -20,6 +20,7 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.runs.checks import network_facts
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.loop import Policy
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.session import chunk_batches
 
 
@@ -50,6 +51,7 @@ def run_trace(job: TraceJob, channel: Channel) -> Traced:
         runner = stack.enter_context(LlamaRunner(model, job.options, file))
         channel.emit(Progress("learning the graph"))
         n_chunks = plan_chunks(runner, source, job.what)
+        warn_of_placement(runner.info, channel.emit)
         network = network_facts(file)
         return Traced(record(runner, network, source, job.what, n_chunks, channel))
 
@@ -76,6 +78,7 @@ def run_beside(job: BesideJob, channel: Channel) -> DriftReport:
         _require_same_start(runner, trace)
         channel.emit(Progress("learning the graph"))
         runner.plan(chunk_batches(runner, trace.tokens, 0, trace.facts.n_ctx))
+        warn_of_placement(runner.info, channel.emit)
         if len(runner.graphs) != len(trace.graphs):
             raise MismatchError(
                 f"{file.path} takes {len(runner.graphs)} decodes for a chunk, and"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -321,11 +322,7 @@ class NodeView:
     def at(cls, address: int) -> NodeView:
         """Read the structure at ``address``."""
         t = TensorStruct.from_address(address)
-        name = t.name.decode(errors="replace")
-        parts = name.split("#")
-        # ggml_backend_sched_split_graph in ggml/src/ggml-backend.cpp names its copies so.
-        if len(parts) == 3 and parts[2].isdigit():
-            name = parts[1]
+        name, _ = _own_name(t.name.decode(errors="replace"))
         shape = list(t.ne)
         while len(shape) > 1 and shape[-1] == 1:
             shape.pop()
@@ -460,6 +457,38 @@ def buffer_names(addresses: Iterable[int]) -> tuple[str, ...]:
     tensors = (TensorStruct.from_address(address) for address in addresses)
     buffers = dict.fromkeys(b for b in map(_buffer_of, tensors) if b is not None)
     return tuple(dict.fromkeys(ggml().ggml_backend_buffer_name(b).decode() for b in buffers))
+
+
+def weights_by_buffer(addresses: Iterable[int], names: Container[str]) -> dict[str, int]:
+    """Names of the buffers that weights are read from, and the bytes of them in each.
+
+    A weight that the scheduler copies to another device for each batch counts there, as
+    ``Vulkan0 (copied)``.
+
+    Args:
+        addresses: of nodes of a graph that still exists.
+        names: of the file's tensors; each counts once.
+    """
+    lib, found, seen = ggml(), Counter[str](), set()
+    for source in {s for a in addresses for s in TensorStruct.from_address(a).src if s}:
+        t = TensorStruct.from_address(source)
+        name, is_copy = _own_name(t.name.decode(errors="replace"))
+        if name in names and name not in seen and t.buffer:
+            seen.add(name)
+            where = lib.ggml_backend_buffer_name(t.buffer).decode()
+            found[f"{where} (copied)" if is_copy else where] += lib.ggml_nbytes(source)
+    return dict(found)
+
+
+def _own_name(name: str) -> tuple[str, bool]:
+    """A tensor's name without what the scheduler puts around it, and whether it does.
+
+    ``ggml_backend_sched_split_graph`` in ggml/src/ggml-backend.cpp names its copies
+    ``BACKEND#name#n``.
+    """
+    parts = name.split("#")
+    is_copy = len(parts) == 3 and parts[2].isdigit()
+    return (parts[1], True) if is_copy else (name, False)
 
 
 def is_contiguous(address: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ggufnorm.core.engine import ALL, Placement
@@ -70,40 +70,69 @@ def _describe(handle: int) -> Device:
     )
 
 
-def used(devices: Sequence[Device], placement: Placement) -> list[Device]:
+def used_devices(devices: Sequence[Device], placement: Placement) -> list[Device]:
     """The devices that layers are put on, in llama.cpp's order.
 
     Source: ``llama_prepare_model_devices`` in src/llama.cpp.
 
-    Raises:
-        RefusedError: one that was asked for is not there.
+    Args:
+        devices: all that there are.
+        placement: where the model is to go; see :func:`require_devices`.
     """
     if placement.offload_devices is None:
         kinds = [[d for d in devices if d.kind == kind] for kind in ("GPU", "IGPU")]
         found = kinds[0] or kinds[1]
     else:
         named = {d.name: d for d in devices if d.kind != "CPU"}
-        for name in placement.offload_devices:
-            if name not in named:
-                raise RefusedError(f"there is no device {name} (-dev): {_there_are(devices)}")
         found = [named[name] for name in placement.offload_devices]
-    if len(placement.tensor_split) > len(found):
-        raise RefusedError(
-            f"-ts splits a model in {len(placement.tensor_split)}, and there are {len(found)}"
-            f" devices to put it on: {_there_are(devices)}"
-        )
-    if placement.split_mode == "none" and found:
-        if placement.main_gpu >= len(found):
-            raise RefusedError(
-                f"there is no device number {placement.main_gpu} (-mg): {_there_are(devices)}"
-            )
-        return [found[placement.main_gpu]]
+    if placement.split_mode == "none":
+        return found[placement.main_gpu :][:1]
     return found
 
 
-def _there_are(devices: Sequence[Device]) -> str:
-    names = [f"{d.name} ({d.description})" for d in devices]
-    return f"this llama.cpp has {', '.join(names)}; name another build with --llama-cpp"
+def require_devices(devices: Sequence[Device], n_gpu_layers: int, placement: Placement) -> None:
+    """Refuse what a llama.cpp would not do, or would pass over without a word.
+
+    Args:
+        devices: all that it has.
+        n_gpu_layers: how many layers are to be put on them.
+        placement: where.
+
+    Raises:
+        RefusedError: a device or buffer type that was asked for is not there.
+    """
+    there_are = (
+        f"this llama.cpp has {', '.join(map(as_words, devices))}; name another build with"
+        " --llama-cpp"
+    )
+    named = {d.name for d in devices if d.kind != "CPU"}
+    for name in placement.offload_devices or ():
+        if name not in named:
+            raise RefusedError(f"there is no device {name} (-dev): {there_are}")
+    buffers = [d.buffer for d in devices if d.buffer]
+    for pattern, buffer in placement.tensor_overrides:
+        if buffer not in buffers:
+            raise RefusedError(
+                f"there is no buffer type {buffer} (-ot {pattern}={buffer}): this llama.cpp has"
+                f" {', '.join(buffers)}"
+            )
+    n = len(used_devices(devices, replace(placement, split_mode="layer")))
+    if len(placement.tensor_split) > n:
+        parts = len(placement.tensor_split)
+        raise RefusedError(f"-ts names {parts} proportions, of {n} devices: {there_are}")
+    if n and placement.main_gpu >= n:
+        raise RefusedError(f"there is no device number {placement.main_gpu} (-mg): {there_are}")
+    if n_gpu_layers and not n:
+        # It would run on the CPU, and the report would speak of GPU layers.
+        layers = str(n_gpu_layers) if n_gpu_layers > 0 else "all"
+        raise RefusedError(
+            f"{layers} layers cannot be put on a GPU: {there_are}, or leave out -ngl"
+        )
+
+
+def as_words(device: Device) -> str:
+    """``Vulkan0 (llvmpipe)``."""
+    return f"{device.name} ({device.description})"
 
 
 def place(params: Any, n_gpu_layers: int, placement: Placement) -> list[Any]:
@@ -120,14 +149,7 @@ def place(params: Any, n_gpu_layers: int, placement: Placement) -> list[Any]:
     Raises:
         RefusedError: a device or buffer type that was asked for is not there.
     """
-    devices = find_devices()
-    chosen = used(devices, placement)
-    if n_gpu_layers and not chosen:
-        # It would run on the CPU, and the report would speak of GPU layers.
-        layers = "all" if n_gpu_layers == ALL else n_gpu_layers
-        raise RefusedError(
-            f"{layers} layers cannot be put on a GPU: {_there_are(devices)}, or leave out -ngl"
-        )
+    require_devices(find_devices(), n_gpu_layers, placement)
     params.n_gpu_layers = n_gpu_layers
     params.split_mode = _SPLIT_MODES[placement.split_mode]
     params.main_gpu = placement.main_gpu
@@ -168,11 +190,6 @@ def _overrides(params: Any, overrides: Sequence[tuple[str, str]]) -> Any:
     named = {lib.ggml_backend_buft_name(t).decode(): t for t in types}
     array = (_Override * (len(overrides) + 1))()  # closed by a null pattern
     for entry, (pattern, buffer) in zip(array, overrides, strict=False):
-        if buffer not in named:
-            raise RefusedError(
-                f"there is no buffer type {buffer} (-ot {pattern}={buffer}): this llama.cpp has"
-                f" {', '.join(named)}"
-            )
         entry.pattern, entry.buft = pattern.encode(), named[buffer]
     return _point(params, "tensor_buft_overrides", array)
 

@@ -35,6 +35,7 @@ from ggufnorm.engines.llama.binding import (
     view_node,
     write_node,
 )
+from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
 from ggufnorm.engines.llama.watch import GraphWatch
@@ -118,8 +119,7 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        told = vars(placement_of(o))
-        engine = Engine(build(), o.n_gpu_layers, self._watch.devices, **told)
+        engine = engine_of(o, self._watch)
         return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
@@ -199,6 +199,21 @@ def operand(value: Activation) -> LlamaActivation:
     if not isinstance(value, LlamaActivation):
         raise TypeError(f"{type(value).__name__} is not a node of llama.cpp's")
     return value
+
+
+def engine_of(options: EngineOptions, watch: GraphWatch) -> Engine:
+    """This process's llama.cpp with what it was told.
+
+    Args:
+        options: how it runs a model.
+        watch: which saw the graph.
+    """
+    offloads = options.n_gpu_layers or options.tensor_overrides
+    usable = used_devices(find_devices(), options) if offloads else []
+    return Engine(
+        build(), options.n_gpu_layers, watch.devices, tuple(map(as_words, usable)), watch.weights,
+        **vars(placement_of(options)),
+    )  # fmt: skip
 
 
 def side_facts(options: EngineOptions) -> SideFacts:

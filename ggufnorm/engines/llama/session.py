@@ -241,10 +241,9 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
-        params.offload_kqv = options.kv_offload
-        if options.n_gpu_layers == 0:
-            # Without layers llama.cpp would still offload large products and the K/V cache.
-            params.op_offload = params.offload_kqv = False
+        # Without layers llama.cpp would still offload large products and the K/V cache.
+        params.op_offload = options.op_offload and options.n_gpu_layers != 0
+        params.offload_kqv = options.kv_offload and options.n_gpu_layers != 0
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ggufnorm.engines.base import Graph
-from ggufnorm.engines.llama.binding import NodeView, buffer_names
+from ggufnorm.engines.llama.binding import NodeView, buffer_names, weights_by_buffer
 from ggufnorm.engines.llama.graph import build_graph
 from ggufnorm.errors import EngineError
 
@@ -25,6 +25,7 @@ class GraphWatch:
     Attributes:
         devices: names of the buffers that the planned graph's results are on.
         alone: whether the next plan makes every operation a hook point.
+        weights: names of the buffers that its weights are in, and bytes in each.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class GraphWatch:
         self._graph: Graph | None = None
         self.devices: tuple[str, ...] = ()
         self.alone = False
+        self.weights: tuple[tuple[str, int], ...] = ()
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
@@ -59,7 +61,9 @@ class GraphWatch:
         run()
         self._raise()
         # The sources are read while the graph still exists.
-        self.devices = buffer_names(view.address for view in self._views)
+        addresses = [view.address for view in self._views]
+        self.devices = buffer_names(addresses)
+        self.weights = tuple(sorted(weights_by_buffer(addresses, self._tensors).items()))
         graph = build_graph(
             self._views,
             self._tensors,

@@ -208,7 +208,8 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
     threads = counted(run.n_threads, "thread") if run.n_threads else "all threads"
     where = f"{run.engine}, {threads}"
-    where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
+    if run.n_gpu_layers and run.engine_quant is None:  # of a document that does not say more
+        where += f", {counted(run.n_gpu_layers, 'GPU layer')}"
     unit = f"chunks of {run.n_ctx} tokens"
     if _of_pictures(report):
         unit = "picture" if run.n_chunks == 1 and not of else "pictures"

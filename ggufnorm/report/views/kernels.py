@@ -108,6 +108,7 @@ def _engine(engine: Engine | None) -> str:
     if engine is None:
         return "not llama.cpp"
     b = engine.build
-    devices = ", ".join(engine.devices) or "devices that were not seen"
+    seen = dict.fromkeys(device.partition("[")[0] for device in engine.devices)  # no servers
+    devices = ", ".join(seen) or "devices that were not seen"
     ggml = "" if b.ggml in b.name else f", {b.ggml}"
     return f"{b.name}{ggml}, libraries {b.digest[:12]}, on {devices}"

@@ -13,7 +13,6 @@ from ggufnorm.analysis.drift.kernels import (
     engines_of,
     judge_engines,
     kernel_errors,
-    not_offloaded,
 )
 from ggufnorm.core.drift import OperationDrift, SideFacts
 from ggufnorm.core.engine import Build, Engine
@@ -23,6 +22,7 @@ from ggufnorm.report.document import from_json, to_json
 from ggufnorm.report.formats import render
 from ggufnorm.report.kinds import reports_of
 from ggufnorm.report.views.kernels import issue_text
+from ggufnorm.runs.placement import not_offloaded
 from tests.results import drift_report
 
 BUILD = Build("llama.cpp v0.5.0", "/home/me/libllama.so", "--llama-cpp", "ggml 0.25", "a" * 64, "x")
