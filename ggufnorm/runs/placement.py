@@ -35,11 +35,19 @@ class Side:
         file: the model's.
         options: how it is to run.
         n_replicas: contexts that share its weights.
+        layers: the first and the last layer that are run; None for all. The weights of the others
+            are mapped, and never read.
     """
 
     file: ModelFile
     options: EngineOptions
     n_replicas: int
+    layers: tuple[int, int] | None = None
+
+    def reads(self, tensor: str) -> bool:
+        """Whether a tensor is read at all."""
+        layer = layer_of(tensor)
+        return self.layers is None or layer is None or self.layers[0] <= layer <= self.layers[1]
 
 
 Bytes = Counter[str]
@@ -172,6 +180,8 @@ def needs(side: Side, devices: Sequence[Device], *, weights: bool = True) -> Byt
         patterns = [(re.compile(p), buffer) for p, buffer in override_patterns(options)]
         buffers = {d.buffer: d.name for d in devices if d.kind != "CPU"}
         for name, tensor in file.tensors.items():
+            if not side.reads(name):
+                continue
             buffer = next((b for pattern, b in patterns if pattern.search(name)), None)
             home = _home_of(name, homes) if buffer is None else buffers.get(buffer, CPU)
             taken[home] += tensor.n_bytes

@@ -306,6 +306,7 @@ class NodeView:
         sources: addresses of its sources.
         flags: ``enum ggml_tensor_flag``.
         target: address of the tensor whose memory it writes to or shows, 0 for its own.
+        number: ggml's of the operation.
     """
 
     address: int
@@ -317,6 +318,7 @@ class NodeView:
     sources: tuple[int, ...]
     flags: int
     target: int
+    number: int
 
     @classmethod
     def at(cls, address: int) -> NodeView:
@@ -336,7 +338,13 @@ class NodeView:
             sources=tuple(s for s in t.src if s),
             flags=t.flags,
             target=t.view_src or 0,
+            number=t.op,
         )
+
+
+def set_op(address: int, number: int) -> None:
+    """Have a node that was not computed yet do another operation: 0, ``NONE``, for none."""
+    TensorStruct.from_address(address).op = number
 
 
 _READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}

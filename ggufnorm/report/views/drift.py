@@ -59,7 +59,7 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles", "experts")
+_PARTS = ("tokens", "tiles", "experts", "layers")
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
