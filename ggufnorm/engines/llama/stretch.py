@@ -9,10 +9,11 @@ residual stream that enters the range is set to what the range before ended with
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ggufnorm.engines.base import Graph, HookPoint, Node
+from ggufnorm.engines.llama.graph import VIEW_OPS
 from ggufnorm.errors import RefusedError
 from ggufnorm.formats.naming import layer_of
 
@@ -53,12 +54,14 @@ def cut(graph: Graph, layers: Layers, tensors: Container[str], n_layers: int) ->
     """
     first, last = layers
     reader = _Reader(graph.nodes, tensors)
-    entry = reader.border(first) if first else None
-    leave = reader.border(last + 1) if last + 1 < n_layers else None
-    begin = -1 if entry is None else entry
-    end = len(graph.nodes) - 1 if leave is None else leave
-    inside = set(range(begin + 1, end + 1))
-    computed = inside | reader.ancestors(inside, {begin})
+    inside, entry, leave = set(range(len(graph.nodes))), None, None
+    if first:
+        entry, inside = reader.border(first)
+    if last + 1 < n_layers:
+        leave, behind = reader.border(last + 1)
+        inside = inside - behind
+    without = set() if entry is None else {entry}
+    computed = inside | reader.ancestors(inside, without)
     ends = {i for i in (entry, leave) if i is not None}
     seen = inside | ends
     hooks = {h.index: h for h in graph.hooks if h.index in seen}
@@ -77,60 +80,70 @@ def _hook(node: Node) -> HookPoint:
 
 
 class _Reader:
-    """Which nodes a node is made of."""
+    """Which nodes a node is made of, and which of it."""
 
     def __init__(self, nodes: Sequence[Node], tensors: Container[str]) -> None:
         self.nodes, self.tensors = nodes, tensors
+        self.users: dict[int, list[int]] = {}
+        for node in nodes:
+            for source in node.sources:
+                if isinstance(source, int):
+                    self.users.setdefault(source, []).append(node.index)
+
+    def sources(self, index: int) -> list[int]:
+        """The nodes that a node reads."""
+        return [s for s in self.nodes[index].sources if isinstance(s, int)]
 
     def ancestors(self, of: set[int], without: set[int]) -> set[int]:
         """All nodes that those are made of, not beyond some."""
-        seen = of | without
-        to_see = list(of)
-        while to_see:
-            for source in self.nodes[to_see.pop()].sources:
-                if isinstance(source, int) and source not in seen:
-                    seen.add(source)
-                    to_see.append(source)
-        return seen - of - without
+        return _reached(of, self.sources, without) - of
 
-    def border(self, layer: int) -> int:
-        """The one value that all layers from that on take from those before.
+    def border(self, layer: int) -> tuple[int, set[int]]:
+        """Where the layers from that on begin.
+
+        Returns:
+            The one value that they take from those before; and the nodes behind it.
 
         Raises:
-            RefusedError: there is more than one.
+            RefusedError: they take more than one value.
         """
-        start = next((n.index for n in self.nodes if layer in self.layers(n)), None)
-        if start is None:
+        own = {n.index for n in self.nodes if any(of >= layer for of in self.layers(n.index))}
+        if not own:
             raise RefusedError(f"no node of the graph reads a tensor of layer {layer}")
-        last: str | None = None
-        for node in self.candidates(start, layer):
-            behind = set(range(node.index + 1, len(self.nodes)))
-            needed = behind | self.ancestors(behind, {node.index})
+        also: str | None = None
+        for index in self.candidates(own, layer):
+            behind = _reached(own | {index}, lambda i: self.users.get(i, ()), set()) - {index}
+            needed = behind | self.ancestors(behind, {index})
             early = next((n for i in sorted(needed) for n in self.early(i, layer)), None)
             if early is None:
-                return node.index
-            last = last or early
+                return index, behind
+            also = also or early
         raise RefusedError(
-            f"a range cannot end before layer {layer}: it also takes {last} from the layers before,"
-            " and a trace carries the residual stream alone"
+            f"a range cannot end before layer {layer}: it also takes what {also} gives from the"
+            " layers before, and a trace carries the residual stream alone"
         )
 
-    def candidates(self, start: int, layer: int) -> Iterator[Node]:
-        """What could be the border, the last first: values of whole rows, of their own memory."""
-        for node in reversed(self.nodes[:start]):
-            if node.dtype == "F32" and len(node.shape) <= 2 and node.op not in _VIEWS:
-                yield node
-            if layer - 2 in self.layers(node):
-                return
+    def candidates(self, own: set[int], layer: int) -> list[int]:
+        """What could be the border, the last first: whole rows, in memory of their own."""
+        before = self.ancestors(own, set()) - own
+        of_early = _reached(
+            {i for i in before if self.early(i, layer)}, lambda i: self.users.get(i, ()), set()
+        )
+        fit = [
+            i for i in before & of_early
+            if (n := self.nodes[i]).dtype == "F32" and len(n.shape) <= 2 and n.op not in VIEW_OPS
+        ]  # fmt: skip
+        return sorted(fit, reverse=True)[:_MOST]
 
     def early(self, index: int, layer: int) -> list[str]:
         """What a node reads of earlier layers: tensors, caches."""
         names = [s for s in self.nodes[index].sources if isinstance(s, str)]
         return [name for name in names if (of := self.layer(name)) is not None and of < layer]
 
-    def layers(self, node: Node) -> set[int]:
-        found = (self.layer(source) for source in node.sources if isinstance(source, str))
-        return {layer for layer in found if layer is not None}
+    def layers(self, index: int) -> list[int]:
+        """Of which layers a node reads tensors or caches."""
+        names = (s for s in self.nodes[index].sources if isinstance(s, str))
+        return [layer for layer in map(self.layer, names) if layer is not None]
 
     def layer(self, source: str) -> int | None:
         """The layer of a leaf: of a tensor of the file or of a cache."""
@@ -140,4 +153,16 @@ class _Reader:
         return int(found[1]) if found else None
 
 
-_VIEWS = frozenset({"RESHAPE", "VIEW", "PERMUTE", "TRANSPOSE"})
+def _reached(start: set[int], steps: Callable[[int], Iterable[int]], without: set[int]) -> set[int]:
+    """All that can be reached, the start among it."""
+    seen, to_see = start | without, list(start)
+    while to_see:
+        for index in steps(to_see.pop()):
+            if index not in seen:
+                seen.add(index)
+                to_see.append(index)
+    return seen - without
+
+
+_MOST = 64
+"""How many values are tried as a border: it is among the last of a layer."""
