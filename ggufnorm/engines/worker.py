@@ -228,8 +228,9 @@ class Child:
         if code == -signal.SIGKILL:
             how = "the engine was killed (SIGKILL): most likely the system ran out of memory"
             return MemoryLimitError(how, tuple(self.log))
-        if how := _lost(self.servers, tuple(self.log)):
-            return EngineError(how, tuple(self.log))
+        lost = _lost(self.servers, tuple(self.log))
+        if lost is not None:
+            return EngineError(lost, tuple(self.log))
         if code < 0:
             how = f"llama.cpp crashed ({signal.Signals(-code).name})"
         else:

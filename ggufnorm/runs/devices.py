@@ -43,6 +43,5 @@ def examine_engine(options: EngineOptions, _channel: Channel) -> Known:
     """The child's part of :func:`known_engine`."""
     if options.llama_cpp is not None:
         choose_build(options.llama_cpp)
-    with rpc.watched("asking for devices"):
-        rpc.connect(options, options.n_gpu_layers)
-        return Known(build(), find_devices())
+    rpc.connect(options, options.n_gpu_layers)
+    return Known(build(), find_devices())

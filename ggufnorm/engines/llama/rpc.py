@@ -60,9 +60,7 @@ def connect(placement: P, n_gpu_layers: int) -> P:
         return placement
     servers = [name for server in placement.rpc for name in _DEVICES[server]]
     remote = {name for names in _DEVICES.values() for name in names}
-    with watched("asking for devices"):
-        own = _own_devices(remote)
-    return replace(placement, offload_devices=(*servers, *own))
+    return replace(placement, offload_devices=(*servers, *_own_devices(remote)))
 
 
 def _own_devices(remote: set[str]) -> list[str]:
@@ -200,19 +198,25 @@ def watched(what: str, servers: tuple[str, ...] | None = None) -> Iterator[None]
         _WATCH.end(what)
 
 
-def beat() -> None:
-    """Something has moved: a node was computed, a tensor was loaded."""
+def beat() -> bool:
+    """Note that something has moved: a node was computed, a tensor was loaded.
+
+    Returns:
+        True, to go on.
+    """
     _WATCH.moved = time.monotonic()
+    return True
 
 
 _PROGRESS = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_float, ctypes.c_void_p)
 """``llama_progress_callback``, llama.h."""
 
 
-@_PROGRESS
 def _on_progress(_share: float, _data: int | None) -> bool:
-    beat()
-    return True
+    return beat()
+
+
+_CALLBACK = _PROGRESS(_on_progress)
 
 
 def report_progress(params: Any) -> Any:
@@ -226,5 +230,5 @@ def report_progress(params: Any) -> Any:
     """
     if _DEVICES:
         kinds = {name: kind for name, kind, *_ in params._fields_}
-        params.progress_callback = ctypes.cast(_on_progress, kinds["progress_callback"])
-    return _on_progress
+        params.progress_callback = ctypes.cast(_CALLBACK, kinds["progress_callback"])
+    return _CALLBACK

@@ -93,9 +93,8 @@ class LlamaModel:
         lib = llama()
         options = rpc.connect(options, options.n_gpu_layers)
         params = lib.llama_model_default_params()
-        with rpc.watched("asking for devices"):
-            held = place(params, options.n_gpu_layers, options)
-        self._held = [*held, rpc.report_progress(params)]  # what llama.cpp is pointed to
+        # What llama.cpp is pointed to.
+        self._held = [*place(params, options.n_gpu_layers, options), rpc.report_progress(params)]
         params.use_extra_bufts = options.use_extra_bufts
         params.vocab_only = vocab_only
         if overrides:
@@ -247,7 +246,7 @@ class LlamaContext:
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
-                lambda tensor, ask, _data: rpc.beat() or on_eval(tensor, ask)
+                lambda tensor, ask, _data: rpc.beat() and on_eval(tensor, ask)
             )
             params.cb_eval = self._callback
         self.model = model
