@@ -83,6 +83,17 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
     return [side.options for side in chosen]
 
 
+def keeping_others_here(side: Side) -> Side:
+    """The same with the layers that are not run on the CPU, where they take no memory."""
+    o = side.options
+    others = {layer_of(name) for name in side.file.tensors if not side.reads(name)}
+    if not others or not o.n_gpu_layers:
+        return side
+    pattern = rf"^blk\.({'|'.join(str(n) for n in sorted(n for n in others if n is not None))})\."
+    overrides = ((pattern, CPU), *o.tensor_overrides)
+    return replace(side, options=replace(o, tensor_overrides=overrides))
+
+
 def _devices_of(side: Side) -> tuple[Device, ...]:
     """Of a side's build, which has all that is asked for; none where the CPU alone is."""
     require_overrides(side.file, side.options)

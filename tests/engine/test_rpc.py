@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 import ggufnorm
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import Progress
+from ggufnorm.core.trace import TraceFacts
 from ggufnorm.engines.llama.rpc import SECONDS_VARIABLE
 from ggufnorm.errors import EngineError, RefusedError
 from ggufnorm.formats.llama_libraries import VARIABLE
@@ -109,6 +110,29 @@ def test_a_trace_and_what_is_compared_with_it(
     same(*reports)  # type: ignore[arg-type]
 
 
+def test_each_range_of_layers_on_another_machine(
+    tiny: dict[str, Path], text: str, servers: tuple[str, str], tmp_path: Path
+) -> None:
+    whole, part, joined = (tmp_path / f"{name}.safetensors" for name in ("whole", "part", "joined"))
+
+    def trace(out: Path, server: str | None, **more: Any) -> TraceFacts:
+        options = SideOptions(rpc=(server,) if server else ())
+        return ggufnorm.trace(
+            tiny["llama"], out, text=text, n_ctx=32, chunks=2, n_threads=1, options=options, **more
+        )
+
+    trace(whole, None)
+    first = trace(part, servers[0], layers=(0, 0))
+    second = trace(joined, servers[1], layers=(1, 2), after=part)
+    for facts, server, others in ((first, servers[0], "1|2"), (second, servers[1], "0")):
+        assert facts.build is not None
+        assert any(server in name for name in facts.build.devices)
+        assert facts.build.tensor_overrides == ((rf"^blk\.({others})\.", "CPU"),)
+    a, b = load_file(whole), load_file(joined)
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def test_attribute(tiny: dict[str, Path], other: Path, text: str, servers: tuple[str, str]) -> None:
     far, here = (
         ggufnorm.attribute(
@@ -179,6 +203,7 @@ def test_busy_frozen_and_absent_servers_are_told_apart(
         (0, bytes([2, 0, 0]), r"version 2\.0\.0 .*older"),
         (24, bytes([99, 1, 2, 0]) + bytes(24), r"version 99\.1\.2"),
     ],
+    ids=["older", "newer"],
 )
 def test_a_server_of_another_protocol(
     tiny: dict[str, Path], text: str, size: int, answer: bytes, said: str

@@ -14,7 +14,7 @@ from ggufnorm.engines.llama.library import choose_build
 from ggufnorm.engines.llama.remote import RemoteRunner
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.placement import held_as
@@ -82,7 +82,13 @@ def load_apart(
 
     Raises:
         InputError: the builds cut the text into different tokens.
+        ConfigError: the other build is to run on servers that take one client.
     """
+    if options[1].rpc:
+        raise ConfigError(
+            "--rpc does not go with another build beside the reference's: it runs in two processes,"
+            " and a server takes one client (--ref-rpc puts the reference on servers)"
+        )
     choose_build(options[0].llama_cpp)
     say(Progress("loading the reference"))
     reference = stack.enter_context(LlamaModel(files[0].path, options[0]))

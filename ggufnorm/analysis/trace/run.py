@@ -31,7 +31,7 @@ from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
-from ggufnorm.runs.placement import Side, settle
+from ggufnorm.runs.placement import Side, keeping_others_here, settle
 from ggufnorm.samples import text_to_run
 
 
@@ -105,7 +105,7 @@ def trace(
         elif after is not None:
             raise ConfigError("--after goes with --layers")
         side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1, layers)
-        (engine,) = settle((side,), check_memory=check_memory)
+        (engine,) = settle((keeping_others_here(side),), check_memory=check_memory)
         inputs = [shard.path for shard in file.shards]
         require_writable(out, [*inputs, *([] if after is None else [os.fspath(after)])])
     from ggufnorm.analysis.trace.record import Recording
