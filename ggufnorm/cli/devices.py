@@ -47,6 +47,29 @@ class Devices(click.ParamType[tuple[str, ...]]):
         return () if names == ("none",) else names
 
 
+class Servers(click.ParamType[tuple[str, ...]]):
+    """Servers of llama.cpp's RPC backend, or none."""
+
+    name = "servers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Each as ``HOST:PORT``; empty for none."""
+        if isinstance(value, tuple):
+            return value
+        servers = tuple(part.strip() for part in str(value).split(","))
+        if servers == ("none",):
+            return ()
+        for server in servers:
+            found = re.fullmatch(r"[^\s:]+:(\d{1,5})", server)
+            if found is None or not 0 < int(found[1]) < 1 << 16:
+                self.fail(f"{server!r} is no server such as 192.168.1.7:50052", param, ctx)
+        if len(set(servers)) < len(servers):
+            self.fail(f"{value} names a server twice", param, ctx)
+        return servers
+
+
 class Proportions(click.ParamType[tuple[float, ...]]):
     """Proportions: 3,1."""
 
@@ -111,6 +134,12 @@ def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
         return _option(prefix, long, brief, text, **more)
 
     return (
+        click.option(
+            f"--{prefix}rpc", type=Servers(), metavar="HOST:PORT,…",
+            help=_help(prefix, "-rpc", "Put layers on these servers of llama.cpp's RPC backend:"
+            " trusted machines and networks only, it has no authentication."),
+            **_variable(prefix, "RPC"),
+        ),
         option(
             "device", "dev", "Devices to offload layers to (see --list-devices), or none.",
             type=Devices(), metavar="DEV,…|none", also=("dev",),
@@ -181,8 +210,8 @@ def _variable(prefix: str, name: str) -> dict[str, Any]:
 
 
 DEVICE_PARAMETERS = (
-    "device", "tensor_split", "split_mode", "main_gpu", "override_tensor", "cpu_moe", "n_cpu_moe",
-    "kv_offload", "op_offload", "ubatch_size",
+    "rpc", "device", "tensor_split", "split_mode", "main_gpu", "override_tensor", "cpu_moe",
+    "n_cpu_moe", "kv_offload", "op_offload", "ubatch_size",
 )  # fmt: skip
 """What click calls the values of :func:`device_options`."""
 
@@ -207,6 +236,7 @@ def device_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
     overrides = chosen("override_tensor")
     given = {
+        "rpc": chosen("rpc"),
         "offload_devices": chosen("device"),
         "split_mode": chosen("split_mode"),
         "tensor_split": chosen("tensor_split"),

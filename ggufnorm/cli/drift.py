@@ -36,13 +36,15 @@ from ggufnorm.cli.output import (
     require_outputs,
 )
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.engine import GpuLayers
+from ggufnorm.errors import ConfigError
 from ggufnorm.formats.forms import parse
 
 _ONNX_ONLY = ("inputs", "max_rel")
 _GGUF_ONLY = (
     *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "resume", "budget",
-    "no_memory_check", "max_kld", "min_top1",
+    "no_memory_check", "max_kld", "min_top1", "issue",
 )  # fmt: skip
 
 
@@ -82,6 +84,11 @@ _GGUF_ONLY = (
     "--max-rel", type=click.FloatRange(min=0),
     help="Exit 1 if the relative L2 error of an ONNX model's output exceeds this.",
 )  # fmt: skip
+@click.option(
+    "--issue", type=click.Path(dir_okay=False, path_type=Path),
+    help="Of one file in two engines: write what can be pasted into an issue of llama.cpp, without"
+    " paths, names and text.",
+)  # fmt: skip
 @output_options(*FORMATS)
 @click.pass_context
 def command(
@@ -106,6 +113,7 @@ def command(
     min_top1: float | None,
     inputs: Path | None,
     max_rel: float | None,
+    issue: Path | None,
     fmt: str | None,
     output: Path | None,
     **sides: Any,
@@ -122,7 +130,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, reading=[ref, quant, text_file, inputs, *images])
+    require_outputs(output, resume, issue, reading=[ref, quant, text_file, inputs, *images])
     from ggufnorm import api
 
     if parse(ref).engine == "onnxruntime":
@@ -163,8 +171,27 @@ def command(
             on_progress=show,
         )
     emit(report, fmt, output)
+    if issue is not None:
+        _write_issue(report, issue)
     ended = tell_cut(report.run.cut)
     return ended or tell_crossed(crossed_thresholds(report, max_kld, min_top1, max_local))
+
+
+def _write_issue(report: DriftReport, target: Path) -> None:
+    """Write what an issue of llama.cpp needs.
+
+    Raises:
+        ConfigError: the report is not of one file in two engines.
+    """
+    from ggufnorm.formats.output import write_text
+    from ggufnorm.report.views.kernels import issue_text
+
+    if not report.kernels:
+        raise ConfigError(
+            "--issue goes with one file in two engines (other builds, devices or kernels): nothing"
+            f" was written to {target}"
+        )
+    write_text(issue_text(report), target)
 
 
 def _drift_onnx(

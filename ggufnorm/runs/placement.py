@@ -35,11 +35,19 @@ class Side:
         file: the model's.
         options: how it is to run.
         n_replicas: contexts that share its weights.
+        layers: the first and the last layer that are run; None for all. The weights of the others
+            are mapped, and never read.
     """
 
     file: ModelFile
     options: EngineOptions
     n_replicas: int
+    layers: tuple[int, int] | None = None
+
+    def reads(self, tensor: str) -> bool:
+        """Whether a tensor is read at all."""
+        layer = layer_of(tensor)
+        return self.layers is None or layer is None or self.layers[0] <= layer <= self.layers[1]
 
 
 Bytes = Counter[str]
@@ -73,6 +81,17 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
     if check_memory:
         _require_room(sides, taken, free)
     return [side.options for side in chosen]
+
+
+def keeping_others_here(side: Side) -> Side:
+    """The same with the layers that are not run on the CPU, where they take no memory."""
+    o = side.options
+    others = {layer_of(name) for name in side.file.tensors if not side.reads(name)}
+    if not others or not o.n_gpu_layers:
+        return side
+    pattern = rf"^blk\.({'|'.join(str(n) for n in sorted(n for n in others if n is not None))})\."
+    overrides = ((pattern, CPU), *o.tensor_overrides)
+    return replace(side, options=replace(o, tensor_overrides=overrides))
 
 
 def _devices_of(side: Side) -> tuple[Device, ...]:
@@ -123,7 +142,7 @@ def _require_room(sides: Sequence[Side], taken: Bytes, free: Mapping[str, int]) 
 def needs_devices(options: EngineOptions) -> bool:
     """Whether more than the CPU is asked for, so that the build must say what it has."""
     elsewhere = any(buffer != CPU for _, buffer in options.tensor_overrides)
-    return bool(options.n_gpu_layers or options.offload_devices or elsewhere)
+    return bool(options.n_gpu_layers or options.offload_devices or options.rpc or elsewhere)
 
 
 def require_overrides(file: ModelFile, options: EngineOptions) -> None:
@@ -172,6 +191,8 @@ def needs(side: Side, devices: Sequence[Device], *, weights: bool = True) -> Byt
         patterns = [(re.compile(p), buffer) for p, buffer in override_patterns(options)]
         buffers = {d.buffer: d.name for d in devices if d.kind != "CPU"}
         for name, tensor in file.tensors.items():
+            if not side.reads(name):
+                continue
             buffer = next((b for pattern, b in patterns if pattern.search(name)), None)
             home = _home_of(name, homes) if buffer is None else buffers.get(buffer, CPU)
             taken[home] += tensor.n_bytes
@@ -233,7 +254,9 @@ def not_offloaded(info: EngineInfo) -> str | None:
             f"-ngl {layers} had no effect: all values were on {seen}; {engine.build.name} knows no"
             " other device here"
         )
-    idle = [name for name in engine.offload_devices or () if name not in engine.devices]
+    # A buffer of RPC's is called by its device and server: RPC0[HOST:PORT].
+    buffers = {name.partition("[")[0] for name in engine.devices}
+    idle = [name for name in engine.offload_devices or () if name not in buffers]
     return f"-dev {','.join(idle)} had no effect: all values were on {seen}" if idle else None
 
 

@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.drift.causes import Sides
+from ggufnorm.analysis.drift.circumstances import SMALL, Circumstances, Look
 from ggufnorm.analysis.drift.evidence import gather_evidence
 from ggufnorm.analysis.drift.kernels import (
     Engines,
+    circumstances_of,
     engines_of,
+    first_beyond,
     judge_engines,
     kernel_errors,
 )
@@ -74,6 +77,7 @@ class _Drift:
         loaded = self._load(stack)
         self.tokens, self.runners = loaded.tokens, loaded.runners
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
+        self.looks: list[Look] = []
         self._plan()
         self.session = self._session()
 
@@ -130,7 +134,11 @@ class _Drift:
         )
         if self._other_engines() is None:
             return report
-        return replace(report, kernels=kernel_errors(report.operations))
+        return replace(
+            report,
+            kernels=kernel_errors(report.operations),
+            circumstances=circumstances_of(self.looks),
+        )
 
     def _identity(self) -> Identity:
         return self.job.identity(*(runner.info for runner in self.runners[: FREE + 1]))
@@ -149,7 +157,25 @@ class _Drift:
     ) -> tuple[Culprit | None, str]:
         engines = self._other_engines()
         if engines is not None:
-            return judge_engines(operations, logits, engines, self.runners[REFERENCE].graphs)
+            graphs = self.runners[REFERENCE].graphs
+            self._look_closer(operations)
+            return judge_engines(operations, logits, engines, graphs, self.looks)
         sides = Sides(self.job.options_ref, self.job.options)
         evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)
+
+    def _look_closer(self, operations: Sequence[OperationDrift]) -> None:
+        """Run some tokens in other batches, and with each operation by itself."""
+        if self.channel.cancel.is_set():
+            return
+        closer = Circumstances(self.runners, self.files, self.tokens, self.n_ctx)
+        first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
+        own = max(len(batch.tokens) for batch in first)
+        for size in (own, *(size for size in SMALL if size < own)):
+            self.channel.emit(Progress(f"running batches of {size}"))
+            self.looks.append(closer.look(size, alone=False))
+        is_wrong = [first_beyond(operations), *(first_beyond(k.operations) for k in self.looks)]
+        sizes = [own, *(look.batch for look in self.looks)]
+        at = next((n for n, found in zip(sizes, is_wrong, strict=True) if found), own)
+        self.channel.emit(Progress("running each operation by itself"))
+        self.looks.append(closer.look(at, alone=True))

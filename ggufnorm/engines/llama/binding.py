@@ -187,6 +187,10 @@ def _ggml(module: Any) -> Any:
 
 _TENSOR, _SIZE, _TEXT, _ANY = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p
 _GGML: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_load": (_ANY, [_TEXT]),
+    "ggml_backend_register": (None, [_ANY]),
+    "ggml_backend_reg_by_name": (_ANY, [_TEXT]),
+    "ggml_backend_reg_get_proc_address": (_ANY, [_ANY, _TEXT]),
     "ggml_op_name": (_TEXT, [ctypes.c_int]),
     "ggml_type_name": (_TEXT, [ctypes.c_int]),
     "ggml_get_name": (_TEXT, [_TENSOR]),
@@ -302,6 +306,7 @@ class NodeView:
         sources: addresses of its sources.
         flags: ``enum ggml_tensor_flag``.
         target: address of the tensor whose memory it writes to or shows, 0 for its own.
+        number: ggml's of the operation.
     """
 
     address: int
@@ -313,6 +318,7 @@ class NodeView:
     sources: tuple[int, ...]
     flags: int
     target: int
+    number: int
 
     @classmethod
     def at(cls, address: int) -> NodeView:
@@ -332,7 +338,13 @@ class NodeView:
             sources=tuple(s for s in t.src if s),
             flags=t.flags,
             target=t.view_src or 0,
+            number=t.op,
         )
+
+
+def set_op(address: int, number: int) -> None:
+    """Have a node that was not computed yet do another operation: 0, ``NONE``, for none."""
+    TensorStruct.from_address(address).op = number
 
 
 _READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}

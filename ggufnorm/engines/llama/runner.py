@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -38,8 +38,12 @@ from ggufnorm.engines.llama.binding import (
 from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.llama.watch import GraphWatch
 from ggufnorm.formats.model_file import ModelFile
+
+Enter = Callable[[int, int], Array]
+"""What enters a range of layers: ``(batch of its chunk, number of the chunk's first token)``."""
 
 
 class LlamaActivation:
@@ -101,6 +105,8 @@ class LlamaRunner:
         tensors = frozenset(file.tensors)
         self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
         self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
+        self._max_batch = self.context.max_batch
+        self._enter: Enter | None = None
 
     def __enter__(self) -> LlamaRunner:
         self.context.__enter__()
@@ -138,7 +144,28 @@ class LlamaRunner:
 
     def batches(self, tokens: Tokens, first: int) -> list[Batch]:
         """Cut a chunk into batches; see :func:`cut_chunk`."""
-        return cut_chunk(self.model, tokens, first, self.context.max_batch)
+        return cut_chunk(self.model, tokens, first, self._max_batch)
+
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise from now on.
+
+        Args:
+            max_batch: most tokens in one batch, up to what the context was made for.
+            alone: make every operation a hook point, so that none is fused with another.
+        """
+        self._max_batch = min(max_batch, self.context.max_batch)
+        self._watch.alone = alone
+
+    def restrict(self, layers: Layers, enter: Enter | None = None) -> None:
+        """Compute a range of layers alone, from the next plan on.
+
+        Args:
+            layers: the first and the last.
+            enter: what the range before ended with; None where the range is the first.
+        """
+        n_layers = self.file.metadata.integer(f"{self.file.architecture}.block_count") or 0
+        self._watch.layers = layers, n_layers
+        self._enter = enter
 
     def plan(self, chunk: Sequence[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""
@@ -154,9 +181,15 @@ class LlamaRunner:
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
         """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+        entry = self._watch.entry_of(self.graphs[k])
 
         def on_node(n: int, address: int) -> bool:
-            return on_activation(n, LlamaActivation(address, batch))
+            value = LlamaActivation(address, batch)
+            if at[n] == entry:
+                assert self._enter is not None
+                value.replace(self._enter(k, batch.chunk_start).reshape(value.value.shape))
+                value = LlamaActivation(address, batch)  # the other may have read what was there
+            return on_activation(n, value)
 
         decode = functools.partial(self.context.decode, batch)
         self._watch.forward(self.graphs[k], at, decode, on_node)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.engine import Placement
 from ggufnorm.engines.base import Batch
+from ggufnorm.engines.llama import rpc
 from ggufnorm.engines.llama.binding import llama
 from ggufnorm.engines.llama.devices import place
 from ggufnorm.engines.llama.library import choose_build
@@ -76,7 +77,7 @@ class LlamaModel:
 
     Raises:
         RefusedError: a device that it is to be put on is not there.
-        EngineError: llama.cpp does not load the file.
+        EngineError: a server of ``--rpc`` does not answer, or llama.cpp does not load the file.
     """
 
     def __init__(
@@ -90,15 +91,18 @@ class LlamaModel:
         if options.llama_cpp is not None:
             choose_build(options.llama_cpp)
         lib = llama()
+        options = rpc.connect(options, options.n_gpu_layers)
         params = lib.llama_model_default_params()
-        self._held = place(params, options.n_gpu_layers, options)  # what llama.cpp is pointed to
+        # What llama.cpp is pointed to.
+        self._held = [*place(params, options.n_gpu_layers, options), rpc.report_progress(params)]
         params.use_extra_bufts = options.use_extra_bufts
         params.vocab_only = vocab_only
         if overrides:
             changed = _overrides(overrides)
             params.kv_overrides = changed
         self.path = path
-        self.handle = lib.llama_model_load_from_file(path.encode(), params)
+        with rpc.watched(f"loading {path}"):
+            self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise EngineError(f"llama.cpp cannot load {path}")
         self._vocab = lib.llama_model_get_vocab(self.handle)
@@ -113,7 +117,8 @@ class LlamaModel:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        llama().llama_model_free(self.handle)
+        with rpc.watched("freeing a model"):
+            llama().llama_model_free(self.handle)
 
     @property
     def has_encoder(self) -> bool:
@@ -241,12 +246,13 @@ class LlamaContext:
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
-                lambda tensor, ask, _data: on_eval(tensor, ask)
+                lambda tensor, ask, _data: rpc.beat() and on_eval(tensor, ask)
             )
             params.cb_eval = self._callback
         self.model = model
         self.n_seq = n_seq
-        self.handle = lib.llama_init_from_model(model.handle, params)
+        with rpc.watched(f"making a context for {model.path}"):
+            self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise EngineError(
                 f"llama.cpp cannot make a context for {model.path}: it may be too large for"
@@ -267,7 +273,8 @@ class LlamaContext:
     ) -> None:
         lib = llama()
         lib.llama_batch_free(self._batch)
-        lib.llama_free(self.handle)
+        with rpc.watched("freeing a context"):
+            lib.llama_free(self.handle)
 
     def _check(self, params: Any) -> None:
         """Ask the context for what it was told: a structure that lies otherwise was misread.
@@ -290,7 +297,8 @@ class LlamaContext:
         lib = llama()
         memory = lib.llama_get_memory(self.handle)
         if memory:  # an encoder keeps none
-            lib.llama_memory_clear(memory, True)
+            with rpc.watched("clearing a cache"):
+                lib.llama_memory_clear(memory, True)
 
     def decode(self, batch: Batch) -> None:
         """Run one batch: through the encoder or the decoder, as it says.
@@ -310,25 +318,29 @@ class LlamaContext:
                 raw.seq_id[at][0] = sequence
                 raw.logits[at] = i >= n - batch.n_outputs
         run = lib.llama_encode if batch.encode else lib.llama_decode
-        status = run(self.handle, raw)
+        with rpc.watched("running"):
+            status = run(self.handle, raw)
         if status != 0:
             name = "llama_encode" if batch.encode else "llama_decode"
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
     def pooled(self, n_values: int) -> NDArray[np.float32] | None:
         """What the last batch's first sequence was pooled to; None where nothing is pooled."""
-        return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
+        with rpc.watched("reading an embedding"):
+            return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
 
     def embeddings(self, n_outputs: int, width: int) -> NDArray[np.float32] | None:
         """The last batch's states, ``(n_outputs, width)``; None where they are pooled."""
-        return _floats(llama().llama_get_embeddings(self.handle), (n_outputs, width))
+        with rpc.watched("reading states"):
+            return _floats(llama().llama_get_embeddings(self.handle), (n_outputs, width))
 
     def logits(self, n_outputs: int) -> NDArray[np.float32]:
         """The last batch's logits, ``(n_seq · n_outputs, vocabulary)``: a view, good until decode.
 
         The rows of one sequence stand behind those of the other.
         """
-        pointer = llama().llama_get_logits(self.handle)
+        with rpc.watched("reading logits"):
+            pointer = llama().llama_get_logits(self.handle)
         address = ctypes.cast(pointer, ctypes.c_void_p).value
         if address is None:
             raise EngineError(f"{self.model.path}: llama.cpp gives no logits")

@@ -14,7 +14,6 @@ from ggufnorm.core.drift import (
     OperationDrift,
     TokenDrift,
 )
-from ggufnorm.core.engine import KernelError
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.severity import FEW_POSITIONS
@@ -50,6 +49,7 @@ from ggufnorm.report.views.common import (
     sentences,
     skipped_section,
 )
+from ggufnorm.report.views.kernels import kernel_sections
 from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,
@@ -59,7 +59,7 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles", "experts")
+_PARTS = ("tokens", "tiles", "experts", "layers")
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -77,7 +77,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             next_step=next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
-                *([_kernels(report)] if report.kernels else []),
+                *kernel_sections(report),
                 _norms(report),
                 largest_errors(report),
                 _experts(report),
@@ -216,32 +216,6 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
-
-
-# -- kernels ---------------------------------------------------------------------------
-
-_KERNELS: Columns[KernelError] = (
-    Column("Operation", lambda k: k.op, left=True),
-    Column("Type", lambda k: k.dtype or "–", left=True),
-    Column("Number", lambda k: numeric(k.n)),
-    Column("NMSE", lambda k: numeric(k.nmse, 2)),
-    Column("Allowed", lambda k: numeric(k.limit, 1)),
-    Column("Largest at", lambda k: k.worst, left=True),
-    Column("First beyond", lambda k: k.first or "–", left=True, priority=1),
-)
-
-
-def _kernels(report: DriftReport) -> Section:
-    return Section(
-        "Kernels: one file in two engines, each operation given the reference's input, beside what"
-        " llama.cpp's test-backend-ops allows",
-        table=table(
-            "kernels",
-            _KERNELS,
-            report.kernels,
-            status=lambda k: "error" if k.first else "neutral",
-        ),
-    )
 
 
 # -- norms -------------------------------------------------------------------------------
