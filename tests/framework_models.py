@@ -329,6 +329,8 @@ def write(
     for name, values in tensors.items():
         plain = values.ndim == 1 or any(n in name for n in PLAIN)
         kind = gguf.GGMLQuantizationType.F32 if plain else dtype
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # as the converter does
+            kind = gguf.GGMLQuantizationType.F16
         w.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()
