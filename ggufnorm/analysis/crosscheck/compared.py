@@ -137,7 +137,7 @@ def compare_runs(
     wrong = earliest(first_wrong(sites, names[1], off), sites, graphs, names[1])
     costs: Mapping[str, float] = {}
     own_costs: Mapping[str, float] = {}
-    if cost is not None and _needs_cost(engine.rounding, wrong):
+    if cost is not None and _needs_cost(wrong):
         measured = cost()
         costs = _by_site(measured.moved, joined.pairs)
         own_costs = {**_by_site(measured.own, joined.pairs), LOGITS: measured.own_logits}
@@ -226,10 +226,9 @@ def _by_site(values: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, fl
     return {p.key: v for p in pairs if (v := values.get(p.source.name)) is not None}
 
 
-def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
-    """Whether to measure: quantized matrices hide mistakes, and half precision looks like one."""
-    quantized = rounding > HALF_ULP["BF16"]
-    return quantized if wrong is None else wrong.where == "before"
+def _needs_cost(wrong: FirstWrong | None) -> bool:
+    """Whether to measure what types cost: a norm that is wrong by itself is so in any type."""
+    return wrong is None or wrong.where == "before"
 
 
 def _record(

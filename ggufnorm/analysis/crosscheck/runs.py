@@ -111,10 +111,16 @@ class Runs:
     def cost(self, source: str, engine: str) -> Callable[[], TypeCost] | None:
         """How to measure what the types of the engine's file do to the source itself.
 
-        None where that is not possible: only a checkpoint is rounded as a GGUF file is.
+        None where that is not possible, only a checkpoint being rounded as a GGUF file is, and
+        where the file holds nothing but float32.
         """
+        from ggufnorm.analysis.crosscheck.llama import rounding
+
         if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
             return None
+        with open_model(local_path(engine)) as file:
+            if not rounding(file):
+                return None
 
         def measure() -> TypeCost:
             from ggufnorm.analysis.crosscheck.llama import type_rounding

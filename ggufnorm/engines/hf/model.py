@@ -94,7 +94,9 @@ class HFModel:
             Skipped(name, "the checkpoint lacks it: Transformers gave it random values")
             for name in missing
         )
-        return model.eval(), skipped
+        from ggufnorm.engines.hf.padding import restore_padding
+
+        return model.eval(), (*skipped, *restore_padding(model, self.folder))
 
     def _require_size(self, config: Any) -> None:
         """Refuse a config that makes another, larger network of keys that it does not name.

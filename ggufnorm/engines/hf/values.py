@@ -24,6 +24,9 @@ _VIEWS = frozenset({
 _UNINITIALISED = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
 """Functions whose result holds whatever lay in the memory."""
 
+_WITH_INDICES = frozenset({"max", "min", "sort", "topk"})
+"""Functions that return values and where they stood."""
+
 
 def watch_values(
     model: HFModel, tokens: Tokens, start: str | None, end: str | None
@@ -141,6 +144,8 @@ class _Watch(TorchFunctionMode):
             self._see_written(args[0], inputs)
         elif name in _UNINITIALISED:
             return
+        elif name in _WITH_INDICES and isinstance(out, tuple):
+            self._keep(f"{self._module}: {name}", name, inputs, out[0])
         elif isinstance(out, torch.Tensor) and out.is_floating_point() and out.dim() > 1:
             module = self._module
             weight, bias, tensor = self._matrix(name, args, kwargs)
