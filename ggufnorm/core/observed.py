@@ -151,6 +151,8 @@ class ObservedRun:
             norms to look at.
         own_feed: whether it was fed other values than the source, as it normalizes its input
             otherwise.
+        predicts_times: factor of the predictions that the model has and that was left out of
+            the run, as llama.cpp leaves it out.
     """
 
     engine: str
@@ -164,6 +166,7 @@ class ObservedRun:
     outputs: tuple[ModelOutput, ...] = ()
     behind: Mapping[str, Array] = field(default_factory=dict)
     own_feed: bool = False
+    predicts_times: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from ggufnorm.analysis.crosscheck.verdict import (
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
+    EngineDifference,
     FirstWrong,
     RunSide,
     SiteComparison,
@@ -49,6 +50,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tokens import halves
 from ggufnorm.core.tolerances import SAME_OPERATION, SAME_PRODUCT, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
@@ -160,6 +162,7 @@ def compare_runs(
         lambda seen: first_wrong(seen, names[1], off, own_costs),
         names[0],
     )
+    known_differences = (*_of_predictions(source, logits), *followed.known)
     sites, wrong = followed.sites, with_operation(followed.wrong, followed.operation, names[1])
     if both == _BOTH_ONNX and wrong is not None and _is_followed(wrong):
         wrong = with_layer(wrong, sites, graphs, source, engine)
@@ -174,7 +177,7 @@ def compare_runs(
     examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
                        of_text=tokens is not None)  # fmt: skip
     said = (
-        verdict(sites, wrong, engine.rounding, examined, costs, followed.known),
+        verdict(sites, wrong, engine.rounding, examined, costs, known_differences),
         _behind_front(graphs.front, behind),
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
@@ -191,7 +194,7 @@ def compare_runs(
         verdict=" ".join(filter(None, said)),
         skipped=(*(s for s in known if s.what not in told), *why_not, *followed.skipped, *skipped),
         operations=followed.operations,
-        known=followed.known,
+        known=known_differences,
         folds=folds.found,
         result=result,
         pixels=pixels,
@@ -200,6 +203,22 @@ def compare_runs(
         layers=graphs.layers.found,
         outputs=graphs.outputs,
     )
+
+
+def _of_predictions(
+    source: ObservedRun, logits: LogitStatistics | None
+) -> tuple[EngineDifference, ...]:
+    """The factor of a T5's predictions, which no graph of llama.cpp has (src/models/t5.cpp)."""
+    factor = source.predicts_times
+    if factor == 1.0 or logits is None:
+        return ()
+    reason = (
+        f"the source multiplies what goes into its head with {factor:.4g}"
+        " (scale_decoder_outputs), and llama.cpp does not; the likeliest token is the same, but"
+        " what is sampled is not (the figures are without it): sample with a temperature of"
+        f" {1 / factor:.4g} times yours"
+    )
+    return (EngineDifference("result_output", "MUL_MAT", reason, abs(1 / factor - 1), n_sites=0),)
 
 
 def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:
@@ -324,8 +343,9 @@ def _logits(
     a, b = source.logits, engine.logits
     if tokens is None:
         return None, ()
-    if a is None or b is None or len(tokens) < MIN_TOKENS:
+    if a is None or b is None or len(a) != len(b) or len(a) < MIN_TOKENS:
         return None, (Skipped("logits", "one side makes no next-token predictions"),)
+    tokens = halves(tokens)[1] if len(a) < len(tokens) else tokens  # what a decoder reads
     n = min(a.shape[1], b.shape[1])
     # Checkpoints pad their vocabulary, and converters take the padding off.
     note = (

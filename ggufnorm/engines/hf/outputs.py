@@ -35,7 +35,7 @@ def source_output(model: HFModel, tokens: Tokens) -> SourceOutput:
     """
     ids = torch.from_numpy(tokens.astype(np.int64))[None]
     with quiet(), torch.inference_mode():
-        found = model.model.base_model(input_ids=ids)
+        found = model.model.base_model(**model.inputs(tokens))
     states = getattr(found, "last_hidden_state", None)
     folder = Path(model.folder)
     made_for = getattr(model.model.config, "architectures", None) or ()

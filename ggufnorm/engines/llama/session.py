@@ -125,6 +125,14 @@ class LlamaModel:
         )
 
     @property
+    def encodes_only(self) -> bool:
+        """Whether it is the encoder of an encoder-decoder alone (``t5encoder``)."""
+        lib = llama()
+        return bool(lib.llama_model_has_encoder(self.handle)) and not bool(
+            lib.llama_model_has_decoder(self.handle)
+        )
+
+    @property
     def attends_only(self) -> bool:
         """Whether it is a decoder that remembers by a K/V cache alone, no recurrent state."""
         lib = llama()
