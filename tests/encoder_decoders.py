@@ -117,7 +117,7 @@ def write(
     for key, value in {**usual, **keys}.items():
         if value is None:
             continue
-        add = w.add_float32 if isinstance(value, float) else w.add_uint32
+        add = {bool: w.add_bool, float: w.add_float32, int: w.add_uint32}[type(value)]
         add(f"{arch}.{key}", value)
     add_vocabulary(w, WORDS)
     for name, values in tensors.items():

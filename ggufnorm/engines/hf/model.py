@@ -140,6 +140,15 @@ class HFModel:
         """Whether an encoder reads a text and a decoder writes another."""
         return has_decoder(self.model.config) and not self._encoder_alone
 
+    @property
+    def decoder_start(self) -> int | None:
+        """The token that the decoder of an encoder-decoder begins with; None where none is told."""
+        if not self.is_encoder_decoder:
+            return None
+        stated = (getattr(self.model, "generation_config", None), self.model.config)
+        found = (getattr(c, "decoder_start_token_id", None) for c in stated)
+        return next((int(token) for token in found if isinstance(token, int)), None)
+
     def n_rows(self, tokens: Tokens) -> int:
         """Tokens of one pass through the network: of an encoder-decoder half of them."""
         return len(halves(tokens)[0]) if self.is_encoder_decoder else len(tokens)
