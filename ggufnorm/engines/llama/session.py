@@ -102,6 +102,8 @@ class LlamaModel:
         self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise EngineError(f"llama.cpp cannot load {path}")
+        if not vocab_only:
+            self._require_kernels()
         self._vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
 
@@ -115,6 +117,22 @@ class LlamaModel:
         trace: TracebackType | None,
     ) -> None:
         llama().llama_model_free(self.handle)
+
+    def _require_kernels(self) -> None:
+        """Refuse what llama.cpp loads and then writes beyond its memory with.
+
+        Raises:
+            EngineError: it is such a model.
+        """
+        arch = self._metadata("general.architecture")
+        width = self._metadata(f"{arch}.wkv.head_size")
+        if arch in _WKV7 and width.isdecimal() and int(width) % WKV7_STEP:
+            llama().llama_model_free(self.handle)
+            raise EngineError(
+                f"{self.path}: {arch}.wkv.head_size is {width}, and llama.cpp's RWKV 7 kernels"
+                f" write beyond their memory unless it is a multiple of {WKV7_STEP}: it cannot"
+                " be run"
+            )
 
     @property
     def has_encoder(self) -> bool:
@@ -368,6 +386,12 @@ def _overrides(settings: Mapping[str, Setting]) -> Any:
         else:
             entry.tag, entry.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
     return array
+
+
+_WKV7 = ("rwkv7", "arwkv7")
+WKV7_STEP = 64
+"""Values that ``ggml_compute_forward_rwkv_wkv7_f32`` (``ggml/src/ggml-cpu/ops.cpp``) reads and
+writes at once with AVX-512 (``GGML_F32_STEP``), whatever is left of a head; CUDA asserts it."""
 
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
