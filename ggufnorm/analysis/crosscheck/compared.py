@@ -22,7 +22,8 @@ from ggufnorm.analysis.crosscheck.graphs import (
 )
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.layers import layers_sentence
-from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.output import OutputComparison
+from ggufnorm.analysis.crosscheck.padding import padding_sentence
 from ggufnorm.analysis.crosscheck.pinned import OwnErrors
 from ggufnorm.analysis.crosscheck.results import first_wrong_output
 from ggufnorm.analysis.crosscheck.stretches import NotFollowedError, follow_stretches
@@ -162,7 +163,9 @@ def compare_runs(
         lambda seen: first_wrong(seen, names[1], off, own_costs),
         names[0],
     )
-    known_differences = (*_of_predictions(source, logits), *followed.known)
+    of_output = () if output is None else output.known
+    known_differences = (*_of_predictions(source, logits), *of_output, *followed.known)
+    padding = None if output is None else output.padding
     sites, wrong = followed.sites, with_operation(followed.wrong, followed.operation, names[1])
     if both == _BOTH_ONNX and wrong is not None and _is_followed(wrong):
         wrong = with_layer(wrong, sites, graphs, source, engine)
@@ -181,6 +184,7 @@ def compare_runs(
         _behind_front(graphs.front, behind),
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
+        padding_sentence(padding, is_right=wrong is None),
         examined.sentence,
     )
     return EngineComparison(
@@ -195,6 +199,7 @@ def compare_runs(
         skipped=(*(s for s in known if s.what not in told), *why_not, *followed.skipped, *skipped),
         operations=followed.operations,
         known=known_differences,
+        padding=padding,
         folds=folds.found,
         result=result,
         pixels=pixels,

@@ -115,9 +115,7 @@ def observe_pinned(job: PinnedJob, _channel: Channel) -> PinnedRun:
         pins = [pins_of(graph, job.values, run.n_rows) for graph, _ in run.parts]
         run_pinned(run.runner, run.batches, pins, [list(p) for p in pins], keep)
         inputs = {
-            norm.key: by_token(
-                seen[k][norm.input], run.n_rows, job.values[norm.key].shape[-1]
-            )
+            norm.key: by_token(seen[k][norm.input], run.n_rows, job.values[norm.key].shape[-1])
             for k, (graph, _) in enumerate(run.parts)
             for norm in graph.norms
             if norm.key in job.values and norm.input in seen.get(k, {})

@@ -24,7 +24,7 @@ from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 
 if TYPE_CHECKING:
-    from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+    from ggufnorm.analysis.crosscheck.output import OutputComparison
     from ggufnorm.analysis.crosscheck.pinned import OwnErrors
     from ggufnorm.analysis.crosscheck.token_ids import TokenIds
     from ggufnorm.core.operations import Segment
@@ -138,7 +138,7 @@ class Runs:
         run = model.run(self.tokens)
         from ggufnorm.engines.hf.outputs import source_output
 
-        self.outputs[location] = source_output(model, self.tokens)
+        self.outputs[location] = source_output(model, self.tokens, run.logits)
         return run
 
     def cost(self, source: str, engine: str) -> Callable[[], TypeCost] | None:

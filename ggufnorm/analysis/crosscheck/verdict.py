@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.examined import Examined
-from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, SCORE, STATES, OutputComparison
+from ggufnorm.analysis.crosscheck.output import EMBEDDING, SCORE, STATES, OutputComparison
 from ggufnorm.core.frameworks import (
     Cause,
     EngineDifference,
@@ -136,7 +136,9 @@ def _of_network(
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
         part = next((part_of(s.role) for s in sites if s.key == wrong.key), None)
-        place = " ".join(filter(None, (part, "" if wrong.layer is None else f"layer {wrong.layer}")))
+        place = " ".join(
+            filter(None, (part, "" if wrong.layer is None else f"layer {wrong.layer}"))
+        )
         where = f" ({place})" if place else ""
         others = sum(s.status == "mistake" for s in sites) - (wrong.where == "norm")
         more = f" {others} more of {n} are wrong by themselves." if others else ""

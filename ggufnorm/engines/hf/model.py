@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,17 @@ class HFModel:
         stated = (getattr(self.model, "generation_config", None), self.model.config)
         found = (getattr(c, "decoder_start_token_id", None) for c in stated)
         return next((int(token) for token in found if isinstance(token, int)), None)
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """Where its tokenizer pads."""
+        return "right" if self.tokenizer is None else self.tokenizer.padding_side
+
+    @property
+    def padding_id(self) -> int:
+        """The token that is padded with; 0 where none is told."""
+        stated = getattr(self.model.config, "pad_token_id", None)
+        return stated if isinstance(stated, int) and 0 <= stated < self.n_vocab else 0
 
     def n_rows(self, tokens: Tokens) -> int:
         """Tokens of one pass through the network: of an encoder-decoder half of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -342,9 +342,28 @@ class LlamaContext:
             name = "llama_encode" if batch.encode else "llama_decode"
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
-    def pooled(self, n_values: int) -> NDArray[np.float32] | None:
-        """What the last batch's first sequence was pooled to; None where nothing is pooled."""
-        return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
+    def decode_texts(self, texts: Sequence[NDArray[np.int32]]) -> None:
+        """Run several texts in one batch, each a sequence of its own.
+
+        Raises:
+            EngineError: llama.cpp reports a failure.
+        """
+        raw = self._batch
+        raw.n_tokens = sum(map(len, texts))
+        at = 0
+        for sequence, tokens in enumerate(texts):
+            for position, token in enumerate(tokens.tolist()):
+                raw.token[at], raw.pos[at] = token, position
+                raw.n_seq_id[at], raw.seq_id[at][0] = 1, sequence
+                raw.logits[at] = True
+                at += 1
+        status = llama().llama_decode(self.handle, raw)
+        if status != 0:
+            raise EngineError(f"{self.model.path}: llama_decode failed with status {status}")
+
+    def pooled(self, n_values: int, sequence: int = 0) -> NDArray[np.float32] | None:
+        """What a sequence of the last batch was pooled to; None where nothing is pooled."""
+        return _floats(llama().llama_get_embeddings_seq(self.handle, sequence), (n_values,))
 
     def embeddings(self, n_outputs: int, width: int) -> NDArray[np.float32] | None:
         """The last batch's states, ``(n_outputs, width)``; None where they are pooled."""

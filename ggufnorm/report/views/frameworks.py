@@ -97,9 +97,10 @@ def _input(result: FrameworksReport) -> str:
 
 
 def _answer(comparison: EngineComparison) -> Status:
-    if comparison.first_wrong or comparison.tokenizer:
+    padding = comparison.padding
+    if comparison.first_wrong or comparison.tokenizer or (padding and padding.in_engine):
         return "error"
-    return "warning" if comparison.not_compared else "ok"
+    return "warning" if comparison.not_compared or (padding and padding.in_source) else "ok"
 
 
 def _headline(comparison: EngineComparison) -> str:
@@ -108,12 +109,21 @@ def _headline(comparison: EngineComparison) -> str:
         return "Token ids are not the source's"
     if wrong is None and comparison.not_compared:
         left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
-        return f"No mistake in what was compared; not compared: {left}"
+        return f"No mistake in what was compared; not compared: {left}{_padding(comparison)}"
     if wrong is None:
-        return "No mistake"
+        return f"No mistake{_padding(comparison)}"
     if wrong.operation is not None:
         return f"First wrong: {wrong.operation.op} {wrong.operation.name}"
     return f"First wrong at {wrong.key}"
+
+
+def _padding(comparison: EngineComparison) -> str:
+    padding = comparison.padding
+    if padding is not None and padding.in_engine:
+        return f", but llama.cpp's {padding.what} depends on what else is in the batch"
+    if padding is not None and padding.in_source:
+        return f" in the file; the {padding.what} of the source depends on padding"
+    return ""
 
 
 def _figures(comparison: EngineComparison) -> Iterator[Figure]:
