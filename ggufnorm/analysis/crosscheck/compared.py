@@ -223,7 +223,11 @@ def _of_predictions(
         " what is sampled is not (the figures are without it): sample with a temperature of"
         f" {1 / factor:.4g} times yours"
     )
-    return (EngineDifference("result_output", "MUL_MAT", reason, abs(1 / factor - 1), n_sites=0),)
+    return (
+        EngineDifference(
+            "the scale of predictions", "MUL_MAT", reason, abs(1 / factor - 1), n_sites=0
+        ),
+    )
 
 
 def _behind_front(front: FirstWrong | None, wrong: FirstWrong | None) -> str:

@@ -20,7 +20,7 @@ from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 
 _BY_ROOT = "mean by the root of the length"
-_READS_DENSE = ("gemma-embedding", "gemma3", "lfm2")
+_READS_DENSE = ("gemma-embedding", "lfm2")
 """Architectures that llama.cpp reads ``dense_2`` and ``dense_3`` of (``src/models/*.cpp``)."""
 _CLOSER = 0.1
 

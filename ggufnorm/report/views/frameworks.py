@@ -109,21 +109,25 @@ def _headline(comparison: EngineComparison) -> str:
         return "Token ids are not the source's"
     if wrong is None and comparison.not_compared:
         left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
-        return f"No mistake in what was compared; not compared: {left}{_padding(comparison)}"
+        return f"No mistake in what was compared; not compared: {left}{_beside(comparison)}"
     if wrong is None:
-        return f"No mistake{_padding(comparison)}"
+        return f"No mistake{_beside(comparison)}"
     if wrong.operation is not None:
         return f"First wrong: {wrong.operation.op} {wrong.operation.name}"
     return f"First wrong at {wrong.key}"
 
 
-def _padding(comparison: EngineComparison) -> str:
-    padding = comparison.padding
+def _beside(comparison: EngineComparison) -> str:
+    """What changes a result that people use, though the file is right."""
+    padding, said = comparison.padding, []
     if padding is not None and padding.in_engine:
-        return f", but llama.cpp's {padding.what} depends on what else is in the batch"
+        said.append(f"llama.cpp's {padding.what} depends on what else is in the batch")
     if padding is not None and padding.in_source:
-        return f" in the file; the {padding.what} of the source depends on padding"
-    return ""
+        said.append(f"the {padding.what} of the source depends on padding")
+    # Those that reach norms are in the verdict.
+    said += [f"the engines differ in {known.name}" for known in comparison.known
+             if not known.n_sites]  # fmt: skip
+    return f"; beside the file: {', '.join(said)}" if said else ""
 
 
 def _figures(comparison: EngineComparison) -> Iterator[Figure]:
