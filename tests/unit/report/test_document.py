@@ -62,6 +62,7 @@ def test_a_schema_refuses_what_lacks_a_name_or_holds_another_type(kind: str) -> 
             "waveform",
             "kernels",
             "circumstances",
+            "provenance",
         ):
             assert not validator.is_valid(lacking), name
         if value is not None:
