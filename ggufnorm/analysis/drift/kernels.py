@@ -60,6 +60,9 @@ def engines_of(reference: EngineInfo, quant: EngineInfo) -> Engines | None:
     if reference.options.use_extra_bufts != quant.options.use_extra_bufts:
         repacked = "the reference's" if reference.options.use_extra_bufts else "the other's"
         what.append(f"weights repacked on {repacked} side alone")
+    batches = reference.options.n_ubatch, quant.options.n_ubatch
+    if batches[0] != batches[1]:
+        what.append("at most {} and {} tokens in a decode".format(*batches))
     attention = reference.options.flash_attention, quant.options.flash_attention
     if what and attention[0] != attention[1]:
         what.append("flash attention {} and {}".format(*attention))

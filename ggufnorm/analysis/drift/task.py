@@ -35,6 +35,7 @@ from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
+from ggufnorm.runs.regroup import Regrouped
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
 
@@ -88,20 +89,32 @@ class _Drift:
 
     def _plan(self) -> None:
         self.channel.emit(Progress("learning the graphs"))
-        first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
-            runner.plan(first)
+            runner.plan(chunk_batches(runner, self.tokens, 0, self.n_ctx))
             warn_of_placement(runner.info, self.channel.emit)
         share_graphs(self.runners[FREE], self.runners[PINNED])
         for runner in self.runners[FLOOR:]:
             share_graphs(self.runners[REFERENCE], runner)
+        if self.job.options_ref.n_ubatch != self.job.options.n_ubatch:
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Show the reference in the other side's batches, where these are others."""
+        cuts = [chunk_batches(r, self.tokens, 0, self.n_ctx) for r in self.runners[:PINNED]]
+        if [len(b.tokens) for b in cuts[REFERENCE]] != [len(b.tokens) for b in cuts[FREE]]:
+            like = self.runners[FREE]
+            self.runners = [
+                r if i in (FREE, PINNED) else Regrouped(r, like, self.tokens, self.n_ctx)
+                for i, r in enumerate(self.runners)
+            ]
 
     def _session(self) -> Session:
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
         self.sums = DriftSums(list(zip(*graphs, strict=True)), self.files)
         self.logits = LogitSums([FREE, *range(FLOOR, len(self.runners))])
         replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
-        return Session(replicas, [self.sums, self.logits], self.tokens, self.n_ctx)
+        probes, cutter = [self.sums, self.logits], self.runners[FREE]
+        return Session(replicas, probes, self.tokens, self.n_ctx, cutter)
 
     def execute(self) -> DriftReport:
         """Run the chunks and report."""

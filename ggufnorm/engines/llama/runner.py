@@ -212,6 +212,11 @@ def _within(batch: Batch, positions: range) -> slice:
     return slice(start, start + positions.stop - positions.start, positions.step)
 
 
+def is_operand(value: Activation) -> bool:
+    """Whether a value is a node of this process's llama.cpp."""
+    return isinstance(value, LlamaActivation)
+
+
 def operand(value: Activation) -> LlamaActivation:
     """A value of llama.cpp's, of which more can be told.
 

@@ -74,9 +74,10 @@ def option_facts(reference: SideFacts, quant: SideFacts) -> Iterable[tuple[str, 
 
 def engine_facts(reference: Engine | None, quant: Engine | None) -> Iterable[tuple[str, str]]:
     """Which builds of llama.cpp ran both sides and on what, once if alike."""
-    if reference == quant:
-        if reference is not None:
-            yield "engine", _engine(reference)
+    if reference is None and quant is None:
+        return
+    if reference and quant and _engine(reference) == _engine(quant):
+        yield "engine", _engine(reference)
         return
     for name, side in (("reference", reference), ("quant", quant)):
         label = "engine" if name == "reference" else ""
@@ -91,7 +92,7 @@ def _engine(engine: Engine) -> str:
     return (
         f"{b.name}{ggml}, by {b.origin}, libraries {b.digest[:12]}, structures by {b.layout}, on"
         f" {', '.join(engine.devices) or 'devices that were not seen'}"
-        + (f", weights {', '.join(weights)}" if len(weights) > 1 or asked else "")
+        + (f", weights {', '.join(weights)}" if weights and asked else "")
         + (f"; {', '.join(engine.hardware)}" if engine.hardware else "")
         + (f"; asked for by {' '.join(asked)}" if asked else "")
     )

@@ -13,7 +13,7 @@ from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, Pe
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan, rows_of
-from ggufnorm.engines.llama.runner import operand
+from ggufnorm.engines.llama.runner import is_operand, operand
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.recompute import WeightCache, recompute
@@ -147,7 +147,9 @@ class DriftSums(Probe):
         rows = [value.rows(self._stride) for value in values[:FLOOR]]
         self._add(hook, *(map(_in_half, rows) if self._half else rows))
         if hook.op == _OF_EXPERTS and len(rows) > PINNED:
-            self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
+            # Routing is the reference's in both, and one of them is a node of this process's.
+            told = next(v for v in (values[REFERENCE], values[PINNED]) if is_operand(v))
+            self._add_experts(hook, told, rows[REFERENCE], rows[PINNED])
         for side in self._weights:
             if hook.key in self._last_use:
                 self._inputs[side][hook.key] = values[side].value.copy()
