@@ -20,7 +20,7 @@ from ggufnorm.errors import EngineError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 EMBEDDING, SCORE, STATES = "pooled embedding", "score", "token embeddings"
 POOLING = ("none", "mean", "cls", "last", "rank")
@@ -97,7 +97,7 @@ def compare_output(
 def _run(
     file: ModelFile, tokens: Tokens, pooling: int, n_values: int, n_threads: int | None
 ) -> Array | None:
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(file.path), options, None, tokens)
     return worker.call(observe_output, OutputJob(job, pooling, n_values)).value
 

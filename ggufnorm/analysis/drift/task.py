@@ -24,7 +24,7 @@ from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, Ope
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
-from ggufnorm.engines.base import EngineInfo
+from ggufnorm.engines.base import EngineInfo, Runner
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
@@ -75,7 +75,8 @@ class _Drift:
         }
         self.n_ctx = job.options.n_ctx
         loaded = self._load(stack)
-        self.tokens, self.runners = loaded.tokens, loaded.runners
+        self.tokens, self.loaded = loaded.tokens, loaded.runners
+        self.runners: Sequence[Runner] = self.loaded
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
         self.looks: list[Look] = []
         self._plan()
@@ -168,8 +169,8 @@ class _Drift:
         """Run some tokens in other batches, and with each operation by itself."""
         if self.channel.cancel.is_set():
             return
-        closer = Circumstances(self.runners, self.files, self.tokens, self.n_ctx)
-        first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
+        closer = Circumstances(self.loaded, self.files, self.tokens, self.n_ctx)
+        first = chunk_batches(self.loaded[FREE], self.tokens, 0, self.n_ctx)
         own = max(len(batch.tokens) for batch in first)
         for size in (own, *(size for size in SMALL if size < own)):
             self.channel.emit(Progress(f"running batches of {size}"))
