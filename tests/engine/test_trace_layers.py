@@ -110,10 +110,14 @@ def test_layers_that_a_file_has_and_nothing_runs_are_not_waited_for(
 
 def plan_of(model: Path) -> Graph:
     options = EngineOptions(32, 1)
-    with engine(), open_model(model) as file, LlamaModel(str(model), options) as loaded:
-        with LlamaRunner(loaded, options, file) as runner:
-            runner.plan(runner.batches(np.arange(32, dtype=np.int32) + 5, 0))
-            return runner.graphs[0]
+    with (
+        engine(),
+        open_model(model) as file,
+        LlamaModel(str(model), options) as loaded,
+        LlamaRunner(loaded, options, file) as runner,
+    ):
+        runner.plan(runner.batches(np.arange(32, dtype=np.int32) + 5, 0))
+        return runner.graphs[0]
 
 
 def test_part_by_part_by_command(tiny: dict[str, Path], tmp_path: Path) -> None:
