@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufnorm.cli import INTERRUPTED
+from ggufnorm.cli.devices import rpc_option, serve_all
 from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
 from ggufnorm.cli.options import llama_cpp_option
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
@@ -40,6 +41,7 @@ def split_ids(
     " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
 @llama_cpp_option
+@rpc_option(expose_value=False, callback=serve_all)
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
 @click.option(
     "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -122,6 +123,41 @@ def layers_option(prefix: str = "") -> Callable[[F], F]:
                    variable="N_GPU_LAYERS")  # fmt: skip
 
 
+def rpc_option(prefix: str = "", **more: Any) -> Callable[[F], F]:
+    """``--rpc``.
+
+    Args:
+        prefix: of the side's options.
+        more: for click.
+    """
+    text = (
+        "Put layers on these servers of llama.cpp's RPC backend: trusted machines and networks"
+        " only, it has no authentication."
+    )
+    return click.option(
+        f"--{prefix}rpc", type=Servers(), metavar="HOST:PORT,…", is_eager=not prefix,
+        help=_help(prefix, "-rpc", text), **_variable(prefix, "RPC"), **more,
+    )  # fmt: skip
+
+
+def serve_all(
+    context: click.Context, _option: click.Parameter | None, servers: tuple[str, ...] | None
+) -> None:
+    """Have all runs of this process on servers until the command ends; a callback of an option."""
+    if servers is None or context.resilient_parsing:
+        return
+    from ggufnorm.runs.options import SERVERS_VARIABLE
+
+    before = os.environ.get(SERVERS_VARIABLE)
+    os.environ[SERVERS_VARIABLE] = ",".join(servers) or "none"
+
+    def restore() -> None:
+        os.environ.pop(SERVERS_VARIABLE, None)
+        os.environ.update({} if before is None else {SERVERS_VARIABLE: before})
+
+    context.call_on_close(restore)
+
+
 def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
     """Where a model is put.
 
@@ -134,12 +170,7 @@ def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
         return _option(prefix, long, brief, text, **more)
 
     return (
-        click.option(
-            f"--{prefix}rpc", type=Servers(), metavar="HOST:PORT,…",
-            help=_help(prefix, "-rpc", "Put layers on these servers of llama.cpp's RPC backend:"
-            " trusted machines and networks only, it has no authentication."),
-            **_variable(prefix, "RPC"),
-        ),
+        rpc_option(prefix),
         option(
             "device", "dev", "Devices to offload layers to (see --list-devices), or none.",
             type=Devices(), metavar="DEV,…|none", also=("dev",),

@@ -116,6 +116,7 @@ def command(
 
     (model,) = all_models(models, hf_repos, "MODEL")
     _refuse_options(context, parse(model).engine)
+    in_llama_cpp = parse(model).engine == "llama.cpp"
     require_outputs(output, resume, reading=[model, text_file, ids_file, after])
     with progress_bar("trace") as show:
         api.trace(
@@ -127,8 +128,8 @@ def command(
             n_ctx=ctx_size,
             chunks=chunks,
             n_threads=threads,
-            n_gpu_layers=gpu_layers,
-            options=side_of(side) if given(context, LLAMA_ONLY) else None,
+            n_gpu_layers=gpu_layers if in_llama_cpp else None,
+            options=side_of(side) if in_llama_cpp else None,
             logits=not no_logits,
             dtype=dtype,
             budget=budget,

@@ -23,7 +23,7 @@ from tests.models import edited, noise
 from tests.processes import ggufnorm as run
 from tests.processes import one_line_error
 from tests.rpc_plugin import build_with_rpc
-from tests.rpc_servers import Server, fake, greets, stalls
+from tests.rpc_servers import Server, fake, free_port, greets, stalls
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,21 @@ def test_attribute(tiny: dict[str, Path], other: Path, text: str, servers: tuple
         for rpc in (servers, ())
     )  # fmt: skip
     assert far.shares == here.shares
+
+
+def test_runs_whose_caller_does_not_choose_how(
+    tiny: dict[str, Path], servers: tuple[str, str]
+) -> None:
+    model = tiny["llama"]
+    here = run("audit", model, "--run", "--format", "json")
+    far = run("audit", model, "--run", "--format", "json", "--rpc", servers[0])
+    assert far.returncode == here.returncode
+    assert far.stdout == here.stdout
+    absent = f"127.0.0.1:{free_port()}"
+    failed = run("audit", model, "--run", "--rpc", absent)
+    assert f"nobody is at --rpc {absent}" in failed.stdout + failed.stderr
+    listed = run("trace", model, "-o", "x", "--list-devices", "--rpc", servers[0])
+    assert f"RPC0: {servers[0]}" in listed.stdout
 
 
 # -- trouble -------------------------------------------------------------------------------------

@@ -15,6 +15,10 @@ import ggufnorm
 from ggufnorm.analysis.trace import run as trace_run
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.trace import TraceFacts
+from ggufnorm.engines.base import Graph
+from ggufnorm.engines.llama.runner import LlamaRunner
+from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
+from ggufnorm.engines.llama.stretch import cut
 from ggufnorm.errors import ConfigError, MismatchError, RefusedError
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.naming import layer_of
@@ -82,6 +86,38 @@ def test_what_crosses_the_border_beside_the_residual_stream_is_refused(
         RefusedError, match=r"cannot end before layer 1: it also takes what \w+_l0 gives"
     ):
         trace(model, tmp_path / "part.safetensors", text, layers=(0, 0))
+
+
+def test_two_stacks_of_layers_are_refused(tmp_path: Path, text: str) -> None:
+    model = models.t5(tmp_path / "model.gguf")
+    with engine(), pytest.raises(RefusedError, match="in an encoder and in a decoder"):
+        trace(model, tmp_path / "part.safetensors", text, layers=(0, 0))
+
+
+def test_layers_that_a_file_has_and_nothing_runs_are_not_waited_for(
+    tmp_path: Path, text: str
+) -> None:
+    model = models.llama(tmp_path / "model.gguf")
+    nodes = plan_of(model)
+    tensors = frozenset(
+        name for node in nodes.nodes for name in node.sources if isinstance(name, str)
+    )
+    found = cut(nodes, (1, 2), tensors, n_layers=4)
+    assert found.is_last
+    assert found.graph.hooks[-1].key == nodes.hooks[-1].key
+    assert not cut(nodes, (0, 1), tensors, n_layers=4).is_last
+
+
+def plan_of(model: Path) -> Graph:
+    options = EngineOptions(32, 1)
+    with (
+        engine(),
+        open_model(model) as file,
+        LlamaModel(str(model), options) as loaded,
+        LlamaRunner(loaded, options, file) as runner,
+    ):
+        runner.plan(runner.batches(np.arange(32, dtype=np.int32) + 5, 0))
+        return runner.graphs[0]
 
 
 def test_part_by_part_by_command(tiny: dict[str, Path], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.checks import require_memory
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 from ggufnorm.runs.recompute import WeightCache
 from ggufnorm.runs.values import KeptRun, keep_norms
 
@@ -109,7 +109,7 @@ def run_llama(
         n_ctx = min(n_tokens if tokens is None else len(tokens), longest, MAX_BATCH)
         if check_memory:
             require_memory([file], n_ctx, 1)
-        job = RunJob(os.fspath(path), EXACT.engine(n_ctx, n_threads), text, tokens)
+        job = RunJob(os.fspath(path), on_servers(EXACT).engine(n_ctx, n_threads), text, tokens)
         found = worker.call(observe, job)
         run = observed_run(file, os.fspath(location), found.kept, found.n_rows, found.logits)
         return run, found.tokens

@@ -16,7 +16,7 @@ from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
 from ggufnorm.engines.llama.runner import operand
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 _COPIES = VIEW_OPS | COPY_OPS | {"SET_ROWS"}
 
@@ -86,7 +86,7 @@ def watch_nodes(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     segment = worker.call(observe_nodes, SegmentJob(job, start, end, dict(pins)))
     return [

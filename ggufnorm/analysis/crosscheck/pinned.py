@@ -20,7 +20,7 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.base import Activation, Batch, Graph, Runner
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def own_errors(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     run = worker.call(observe_pinned, PinnedJob(job, source_inputs(pairs)))
     return OwnErrors(

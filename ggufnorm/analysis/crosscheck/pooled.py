@@ -12,7 +12,7 @@ from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.session import LlamaContext, LlamaModel
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 POOLING = ("none", "mean", "cls", "last", "rank")
 """``enum llama_pooling_type`` in ``llama.h``."""
@@ -75,7 +75,7 @@ def run_output(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(file.path), options, None, tokens)
     return worker.call(observe_output, OutputJob(job, pooling, n_values, n_short))
 

@@ -170,7 +170,7 @@ class _Drift:
         if self.channel.cancel.is_set():
             return
         closer = Circumstances(self.loaded, self.files, self.tokens, self.n_ctx)
-        first = chunk_batches(self.loaded[REFERENCE], self.tokens, 0, self.n_ctx)
+        first = chunk_batches(self.loaded[FREE], self.tokens, 0, self.n_ctx)
         own = max(len(batch.tokens) for batch in first)
         for size in (own, *(size for size in SMALL if size < own)):
             self.channel.emit(Progress(f"running batches of {size}"))

@@ -15,6 +15,7 @@ from ggufnorm.core.progress import Progress
 from ggufnorm.core.tokens import token_rows
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, StopFacts, TraceFacts, TraceType
 from ggufnorm.engines.base import Batch, Graph, HookPoint, Runner, Tokens, tokens_of
+from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.trace import layout
 from ggufnorm.engines.trace.reader import Trace
@@ -163,7 +164,7 @@ def _describe(
 ) -> TraceFacts:
     """All facts, with every token kept."""
     tokens, info, can = source.tokens[: n_chunks * what.n_ctx], runner.info, runner.capabilities
-    n_run = _layers_run(what.layers, network)
+    n_run = _layers_run(what.layers, runner)
     logits = can.logits and what.logits and n_run is None
     skipped: dict[Skipped, None] = dict.fromkeys(s for g in runner.graphs for s in g.skipped)
     batches = chunk_batches(runner, tokens, 0, what.n_ctx)
@@ -195,11 +196,10 @@ def _describe(
     )
 
 
-def _layers_run(layers: Layers | None, network: NetworkFacts) -> int | None:
+def _layers_run(layers: Layers | None, runner: Runner) -> int | None:
     """How many of the first layers a trace covers; None for all."""
-    if layers is None or layers[1] + 1 == network.n_layers:
-        return None
-    return layers[1] + 1
+    ends_early = isinstance(runner, LlamaRunner) and runner.ends_early
+    return layers[1] + 1 if layers is not None and ends_early else None
 
 
 def _pieces(runner: Runner, tokens: Tokens) -> dict[str, str]:

@@ -41,6 +41,7 @@ from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaMod
 from ggufnorm.engines.llama.stated import stated_norm
 from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.llama.watch import GraphWatch
+from ggufnorm.errors import RefusedError
 from ggufnorm.formats.model_file import ModelFile
 
 Enter = Callable[[int, int], Array]
@@ -165,10 +166,23 @@ class LlamaRunner:
         Args:
             layers: the first and the last.
             enter: what the range before ended with; None where the range is the first.
+
+        Raises:
+            RefusedError: the model has two stacks of layers.
         """
+        if self.model.has_encoder:
+            raise RefusedError(
+                f"{self.path} has layers in an encoder and in a decoder: a range (--layers) is for"
+                " one stack of them"
+            )
         n_layers = self.file.metadata.integer(f"{self.file.architecture}.block_count") or 0
         self._watch.layers = layers, n_layers
         self._enter = enter
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether there are layers behind those that are computed."""
+        return self._watch.ends_early
 
     def plan(self, chunk: Sequence[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""

@@ -33,11 +33,13 @@ class Stretch:
         empty: indices of nodes that are not computed.
         entry: index of the node that is set to what the range before ended with; None where the
             range begins with the tokens.
+        is_last: whether no layers are behind the range, so that it ends with the model's result.
     """
 
     graph: Graph
     empty: frozenset[int]
     entry: int | None
+    is_last: bool
 
 
 def cut(graph: Graph, layers: Layers, tensors: Container[str], n_layers: int) -> Stretch:
@@ -57,7 +59,8 @@ def cut(graph: Graph, layers: Layers, tensors: Container[str], n_layers: int) ->
     inside, entry, leave = set(range(len(graph.nodes))), None, None
     if first:
         entry, inside = reader.border(first)
-    if last + 1 < n_layers:
+    # A file may have layers that are not run (for predicting several tokens).
+    if last + 1 < n_layers and reader.own(last + 1):
         leave, behind = reader.border(last + 1)
         inside = inside - behind
     without = set() if entry is None else {entry}
@@ -70,7 +73,7 @@ def cut(graph: Graph, layers: Layers, tensors: Container[str], n_layers: int) ->
     kept = tuple(hooks[index] for index in sorted(hooks))
     norms = tuple(n for n in graph.norms if n.output in inside)
     empty = frozenset(range(len(graph.nodes))) - computed
-    return Stretch(replace(graph, hooks=kept, norms=norms), empty, entry)
+    return Stretch(replace(graph, hooks=kept, norms=norms), empty, entry, leave is None)
 
 
 def _hook(node: Node) -> HookPoint:
@@ -98,6 +101,10 @@ class _Reader:
         """All nodes that those are made of, not beyond some."""
         return _reached(of, self.sources, without) - of
 
+    def own(self, layer: int) -> set[int]:
+        """The nodes that read tensors or caches of that layer and of those behind."""
+        return {n.index for n in self.nodes if any(of >= layer for of in self.layers(n.index))}
+
     def border(self, layer: int) -> tuple[int, set[int]]:
         """Where the layers from that on begin.
 
@@ -107,7 +114,7 @@ class _Reader:
         Raises:
             RefusedError: they take more than one value.
         """
-        own = {n.index for n in self.nodes if any(of >= layer for of in self.layers(n.index))}
+        own = self.own(layer)
         if not own:
             raise RefusedError(f"no node of the graph reads a tensor of layer {layer}")
         also: str | None = None

@@ -102,6 +102,11 @@ class GraphWatch:
         self._ranges[id(stretch.graph)] = _Range(stretch, operations)
         return stretch.graph
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether layers are behind the range that is computed."""
+        return any(not found.stretch.is_last for found in self._ranges.values())
+
     def entry_of(self, graph: Graph) -> int | None:
         """The node of a range's graph that is to be set to what the range before ended with."""
         found = self._ranges.get(id(graph))
