@@ -16,7 +16,7 @@ import numpy as np
 from ggufnorm.analysis.crosscheck.parts import latent_parts, parts
 from ggufnorm.core.changes import changes, named_factors
 from ggufnorm.core.matrices import distance, explain_matrix
-from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, l2_norm
+from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, TokenRows, l2_norm
 from ggufnorm.core.rope import Rope
 from ggufnorm.core.tolerances import SAME_FACTOR
 
@@ -52,6 +52,7 @@ class Hypotheses:
         source: str,
     ) -> None:
         self.operations, self.matches, self.results = segment.engine, matches, results
+        self.n_tokens = segment.n_tokens
         self.weights, self.numbers = segment.weights, segment.numbers
         self.tolerance, self.source = tolerance, source
         self.factors = named_factors(segment.numbers)
@@ -73,6 +74,10 @@ class Hypotheses:
             behind = next(self._behind(index), None)
             if behind is not None:
                 return *behind, True
+            hidden = self._hidden(index)
+            if hidden != index:
+                what = f"{self.source} has nowhere what {operation.name} makes of its result"
+                return hidden, what, False
         return index, reason or self._nowhere(operation), reason is not None
 
     def certain(self, index: int) -> Iterator[str]:
@@ -93,6 +98,19 @@ class Hypotheses:
             if self.operations[i].computes:
                 yield from ((i, reason) for reason in self._changed(self.operations[i]))
             waiting += self.operations[i].inputs
+
+    def _hidden(self, index: int) -> int:
+        """The operation with a tensor before, whose result has no row for each token.
+
+        ggml's scans give the last states behind the results of all tokens.
+        """
+        for i in self.operations[index].inputs:
+            found = self._computed(i)
+            before = self.operations[found]
+            rows = None if before.value is None else TokenRows.of(before.value, self.n_tokens)
+            if rows is None and before.computes and before.tensor and self.matches[found] is None:
+                return found
+        return index
 
     def _changed(self, operation: Operation) -> Iterator[str]:
         for change in changes(operation, self._inputs(operation), self.numbers):
