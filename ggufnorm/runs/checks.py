@@ -36,27 +36,42 @@ def require_extent(n_ctx: int, chunks: int | None, budget: float | None = None) 
         raise ValueError(f"budget must be a number of seconds above 0, not {budget}")
 
 
-def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
-    """Refuse to load what does not fit into the memory that is free.
+def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> int:
+    """Bytes that a run takes.
 
     Counted are the files, and per replica the cache of keys and values (F16), the logits of
     half a chunk, and the activations of one batch.
 
-    Raises:
-        MemoryLimitError: it does not fit.
+    Args:
+        files: whose weights are loaded.
+        n_ctx: tokens of a chunk.
+        n_replicas: contexts.
     """
     m, arch = files[0].metadata, files[0].architecture
     n_layer = m.integer(f"{arch}.block_count") or 0
     n_embd = m.integer(f"{arch}.embedding_length") or 0
     n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
-    tokens = m.get("tokenizer.ggml.tokens")
-    n_vocab = len(tokens) if isinstance(tokens, list) else 0
+    n_vocab = vocabulary_size(files[0])
     batch = min(n_ctx, MAX_BATCH)
     cache = 2 * 2 * n_layer * n_embd * n_ctx
     activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
     need = sum(f.size for f in files)
-    need += n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
-    free = psutil.virtual_memory().available
+    return need + n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
+
+
+def vocabulary_size(file: ModelFile) -> int:
+    """Tokens of a file's vocabulary, 0 if it has none."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, list) else 0
+
+
+def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
+    """Refuse to load what does not fit into the memory that is free.
+
+    Raises:
+        MemoryLimitError: :func:`memory_needed` is more than that.
+    """
+    need, free = memory_needed(files, n_ctx, n_replicas), psutil.virtual_memory().available
     if need > free:
         raise MemoryLimitError(
             f"running {' and '.join(f.path for f in files)} takes about {need / 1e9:.1f} GB of"

@@ -261,6 +261,7 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
             "--array",
             str(folder / "features.npy"),
         ],
+        "quants": ["quants", ref, quant, str(folder / "model-Q4_K_M.gguf"), "-c", "32"],
         "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }
     documents = {}
