@@ -59,6 +59,11 @@ def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> in
     return need + n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
 
 
+def free_memory() -> int:
+    """Bytes of memory that this machine has free."""
+    return int(psutil.virtual_memory().available)
+
+
 def vocabulary_size(file: ModelFile) -> int:
     """Tokens of a file's vocabulary, 0 if it has none."""
     tokens = file.metadata.get("tokenizer.ggml.tokens")
@@ -71,7 +76,7 @@ def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> N
     Raises:
         MemoryLimitError: :func:`memory_needed` is more than that.
     """
-    need, free = memory_needed(files, n_ctx, n_replicas), psutil.virtual_memory().available
+    need, free = memory_needed(files, n_ctx, n_replicas), free_memory()
     if need > free:
         raise MemoryLimitError(
             f"running {' and '.join(f.path for f in files)} takes about {need / 1e9:.1f} GB of"
