@@ -4,7 +4,7 @@ Templates are programs from downloaded files. They run in Jinja2's sandbox, in a
 and not for ever. The environment is that of Transformers (``_compile_jinja_template`` in
 ``utils/chat_template_utils.py``), which llama.cpp follows (``common/chat.cpp``): blocks are
 trimmed, loops can be left, ``raise_exception``, ``strftime_now`` and ``{% generation %}`` are
-there, and ``tojson`` escapes nothing.
+there, and ``tojson`` escapes nothing. As in llama.cpp, tools that were not given are not defined.
 """
 
 from __future__ import annotations
@@ -18,11 +18,18 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineError, MissingPackageError
 
+CHAT_TEMPLATE = "tokenizer.chat_template"
+"""The key that holds it."""
+
 PATIENCE = 10.0
 """Seconds that one chat may take: a template that takes longer does not end."""
 
-Failure = Literal["", "syntax", "undefined", "raised", "endless", "other"]
-"""Why a chat could not be rendered; ``raised`` by the template itself."""
+Failure = Literal["", "syntax", "name", "undefined", "raised", "endless", "other"]
+"""Why a chat could not be rendered.
+
+``name`` is a variable that nobody gave, ``undefined`` an attribute or item that is not there;
+``raised`` is the template's own doing.
+"""
 
 
 @dataclass(frozen=True)
@@ -153,12 +160,14 @@ def render_chat(template: str, tokens: dict[str, str], request: ChatRequest) -> 
         text = compiled.render(
             messages=list(request.messages),
             add_generation_prompt=request.prompt,
-            **{"tools": None, "documents": None, **tokens, **request.more},
+            **{**tokens, **request.more},
         )
     except TemplateSyntaxError as error:
         return Rendered(None, "syntax", error.message or "", error.lineno)
     except UndefinedError as error:
-        return Rendered(None, "undefined", error.message or "", _line_of(error))
+        message = error.message or ""
+        kind: Failure = "name" if message.endswith(" is undefined") else "undefined"
+        return Rendered(None, kind, message, _line_of(error))
     except TemplateError as error:
         return Rendered(None, "raised", error.message or "", _line_of(error))
     except RecursionError as error:

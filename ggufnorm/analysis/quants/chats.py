@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ggufnorm.engines.chat import ChatRequest, Rendered, render
+from ggufnorm.engines.chat import CHAT_TEMPLATE, ChatRequest, Rendered, render
 from ggufnorm.errors import InputError, TextError
 from ggufnorm.formats.files import read_text
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.special_tokens import special_tokens
-
-TEMPLATE = "tokenizer.chat_template"
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,9 @@ def rendered_chats(
         InputError: the file has no template, or it fails.
         MissingPackageError: Jinja2 is not installed.
     """
-    template = file.metadata.string(TEMPLATE)
+    template = file.metadata.string(CHAT_TEMPLATE)
     if template is None:
-        raise InputError(f"{file.path} has no chat template ({TEMPLATE}): run a text with -f")
+        raise InputError(f"{file.path} has no chat template ({CHAT_TEMPLATE}): run a text with -f")
     requests = [list(_requests(chat)) for chat in chats]
     flat = [request for of_chat in requests for request in of_chat]
     answers = iter(render(template, special_tokens(file.metadata), flat))

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
-from ggufnorm.analysis.quants.chats import TEMPLATE, read_chats, rendered_chats
+from ggufnorm.analysis.quants.chats import read_chats, rendered_chats
 from ggufnorm.analysis.quants.passages import Passages
 from ggufnorm.analysis.quants.task import Measured, QuantsJob, run_quants
 from ggufnorm.analysis.quants.text import TextJob, cut_text
@@ -19,6 +19,7 @@ from ggufnorm.core.progress import OnProgress, Progress, no_progress
 from ggufnorm.core.quants import Candidate, QuantFile, QuantsReport, rank
 from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.engines import worker
+from ggufnorm.engines.chat import CHAT_TEMPLATE
 from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import GgufnormError, InputError
 from ggufnorm.formats.file_type import types_inside
@@ -183,7 +184,7 @@ def _text_job(
 
 def _other_templates(models: Sequence[ModelFile]) -> Iterator[Skipped]:
     """Files whose own chat template is not the reference's, by which all chats were rendered."""
-    wanted, *others = (m.metadata.string(TEMPLATE) for m in models)
+    wanted, *others = (m.metadata.string(CHAT_TEMPLATE) for m in models)
     for model, template in zip(models[1:], others, strict=True):
         if template is None:
             yield Skipped(model.path, "it has no chat template; the reference's was used")
