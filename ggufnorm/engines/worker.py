@@ -57,6 +57,9 @@ Task = Callable[[Job, Channel], Result]
 """A function at the top of a module whose job and result are dataclasses: their annotations
 say how both are rebuilt on the other side. Fields may be arrays."""
 
+FINISHING = "interrupted: finishing this chunk; once more ends it"
+"""What the first Ctrl-C is answered, at once."""
+
 _LOG_LINES = 12
 _PATIENCE = 5.0
 """Seconds for a child that has failed to end."""
@@ -169,7 +172,7 @@ class Child:
             write_frame(self.stdin, job)
         except OSError:
             raise self.death() from None
-        for message, buffers in self._messages(cancellable):
+        for message, buffers in self._messages(cancellable, on_progress):
             if "result" in message:
                 result: Result = rebuild(task, "return", message["result"], buffers)
                 return result
@@ -179,7 +182,9 @@ class Child:
             on_progress(from_plain(Progress, message["progress"]))
         raise self.death()
 
-    def _messages(self, cancellable: bool) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    def _messages(
+        self, cancellable: bool, on_progress: OnProgress
+    ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
         stdout = self.process.stdout
         assert stdout
         # A thread reads: an interrupted read would lose what it had of its frame.
@@ -203,6 +208,7 @@ class Child:
                 with contextlib.suppress(OSError):
                     self.stdin.write(b"c")
                     self.stdin.flush()
+                on_progress(Progress(FINISHING, note=True))
                 continue
             if frame is None:
                 return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from ggufnorm.core.progress import OnProgress, Progress, size
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.llama.session import MAX_BATCH
 from ggufnorm.errors import MemoryLimitError, MismatchError
@@ -57,6 +58,27 @@ def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> in
     activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
     need = sum(f.size for f in files)
     return need + n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
+
+
+def tell_memory(
+    files: Sequence[ModelFile],
+    n_ctx: int,
+    n_replicas: int,
+    on_progress: OnProgress,
+    disk: str = "nothing on disk",
+) -> None:
+    """Say what a run takes, before it begins; how long it takes its first chunk tells.
+
+    Args:
+        files: whose weights are loaded.
+        n_ctx: tokens of a chunk.
+        n_replicas: contexts.
+        on_progress: gets it as a note.
+        disk: what is written beside the result.
+    """
+    need, free = memory_needed(files, n_ctx, n_replicas), free_memory()
+    text = f"memory: about {size(need)} of {size(free)} that are free; {disk}"
+    on_progress(Progress(text, note=True))
 
 
 def free_memory() -> int:

@@ -34,6 +34,7 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     check_memory: bool = True,
@@ -59,6 +60,7 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep to it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: file to save progress to, and to resume from if it exists.
         trust_remote_code: run Python files of the checkpoint. ``hf:`` only.
         check_memory: refuse a GGUF model that does not fit into the free memory.
@@ -95,6 +97,7 @@ def trace(
         "logits": logits,
         "dtype": dtype,
         "budget": budget,
+        "ask_above": ask_above,
         "resume": resume,
         "on_progress": on_progress,
     }

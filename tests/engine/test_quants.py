@@ -223,7 +223,7 @@ def test_a_run_goes_on_where_it_ended(
 def test_what_it_takes_is_told_before(files: dict[str, Path]) -> None:
     told: list[str] = []
     run(files, "Q8_0", "Q2_K", on_progress=lambda p: told.append(p.phase) if p.note else None)
-    assert "2 beside the reference, all loaded at once: about 0.0 of" in told[0]
+    assert "2 beside the reference, all loaded at once: about" in told[0]
     assert "3 models over 4 passages of up to 128 tokens: about" in told[1]
 
 

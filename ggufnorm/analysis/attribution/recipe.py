@@ -13,7 +13,7 @@ from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.plain import to_plain
-from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.core.progress import OnProgress, no_progress, size
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
@@ -23,7 +23,7 @@ from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.output import replacing, require_writable, temporary_folder, work_folder
-from ggufnorm.runs.checks import check_same_network
+from ggufnorm.runs.checks import check_same_network, tell_memory
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.journal import Journal
@@ -133,6 +133,8 @@ def recipe(
             if out is not None:
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
+        copies = f"on disk up to {size(reference.size)} in {folder.parent}"
+        tell_memory([reference, reference], n_ctx, 4, on_progress, copies)
         if imatrix == AUTO:
             engine = options.engine(n_ctx, n_threads, n_gpu_layers)
             computed = save_imatrix or folder / "imatrix.gguf"

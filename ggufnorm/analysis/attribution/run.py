@@ -14,7 +14,13 @@ from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.checks import check_same_network, network_facts, require_extent, require_memory
+from ggufnorm.runs.checks import (
+    check_same_network,
+    network_facts,
+    require_extent,
+    require_memory,
+    tell_memory,
+)
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import ONCE, Policy
@@ -97,6 +103,7 @@ def attribute(
         check_memory=check_memory,
         policy=Policy(None if resume is None else os.fspath(resume), save_every),
         on_progress=on_progress,
+        tells=True,
     )
 
 
@@ -116,8 +123,12 @@ def run_job(
     check_memory: bool,
     on_progress: OnProgress,
     policy: Policy = ONCE,
+    tells: bool = False,
 ) -> AttributionReport:
-    """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget."""
+    """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget.
+
+    ``tells`` says whether the memory that it takes is told before.
+    """
     begun = time.time()
     check_arguments(n_ctx, chunks, wanted.rest, budget)
     text, text_name = text_to_run(text, text_name)
@@ -125,8 +136,11 @@ def run_job(
         check_same_network(a, b)
         facts = [model_facts(file) for file in (a, b)]
         n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
+        loaded = [a] if a.path == b.path else [a, b]
         if check_memory:
-            n_seq = _that_fit([a] if a.path == b.path else [a, b], n_ctx, n_seq)
+            n_seq = _that_fit(loaded, n_ctx, n_seq)
+        if tells:
+            tell_memory(loaded, n_ctx, 2 + 2 * n_seq, on_progress)
     from ggufnorm.analysis.attribution.task import run_attribution
 
     job = AttributionJob(

@@ -14,7 +14,7 @@ from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
-from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
+from ggufnorm.runs.checks import check_same_network, require_extent, require_memory, tell_memory
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
@@ -101,8 +101,10 @@ def drift(
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
+        loaded, replicas = [a] if a.path == b.path else [a, b], 4 if floor else 3
         if check_memory:
-            require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
+            require_memory(loaded, n_ctx, replicas)
+        tell_memory(loaded, n_ctx, replicas, on_progress)
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 
     job = DriftJob(

@@ -15,7 +15,7 @@ from ggufnorm.analysis.quants.text import TextJob, cut_text
 from ggufnorm.analysis.quants.verdict import verdict
 from ggufnorm.core.drift import ModelFacts, RunFacts
 from ggufnorm.core.model import Skipped, TypesInside
-from ggufnorm.core.progress import OnProgress, Progress, no_progress
+from ggufnorm.core.progress import OnProgress, Progress, no_progress, size
 from ggufnorm.core.quants import Candidate, QuantFile, QuantsReport, rank
 from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.engines import worker
@@ -215,7 +215,7 @@ def _plan(
         how = "one after the other"
     text = (
         f"{len(models) - 1} beside the reference, {how}: about"
-        f" {need / 1e9:.1f} of {free / 1e9:.1f} GB of free memory, nothing on disk"
+        f" {size(need)} of {size(free)} of free memory, nothing on disk"
     )
     on_progress(Progress(text, note=True))
     return together <= free, block

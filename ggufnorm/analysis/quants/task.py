@@ -22,7 +22,7 @@ from ggufnorm.core.drift import ModelFacts, RunCost, SideFacts
 from ggufnorm.core.engine import Engine
 from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.plain import to_plain
-from ggufnorm.core.progress import Progress
+from ggufnorm.core.progress import Progress, duration
 from ggufnorm.core.quants import Contrast, Speed, contrast
 from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.binding import build
@@ -259,7 +259,7 @@ class _Run:
         if left:
             text = (
                 f"{len(self.job.models)} models over {len(self.job.passages)} passages of up to"
-                f" {self.job.passages.longest} tokens: about {left * seconds:.0f} s at most"
+                f" {self.job.passages.longest} tokens: about {duration(left * seconds)} at most"
             )
             self.channel.emit(Progress(text, note=True))
 

@@ -24,6 +24,7 @@ from ggufnorm.runs.checks import (
     require_extent,
     require_memory,
     require_same_network,
+    tell_memory,
 )
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
@@ -46,6 +47,7 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     check_memory: bool = True,
@@ -67,6 +69,7 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: a file in which progress is kept; if it holds some, the run goes on there. The
             values so far lie beside it, in a file of the trace's size.
         save_every: seconds between two saves of that file.
@@ -79,6 +82,7 @@ def trace(
     Raises:
         InputError: the model cannot be opened or is not GGUF, the trace cannot be written,
             does not fit on the disk, or not even a few tokens of it fit into the budget.
+        TooLargeError: it takes more than ``ask_above``.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the model does not fit into memory.
@@ -92,6 +96,7 @@ def trace(
         facts = model_facts(file)
         if check_memory:
             require_memory([file], n_ctx, 1)
+        tell_memory([file], n_ctx, 1, on_progress, f"on disk {os.fspath(out)}")
         require_writable(out, [shard.path for shard in file.shards])
     from ggufnorm.analysis.trace.record import Recording
     from ggufnorm.analysis.trace.task import TraceJob, run_trace
@@ -110,6 +115,7 @@ def trace(
                 logits=logits,
                 dtype=dtype,
                 budget=budget,
+                ask_above=ask_above,
                 policy=policy,
             ),
         )
@@ -198,6 +204,7 @@ def compare(
         facts, n_ctx = model_facts(file), t.facts.n_ctx
         if check_memory:
             require_memory([file], n_ctx, 1)
+        tell_memory([file], n_ctx, 1, on_progress)
     from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
     job = BesideJob(
