@@ -46,6 +46,8 @@ def _sentences(
     if dominated:
         pairs = [f"{_name(f)} by {Path(f.beaten_by[0]).name}" for f in dominated]
         yield f"Dominated, no smaller and worse: {_listed(pairs)}."
+    elif sum(f.standing == "frontier" for f in files) == len(files) > 1:
+        yield "None is dominated: each is the closest of its size or less."
     undecided = [f for f in files if f.standing == "undecided" and f not in same]
     if undecided:
         yield (f"No better than a smaller file, as far as this text tells: {_names(undecided)}.")
