@@ -270,7 +270,7 @@ def test_the_rule_names_the_line(tmp_path: Path) -> None:
 
 def test_the_rule_without_jinja_is_not_run(tmp_path: Path) -> None:
     with mock.patch("importlib.util.find_spec", return_value=None):
-        assert audited(tmp_path, CHATML) == []
+        assert audited(tmp_path, CHATML + "{# another #}") == []
 
 
 def test_a_child_that_dies_is_the_templates_doing() -> None:

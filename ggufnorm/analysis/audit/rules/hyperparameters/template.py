@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from ggufnorm.analysis.audit.chat import CHATS, troubles
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.engines.chat import CHAT_TEMPLATE, render
+from ggufnorm.engines.chat import CHAT_TEMPLATE, Rendered, render
 from ggufnorm.errors import MissingPackageError
 from ggufnorm.formats.special_tokens import are_special, special_tokens
 
@@ -40,7 +40,7 @@ def template_fails(subject: Subject) -> Iterator[Problem]:
     if text is None:
         raise NotApplicableError("the file has no chat template")
     try:
-        rendered = render(text, special_tokens(subject.metadata), [c.request for c in CHATS])
+        rendered = _rendered(text, tuple(special_tokens(subject.metadata).items()))
     except MissingPackageError as error:
         raise NotApplicableError(str(error)) from None
     kinds = partial(are_special, subject.metadata)
@@ -49,6 +49,12 @@ def template_fails(subject: Subject) -> Iterator[Problem]:
         yield Problem(
             f"{CHAT_TEMPLATE} {trouble.message}", evidence=evidence, severity=trouble.severity
         )
+
+
+@lru_cache(maxsize=64)
+def _rendered(text: str, tokens: tuple[tuple[str, str], ...]) -> tuple[Rendered, ...]:
+    """The plain chats by a template: all quantizations of a model have the same."""
+    return render(text, dict(tokens), [c.request for c in CHATS])
 
 
 RULES: tuple[Rule, ...] = (template_fails,)
