@@ -334,6 +334,7 @@ def quants_report(name: str = "blk") -> QuantsReport:
     run = RunFacts("llama-cpp-python 0", "text.txt", 4096, 512, 8, 8, 2, 0, SIDE, SIDE)
     return QuantsReport(
         reference,
+        0,
         files,
         names[0],
         (

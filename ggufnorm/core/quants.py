@@ -92,6 +92,7 @@ class QuantsReport(Result):
 
     Attributes:
         reference: the model that is right by definition.
+        n_bad_reference: positions at which the reference itself has a NaN or infinite logit.
         files: those under test, the largest first.
         best: path of the smallest file that is not told apart from the closest; None if
             nothing was ranked.
@@ -105,6 +106,7 @@ class QuantsReport(Result):
     """
 
     reference: QuantFile
+    n_bad_reference: int
     files: tuple[QuantFile, ...]
     best: str | None
     contrasts: tuple[Contrast, ...]

@@ -145,6 +145,19 @@ def test_a_file_with_nan_is_broken_and_the_others_are_ranked(
     assert found.verdict.startswith("NaN or infinite logits: bad.gguf.")
 
 
+def test_a_broken_reference_accuses_no_file(files: dict[str, Path], tmp_path: Path) -> None:
+    def nan(data: np.ndarray) -> np.ndarray:
+        data[3] = np.nan
+        return data
+
+    bad = models.edited(files["F16"], tmp_path / "bad.gguf", {"output_norm.weight": nan})
+    found = ggufnorm.quants(bad, [files["Q8_0"], files["Q2_K"]], n_ctx=128, chunks=2, n_threads=1)
+    assert found.n_bad_reference == 126
+    assert found.best is None
+    assert {f.standing for f in found.files} == {"not ranked"}
+    assert found.verdict.startswith("The reference has NaN or infinite logits at 126 positions")
+
+
 def test_what_cannot_be_measured_is_reported(files: dict[str, Path], tmp_path: Path) -> None:
     other = models.llama(tmp_path / "other.gguf")
     found = ggufnorm.quants(

@@ -236,10 +236,10 @@ def _report(
     reference, *under_test = files
     most = max(s.n_tokens for s in measured.logits)
     candidates = [
-        Candidate(f.model.path, f.model.n_bytes, s.mean_kld, s.non_finite_tokens > 0)
+        Candidate(f.model.path, f.model.n_bytes, s.mean_kld, s.non_finite_tokens > measured.n_bad)
         for f, s in zip(under_test, measured.logits, strict=True)
     ]
-    ranking = rank(candidates, measured.contrasts, most >= FEW_POSITIONS)
+    ranking = rank(candidates, measured.contrasts, most >= FEW_POSITIONS and not measured.n_bad)
     ranked = tuple(
         replace(
             f,
@@ -251,10 +251,11 @@ def _report(
     side = measured.side
     return QuantsReport(
         reference=reference,
+        n_bad_reference=measured.n_bad,
         files=ranked,
         best=ranking.best,
         contrasts=measured.contrasts,
-        verdict=verdict(ranked, ranking.best, measured.contrasts),
+        verdict=verdict(ranked, ranking.best, measured.contrasts, measured.n_bad),
         run=RunFacts(
             engine=measured.engine,
             text=passages.name,

@@ -64,6 +64,7 @@ class Measured:
 
     Attributes:
         logits: of each file under test.
+        n_bad: positions at which the reference itself has a NaN or infinite logit.
         speeds: of each model, the reference first.
         contrasts: of each two files under test without a logit that is not finite.
         n_passages: that were run.
@@ -76,6 +77,7 @@ class Measured:
     """
 
     logits: tuple[LogitStatistics, ...]
+    n_bad: int
     speeds: tuple[Speed, ...]
     contrasts: tuple[Contrast, ...]
     n_passages: int
@@ -126,6 +128,7 @@ class _Run:
         self.totals = [LogitSum() for _ in range(self.n_files)]
         self.timings = [_Timing() for _ in job.models]
         self._loaded: dict[int, LlamaContext] = {}
+        self._bad = 0
         self._ends: list[int] = []  # of blocks that are done, the passages up to there
         self._decoded = 0
         self._started = time.monotonic()
@@ -136,7 +139,7 @@ class _Run:
         """See :class:`~ggufnorm.runs.loop.Keeps`."""
         timings = [[t.prompt, t.generation] for t in self.timings]
         totals = [t.state() for t in self.totals]
-        return {"totals": totals, "timings": timings, "ends": self._ends}
+        return {"totals": totals, "timings": timings, "ends": self._ends, "bad": self._bad}
 
     def restore(self, state: Any) -> None:
         """See :class:`~ggufnorm.runs.loop.Keeps`."""
@@ -144,7 +147,7 @@ class _Run:
         self.totals = [LogitSum.from_state(data) for _, data in pairs]
         both = zip(self.timings, state["timings"], strict=True)
         self.timings = [_Timing(list(prompt), list(one)) for _, (prompt, one) in both]
-        self._ends = [int(end) for end in state["ends"]]
+        self._ends, self._bad = [int(end) for end in state["ends"]], int(state["bad"])
 
     # -- the run ---------------------------------------------------------------------------
 
@@ -186,6 +189,7 @@ class _Run:
                 self._one_by_one(k, block, context)
         for total, more in zip(self.totals, found, strict=True):
             total.merge(more)
+        self._bad += sum(_n_bad(logits) for of_passage in kept for logits in of_passage)
         self._ends.append(block.stop)
         if block.start == 0:
             self._tell(time.monotonic() - before)
@@ -270,6 +274,7 @@ class _Run:
         seconds = time.monotonic() - self._started
         return Measured(
             logits=tuple(total.result() for total in self.totals),
+            n_bad=self._bad,
             speeds=tuple(t.speed() for t in self.timings),
             contrasts=tuple(self._contrasts()),
             n_passages=self._ends[-1],
@@ -290,3 +295,8 @@ class _Run:
                 names = self.job.models[a + 1].path, self.job.models[b + 1].path
                 values = columns[a]["kld"], columns[b]["kld"]
                 yield contrast(names, values, self.job.passages.of(columns[a]["position"]))
+
+
+def _n_bad(logits: NDArray[np.float32]) -> int:
+    """Positions with a logit that is NaN or infinite."""
+    return int((~np.isfinite(logits).all(axis=1)).sum())

@@ -9,14 +9,22 @@ from ggufnorm.core.quants import Contrast, QuantFile
 from ggufnorm.core.severity import FEW_POSITIONS
 
 
-def verdict(files: Sequence[QuantFile], best: str | None, contrasts: Sequence[Contrast]) -> str:
+def verdict(
+    files: Sequence[QuantFile], best: str | None, contrasts: Sequence[Contrast], n_bad: int
+) -> str:
     """One or two sentences on the frontier, the dominated and what could not be told apart.
 
     Args:
         files: those that were run, ranked.
         best: path of the one to take if size does not matter.
         contrasts: of each two.
+        n_bad: positions at which the reference itself has a NaN or infinite logit.
     """
+    if n_bad:
+        return (
+            f"The reference has NaN or infinite logits at {n_bad:,} positions: beside it no file"
+            " can be ranked."
+        )
     return " ".join(_sentences(files, best, contrasts))
 
 

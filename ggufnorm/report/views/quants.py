@@ -66,7 +66,7 @@ def card(report: QuantsReport) -> Table:
 
 
 def _status(report: QuantsReport) -> Status:
-    if any(f.standing == "broken" for f in report.files):
+    if report.n_bad_reference or any(f.standing == "broken" for f in report.files):
         return "error"
     clear = report.best is not None and not report.failed
     return "ok" if clear else "warning"
@@ -74,6 +74,8 @@ def _status(report: QuantsReport) -> Status:
 
 def _headline(report: QuantsReport) -> str:
     files = report.files
+    if report.n_bad_reference:
+        return "The reference is broken (NaN)"
     broken = sum(f.standing == "broken" for f in files)
     parts = [f"{broken} of {len(files)} broken (NaN)"] if broken else []
     if report.failed:
