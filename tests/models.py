@@ -577,7 +577,7 @@ def edited(
 def rewritten(
     source: Path,
     target: Path,
-    keys: Mapping[str, float | int | None] | None = None,
+    keys: Mapping[str, float | int | str | None] | None = None,
     tensors: Mapping[str, Callable[[np.ndarray], np.ndarray] | np.ndarray | None] | None = None,
 ) -> Path:
     """A copy with keys set or, for None, left out, and tensors changed, added or left out."""
@@ -586,7 +586,9 @@ def rewritten(
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
     for key, value in keys.items():
-        if isinstance(value, int):
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
             writer.add_uint32(key, value)
         elif value is not None:
             writer.add_float32(key, value)

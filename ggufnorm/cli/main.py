@@ -21,6 +21,7 @@ _COMMANDS = {
     "audit": "Lint the normalization of a converted GGUF model.",
     "fix": "Write a corrected copy of a converted GGUF model.",
     "drift": "Run two models on the same text and show where they diverge.",
+    "quants": "Measure several quantizations beside one reference.",
     "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
     "recipe": "Choose a quantization type for each tensor, within a size.",
     "diff": "Compare two GGUF models tensor by tensor, without running them.",

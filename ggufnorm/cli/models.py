@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -47,9 +48,16 @@ def all_models(models: Sequence[str], hf_repos: Sequence[str], *names: str) -> l
     if len(locations) < len(names):
         raise click.UsageError(f"missing {' and '.join(names[len(locations) :])}")
     if len(locations) > len(names):
-        raise click.UsageError(f"unexpected {locations[len(names)]}")
+        raise click.UsageError(f"unexpected {locations[len(names)]}{_meant(locations)}")
     require_kinds(locations)
     return locations
+
+
+def _meant(locations: Sequence[str]) -> str:
+    """The command for several files beside one reference, where that is likely meant."""
+    if click.get_current_context().command.name != "drift":
+        return ""
+    return f": for several files beside one reference use ggufnorm quants {shlex.join(locations)}"
 
 
 def at_least_one(models: Sequence[str], hf_repos: Sequence[str]) -> list[str]:

@@ -106,8 +106,24 @@ class LogitSum:
             first_position: number of the first position in the whole text.
             stride: from one position's number to the next one's.
         """
+        self.add_at(ref, quant, next_tokens, first_position + stride * np.arange(len(ref)))
+
+    def add_at(
+        self,
+        ref: NDArray[np.float32],
+        quant: NDArray[np.float32],
+        next_tokens: NDArray[np.int32],
+        where: NDArray[np.intp],
+    ) -> None:
+        """Compare the logits of positions anywhere in the text.
+
+        Args:
+            ref: ``(positions, vocabulary)`` float32.
+            quant: the same shape.
+            next_tokens: ``(positions,)``: the token that really follows each.
+            where: ``(positions,)``: their numbers.
+        """
         step = max(1, _BLOCK // max(1, ref.shape[1]))
-        where = first_position + stride * np.arange(len(ref))
         for start in range(0, len(ref), step):
             part = slice(start, start + step)
             self._add_block(ref[part], quant[part], next_tokens[part], where[part])
@@ -131,6 +147,12 @@ class LogitSum:
         kld = np.einsum("ij,ij->i", np.exp(log_p), log_p - log_q)
         self._same += int((ref.argmax(axis=1) == quant.argmax(axis=1)).sum())
         self._parts.append(np.stack([kld, -log_p[at], -log_q[at], where.astype(np.float64)]))
+
+    def merge(self, other: LogitSum) -> None:
+        """Add all that another one gathered."""
+        self._parts += other._parts
+        self._same += other._same
+        self._bad += other._bad
 
     def columns(self) -> dict[str, NDArray[np.float64]]:
         """Per scored position: ``kld``, ``nll_ref``, ``nll_quant`` and ``position``."""

@@ -11,7 +11,17 @@ from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import GGUF_KINDS, AnyLocation, Kind, Location, parse
 
 Verb = Literal[
-    "inspect", "audit", "fix", "diff", "drift", "attribute", "recipe", "trace", "compare", "verify"
+    "inspect",
+    "audit",
+    "fix",
+    "diff",
+    "drift",
+    "quants",
+    "attribute",
+    "recipe",
+    "trace",
+    "compare",
+    "verify",
 ]
 """A command, and the function of the same name."""
 
@@ -21,6 +31,7 @@ TAKES: Mapping[str, frozenset[Kind]] = {
     "fix": frozenset({"gguf", "mmproj"}),
     "diff": GGUF_KINDS,
     "drift": frozenset({"gguf", "onnx"}),
+    "quants": frozenset({"gguf"}),
     "attribute": frozenset({"gguf"}),
     "recipe": frozenset({"gguf"}),
     "verify": frozenset({"gguf", "mmproj"}),

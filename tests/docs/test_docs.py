@@ -67,8 +67,9 @@ def folder() -> Iterator[Path]:
         here = Path(name)
         shutil.copyfile(sample_model(), here / "model-f16.gguf")
         shutil.copyfile(sample_model(), here / "model.gguf")
-        for quant in ("Q8_0", "Q4_K_M"):
+        for quant in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_1"):
             quantize(sample_model(), here / f"model-{quant}.gguf", quant)
+        write_chats(here)
         text = sample_path("heldout.txt").read_text(encoding="utf-8")[:8000]
         for file in ("models/model.gguf", "more/of/them/model.gguf"):
             (here / file).parent.mkdir(parents=True)
@@ -90,6 +91,23 @@ def folder() -> Iterator[Path]:
         write_frameworks(here, text)
         write_towers(here)
         yield here
+
+
+def write_chats(here: Path) -> None:
+    """A model with a chat template, a quantization of it, and a chat."""
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    for kind in ("f16", "Q4_K_M"):
+        source = here / f"model-{kind}.gguf"
+        keys = {"tokenizer.chat_template": template}
+        models.rewritten(source, here / f"instruct-{kind}.gguf", keys)
+    messages = [
+        {"role": "user", "content": "What did the Congress do?"},
+        {"role": "assistant", "content": "It passed an act for the relief of the States."},
+    ]
+    (here / "chats.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
 
 
 def write_frameworks(here: Path, text: str) -> None:
@@ -262,6 +280,7 @@ def test_the_names_in_the_json_reference_are_in_the_documents(folder: Path) -> N
             "--array",
             str(folder / "features.npy"),
         ],
+        "quants": ["quants", ref, quant, str(folder / "model-Q4_K_M.gguf"), "-c", "32"],
         "recipe": ["recipe", ref, quant, "-c", "32", "--chunks", "1", "--max-size", "+3%"],
     }
     documents = {}

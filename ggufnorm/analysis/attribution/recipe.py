@@ -13,7 +13,7 @@ from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.engine import GpuLayers
-from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.core.progress import OnProgress, no_progress, size
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
@@ -137,6 +137,9 @@ def recipe(
             if out is not None:
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
+        copies = f"on disk up to {size(reference.size)} in {folder.parent}"
+        most = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 4)
+        settle((most,), check_memory=False, on_progress=on_progress, disk=copies)
         if imatrix == AUTO:
             side = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
             (engine,) = settle((side,), check_memory=check_memory)

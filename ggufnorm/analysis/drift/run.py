@@ -109,6 +109,7 @@ def drift(
                 Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 2),
             ),
             check_memory=check_memory,
+            on_progress=on_progress,
         )
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 

@@ -245,19 +245,23 @@ def operand(value: Activation) -> LlamaActivation:
     return value
 
 
-def engine_of(options: EngineOptions, watch: GraphWatch) -> Engine:
+def engine_of(options: EngineOptions, watch: GraphWatch | None = None) -> Engine:
     """This process's llama.cpp with what it was told.
 
     Args:
         options: how it runs a model.
-        watch: which saw the graph.
+        watch: which saw the graph; None where nothing is watched.
     """
     offloads = options.n_gpu_layers or options.tensor_overrides
     usable = used_devices(find_devices(), options) if offloads else []
     return Engine(
-        build(), options.n_gpu_layers, watch.devices, tuple(map(as_words, usable)), watch.weights,
+        build(),
+        options.n_gpu_layers,
+        watch.devices if watch else (),
+        tuple(map(as_words, usable)),
+        watch.weights if watch else (),
         **vars(placement_of(options)),
-    )  # fmt: skip
+    )
 
 
 def side_facts(options: EngineOptions) -> SideFacts:

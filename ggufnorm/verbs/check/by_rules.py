@@ -13,6 +13,7 @@ from ggufnorm.verbs.check.suspects import Judgement
 _OF_RULES: tuple[tuple[str, SuspectName], ...] = (
     ("N601", "download"),
     ("H202", "download"),
+    ("H203", "tokenizer"),
     ("N602", "quantization"),
     ("T207", "quantization"),
     ("K4", "tokenizer"),

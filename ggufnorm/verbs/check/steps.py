@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from ggufnorm.analysis.diff.order import coarser
@@ -12,6 +13,7 @@ from ggufnorm.core.audit import AuditReport
 from ggufnorm.core.check import SuspectName
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.engines.chat import CHAT_TEMPLATE
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.options import PLAIN, placed
@@ -272,6 +274,7 @@ def _quantization(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
         words = f"no tensor is quantized ({case.types}): whether one was, its source tells"
         yield Judgement("quantization", "partly", words, by_rules.ADD_SOURCE)
     if case.evidence.reference is not None:
+        yield from _templates(case, case.evidence.reference)
         exchanged = _exchanged(case, case.evidence.reference)
         if exchanged is not None:
             yield exchanged
@@ -292,6 +295,22 @@ def _exchanged(case: Case, reference: str) -> Judgement | None:
     words = f"{reference} is no better quant ({found.dtype_ref} against {found.dtype})"
     do = "exchange the two, or give a better one: ggufnorm check MODEL BETTER.gguf"
     return Judgement("quantization", "not examined", words, do)
+
+
+def _templates(case: Case, reference: str) -> Iterator[Judgement]:
+    """Whether both files put a chat to the model alike; which is right, neither tells."""
+    with open_model(reference) as a, open_model(case.evidence.model) as b:
+        theirs, own = (m.metadata.string(CHAT_TEMPLATE) for m in (a, b))
+    if theirs == own:
+        return
+    if own is None or theirs is None:
+        words = f"it has {'no' if own is None else 'a'} chat template, unlike {reference}"
+    else:
+        pairs = zip_longest(own.splitlines(), theirs.splitlines())
+        line = next((n for n, (x, y) in enumerate(pairs, 1) if x != y), 1)
+        words = f"its chat template is not that of {reference}, from line {line} on"
+    do = "compare both with the source's: ggufnorm check MODEL FOLDER"
+    yield Judgement("tokenizer", "partly", words, do)
 
 
 STEPS: tuple[Step, ...] = (
