@@ -8,7 +8,13 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
+from ggufnorm.cli.models import (
+    at_least_one,
+    model_arguments,
+    report_failed,
+    require_kinds,
+    require_source,
+)
 from ggufnorm.cli.options import llama_cpp_option
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
@@ -38,12 +44,13 @@ def split_ids(
     " model and its source are both on this machine."
 )  # fmt: skip
 @click.option(
-    "--select", multiple=True, callback=split_ids, metavar="IDS",
-    help="Check only rules whose id starts with one of these: N,E104.  [default: all]",
+    "--select", multiple=True, callback=split_ids, metavar="RULES",
+    help="Check only these rules: beginnings of ids, or names (N,E104,norm-duplicated)."
+    "  [default: all]",
 )  # fmt: skip
 @click.option(
-    "--ignore", multiple=True, callback=split_ids, metavar="IDS",
-    help="Skip rules whose id starts with one of these.",
+    "--ignore", multiple=True, callback=split_ids, metavar="RULES",
+    help="Skip these rules, named in the same way.",
 )  # fmt: skip
 @click.option(
     "--ignore-file", type=click.Path(dir_okay=False, path_type=Path),
@@ -72,7 +79,7 @@ def command(
 
     MODEL is a path (any shard of a split model), a folder or a quoted glob pattern,
     https://…, hf://org/repo/file.gguf or ollama:name. For a remote model, only the header
-    and the norms are downloaded. `ggufnorm rules` lists the rules, `ggufnorm rule ID`
+    and the norms are downloaded. `ggufnorm rules` lists the rules, `ggufnorm rule N402`
     explains one.
 
     Exit codes: 0 no findings of at least the severity of --fail-on, 1 some, 2 usage error,
@@ -85,6 +92,7 @@ def command(
     from ggufnorm.formats.location import expand
 
     require_kinds(locations)
+    require_source(locations[0], source)
     read = [*expand(locations), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
     require_outputs(output, reading=read)
 

@@ -6,12 +6,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import InputError
 from ggufnorm.formats.output import replacing, reported, temporary_folder
 
@@ -42,7 +44,8 @@ def command(chunks: int, keep: Path | None) -> int:
         click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
         quantize(model, quant, "Q4_K_M")
         with progress_bar("drift") as show:
-            emit(drift(model, quant, chunks=chunks, on_progress=show), "text", None)
+            report = drift(model, quant, chunks=chunks, on_progress=show)
+        emit(_kept_in(report, keep), "text", None)
 
         damage(quant, faulty, FAULTY)
         click.secho(
@@ -52,13 +55,25 @@ def command(chunks: int, keep: Path | None) -> int:
         sys.stdout.flush()
         with progress_bar("drift") as show:
             report = drift(model, faulty, chunks=chunks, on_progress=show)
-        emit(report, "text", None)
+        emit(_kept_in(report, keep), "text", None)
     named = report.culprit.tensor if report.culprit else None
     if named != FAULTY:
         click.secho(f"\nThe report names {named}, not {FAULTY}.", fg="red", err=True)
         return 1
     click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
+    if keep is None:
+        click.echo("ggufnorm demo --keep demo leaves the three models in demo, to go on with.")
     return 0
+
+
+def _kept_in(report: DriftReport, keep: Path | None) -> DriftReport:
+    """The report with the paths of files that `demo --keep demo` leaves: others are gone."""
+    folder = keep or Path("demo")
+    return replace(
+        report,
+        reference=replace(report.reference, path=str(folder / Path(report.reference.path).name)),
+        quant=replace(report.quant, path=str(folder / Path(report.quant.path).name)),
+    )
 
 
 @contextmanager

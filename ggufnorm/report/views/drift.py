@@ -102,7 +102,15 @@ def status(report: DriftReport) -> Status:
     """Fine only if all was compared, nothing is out of line, and predictions drift little."""
     if report.culprit is not None:
         return "error"
-    return "warning" if exceeded_type(report.logits) or limits(report) else "ok"
+    if exceeded_type(report.logits) or limits(report):
+        return "warning"
+    return "neutral" if _has_drift_alone(report) else "ok"
+
+
+def _has_drift_alone(report: DriftReport) -> bool:
+    """Whether there is drift, and no operation's own error was measured: beside a trace."""
+    drifts = any(o.cumulative.rel_l2 for o in report.operations)
+    return drifts and not _have_own_errors(report.operations)
 
 
 def limits(report: DriftReport) -> list[str]:
@@ -140,6 +148,8 @@ def _answer(report: DriftReport) -> str:
         s = report.logits
         usual = exceeded_type(s) if s is not None and s.n_tokens >= FEW_POSITIONS else None
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
+        if _has_drift_alone(report):
+            return f"Where drift stands was compared, not which operation adds it{more}"
         return f"Nothing is out of line{more}"
     where = report.culprit.tensor or report.culprit.node
     at = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"

@@ -470,7 +470,11 @@ def test_a_rule_can_be_explained_and_all_be_listed() -> None:
     assert [line.split()[0] for line in listed] == [r.id for r in RULES]
     unknown = CliRunner().invoke(cli, ["rule", "N000"])
     assert unknown.exit_code == 2
-    assert "there is no rule N000" in unknown.output
+    assert "'N000' is no rule: `ggufnorm rules` lists them" in unknown.output
+    near = CliRunner().invoke(cli, ["rule", "norm-dup"])
+    assert "did you mean N402 norm-duplicated?" in near.output
+    by_name = CliRunner().invoke(cli, ["rule", "norm-zero"])
+    assert by_name.output == explained.output
 
 
 @pytest.mark.slow

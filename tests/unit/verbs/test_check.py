@@ -50,11 +50,15 @@ def test_each_location_is_taken_for_what_it_is(
     better = write(tmp_path / "better.gguf", build("llama", "f32"))
     mmproj = write(tmp_path / "mmproj.gguf", encoder())
 
-    found = sort_evidence([tmp_path / "talk.txt", checkpoint, model, mmproj, better, "cat.png"])
+    talk, cat = tmp_path / "talk.txt", tmp_path / "cat.png"
+    talk.write_text("some text")
+    cat.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    found = sort_evidence([talk, checkpoint, model, mmproj, better, cat])
 
     assert {g.role: g.location for g in found.given} == {
         "model": str(model), "source": str(checkpoint), "better quant": str(better),
-        "encoder": str(mmproj), "text": str(tmp_path / "talk.txt"), "picture": "cat.png",
+        "encoder": str(mmproj), "text": str(talk), "picture": str(cat),
     }  # fmt: skip
 
 
@@ -75,10 +79,11 @@ def test_a_wrong_turn_names_the_command_that_was_meant(
     model: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     for locations, words in (
-        ([tmp_path], "is a folder with model.gguf: name one of them"),
+        ([tmp_path], "is a folder of GGUF files: use ggufnorm check .*model.gguf"),
         ([model, "net.onnx"], "net.onnx is an ONNX model: use ggufnorm compare"),
-        ([checkpoint], "there is no model to check"),
+        ([checkpoint], "is a checkpoint's folder: use ggufnorm check MODEL .*checkpoint"),
         ([model, model, model], "is one model too many"),
+        ([model, tmp_path / "modell.gguf"], "did you mean .*model.gguf"),
     ):
         with pytest.raises(InputError, match=words):
             sort_evidence(locations)

@@ -67,7 +67,7 @@ def input_zero(subject: Subject) -> Iterator[Problem]:
 
     What it does:
         Looks for norms whose input is zero for every token; where it is for some, that is
-        told as an info.
+        reported as an info.
 
     Why it matters:
         Zero stays zero (or becomes the bias), and with epsilon 0 it becomes NaN.
@@ -99,7 +99,7 @@ def half_precision(subject: Subject) -> Iterator[Problem]:
         Looks for values above 65504, the largest of half precision. Where llama.cpp
         turns them into half precision (an F16 matrix wants its other operand in F16, the
         cache of keys and values is F16) that is an error, elsewhere a warning. Values above
-        a quarter of it are told as an info. The largest of each is named.
+        a quarter of it are reported as an info. The largest of each is named.
 
     Why it matters:
         Beyond it a value becomes infinite on backends that compute in half precision, and
