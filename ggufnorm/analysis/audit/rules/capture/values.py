@@ -12,6 +12,7 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.capture import NormCapture, Sighting
 from ggufnorm.core.floats import F16_MAX
+from ggufnorm.core.node_names import node_words
 
 
 @rule("C401", "non-finite", "error")
@@ -138,10 +139,10 @@ def _also_at(norms: list[NormCapture]) -> str:
 
 
 def _where(place: Sighting, verb: str = "", value: str = "") -> str:
-    of = f" ({place.tensor})" if place.tensor else ""
+    node = node_words(place.node, place.tensor)
     if not verb:
-        return f"{place.node}{of} at token {place.token}, channel {place.channel}"
-    return f"{place.node}{of} {verb} {value} (at token {place.token}, channel {place.channel})"
+        return f"{node} at token {place.token}, channel {place.channel}"
+    return f"{node} {verb} {value} (at token {place.token}, channel {place.channel})"
 
 
 def _figures(place: Sighting) -> dict[str, Any]:
