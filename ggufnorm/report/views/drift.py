@@ -427,7 +427,8 @@ def _place_sentences(found: Localisation) -> Iterator[Sentence]:
     if (peak := found.peak) is not None and found.f16_headroom is not None:
         yield Sentence(
             f"{number(peak.value)} at {node_words(peak.node, peak.tensor)}, token {peak.token},"
-            f" channel {peak.channel}: half precision holds {number(found.f16_headroom)} times that",
+            f" channel {peak.channel}: half precision holds"
+            f" {number(found.f16_headroom)} times that",
             label="largest value",
         )
 
