@@ -187,6 +187,12 @@ def _uncompared(report: AuditReport) -> bool:
     return bool(found.get("n_compared", 0) < found.get("n_tensors", 0))
 
 
+_ELSEWHERE = (
+    "record a run on the other device or build, to compare it here:"
+    " ggufnorm trace MODEL -o there.safetensors"
+)
+
+
 def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
     """What llama.cpp's run says of the engine, beside the accusations."""
     checked = ran(report, "C301", "C401")
@@ -195,9 +201,11 @@ def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
             "on this machine's processor llama.cpp computes every norm as NumPy does, without"
             " NaN or infinity"
         )
-        elsewhere = "on another device or build: record a trace there, and compare it here"
-        yield Judgement("engine and device", "partly", joined([words, *notes(report)]), elsewhere,
-                        command)  # fmt: skip
+        limits = notes(report)
+        yield Judgement(
+            "engine and device", "partly", joined([words, *limits]), _ELSEWHERE, command,
+            note="; ".join(limits),
+        )  # fmt: skip
     else:
         why = why_not(report, "C301") or why_not(report, "C")
         yield Judgement("engine and device", "not examined", why, "", command)

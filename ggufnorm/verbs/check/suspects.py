@@ -23,6 +23,7 @@ class Judgement:
         rule: id of the rule of audit that says so; empty for none.
         figures: see :class:`~ggufnorm.core.check.Suspect`.
         fixable: whether ``ggufnorm fix`` mends it.
+        note: what accuses nobody, and belongs into the answer all the same.
     """
 
     suspect: SuspectName
@@ -33,6 +34,7 @@ class Judgement:
     rule: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     fixable: bool = False
+    note: str = ""
 
 
 def weigh(judgements: Sequence[Judgement]) -> tuple[Suspect, ...]:
