@@ -127,8 +127,9 @@ def _notes_only(on_progress: OnProgress) -> OnProgress:
 def _report(case: Case, said: list[Judgement], done: list[CheckStep]) -> CheckReport:
     suspects = weigh([*said, *_unspoken(case, said)])
     told, do = answer(suspects)
-    told = " ".join([told, *(f"Note: {j.note}." for j in said if j.note)])
     guilty = any(s.state == "guilty" for s in suspects)
+    if not guilty:
+        told = " ".join([told, *(f"Note: {j.note}." for j in said if j.note)])
     interrupted = any(step.skipped == INTERRUPTED for step in done)
     return CheckReport(
         path=case.evidence.model,
