@@ -11,7 +11,7 @@ PARALLEL := -n logical --dist loadfile
 # Unit tests share no engines: whoever is free takes the next.
 STEALING := -n logical --dist worksteal
 
-.PHONY: demo test unit lint bench browser coverage docs schemas clean
+.PHONY: demo test unit lint bench browser coverage docs outputs schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -46,6 +46,10 @@ browser: $(READY)
 
 schemas: $(READY)
 	$(BIN)/python -m ggufnorm.report.schema docs/schema
+
+# The outputs that docs/ shows, printed by the commands above them.
+outputs: $(READY)
+	$(BIN)/python -m tests.docs.outputs
 
 docs: $(READY)
 	$(BIN)/python $(PIP) --editable '.[docs]'

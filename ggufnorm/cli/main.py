@@ -119,6 +119,9 @@ def _run() -> int:
         said = io.StringIO()
         error.show(said)
         process.complain(said.getvalue().rstrip("\n"))
+        sign = _sign(error)
+        if sign is not None:
+            process.complain(sign)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -131,6 +134,13 @@ def _run() -> int:
     except Exception as error:
         code = _fault(error)
     return code if isinstance(code, int) else 0
+
+
+def _sign(error: click.ClickException) -> str | None:
+    from ggufnorm.cli.signs import sign_for  # only a refusal needs it
+
+    sign = sign_for(error, _COMMANDS)
+    return None if sign is None else printable(sign)
 
 
 def _fault(error: Exception) -> int:

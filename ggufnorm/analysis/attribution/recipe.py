@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
+from ggufnorm.analysis.diff.order import quantized, require_finer
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress, size
@@ -131,6 +133,7 @@ def recipe(
         reference = stack.enter_context(open_model(local_path(ref)))
         under_test = stack.enter_context(open_model(local_path(quant)))
         check_same_network(reference, under_test)
+        _require_floats(reference, under_test)
         inputs = [s.path for file in (reference, under_test) for s in file.shards]
         inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
         for out in (apply, save_imatrix, resume):
@@ -198,6 +201,17 @@ def known_types(types: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise ValueError("there must be a type to try")
     return names
+
+
+def _require_floats(reference: ModelFile, quant: ModelFile) -> None:
+    """llama-quantize refuses a file that is quantized already."""
+    require_finer("recipe", reference, quant)
+    types = quantized(reference)
+    if types is not None:
+        raise InputError(
+            f"{reference.path} is quantized ({types}), and the reference of a recipe is not:"
+            f" use ggufnorm recipe F16.gguf {shlex.quote(quant.path)}"
+        )
 
 
 @contextmanager

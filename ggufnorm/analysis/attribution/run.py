@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
 from ggufnorm.analysis.attribution.patch import most_side_by_side
+from ggufnorm.analysis.diff.order import require_finer
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport, By
 from ggufnorm.core.engine import GpuLayers
@@ -131,6 +132,7 @@ def run_job(
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
+        require_finer("attribute", a, b)
         facts = [model_facts(file) for file in (a, b)]
         n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
         asked = options.engine(n_ctx, n_threads, n_gpu_layers)

@@ -8,6 +8,7 @@ from ggufnorm.analysis.drift.norms import other_epsilon
 from ggufnorm.analysis.drift.wording import NO_DRIFT, enters_at, non_finite, nothing_drifts
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.node_names import node_words
 from ggufnorm.core.tolerances import FLOAT32_ROUNDING
 
 _CUMULATIVE_ONLY = (
@@ -59,7 +60,8 @@ def _passing(operations: Sequence[OperationDrift], rounding: float) -> str:
         return "Drift is nowhere more than rounding."
     worst = max(seen, key=lambda o: o.cumulative.rel_l2 or 0.0)
     first, most = (
-        f"{o.tensor or o.node} ({o.cumulative.rel_l2:.3g} relative L2)" for o in (seen[0], worst)
+        f"{o.tensor or node_words(o.node)} ({o.cumulative.rel_l2:.3g} relative L2)"
+        for o in (seen[0], worst)
     )
     largest = "where it is also largest" if worst is seen[0] else f"and is largest at {most}"
     return f"Drift is first seen at {first}, {largest}."

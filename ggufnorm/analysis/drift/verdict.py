@@ -185,7 +185,7 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
 
 
 def _about_order(files: Files) -> list[str]:
-    return [str(files.coarser)] if files.coarser else []
+    return [files.coarser.asked("drift")] if files.coarser else []
 
 
 def _about_files(files: Files, culprit: Culprit | None) -> list[str]:

@@ -16,6 +16,7 @@ from ggufnorm.core.drift import (
 )
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.node_names import node_words
 from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bars,
@@ -102,7 +103,15 @@ def status(report: DriftReport) -> Status:
     """Fine only if all was compared, nothing is out of line, and predictions drift little."""
     if report.culprit is not None:
         return "error"
-    return "warning" if exceeded_type(report.logits) or limits(report) else "ok"
+    if exceeded_type(report.logits) or limits(report):
+        return "warning"
+    return "neutral" if _has_drift_alone(report) else "ok"
+
+
+def _has_drift_alone(report: DriftReport) -> bool:
+    """Whether there is drift, and no operation's own error was measured: beside a trace."""
+    drifts = any(o.cumulative.rel_l2 for o in report.operations)
+    return drifts and not _have_own_errors(report.operations)
 
 
 def limits(report: DriftReport) -> list[str]:
@@ -140,8 +149,10 @@ def _answer(report: DriftReport) -> str:
         s = report.logits
         usual = exceeded_type(s) if s is not None and s.n_tokens >= FEW_POSITIONS else None
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
+        if _has_drift_alone(report):
+            return f"Where drift stands was compared, not which operation adds it{more}"
         return f"Nothing is out of line{more}"
-    where = report.culprit.tensor or report.culprit.node
+    where = report.culprit.tensor or node_words(report.culprit.node)
     at = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"
     return f"Out of line: {where}{at}"
 
@@ -369,7 +380,9 @@ def _places(found: Localisation) -> Section:
 def _place_sentences(found: Localisation) -> Iterator[Sentence]:
     if (bad := found.first_non_finite) is not None:
         at = "" if bad.token is None else f", token {bad.token}"
-        yield Sentence(f"{bad.tensor or bad.node}{at}", "error", "first NaN or infinity")
+        yield Sentence(
+            f"{bad.tensor or node_words(bad.node)}{at}", "error", "first NaN or infinity"
+        )
     if found.layers:
         first, last = found.layers[0], found.layers[-1]
         yield Sentence(
@@ -378,18 +391,19 @@ def _place_sentences(found: Localisation) -> Iterator[Sentence]:
             label="by layer",
         )
     if (jump := found.first_jump) is not None:
-        text = f"{jump.tensor or jump.node}, robust z {number(jump.value)}"
+        text = f"{jump.tensor or node_words(jump.node)}, robust z {number(jump.value)}"
         yield Sentence(text, label="first jump")
     for i, c in enumerate(found.outlier_channels):
         yield Sentence(
             f"{c.channel} holds {c.error_share:.0%} of the error and {c.energy_share:.0%} of"
-            f" the energy at {c.node}",
+            f" the energy at {node_words(c.node)}",
             label="" if i else "channels",
         )
     if (peak := found.peak) is not None and found.f16_headroom is not None:
         yield Sentence(
-            f"{number(peak.value)} at {peak.node}, token {peak.token}, channel {peak.channel}:"
-            f" half precision holds {number(found.f16_headroom)} times that",
+            f"{number(peak.value)} at {node_words(peak.node, peak.tensor)}, token {peak.token},"
+            f" channel {peak.channel}: half precision holds"
+            f" {number(found.f16_headroom)} times that",
             label="largest value",
         )
 

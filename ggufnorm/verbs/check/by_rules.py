@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, Finding
-from ggufnorm.core.check import State, SuspectName
+from ggufnorm.core.check import FIXABLE, State, SuspectName
 from ggufnorm.verbs.check.case import FLOATS, Case
 from ggufnorm.verbs.check.suspects import Judgement
 
@@ -39,6 +39,9 @@ belongs to the checkpoint."""
 _DOUBTFUL = ("C101",)
 """Rules whose findings may be another suspect's doing: a damaged file does not run either."""
 
+_CONVERT_WIDER = (
+    "Convert again to BF16 or F32: the source holds it too, or a value that F16 cannot hold"
+)
 _POOLING = frozenset({"pooler", "classifier", "score", "pooling_type"})
 """Elements of the names of keys and tensors that make one vector or score of a text."""
 
@@ -49,7 +52,10 @@ def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
         if finding.severity != "info" and not _is_note(finding):
             is_certain = finding.severity == "error" and finding.rule not in _DOUBTFUL
             state: State = "guilty" if is_certain else "probable"
-            yield Judgement(suspect_of(finding), state, _sentence(finding), _do(finding), command)
+            yield Judgement(
+                suspect_of(finding), state, _sentence(finding), _do(finding), command,
+                finding.rule, finding.evidence, finding.mend is not None,
+            )  # fmt: skip
 
 
 def notes(report: AuditReport) -> list[str]:
@@ -96,7 +102,9 @@ def _do(finding: Finding) -> str:
     mend = finding.mend
     if mend is not None:
         option = f", or run with {mend.override_kv}" if mend.override_kv else ""
-        return f"{mend.action} (ggufnorm fix does it){option}"
+        return f"{mend.action} ({FIXABLE}){option}"
+    if finding.rule == "N602" and finding.evidence.get("dtype") in FLOATS:
+        return _CONVERT_WIDER
     rule = BY_ID.get(finding.rule)
     return " ".join(rule.sections["What to do"].replace("``", "").split()) if rule else ""
 
@@ -180,6 +188,12 @@ def _uncompared(report: AuditReport) -> bool:
     return bool(found.get("n_compared", 0) < found.get("n_tensors", 0))
 
 
+_ELSEWHERE = (
+    "record a run on the other device or build, to compare it here:"
+    " ggufnorm trace MODEL -o there.safetensors"
+)
+
+
 def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
     """What llama.cpp's run says of the engine, beside the accusations."""
     checked = ran(report, "C301", "C401")
@@ -188,9 +202,11 @@ def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
             "on this machine's processor llama.cpp computes every norm as NumPy does, without"
             " NaN or infinity"
         )
-        elsewhere = "on another device or build: record a trace there, and compare it here"
-        yield Judgement("engine and device", "partly", joined([words, *notes(report)]), elsewhere,
-                        command)  # fmt: skip
+        limits = notes(report)
+        yield Judgement(
+            "engine and device", "partly", joined([words, *limits]), _ELSEWHERE, command,
+            note="; ".join(limits),
+        )  # fmt: skip
     else:
         why = why_not(report, "C301") or why_not(report, "C")
         yield Judgement("engine and device", "not examined", why, "", command)

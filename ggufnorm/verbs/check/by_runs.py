@@ -50,7 +50,8 @@ def _wrong(found: EngineComparison, command: str) -> Judgement:
     layer = "" if wrong.layer is None else f" (layer {wrong.layer})"
     words = f"first wrong at {at}{layer}: {wrong.reason}"
     do = "mend the file, or convert it again"
-    return Judgement(suspect, "guilty", words, do, command)
+    figures = {"key": wrong.key} | ({} if wrong.layer is None else {"layer": wrong.layer})
+    return Judgement(suspect, "guilty", words, do, command, figures=figures)
 
 
 def _lower(sentence: str) -> str:
@@ -63,14 +64,57 @@ def _lower(sentence: str) -> str:
 def of_cache(report: DriftReport, command: str) -> Iterator[Judgement]:
     """What the user's cache types and attention do to the same file."""
     side = report.run.quant
-    types = f"-ctk {side.cache_type_k} -ctv {side.cache_type_v} -fa {side.flash_attention}"
+    state = _state(report.culprit, report.logits)
+    words = f"{_predictions(report.logits)}{_verdict(report)}"
+    figures = _figures(report)
+    changed = {"-ctk": side.cache_type_k, "-ctv": side.cache_type_v}
+    if set(changed.values()) == {_DEFAULT_TYPE}:  # the kernel of the attention, then
+        mode = side.flash_attention
+        yield Judgement("K/V cache", "not examined", CACHED_IN_F16, NAME_TYPES)
+        yield Judgement(
+            "engine and device",
+            "partly" if state == "cleared" else state,
+            f"-fa {mode}: {words}",
+            f"run with -fa {'off' if mode == 'on' else 'auto'}",
+            command,
+            figures=figures,
+        )
+        return
+    types = " ".join(f"{option} {name}" for option, name in changed.items())
     yield Judgement(
         "K/V cache",
-        _state(report.culprit, report.logits),
-        f"{types}: {_predictions(report.logits)}{_verdict(report)}",
-        "run with -ctk f16 -ctv f16, or q8_0",
+        state,
+        f"{types} -fa {side.flash_attention}: {words}",
+        _better_cache(changed),
         command,
+        figures=figures,
     )
+
+
+_DEFAULT_TYPE = "f16"
+CACHED_IN_F16 = "keys and values are cached in f16, llama.cpp's default"
+NAME_TYPES = "name the types that you run with: -ctk q8_0 -ctv q8_0"
+
+
+def _better_cache(types: Mapping[str, str]) -> str:
+    """The options of a finer cache, for the types that are not f16."""
+    coarse = [option for option, name in types.items() if name != _DEFAULT_TYPE]
+    finest = " ".join(f"{option} {_DEFAULT_TYPE}" for option in coarse)
+    finer = " ".join(f"{option} q8_0" for option in coarse)
+    is_fine = all(types[option] in ("q8_0", "bf16", "f32") for option in coarse)
+    return f"run with {finest}" if is_fine else f"run with {finest}, or {finer}"
+
+
+def _figures(report: DriftReport) -> dict[str, float | str]:
+    """The numbers of a run, for scripts."""
+    found: dict[str, float | str | None] = {}
+    s, culprit = report.logits, report.culprit
+    if s is not None:
+        found |= {"mean_kld": s.mean_kld, "same_top1": s.same_top1, "ppl_ratio": s.ppl_ratio,
+                  "n_tokens": s.n_tokens}  # fmt: skip
+    if culprit is not None:
+        found |= {"node": culprit.node, "tensor": culprit.tensor, "layer": culprit.layer}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def of_drift(report: DriftReport, command: str) -> Iterator[Judgement]:
@@ -79,11 +123,13 @@ def of_drift(report: DriftReport, command: str) -> Iterator[Judgement]:
     state = _state(culprit, report.logits)
     words = f"{_predictions(report.logits)}{_verdict(report)}"
     if culprit is None:
-        yield Judgement("quantization", state, words, "take a larger quant", command)
+        yield Judgement(
+            "quantization", state, words, "take a larger quant", command, figures=_figures(report)
+        )
         return
     suspect = _suspect_of(culprit, report)
     do = "quantize again from the source" if suspect == "quantization" else "convert again"
-    yield Judgement(suspect, "guilty", words, do, command)
+    yield Judgement(suspect, "guilty", words, do, command, figures=_figures(report))
     if suspect != "quantization":
         others = "what else the types cost is hidden behind that"
         yield Judgement("quantization", "not examined", others, "mend that first", command)

@@ -201,10 +201,7 @@ def _cache_lacks(case: Case) -> tuple[str, str] | None:
     if (side.cache_type_k, side.cache_type_v, side.flash_attention) == (
         PLAIN.cache_type_k, PLAIN.cache_type_v, PLAIN.flash_attention,
     ):  # fmt: skip
-        return (
-            "keys and values are cached in f16, llama.cpp's default",
-            "name the types that you run with: -ctk q8_0 -ctv q8_0",
-        )
+        return by_runs.CACHED_IN_F16, by_runs.NAME_TYPES
     return None
 
 
