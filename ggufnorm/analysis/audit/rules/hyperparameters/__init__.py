@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ggufnorm.analysis.audit.registry import Rule
-from ggufnorm.analysis.audit.rules.hyperparameters import file, shapes
+from ggufnorm.analysis.audit.rules.hyperparameters import file, shapes, types, vocabulary
 
-RULES: tuple[Rule, ...] = (*shapes.RULES, *file.RULES)
+RULES: tuple[Rule, ...] = (
+    *shapes.RULES, *file.RULES, *types.RULES, *vocabulary.RULES,
+)  # fmt: skip
