@@ -68,6 +68,11 @@ _GGUF_ONLY = (
     help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
     "  [default: generated]",
 )  # fmt: skip
+@click.option(
+    "--sound", "sounds", multiple=True, type=click.Path(path_type=Path),
+    help="WAV file to run through two versions of an audio encoder (mmproj); may be repeated."
+    "  [default: generated]",
+)  # fmt: skip
 @resume_option
 @time_option
 @click.option(
@@ -99,6 +104,7 @@ def command(
     ref_llama_cpp: str | None,
     ref_gpu_layers: int | None,
     images: tuple[Path, ...],
+    sounds: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -119,11 +125,11 @@ def command(
 
     Two .onnx models run in ONNX Runtime: each operation of QUANT gets the input that REF gives
     it, and settings of the quantizer that would help are tried and measured. Two mmproj files are
-    run on pictures (--image): what quantization costs an image encoder.
+    run on pictures (--image) or sounds (--sound): what quantization costs an encoder.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, reading=[ref, quant, text_file, inputs, *images])
+    require_outputs(output, resume, reading=[ref, quant, text_file, inputs, *images, *sounds])
     from ggufnorm import api
 
     if parse(ref).engine == "onnxruntime":
@@ -147,6 +153,7 @@ def command(
             ref,
             quant,
             images=images,
+            sounds=sounds,
             text=text,
             text_name=str(text_file),
             n_ctx=ctx_size,

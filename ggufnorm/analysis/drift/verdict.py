@@ -192,11 +192,9 @@ def _about(evidence: Evidence, culprit: Culprit | None) -> list[str]:
     files, found = evidence.files, []
     untold = [d for d in files.keys if culprit is None or d.key not in culprit.reason]
     if untold:
-        n_ctx = evidence.sides.quant.n_ctx
-        found.append(
-            f"Keys that llama.cpp reads differ: {_texts(untold)}; what they do in texts of more"
-            f" than {n_ctx:,} tokens was not run."
-        )
+        n_ctx = evidence.sides.quant.n_ctx  # 0 of an encoder
+        rest = f"; what they do in texts of more than {n_ctx:,} tokens was not run" if n_ctx else ""
+        found.append(f"Keys that llama.cpp reads differ: {_texts(untold)}{rest}.")
     if files.tokenizer:
         found.append(
             "The tokenizers differ, which a run of the same token ids does not show:"
