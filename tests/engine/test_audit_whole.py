@@ -246,6 +246,21 @@ def adapter(made: Whole) -> str | None:
     return "matrices" if n_changed >= 3 else None
 
 
+def abliterated(made: Whole) -> str | None:
+    """One direction is taken out of all that is written to the residual stream."""
+    direction = np.random.default_rng(3).normal(size=WIDTH).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+    names = [
+        n
+        for n in made.tensors
+        if n.endswith(("attn_output.weight", "ffn_down.weight", "ssm_out.weight"))
+    ]
+    for n in names:
+        w = made.tensors[n]
+        made.tensors[n] = w - np.outer(direction, direction @ w)
+    return "residual stream" if len(names) >= 3 else None
+
+
 def rows_damaged(made: Whole) -> str | None:
     name = matrix(made)
     if name:
@@ -561,6 +576,8 @@ FAULTS = (
     Planted("quantized by way of Q4_0", by_way_of("Q4_0"), ("T207",), "Q4_0",
             file_types=("F16", "Q8_0")),
     Planted("adapter not merged", adapter, ("T208",), "rank 4"),
+    Planted("a direction taken out", abliterated, ("T208",), "abliteration",
+            file_types=("F32", "F16"), names=tuple(n for n in KNOWN if n != "t5")),
     Planted("some rows damaged", rows_damaged, ("T209",), "3 of"),
     Planted("other values", other_values, ("T209",), "not its source's"),
     Planted("values of a further training", fine_tuned, ("T209",), "not its source's"),

@@ -50,6 +50,7 @@ from ggufnorm.analysis.drift.wording import (
 from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.matrices import ABLITERATION, is_abliteration
 from ggufnorm.formats.naming import layer_of
 
 
@@ -169,7 +170,9 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
     which = f" (all {next(iter(kinds))})" if len(kinds) == 1 else ""
     layer = layer_of(changes[0].tensor)
     start = "" if layer is None else f", from layer {layer} on"
-    if how and how.startswith("by a rank"):
+    if how and is_abliteration(1 if how.startswith("by a rank-1 ") else 0, kinds):
+        guess = f"{how}: {ABLITERATION}, or an adapter of rank 1 that was not merged"
+    elif how and how.startswith("by a rank"):
         guess = f"{how}: an adapter that was not merged"
     elif how:
         guess = how
