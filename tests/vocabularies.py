@@ -106,6 +106,42 @@ def byte_pairs(made: Whole, pre: str = "llama-bpe") -> Whole:
     return made
 
 
+def word_pieces(made: Whole) -> Whole:
+    """Words and their parts, capitals kept."""
+    made.keys.pop("tokenizer.ggml.merges", None)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *ascii_lowercase, *(f"##{a}" for a in ascii_lowercase)]
+    words += [a + b for a, b in pairwise(ascii_lowercase)][: TOKENS - len(words)]
+    model = {"type": "WordPiece", "vocab": {t: i for i, t in enumerate(words)}}
+    fast = {"model": model, "normalizer": {"type": "BertNormalizer", "lowercase": False}}
+    made.extra["tokenizer.json"] = json.dumps(fast)
+    config = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    made.extra["tokenizer_config.json"] = json.dumps(config)
+    tokens = [t if t[0] == "[" else t[2:] if t[0] == "#" else f"▁{t}" for t in words]
+    facts = {
+        "model": "bert", "tokens": tokens, "token_type": [3] * 5 + [1] * (len(tokens) - 5),
+        "cls_token_id": 2, "seperator_token_id": 3, "unknown_token_id": 1,
+        "padding_token_id": 0, "normalizer.lowercase": False,
+    }  # fmt: skip
+    made.keys |= {f"tokenizer.ggml.{k}": v for k, v in facts.items()}
+    return made
+
+
+def unigrams(made: Whole) -> Whole:
+    """T5's kind: a SentencePiece model that normalizes letters and joins spaces."""
+    made = pieces(made)
+    del made.binary["tokenizer.model"]
+    made.binary["spiece.model"] = sentencepiece(_PIECES, _SCORES, _KINDS, b"A", joins=True)
+    made.extra.pop("tokenizer.json")
+    made.keys |= {
+        "tokenizer.ggml.model": "t5", "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.remove_extra_whitespaces": True,
+        "tokenizer.ggml.precompiled_charsmap": [0, 0, 0, 0, 0, 0, 0, 0],
+        "tokenizer.ggml.add_eos_token": True,
+    }  # fmt: skip
+    return made
+
+
 _PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(8))]
 _PIECES += [f"▁{a}{b}" for a in "abcdefgh" for b in ascii_lowercase][: TOKENS - len(_PIECES)]
 _SCORES = [0.0] * 11 + [-float(i) for i in range(TOKENS - 11)]
@@ -130,8 +166,15 @@ def pieces(made: Whole) -> Whole:
     return made
 
 
-def sentencepiece(texts: list[str], scores: list[float], kinds: list[int]) -> bytes:
-    """``ModelProto`` with pieces, and a space put before texts."""
+def sentencepiece(
+    texts: list[str],
+    scores: list[float],
+    kinds: list[int],
+    charsmap: bytes = b"",
+    *,
+    joins: bool = False,
+) -> bytes:
+    """``ModelProto`` with pieces; a space is put before texts, runs of spaces may be joined."""
 
     def of_length(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2, len(data)]) + data
@@ -140,4 +183,5 @@ def sentencepiece(texts: list[str], scores: list[float], kinds: list[int]) -> by
     for text, score, kind in zip(texts, scores, kinds, strict=True):
         piece = of_length(1, text.encode()) + b"\x15" + struct.pack("<f", score)
         found += of_length(1, piece + bytes([3 << 3, kind]))
-    return found + of_length(3, bytes([3 << 3, 1, 4 << 3, 0]))
+    spec = of_length(2, charsmap) if charsmap else b""
+    return found + of_length(3, spec + bytes([3 << 3, 1, 4 << 3, joins]))

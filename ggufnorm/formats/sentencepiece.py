@@ -43,11 +43,13 @@ class SentencePiece:
         pieces: by id.
         add_dummy_prefix: whether a text gets a space before it.
         remove_extra_whitespaces: whether runs of spaces become one.
+        has_charsmap: whether letters are replaced by others first (NFKC and the like).
     """
 
     pieces: tuple[Piece, ...]
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
+    has_charsmap: bool = False
 
 
 def parse(data: bytes, name: str) -> SentencePiece:
@@ -61,13 +63,15 @@ def parse(data: bytes, name: str) -> SentencePiece:
         InputError: it is no such model.
     """
     pieces: list[Piece] = []
-    prefix = spaces = True
+    prefix, spaces, charsmap = True, True, False
     try:
         for number, value in _fields(data):
             if number == 1 and isinstance(value, bytes):  # ModelProto.pieces
                 pieces.append(_piece(value))
             elif number == 3 and isinstance(value, bytes):  # ModelProto.normalizer_spec
-                switches = {n: v for n, v in _fields(value) if isinstance(v, int)}
+                spec = list(_fields(value))
+                switches = {n: v for n, v in spec if isinstance(v, int)}
+                charsmap = any(n == 2 and bool(v) for n, v in spec)
                 prefix, spaces = bool(switches.get(3, 1)), bool(switches.get(4, 1))
             if len(pieces) > _MOST_PIECES:
                 raise InputError(f"{name}: it has more than {_MOST_PIECES:,} pieces")
@@ -75,7 +79,7 @@ def parse(data: bytes, name: str) -> SentencePiece:
         raise InputError(f"{name}: this is no SentencePiece model") from None
     if not pieces:
         raise InputError(f"{name}: this is no SentencePiece model: it has no pieces")
-    return SentencePiece(tuple(pieces), prefix, spaces)
+    return SentencePiece(tuple(pieces), prefix, spaces, charsmap)
 
 
 def _piece(data: bytes) -> Piece:

@@ -19,7 +19,15 @@ from ggufnorm.analysis.audit.source.keys.splitting import OF_NAME, names_of, sou
 from ggufnorm.core.audit import AuditReport, Finding
 from ggufnorm.core.check import SuspectName
 from tests.pairs import NETWORKS, TOKENS, Whole, whole
-from tests.vocabularies import N_WORDS, SPLITS, STOP, byte_pairs, pieces
+from tests.vocabularies import (
+    N_WORDS,
+    SPLITS,
+    STOP,
+    byte_pairs,
+    pieces,
+    unigrams,
+    word_pieces,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "detection-audit.md"
 HEADING = "## Tokenizers, options and types (H, K)"
@@ -91,6 +99,13 @@ def added_lost(made: Whole) -> None:
 def added_moved(made: Whole) -> None:
     tokens = made.keys[_KEY + "tokens"]
     tokens[N_WORDS + 2], tokens[N_WORDS + 3] = tokens[N_WORDS + 3], tokens[N_WORDS + 2]
+
+
+def dense_behind(made: Whole) -> None:
+    kinds = ("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    rows = [{"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.{kind}"}
+            for i, kind in enumerate(kinds)]  # fmt: skip
+    made.extra["modules.json"] = json.dumps(rows)
 
 
 def foreign_template(made: Whole) -> None:
@@ -185,6 +200,14 @@ FAULTS = (
     Fault("two pieces exchanged", pieces, exchanged("tokens", 20, 30), "K403", "2 of 69 tokens"),
     Fault("bytes typed as text", pieces, types(1, 3, 11), "H301", "8 of 8 byte tokens",
           alone=True),
+    Fault("capitals folded", word_pieces, key("normalizer.lowercase", None), "K401",
+          "folds capitals"),
+    Fault("letters not normalized", unigrams, key("precompiled_charsmap", None), "K401",
+          "precompiled_charsmap"),
+    Fault("runs of spaces kept", unigrams, key("remove_extra_whitespaces", None), "K401",
+          "runs of spaces"),
+    Fault("dense layers behind the pooling lost", plain, dense_behind, "K104", "2_Dense",
+          "pooling", names=("bert", "gemma2", "qwen3")),
     Fault("linear scaling that the source has not", plain, scaled("linear"), "K201",
           "asks for no scaling", "file against source", names=ROTARY),
     Fault("YaRN that the source has not", plain, scaled("yarn"), "K201", "asks for no scaling",
@@ -280,7 +303,9 @@ def test_a_planted_fault_is_found_and_named(fault: Fault) -> None:
             for o in mine if o.is_misnamed] == []  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [byte_pairs, pieces], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "make", [byte_pairs, pieces, word_pieces, unigrams], ids=lambda m: m.__name__
+)
 @pytest.mark.parametrize("name", ALL)
 def test_a_right_tokenizer_raises_no_alarm(tmp_path: Path, name: str, make: Make) -> None:
     made = make(whole(name))

@@ -20,6 +20,7 @@ _OF_RULES: tuple[tuple[str, SuspectName], ...] = (
     ("N602", "quantization"),
     ("N603", "file against source"),
     ("T207", "quantization"),
+    ("K104", "pooling"),
     ("K4", "tokenizer"),
     ("C1", "engine and device"),
     ("C3", "engine and device"),

@@ -11,6 +11,7 @@ from ggufnorm.analysis.audit.source.keys.added import (
     TOKENS,
     TYPES,
     end_differences,
+    normalizer_differences,
     special_tokens,
     type_differences,
 )
@@ -33,7 +34,8 @@ def tokenizer(subject: Subject) -> Iterator[Problem]:
 
     What it does:
         Compares the ids of BOS, EOS, CLS and SEP, whether BOS and EOS are added, at which
-        tokens a generation ends, whether a space is put before a text, and how texts are split
+        tokens a generation ends, whether a space is put before a text, how letters and spaces
+        are normalized, and how texts are split
         before merging (digits, contractions, words, line ends, accents, Chinese and Japanese),
         with ``tokenizer_config.json``, ``tokenizer.json``, ``config.json`` and
         ``generation_config.json``, as far as these tell.
@@ -50,7 +52,10 @@ def tokenizer(subject: Subject) -> Iterator[Problem]:
         model_type xlm-roberta``
     """
     c = configs(subject)
-    for d in (*token_differences(c), *end_differences(c, Tokenizer(c))):
+    source = Tokenizer(c)
+    for d in (
+        *token_differences(c), *end_differences(c, source), *normalizer_differences(c, source),
+    ):  # fmt: skip
         evidence = {"key": d.key, "type": d.type, "expected": d.expected, "actual": d.actual}
         known = d.expected is not None
         mend = set_key(d.key, d.type, d.expected, d.actual, from_source=True) if known else None

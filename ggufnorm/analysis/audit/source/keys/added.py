@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from ggufnorm.analysis.audit.source.keys.facts import Configs
 from ggufnorm.analysis.audit.source.keys.tokenizer import Tokenizer
 from ggufnorm.analysis.audit.source.keys.tokens import TokenDifference
-from ggufnorm.formats.sentencepiece import BYTE, CONTROL, NORMAL, UNUSED
+from ggufnorm.errors import InputError
+from ggufnorm.formats.sentencepiece import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    SentencePiece,
+    parse,
+)
 
 TYPES, TOKENS = "tokenizer.ggml.token_type", "tokenizer.ggml.tokens"
 
@@ -152,6 +160,67 @@ def end_differences(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDifferenc
         f" {tokens[missed[0]]!a} ({missed[0]}), and llama.cpp goes on there"
     )
     yield TokenDifference(key, message, missed[0], actual, "u32", "warning")
+
+
+def normalizer_differences(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDifference]:
+    """How letters and spaces are normalized (``llm_tokenizer_wpm`` and ``_ugm``)."""
+    model = c.file.metadata.string("tokenizer.ggml.model")
+    if model == "bert":
+        yield from _letters(c, tokenizer)
+    if model != "t5":
+        return
+    pieces = pieces_of(c)
+    maps = [p for p in tokenizer.normalizers if p.get("type") == "Precompiled"]
+    key = "tokenizer.ggml.precompiled_charsmap"
+    wanted = any(p.get("precompiled_charsmap") for p in maps) or bool(
+        pieces and pieces.has_charsmap
+    )
+    if wanted and key not in c.file.metadata:
+        message = f"{key} is missing: letters that the source's tokenizer replaces stay as they are"
+        yield TokenDifference(key, message, None, None, "arr[u8]")
+    key = "tokenizer.ggml.remove_extra_whitespaces"
+    taken = c.file.metadata.get(key, False)
+    if pieces is not None and isinstance(taken, bool) and taken != pieces.remove_extra_whitespaces:
+        does = "keeps" if pieces.remove_extra_whitespaces else "joins"
+        actual = c.file.metadata.get(key)
+        start = (
+            f"{key} is missing, so llama.cpp" if actual is None else f"{key} is wrong: llama.cpp"
+        )
+        message = f"{start} {does} runs of spaces, and the source's tokenizer does not"
+        right = pieces.remove_extra_whitespaces
+        yield TokenDifference(key, message, right, actual, "bool")
+
+
+def _letters(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDifference]:
+    found = next((p for p in tokenizer.normalizers if p.get("type") == "BertNormalizer"), {})
+    lowercase = found.get("lowercase")
+    if not isinstance(lowercase, bool):
+        return
+    key = "tokenizer.ggml.normalizer.lowercase"
+    actual = c.file.metadata.get(key)
+    taken = actual if isinstance(actual, bool) else True
+    if taken != lowercase:
+        start = (
+            f"{key} is {str(taken).lower()}, so" if actual is not None else f"{key} is missing, so"
+        )
+        does = "folds capitals" if taken else "keeps capitals"
+        message = f"{start} llama.cpp {does}, and the source's tokenizer does not"
+        yield TokenDifference(key, message, lowercase, actual, "bool")
+
+
+def pieces_of(c: Configs) -> SentencePiece | None:
+    """The source's SentencePiece model; None if it has none."""
+    for name in _PIECES:
+        data = c.source.read_bytes(name)
+        if data is not None:
+            try:
+                return parse(data, name)
+            except InputError:
+                return None  # another tokenizer's file under that name
+    return None
+
+
+_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 def _ids(values: Sequence[object], n_tokens: int) -> list[int]:

@@ -105,11 +105,15 @@ class Tokenizer:
         """How texts are split before merging; None if that is not known."""
         return source_traits(self.fast)
 
+    @cached_property
+    def normalizers(self) -> list[Mapping[str, Any]]:
+        """What is done to letters and spaces first, one after the other."""
+        return [*_nested(self.fast.get("normalizer"), "normalizers")]
+
     @property
     def prefixes(self) -> bool | None:
         """Whether a text gets a space before it; None if tokenizer.json does not tell."""
-        found = [*_nested(self.fast.get("normalizer"), "normalizers")]
-        kinds = {p.get("type") for p in found}
+        kinds = {p.get("type") for p in self.normalizers}
         if "Prepend" in kinds:
             return True
         parts = [*_nested(self.fast.get("pre_tokenizer"), "pretokenizers")]

@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ggufnorm.analysis.audit.source.keys.added import PLACEHOLDER, added_tokens
+from ggufnorm.analysis.audit.source.keys.added import PLACEHOLDER, added_tokens, pieces_of
 from ggufnorm.analysis.audit.source.keys.facts import Configs
-from ggufnorm.errors import InputError
-from ggufnorm.formats.sentencepiece import NORMAL, SentencePiece, parse
+from ggufnorm.formats.sentencepiece import NORMAL
 
 TOKENS, MERGES, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores"
 
 _SHOWN = 40
 """Characters of a token that a message shows."""
 
-_PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
 """XLM-RoBERTa's first tokens, after which ids are SentencePiece's plus 1."""
 
@@ -82,18 +80,6 @@ def vocabulary_differences(c: Configs) -> list[Difference] | None:
     if merges is not None and isinstance(own, list):
         found.append(_of_merges(own, merges))
     return [d for d in found if d is not None] if found else None
-
-
-def pieces_of(c: Configs) -> SentencePiece | None:
-    """The source's SentencePiece model; None if it has none."""
-    for name in _PIECES:
-        data = c.source.read_bytes(name)
-        if data is not None:
-            try:
-                return parse(data, name)
-            except InputError:
-                return None  # another tokenizer's file under that name
-    return None
 
 
 def _listed(
