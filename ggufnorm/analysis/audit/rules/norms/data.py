@@ -112,7 +112,7 @@ def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
     return _NonFinite(total, first)
 
 
-@rule("N603", "tensor-zero", "warning")
+@rule("N603", "matrix-zero", "warning")
 def zero(subject: Subject) -> Iterator[Problem]:
     """A matrix, or one expert of it, is zero everywhere.
 
