@@ -58,7 +58,8 @@ def default_sound() -> NDArray[np.float32]:
     voice = np.sum([np.sin(k * phase + k) / k**0.8 for k in range(1, 30)], axis=0)
     syllables = np.maximum(0, np.sin(2 * np.pi * 3.1 * t)) ** 2
     samples = syllables * (voice + 0.2 * rng.normal(size=len(t))) + 1e-3 * rng.normal(size=len(t))
-    return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
+    sound: NDArray[np.float32] = (0.5 * samples / np.abs(samples).max()).astype(np.float32)
+    return sound
 
 
 def text_to_run(text: str | None, name: str) -> tuple[str, str]:

@@ -162,6 +162,8 @@ def _types_mend(c: Configs) -> Mend | None:
     types, tokens = c.file.metadata.get(TYPES), c.file.metadata.get(TOKENS)
     if not isinstance(types, list) or not isinstance(tokens, list):
         return None
+    if len(types) != len(tokens):
+        return None
     special = special_tokens(c)
     right = [CONTROL if i in special and t not in SPECIAL_TYPES else t for i, t in enumerate(types)]
     return set_key(TYPES, "arr[i32]", right, types, from_source=True)
