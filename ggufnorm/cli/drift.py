@@ -69,6 +69,11 @@ _GGUF_ONLY = (
     help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
     "  [default: generated]",
 )  # fmt: skip
+@click.option(
+    "--sound", "sounds", multiple=True, type=click.Path(path_type=Path),
+    help="WAV file to run through two versions of an audio encoder (mmproj); may be repeated."
+    "  [default: generated]",
+)  # fmt: skip
 @resume_option
 @time_option
 @click.option(
@@ -105,6 +110,7 @@ def command(
     ref_llama_cpp: str | None,
     ref_gpu_layers: GpuLayers | None,
     images: tuple[Path, ...],
+    sounds: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -126,11 +132,12 @@ def command(
 
     Two .onnx models run in ONNX Runtime: each operation of QUANT gets the input that REF gives
     it, and settings of the quantizer that would help are tried and measured. Two mmproj files are
-    run on pictures (--image): what quantization costs an image encoder.
+    run on pictures (--image) or sounds (--sound): what quantization costs an encoder.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, issue, reading=[ref, quant, text_file, inputs, *images])
+    reading = [ref, quant, text_file, inputs, *images, *sounds]
+    require_outputs(output, resume, issue, reading=reading)
     from ggufnorm import api
 
     if parse(ref).engine == "onnxruntime":
@@ -154,6 +161,7 @@ def command(
             ref,
             quant,
             images=images,
+            sounds=sounds,
             text=text,
             text_name=str(text_file),
             n_ctx=ctx_size,

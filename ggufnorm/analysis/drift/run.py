@@ -30,6 +30,7 @@ def drift(
     quant: str | os.PathLike[str],
     *,
     images: Sequence[str | os.PathLike[str]] = (),
+    sounds: Sequence[str | os.PathLike[str]] = (),
     text: str | None = None,
     text_name: str = "given text",
     n_ctx: int = 512,
@@ -54,6 +55,7 @@ def drift(
             measure what other options do.
         images: of image encoders (mmproj files): pictures to run; none for a generated one.
             Text and options are not used then.
+        sounds: of audio encoders: WAV files to run, in the place of pictures.
         text: what to run; None for the bundled text.
         text_name: how the report calls it.
         n_ctx: tokens of a chunk; each chunk starts afresh, its second half is scored.
@@ -72,7 +74,7 @@ def drift(
 
     Raises:
         InputError: a file cannot be opened, is not GGUF or is not on this machine; or there
-            are images and the models are no encoders.
+            are images or sounds and the models are no encoders.
         MismatchError: the files are not two versions of one network.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
@@ -88,18 +90,20 @@ def drift(
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
         if a.architecture == "clip":
-            from ggufnorm.analysis.drift.pictures import drift_pictures
+            from ggufnorm.analysis.drift.encoders import drift_encoders
 
-            return drift_pictures(
+            return drift_encoders(
                 (a, b),
                 images,
+                sounds,
                 n_threads=n_threads,
                 policy=policy,
                 check_memory=check_memory,
                 on_progress=on_progress,
             )
-        if images:
-            raise InputError(f"{a.path} is no image encoder: --image goes with mmproj files")
+        if images or sounds:
+            what, option = ("image", "--image") if images else ("audio", "--sound")
+            raise InputError(f"{a.path} is no {what} encoder: {option} goes with mmproj files")
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])

@@ -60,7 +60,7 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles", "experts", "layers")
+_PARTS = ("tokens", "tiles", "encoders", "experts", "layers")
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -120,7 +120,7 @@ def limits(report: DriftReport) -> list[str]:
     found = []
     if run.cut or run.n_chunks < run.n_chunks_planned:
         why = f" ({run.cut})" if run.cut else ""
-        unit = "pictures" if _of_pictures(report) else "chunks"
+        unit = f"{_input(report)}s" if _of_encoder(report) else "chunks"
         found.append(f"only {run.n_chunks} of {run.n_chunks_planned} {unit} were run{why}")
     if not report.operations:
         found.append("no operation was compared")
@@ -182,9 +182,11 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     yield from prediction_figures(report.logits)
     if report.embedding is not None:
         d = report.embedding
-        rows = counted(d.rows, "row" if _of_pictures(report) else "chunk")
+        rows = counted(d.rows, "row" if _of_encoder(report) else "chunk")
         note = f"relative L2 over {rows}; cosine {number(d.cosine, 7)}"
-        label = "Image embedding" if _of_pictures(report) else "Pooled output"
+        label = "Pooled output"
+        if _of_encoder(report):
+            label = "Image embedding" if _input(report) == "picture" else "Audio embedding"
         yield Figure(label, number(d.rel_l2), note)
     worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
     if worst is not None and _have_own_errors(report.operations):
@@ -195,9 +197,15 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
         yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
 
 
-def _of_pictures(report: DriftReport) -> bool:
+def _of_encoder(report: DriftReport) -> bool:
     """Whether an encoder was run, which has no context of tokens."""
     return report.run.n_ctx == 0
+
+
+def _input(report: DriftReport) -> str:
+    """What an encoder was run on: its blocks' tensors are ``v.blk…`` or ``a.blk…``."""
+    first = {o.tensor.partition(".")[0] for o in report.operations if o.tensor}
+    return "sound" if "a" in first and "v" not in first else "picture"
 
 
 def _growth(found: Localisation) -> str:
@@ -210,8 +218,8 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     run = report.run
     yield from model_facts("reference", report.reference)
     yield from model_facts("quant", report.quant)
-    if _of_pictures(report):
-        yield "pictures", run.text
+    if _of_encoder(report):
+        yield f"{_input(report)}s", run.text
     else:
         yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
     stopped = run.n_chunks < run.n_chunks_planned
@@ -222,8 +230,8 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     if run.n_gpu_layers and run.engine_quant is None:  # of a document that does not say more
         where += f", {counted(run.n_gpu_layers, 'GPU layer')}"
     unit = f"chunks of {run.n_ctx} tokens"
-    if _of_pictures(report):
-        unit = "picture" if run.n_chunks == 1 and not of else "pictures"
+    if _of_encoder(report):
+        unit = _input(report) + ("" if run.n_chunks == 1 and not of else "s")
     yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from ggufnorm.analysis.drift.causes import key_text
+from ggufnorm.analysis.drift.files import forward_keys, tokenizer_keys
 from ggufnorm.core.check import State, SuspectName
+from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, DriftReport
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.severity import FEW_POSITIONS, severity
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.verbs.check import by_rules
 from ggufnorm.verbs.check.case import Case
 from ggufnorm.verbs.check.suspects import Judgement
 
@@ -56,6 +61,38 @@ def _wrong(found: EngineComparison, command: str) -> Judgement:
 
 def _lower(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
+
+
+# -- two headers ------------------------------------------------------------------------
+
+
+def of_headers(better: ModelFile, model: ModelFile, command: str) -> Iterator[Judgement]:
+    """What the keys of a better quant of the same model say."""
+    keys, tokens = forward_keys(better, model), tokenizer_keys(better, model)
+    if keys:
+        words = f"keys are not the better quant's: {_keys(keys)}"
+        do = "find out which of the two is right: add the checkpoint"
+        yield Judgement("file against source", "probable", words, do, command)
+    else:
+        words = "its keys are the better quant's"
+        yield Judgement("file against source", "partly", words, by_rules.ADD_SOURCE, command)
+    lists = [d for d in tokens if d.key not in _MENDED]
+    if lists:
+        words = f"keys of the tokenizer are not the better quant's: {_keys(lists)}"
+        do = "find out which of the two is right: add the checkpoint"
+        yield Judgement("tokenizer", "probable", words, do, command)
+        return
+    also = "; the chat template is another one, as publishers mend them" if tokens else ""
+    words = f"its tokenizer's keys are the better quant's{also}"
+    yield Judgement("tokenizer", "partly", words, by_rules.ADD_SOURCE, command)
+
+
+_MENDED = ("tokenizer.chat_template", "tokenizer.chat_templates")
+
+
+def _keys(found: Sequence[MetadataDifference]) -> str:
+    more = f"; and {len(found) - 2} more" if len(found) > 2 else ""
+    return "; ".join(map(key_text, found[:2])).replace("the reference", "the better quant") + more
 
 
 # -- two runs of llama.cpp ---------------------------------------------------------------
