@@ -135,13 +135,13 @@ class LogitSum:
         return {**columns, "same": self._same, "bad": self._bad}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> LogitSum:
+    def from_state(cls, state: dict[str, Any], n_threads: int = 1) -> LogitSum:
         """The inverse of :meth:`state`.
 
         Raises:
             ValueError: no run can have gathered that.
         """
-        total = cls()
+        total = cls(n_threads)
         columns = np.array([state[c] for c in _COLUMNS], np.float64)
         total._parts = [columns]
         total._same, total._bad = int(state["same"]), int(state["bad"])

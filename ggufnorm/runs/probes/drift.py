@@ -91,6 +91,7 @@ class DriftSums(Probe):
         files: by side, REFERENCE and FREE; a side without one is left out.
         stride: compare one of so many tokens.
         half: compare in half precision, because a side holds no more.
+        n_threads: that compute sums, while all replicas wait.
 
     Attributes:
         hooks: per hook point's key.
@@ -105,11 +106,12 @@ class DriftSums(Probe):
         *,
         stride: int = 1,
         half: bool = False,
+        n_threads: int = 1,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
-        self._stride, self._half = stride, half
+        self._stride, self._half, self._n_threads = stride, half, n_threads
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
         for reference, quant in graphs:
@@ -162,7 +164,8 @@ class DriftSums(Probe):
         """The values at a hook point beside the reference's."""
         total = self.hooks.setdefault(hook.key, HookSum())
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
-        reference.compare(*observed, peaks=(total.peak_ref, total.peak))
+        peaks = (total.peak_ref, total.peak)
+        reference.compare(*observed, peaks=peaks, n_threads=self._n_threads)
         if total.free.non_finite_rows and not total.bad_ref:
             total.bad_ref = not np.isfinite(reference.values).all()
         by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())
@@ -197,7 +200,8 @@ class DriftSums(Probe):
             return None
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
-            return rows_of(recompute(chosen, held, shape, self._weights[weights]), batch)
+            found = recompute(chosen, held, shape, self._weights[weights], self._n_threads)
+            return rows_of(found, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
             return None
@@ -209,7 +213,7 @@ class DriftSums(Probe):
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
-            free.compare((norm.kernel, values[FREE].rows()))
+            free.compare((norm.kernel, values[FREE].rows()), n_threads=self._n_threads)
         if base is None:
             return
         observed = [(norm.kernel_ref, values[REFERENCE].rows())]
@@ -228,7 +232,7 @@ class DriftSums(Probe):
                 else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
             }
             observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
-        base.compare(*observed)
+        base.compare(*observed, n_threads=self._n_threads)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
