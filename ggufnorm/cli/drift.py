@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,9 +37,13 @@ from ggufnorm.cli.output import (
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.formats.forms import parse
 
+if TYPE_CHECKING:
+    from ggufnorm.runs.watch import Watch
+
 _ONNX_ONLY = ("inputs", "max_rel")
 _GGUF_ONLY = (
-    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "resume", "budget",
+    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "watch", "local", "resume",
+    "budget",
     "no_memory_check", "max_kld", "min_top1",
 )  # fmt: skip
 
@@ -63,6 +67,16 @@ _GGUF_ONLY = (
     is_flag=True,
     help="Also run the reference against itself, to measure the engine's own noise.",
 )
+@click.option(
+    "--watch", type=click.Choice(["all", "norms", "residual", "none"]), default="all",
+    show_default=True,
+    help="What to compare: every operation, inputs and results of norms, the residual stream, or"
+    " the predictions alone, at the price of two plain runs.",
+)  # fmt: skip
+@click.option(
+    "--local/--no-local", default=True,
+    help="Run QUANT once more, pinned to REF's values, to tell each operation's own error.",
+)  # fmt: skip
 @click.option(
     "--image", "images", multiple=True, type=click.Path(path_type=Path),
     help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
@@ -96,6 +110,8 @@ def command(
     threads: int | None,
     gpu_layers: int,
     floor: bool,
+    watch: Watch,
+    local: bool,
     ref_llama_cpp: str | None,
     ref_gpu_layers: int | None,
     images: tuple[Path, ...],
@@ -141,6 +157,8 @@ def command(
             output=output,
         )
     refuse(context, _ONNX_ONLY, "goes with .onnx only")
+    if watch != "all" or not local:
+        refuse(context, ("max_local",), "needs the own errors of --watch all --local")
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:
         report = api.drift(
@@ -158,6 +176,8 @@ def command(
                 side_of(sides, "ref_"), llama_cpp=ref_llama_cpp, n_gpu_layers=ref_gpu_layers
             ),
             floor=floor,
+            watch=watch,
+            local=local,
             resume=resume,
             budget=budget,
             check_memory=not no_memory_check,

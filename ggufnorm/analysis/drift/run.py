@@ -19,6 +19,7 @@ from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.watch import WATCHES, Watch
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -37,6 +38,8 @@ def drift(
     options: SideOptions = PLAIN,
     options_ref: SideOptions = PLAIN,
     floor: bool = False,
+    watch: Watch = "all",
+    local: bool = True,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     budget: float | None = None,
@@ -61,6 +64,10 @@ def drift(
         options: how the model under test is run.
         options_ref: how the reference is run.
         floor: also run the reference against itself: the engine's own noise.
+        watch: where to look: ``all`` operations, the inputs and results of ``norms``, the
+            ``residual`` stream, or ``none`` of it: predictions alone.
+        local: run a third replica, pinned to the reference's values, whose errors are each
+            operation's own. With ``watch="none"`` there is none.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         save_every: seconds between two saves of that file; after the last chunk and after a
             Ctrl-C it is saved in any case.
@@ -75,11 +82,14 @@ def drift(
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the models do not fit into memory.
-        ValueError: ``n_ctx`` or ``chunks`` is out of range.
+        ValueError: ``n_ctx`` or ``chunks`` is out of range, or there is no such ``watch``.
 
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
     """
     require_extent(n_ctx, chunks, budget)
+    if watch not in WATCHES:
+        raise ValueError(f"watch is one of {', '.join(WATCHES)}, not {watch!r}")
+    local = local and watch != "none"
     resume = None if resume is None else os.fspath(resume)
     policy = Policy(resume, save_every, budget, time.time())
     text, text_name = text_to_run(text, text_name)
@@ -88,6 +98,8 @@ def drift(
         if a.architecture == "clip":
             from ggufnorm.analysis.drift.pictures import drift_pictures
 
+            if watch != "all" or not local:
+                raise InputError(f"{a.path} is an image encoder, which is always watched whole")
             return drift_pictures(
                 (a, b),
                 images,
@@ -102,7 +114,7 @@ def drift(
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
         if check_memory:
-            require_memory([a] if a.path == b.path else [a, b], n_ctx, 4 if floor else 3)
+            require_memory([a] if a.path == b.path else [a, b], n_ctx, 2 + local + floor)
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 
     job = DriftJob(
@@ -114,6 +126,8 @@ def drift(
         options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
         options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
         floor=floor,
+        watch=watch,
+        local=local,
         policy=policy,
     )
     return execute(run_drift, job, on_progress, resume)

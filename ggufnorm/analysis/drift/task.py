@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.drift.causes import Sides
+from ggufnorm.analysis.drift.cumulative import judge_cumulative
 from ggufnorm.analysis.drift.evidence import gather_evidence
 from ggufnorm.analysis.drift.kernels import (
     Engines,
@@ -15,7 +16,14 @@ from ggufnorm.analysis.drift.kernels import (
     kernel_errors,
     not_offloaded,
 )
-from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
+from ggufnorm.analysis.drift.partial import judge_predictions, judge_stretches, left_out
+from ggufnorm.analysis.drift.replicas import (
+    Replicas,
+    Wanted,
+    load_apart,
+    load_together,
+    share_graphs,
+)
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import judge
 from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
@@ -23,15 +31,17 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.base import EngineInfo
+from ggufnorm.engines.llama.remote import RemoteRunner
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
-from ggufnorm.runs.lockstep import Replica
+from ggufnorm.runs.lockstep import Lockstep, Replica, Unwatched
 from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
+from ggufnorm.runs.watch import Watch, given_its_input, nodes_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class DriftJob:
     options_ref: EngineOptions
     options: EngineOptions
     floor: bool
+    watch: Watch
+    local: bool
     policy: Policy
 
     def digest(self, *engines: EngineInfo) -> str:
@@ -80,25 +92,59 @@ class _Drift:
         files = self.files[REFERENCE], self.files[FREE]
         options = self.job.options_ref, self.job.options
         load = load_together if options[0].llama_cpp == options[1].llama_cpp else load_apart
-        return load(stack, files, options, self.job.corpus, self.job.floor, self.channel.emit)
+        wanted = Wanted(pinned=self.job.local, floor=self.job.floor)
+        return load(stack, files, options, self.job.corpus, wanted, self.channel.emit)
+
+    @property
+    def _n_sides(self) -> int:
+        """Replicas before those of the floor."""
+        return FLOOR if self.job.local else PINNED
+
+    @property
+    def _is_unwatched(self) -> bool:
+        return self.job.watch == "none"
 
     def _plan(self) -> None:
+        """Learn the graphs; where nobody watches, only another process has to be told to."""
+        if self._is_unwatched and not isinstance(self.runners[FREE], RemoteRunner):
+            return
         self.channel.emit(Progress("learning the graphs"))
         first = chunk_batches(self.runners[REFERENCE], self.tokens, 0, self.n_ctx)
         for runner in self.runners[:PINNED]:
             runner.plan(first)
-            if (lost := not_offloaded(runner.info)) is not None:
-                self.channel.emit(Progress(lost, warning=True))
-        share_graphs(self.runners[FREE], self.runners[PINNED])
-        for runner in self.runners[FLOOR:]:
+        self._tell_not_offloaded()
+        for runner in self.runners[PINNED : self._n_sides]:
+            share_graphs(self.runners[FREE], runner)
+        for runner in self.runners[self._n_sides :]:
             share_graphs(self.runners[REFERENCE], runner)
 
+    def _tell_not_offloaded(self) -> None:
+        for runner in self.runners[:PINNED]:
+            if (lost := not_offloaded(runner.info)) is not None:
+                self.channel.emit(Progress(lost, warning=True))
+
     def _session(self) -> Session:
+        watch = self.job.watch
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
-        self.sums = DriftSums(list(zip(*graphs, strict=True)), self.files)
-        self.logits = LogitSums([FREE, *range(FLOOR, len(self.runners))])
-        replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
-        return Session(replicas, [self.sums, self.logits], self.tokens, self.n_ctx)
+        if watch in ("residual", "none"):  # norms are not looked at
+            graphs = [[replace(g, norms=()) for g in of_side] for of_side in graphs]
+        n_threads = self.job.options.n_threads
+        self.sums = DriftSums(
+            list(zip(*graphs, strict=True)),
+            self.files,
+            n_sides=self._n_sides,
+            n_threads=n_threads,
+        )
+        others = [FREE, *range(self._n_sides, len(self.runners))]
+        self.logits = LogitSums(others, n_threads=n_threads)
+        replicas = [
+            Replica(r, pinned=self.job.local and i == PINNED) for i, r in enumerate(self.runners)
+        ]
+        lockstep = (
+            Unwatched(replicas) if self._is_unwatched else Lockstep(replicas, nodes_of(watch))
+        )
+        probes = [self.logits] if self._is_unwatched else [self.sums, self.logits]
+        return Session(replicas, probes, self.tokens, self.n_ctx, lockstep=lockstep)
 
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
@@ -106,6 +152,8 @@ class _Drift:
         loop = Loop(self.channel, self.job.policy, self._digest(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
+            if self._is_unwatched and loop.done == loop.begun:
+                self._tell_not_offloaded()
         report = drift_report(
             (self.job.reference, self.job.quant),
             self.session,
@@ -114,11 +162,17 @@ class _Drift:
             self.files,
             Text(self.job.corpus.name, self.tokens, len(self.tokens), self.n_ctx, self.n_chunks),
             loop,
-            self._judge,
+            self._judge if self._is_whole else self._judge_partly,
+            left_out(self.job.watch, local=self.job.local),
         )
-        if self._other_engines() is None:
+        if not self._is_whole or self._other_engines() is None:
             return report
         return replace(report, kernels=kernel_errors(report.operations))
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether every operation was given the reference's input."""
+        return self.job.watch == "all" and self.job.local
 
     def _digest(self) -> str:
         return self.job.digest(*(runner.info for runner in self.runners[: FREE + 1]))
@@ -141,3 +195,19 @@ class _Drift:
         sides = Sides(self.job.options_ref, self.job.options)
         evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)
+
+    def _judge_partly(
+        self,
+        norms: Sequence[NormDrift],
+        operations: Sequence[OperationDrift],
+        logits: LogitStatistics | None,
+    ) -> tuple[Culprit | None, str]:
+        if self._is_unwatched:
+            return None, judge_predictions(logits)
+        if not self.job.local:
+            return judge_cumulative(norms, operations, logits, teller="a run without --no-local")
+        graph = self.runners[REFERENCE].graphs[-1]
+        pinned = given_its_input(graph)
+        given = {graph.nodes[n.output].key for n in graph.norms if n.key in pinned}
+        bad_ref = [key for key, total in self.sums.hooks.items() if total.bad_ref]
+        return judge_stretches(norms, operations, logits, given, bad_ref)

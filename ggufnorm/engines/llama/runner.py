@@ -144,15 +144,25 @@ class LlamaRunner:
         self.begin_chunk()
         self.graphs.clear()
         for batch in chunk:
-            decode = functools.partial(self.context.decode, batch)
-            self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
+            self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
+        """Decode a batch and learn its graph."""
+        decode = functools.partial(self.context.decode, batch)
+        self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
 
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self.context.clear()
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
-        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`.
+
+        Where nothing is to be observed, a graph that was not planned is learned on the way.
+        """
+        if not at and k == len(self.graphs):
+            self._learn(batch)
+            return
 
         def on_node(n: int, address: int) -> bool:
             return on_activation(n, LlamaActivation(address, batch))

@@ -21,7 +21,7 @@ from ggufnorm.runs.session import Probe
 
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The replicas of a drift run; the last is the reference again, if its own noise is asked for.
-The first two are its sides."""
+The first two are its sides. Without a pinned replica the last stands in that one's place."""
 
 _OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
 """ggml's product with stacked experts, whose weight has a third dimension: the experts."""
@@ -91,6 +91,7 @@ class DriftSums(Probe):
         files: by side, REFERENCE and FREE; a side without one is left out.
         stride: compare one of so many tokens.
         half: compare in half precision, because a side holds no more.
+        n_sides: replicas to look at, from the first on: with the pinned one or without.
         n_threads: that compute sums, while all replicas wait.
 
     Attributes:
@@ -106,12 +107,14 @@ class DriftSums(Probe):
         *,
         stride: int = 1,
         half: bool = False,
+        n_sides: int = FLOOR,
         n_threads: int = 1,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
-        self._stride, self._half, self._n_threads = stride, half, n_threads
+        self._stride, self._half = stride, half
+        self._n_sides, self._n_threads = n_sides, n_threads
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
         for reference, quant in graphs:
@@ -145,8 +148,8 @@ class DriftSums(Probe):
         return {norm.input_key: norm.output_key for norm in self.norms.values()}
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
-        """All replicas at a hook point; a replica beyond PINNED is not looked at."""
-        rows = [value.rows(self._stride) for value in values[:FLOOR]]
+        """All replicas at a hook point; one beyond the sides is not looked at."""
+        rows = [value.rows(self._stride) for value in values[: self._n_sides]]
         self._add(hook, *(map(_in_half, rows) if self._half else rows))
         if hook.op == _OF_EXPERTS and len(rows) > PINNED:
             self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
