@@ -206,7 +206,8 @@ def kl_divergences(
     Returns:
         ``(positions,)``; NaN where a logit is NaN or infinite.
     """
-    return _compare(ref, quant, np.zeros(len(ref), np.int32), n_threads)[0]
+    kld: NDArray[np.float64] = _compare(ref, quant, np.zeros(len(ref), np.int32), n_threads)[0]
+    return kld
 
 
 def _compare(

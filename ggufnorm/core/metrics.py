@@ -103,6 +103,25 @@ class DifferenceSum:
             if not bound <= self._max:  # NaN is not below anything
                 self._find_max(r, q, block.start + np.flatnonzero(good[block]), token)
 
+    def add_sums(
+        self, dots: RowDots, largest: float, row: int, channel: int, token: Callable[[int], int]
+    ) -> None:
+        """Take in sums of rows that were computed where the rows lie.
+
+        Args:
+            dots: of rows of which none is doubtful.
+            largest: ``|d|``.
+            row: at which it stands.
+            channel: within the row.
+            token: tells the number of a row's token.
+        """
+        self._dd += float(dots.dd.sum())
+        self._dr += float(dots.dr.sum())
+        self._rr += float(dots.rr.sum())
+        self._rows += len(dots.rr)
+        if largest > self._max:
+            self._max, self._max_at = largest, (token(row), channel)
+
     def _find_max(
         self,
         r: NDArray[np.float32],
@@ -225,7 +244,7 @@ class PeakSum:
     def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
         """Take in ``(rows, channels)``; the rest as in :func:`compare`."""
         if v.size:
-            self._add(v, _range(v), 0, _tokens(len(v), first_token, n_tokens, stride))
+            self._add(v, _range(v), 0, token_of_row(len(v), first_token, n_tokens, stride))
 
     def _add(
         self,
@@ -242,6 +261,11 @@ class PeakSum:
         if self.peak is None or abs(value) > abs(self.peak.value):
             row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
             self.peak = Peak(value, token(start + row), channel)
+
+    def add_peak(self, value: float, token: int, channel: int) -> None:
+        """Take in the value of largest magnitude of an array."""
+        if self.peak is None or abs(value) > abs(self.peak.value):
+            self.peak = Peak(value, token, channel)
 
 
 def _range(v: NDArray[np.float32]) -> tuple[float, float]:
@@ -278,7 +302,7 @@ def compare(
             raise ValueError(f"cannot compare shapes {r.shape} and {q.shape}")
     if r.size == 0:
         return
-    token = _tokens(len(r), first_token, n_tokens, stride)
+    token = token_of_row(len(r), first_token, n_tokens, stride)
     rr = np.zeros(len(r))
     dots = [RowDots.beside(rr) for _ in observed]
     seen = [v for _peak, v in zip(peaks, (r, observed[0][1]), strict=False)]
@@ -304,7 +328,7 @@ def compare(
         total._add(r, q, sums, [bounds[i] for bounds, _extents in found], token)
 
 
-def _tokens(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:
+def token_of_row(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:
     """Tells the number of a row's token; see :func:`compare`."""
     rows_per_token = max(1, rows // max(1, n_tokens))
     return lambda row: first_token + row // rows_per_token * stride
@@ -326,6 +350,11 @@ class ChannelSum:
                 error, reference = (np.einsum("ij,ij->j", v, v) for v in (d, part))
                 self.error += np.where(np.isfinite(error), error, 0.0)
                 self.reference += np.where(np.isfinite(reference), reference, 0.0)
+
+    def add_sums(self, reference: NDArray[np.float32], error: NDArray[np.float32]) -> None:
+        """Take in energies that were summed where the values lie; all finite."""
+        self.reference += reference
+        self.error += error
 
     @property
     def typical(self) -> float:

@@ -20,6 +20,7 @@ from ggufnorm.core.observed import ObservedNorm, ObservedRun
 from ggufnorm.core.rows import Rows
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.base import (
+    Activation,
     Array,
     Batch,
     Capabilities,
@@ -54,7 +55,7 @@ class ObservedActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
-    def replace(self, values: Array) -> None:
+    def replace(self, other: Activation) -> None:
         """The run is over: nothing goes on."""
 
 

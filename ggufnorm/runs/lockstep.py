@@ -187,7 +187,7 @@ class _Turns:
         self.on_hook(hook, self.batch, values)
         for replica, value in zip(self.replicas, values, strict=True):
             if replica.pinned and hook.pin:
-                value.replace(values[0].value)
+                value.replace(values[0])
 
 
 def match_hooks(graphs: Sequence[Graph]) -> Match:

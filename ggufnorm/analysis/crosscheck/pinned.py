@@ -18,6 +18,7 @@ from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import Array, by_token
 from ggufnorm.engines import worker
 from ggufnorm.engines.base import Activation, Batch, Runner
+from ggufnorm.engines.llama.runner import operand
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
 from ggufnorm.runs.options import EXACT
@@ -180,7 +181,7 @@ def run_pinned(
         if every[k] in watched:
             on_value(every[k], value)
         if every[k] in pins:
-            value.replace(pins[every[k]])
+            operand(value).write(pins[every[k]])
         return True
 
     runner.begin_chunk()

@@ -18,6 +18,7 @@ import numpy as np
 from ggufnorm.core.plain import from_plain
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
+    Activation,
     Array,
     Batch,
     Capabilities,
@@ -87,9 +88,9 @@ class RemoteActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
-    def replace(self, values: Array) -> None:
-        """Go on with other values."""
-        self._memory.array(self.value.shape)[...] = values
+    def replace(self, other: Activation) -> None:
+        """Go on with another replica's value."""
+        self._memory.array(self.value.shape)[...] = other.value
         self.is_replaced = True
 
 
@@ -274,7 +275,7 @@ class _Server:
         if answer is None:
             os._exit(1)  # the parent is gone
         if answer["is_replaced"]:
-            value.replace(shared)
+            value.write(shared)
         return bool(answer["goes_on"])
 
     def do_logits(self, k: int, batch: Any, span: list[int]) -> Any:

@@ -25,13 +25,18 @@ from ggufnorm.engines.base import (
     Tokens,
     predicts,
     rows_of,
+    tokens_of,
 )
 from ggufnorm.engines.llama.binding import (
     NodeView,
     build,
+    copy_node,
     is_contiguous,
+    is_host,
     read_integers,
     read_node,
+    read_part,
+    shape_of,
     view_node,
     write_node,
 )
@@ -60,10 +65,41 @@ class LlamaActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
-    def replace(self, values: Array) -> None:
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies in memory that NumPy reads."""
+        return is_host(self.address)
+
+    def replace(self, other: Activation) -> None:
+        """Go on with another replica's value, which stays on the device if both are on one."""
+        if not is_contiguous(self.address):
+            return
+        if isinstance(other, LlamaActivation) and not self.is_here:
+            copy_node(other.address, self.address)
+        else:
+            self.write(other.value)
+
+    def write(self, values: Array) -> None:
         """Go on with other values."""
         if is_contiguous(self.address):
             write_node(self.address, values)
+
+    def of_tokens(self, first: int, n: int) -> Array:
+        """A part of it: the values of some of its batch's tokens, by their numbers in it.
+
+        No more is fetched than these, where the tokens lie one behind the other.
+        """
+        return read_part(self.address, tokens_of(self.shape, self._batch)[0], first, n)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(ne[3], ne[2], ne[1], ne[0])``."""
+        return shape_of(self.address)
+
+    @property
+    def batch(self) -> Batch:
+        """That gave it."""
+        return self._batch
 
     def product(self) -> tuple[tuple[int, ...], Array, NDArray[np.int32] | None]:
         """Of a matrix product: the weight's shape, the input, and the experts' numbers.

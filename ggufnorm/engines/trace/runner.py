@@ -10,6 +10,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.core.tolerances import HALF_ROUNDING
 from ggufnorm.engines.base import (
+    Activation,
     Array,
     Batch,
     Capabilities,
@@ -41,7 +42,7 @@ class TraceActivation:
         """The rows of every ``stride``-th token, a multiple of the trace's own stride."""
         return self._trace.rows(*self._where, stride)
 
-    def replace(self, values: Array) -> None:
+    def replace(self, other: Activation) -> None:
         """A trace goes on as it was."""
 
 

@@ -12,16 +12,21 @@ import numpy as np
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
-from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan, rows_of
+from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan
 from ggufnorm.engines.llama.runner import operand
+from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.probes.device import Recomputed, is_elsewhere, sums_of
 from ggufnorm.runs.recompute import WeightCache, recompute
 from ggufnorm.runs.session import Probe
 
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The replicas of a drift run; the last is the reference again, if its own noise is asked for.
 The first two are its sides. Without a pinned replica the last stands in that one's place."""
+
+_BY_CHANNEL = {"residual": FREE, "attention": PINNED}
+"""Roles whose errors are wanted per channel, and of which replica."""
 
 _OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
 """ggml's product with stacked experts, whose weight has a third dimension: the experts."""
@@ -93,6 +98,8 @@ class DriftSums(Probe):
         half: compare in half precision, because a side holds no more.
         n_sides: replicas to look at, from the first on: with the pinned one or without.
         n_threads: that compute sums, while all replicas wait.
+        recompute_rows: tokens of each batch for which norms are recomputed where the values
+            would have to be fetched from a device; None for all.
 
     Attributes:
         hooks: per hook point's key.
@@ -109,6 +116,7 @@ class DriftSums(Probe):
         half: bool = False,
         n_sides: int = FLOOR,
         n_threads: int = 1,
+        recompute_rows: int | None = None,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.norms: dict[str, NormSum] = {}
@@ -117,6 +125,8 @@ class DriftSums(Probe):
         self._n_sides, self._n_threads = n_sides, n_threads
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        self._recomputed = Recomputed(recompute_rows)
+        self._device = DeviceSums(n_threads)
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
@@ -143,25 +153,54 @@ class DriftSums(Probe):
         return found
 
     @cached_property
+    def _plan_of_input(self) -> dict[str, NormPlan]:
+        """For each norm input's key, the plan of a norm that takes it."""
+        return {norm.input_key: norm.ref_plan for norm in self.norms.values()}
+
+    @cached_property
     def _last_use(self) -> dict[str, str]:
         """For each norm input's key, the output's key of the last norm that takes it."""
         return {norm.input_key: norm.output_key for norm in self.norms.values()}
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """All replicas at a hook point; one beyond the sides is not looked at."""
-        rows = [value.rows(self._stride) for value in values[: self._n_sides]]
-        self._add(hook, *(map(_in_half, rows) if self._half else rows))
-        if hook.op == _OF_EXPERTS and len(rows) > PINNED:
-            self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
-        for side in self._weights:
-            if hook.key in self._last_use:
-                self._inputs[side][hook.key] = values[side].value.copy()
+        sides = values[: self._n_sides]
+        if not self._add_where_they_lie(hook, batch, sides):
+            rows = [value.rows(self._stride) for value in sides]
+            self._add(hook, *(map(_in_half, rows) if self._half else rows))
+            if hook.op == _OF_EXPERTS and len(rows) > PINNED:
+                self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
+        if (plan := self._plan_of_input.get(hook.key)) is not None:
+            for side in self._weights:
+                self._inputs[side][hook.key] = self._recomputed.array(plan, values[side]).copy()
         for norm in self._by_output.get(hook.key, ()):
             if self._weights:
                 self._split(norm, batch, values)
             if self._last_use[norm.input_key] == hook.key:
                 for held in self._inputs.values():
                     held.pop(norm.input_key, None)
+
+    def _add_where_they_lie(
+        self, hook: HookPoint, batch: Batch, values: Sequence[Activation]
+    ) -> bool:
+        """Add sums of values on a device; False where the values themselves are needed."""
+        if hook.op == _OF_EXPERTS or not all(map(is_elsewhere, values)):
+            return False
+        by_channel = _BY_CHANNEL.get(hook.role, REFERENCE)
+        wanted = by_channel if REFERENCE < by_channel < len(values) else None
+        told = sums_of(self._device, batch, values, wanted)
+        if told is None:
+            return False
+        total = self.hooks.setdefault(hook.key, HookSum())
+        sums = (total.free, total.pinned)
+        for of_side, dots, d in zip(sums, told.dots, told.largest, strict=False):
+            of_side.add_sums(dots, abs(d.value), d.row, d.channel, told.token)
+        for peak, p in zip((total.peak_ref, total.peak), told.peaks, strict=True):
+            peak.add_peak(p.value, told.token(p.row), p.channel)
+        if told.channels is not None:
+            total.channels = total.channels or ChannelSum(len(told.channels[0]))
+            total.channels.add_sums(*told.channels)
+        return True
 
     def _add(self, hook: HookPoint, reference: Rows, free: Rows, *pinned: Rows) -> None:
         """The values at a hook point beside the reference's."""
@@ -192,6 +231,7 @@ class DriftSums(Probe):
         norm: NormSum,
         batch: Batch,
         shape: tuple[int, ...],
+        result: Activation,
         *,
         x: int,
         plan: int,
@@ -204,22 +244,28 @@ class DriftSums(Probe):
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
             found = recompute(chosen, held, shape, self._weights[weights], self._n_threads)
-            return rows_of(found, batch)
+            return self._recomputed.rows(chosen, result, batch, found)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
             return None
 
     def _split(self, norm: NormSum, batch: Batch, values: Sequence[Activation]) -> None:
         """Add to a norm's kernel residuals and to the parts of its drift."""
-        shape = values[next(iter(self._weights))].value.shape
-        expect = partial(self._expect, norm, batch, shape)
+        results = {side: self._recomputed.array(norm.plan, values[side]) for side in self._weights}
+        any_side = next(iter(results))
+        shape, result = results[any_side].shape, values[any_side]
+        expect = partial(self._expect, norm, batch, shape, result)
+        rows = {
+            side: self._recomputed.rows(norm.plan, result, batch, array)
+            for side, array in results.items()
+        }
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
-            free.compare((norm.kernel, values[FREE].rows()), n_threads=self._n_threads)
+            free.compare((norm.kernel, rows[FREE]), n_threads=self._n_threads)
         if base is None:
             return
-        observed = [(norm.kernel_ref, values[REFERENCE].rows())]
+        observed = [(norm.kernel_ref, rows[REFERENCE])]
         if free is not None:
             same_weight = self._same_weight(norm)
             same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
