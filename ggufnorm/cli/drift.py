@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 _ONNX_ONLY = ("inputs", "max_rel")
 _GGUF_ONLY = (
-    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "watch", "local", "resume",
-    "budget",
+    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "watch", "local",
+    "recompute_rows", "resume", "budget",
     "no_memory_check", "max_kld", "min_top1",
 )  # fmt: skip
 
@@ -76,6 +76,11 @@ _GGUF_ONLY = (
 @click.option(
     "--local/--no-local", default=True,
     help="Run QUANT once more, pinned to REF's values, to tell each operation's own error.",
+)  # fmt: skip
+@click.option(
+    "--recompute-rows", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+    help="Tokens of each batch for which norms are recomputed in NumPy where values lie on a GPU;"
+    " on the CPU it is all of them.",
 )  # fmt: skip
 @click.option(
     "--image", "images", multiple=True, type=click.Path(path_type=Path),
@@ -112,6 +117,7 @@ def command(
     floor: bool,
     watch: Watch,
     local: bool,
+    recompute_rows: int,
     ref_llama_cpp: str | None,
     ref_gpu_layers: int | None,
     images: tuple[Path, ...],
@@ -178,6 +184,7 @@ def command(
             floor=floor,
             watch=watch,
             local=local,
+            recompute_rows=recompute_rows,
             resume=resume,
             budget=budget,
             check_memory=not no_memory_check,

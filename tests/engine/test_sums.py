@@ -19,7 +19,6 @@ from ggufnorm.core.plain import to_plain
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.runner import LlamaActivation
 from ggufnorm.engines.llama.sums import DeviceSums
-from ggufnorm.runs.options import PLAIN
 from tests import in_process, models
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3moe", "gemma3", "deepseek2", "stablelm", "jamba", "rwkv7"]
@@ -51,7 +50,7 @@ def differences(a: DriftReport, b: DriftReport) -> list[tuple[str, Any, Any]]:
     return [
         (path, x, y)
         for path, x in first.items()
-        if not (x == (y := second[path]))
+        if x != (y := second[path])
         and not path.endswith(("token", "channel"))
         and not (isinstance(x, float) and math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-12))
     ]

@@ -40,6 +40,7 @@ def drift(
     floor: bool = False,
     watch: Watch = "all",
     local: bool = True,
+    recompute_rows: int = 32,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     budget: float | None = None,
@@ -68,6 +69,8 @@ def drift(
             ``residual`` stream, or ``none`` of it: predictions alone.
         local: run a third replica, pinned to the reference's values, whose errors are each
             operation's own. With ``watch="none"`` there is none.
+        recompute_rows: tokens of each batch for which norms are recomputed in NumPy where values
+            lie on a GPU or another machine; in this computer's memory it is all of them.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         save_every: seconds between two saves of that file; after the last chunk and after a
             Ctrl-C it is saved in any case.
@@ -82,13 +85,16 @@ def drift(
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the models do not fit into memory.
-        ValueError: ``n_ctx`` or ``chunks`` is out of range, or there is no such ``watch``.
+        ValueError: ``n_ctx`` or ``chunks`` is out of range, ``recompute_rows`` too, or there is no
+            such ``watch``.
 
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
     """
     require_extent(n_ctx, chunks, budget)
     if watch not in WATCHES:
         raise ValueError(f"watch is one of {', '.join(WATCHES)}, not {watch!r}")
+    if recompute_rows < 1:
+        raise ValueError(f"recompute_rows must be at least 1, not {recompute_rows}")
     local = local and watch != "none"
     resume = None if resume is None else os.fspath(resume)
     policy = Policy(resume, save_every, budget, time.time())
@@ -128,6 +134,7 @@ def drift(
         floor=floor,
         watch=watch,
         local=local,
+        recompute_rows=recompute_rows,
         policy=policy,
     )
     return execute(run_drift, job, on_progress, resume)

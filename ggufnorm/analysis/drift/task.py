@@ -58,6 +58,7 @@ class DriftJob:
     floor: bool
     watch: Watch
     local: bool
+    recompute_rows: int
     policy: Policy
 
     def digest(self, *engines: EngineInfo) -> str:
@@ -134,6 +135,7 @@ class _Drift:
             self.files,
             n_sides=self._n_sides,
             n_threads=n_threads,
+            recompute_rows=self.job.recompute_rows,
         )
         others = [FREE, *range(self._n_sides, len(self.runners))]
         self.logits = LogitSums(others, n_threads=n_threads)

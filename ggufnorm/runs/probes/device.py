@@ -108,10 +108,14 @@ class Recomputed:
 
     Args:
         n_tokens: of each batch whose rows are fetched; None for all.
+
+    Attributes:
+        left_out: why some were not recomputed; empty where all were.
     """
 
     def __init__(self, n_tokens: int | None) -> None:
         self._n = n_tokens
+        self.left_out = ""
 
     def _part(self, plan: NormPlan, value: Activation) -> tuple[LlamaActivation, int, int] | None:
         if self._n is None or not isinstance(value, LlamaActivation) or value.is_here:
@@ -119,6 +123,7 @@ class Recomputed:
         there, _first = tokens_of(value.shape, value.batch)
         if there <= self._n or plan.kind == "group":  # whose statistics reach over tokens
             return None
+        self.left_out = f"on a device {self._n} tokens of each batch are recomputed in NumPy"
         return value, value.batch.first % (there - self._n + 1), self._n
 
     def array(self, plan: NormPlan, value: Activation) -> Array:

@@ -173,6 +173,8 @@ class DriftSums(Probe):
         if (plan := self._plan_of_input.get(hook.key)) is not None:
             for side in self._weights:
                 self._inputs[side][hook.key] = self._recomputed.array(plan, values[side]).copy()
+            if self._recomputed.left_out:
+                self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
             if self._weights:
                 self._split(norm, batch, values)
