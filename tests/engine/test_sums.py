@@ -110,3 +110,16 @@ def test_norms_are_recomputed_for_a_sample_of_tokens(tmp_path: Path) -> None:
         assert 0 < b.recompute_residual < 1e-6
     assert not [s for s in here.skipped if s.what == "rows of norms"]
     assert [s for s in there.skipped if s.what == "rows of norms"]
+
+
+def test_the_input_may_lie_here_and_the_result_elsewhere(tmp_path: Path) -> None:
+    """As with an embedding, which a GPU's backend leaves in the computer's memory."""
+    ref = models.llama(tmp_path / "f16.gguf")
+    quantize(ref, tmp_path / "q.gguf", "Q8_0")
+    where = property(lambda v: (v.address // 16) % 2 == 0)  # any half of them
+    with in_process.engine(), mock.patch.object(LlamaActivation, "is_here", where):
+        report = ggufnorm.drift(
+            ref, tmp_path / "q.gguf", n_ctx=32, chunks=2, n_threads=1, recompute_rows=4
+        )
+    assert not [s for s in report.skipped if s.what.startswith("recompute")]
+    assert all((n.recompute_residual or 1) < 1e-6 for n in report.norms)

@@ -100,6 +100,28 @@ def sums_of(
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A norm's input or result, or the part of it that is recomputed.
+
+    Attributes:
+        array: ``(ne[3], ne[2], ne[1], ne[0])``.
+        n_tokens: of the whole value.
+        part: the tokens of it that the array holds; None for all.
+    """
+
+    array: Array
+    n_tokens: int
+    part: range | None
+
+    def cut(self, part: range | None) -> Array:
+        """The values of those tokens."""
+        if part is None or self.part is not None:
+            return self.array
+        axis = self.array.shape[:-1].index(self.n_tokens)
+        return self.array[(*[slice(None)] * axis, slice(part.start, part.stop))]
+
+
 class Recomputed:
     """Chooses the rows of a norm's input and result that are recomputed.
 
@@ -117,31 +139,27 @@ class Recomputed:
         self._n = n_tokens
         self.left_out = ""
 
-    def _part(self, plan: NormPlan, value: Activation) -> tuple[LlamaActivation, int, int] | None:
-        if self._n is None or not isinstance(value, LlamaActivation) or value.is_here:
-            return None
-        there, _first = tokens_of(value.shape, value.batch)
-        if there <= self._n or plan.kind == "group":  # whose statistics reach over tokens
-            return None
-        self.left_out = f"on a device {self._n} tokens of each batch are recomputed in NumPy"
-        return value, value.batch.first % (there - self._n + 1), self._n
-
-    def array(self, plan: NormPlan, value: Activation) -> Array:
-        """The values to recompute from, or to compare with."""
-        part = self._part(plan, value)
-        return value.value if part is None else part[0].of_tokens(*part[1:])
-
-    def rows(self, plan: NormPlan, value: Activation, batch: Batch, array: Array) -> Rows:
-        """An array of :meth:`array`, or of its shape, as rows.
+    def keep(self, plan: NormPlan, value: Activation) -> Kept:
+        """Fetch what there is to recompute from, or to compare with.
 
         Args:
             plan: of the norm.
-            value: its result.
-            batch: that gave it.
-            array: its values, or others in their place.
+            value: its input or result.
         """
-        part = self._part(plan, value)
-        if part is None:
-            return rows_of(array, batch)
-        _value, first, n = part
-        return Rows(token_rows(array, n), batch.first + first, n)
+        if not isinstance(value, LlamaActivation):
+            return Kept(value.value, 0, None)
+        there, _first = tokens_of(value.shape, value.batch)
+        n = self._n or there
+        # The statistics of a group reach over tokens.
+        if value.is_here or there <= n or plan.kind == "group":
+            return Kept(value.value, there, None)
+        self.left_out = f"on a device {n} tokens of each batch are recomputed in NumPy"
+        start = value.batch.first % (there - n + 1)
+        return Kept(value.of_tokens(start, n), there, range(start, start + n))
+
+
+def kept_rows(array: Array, part: range | None, batch: Batch) -> Rows:
+    """An array of :meth:`Kept.cut` as rows."""
+    if part is None:
+        return rows_of(array, batch)
+    return Rows(token_rows(array, len(part)), batch.first + part.start, len(part))

@@ -12,12 +12,12 @@ import numpy as np
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
-from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan
+from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
 from ggufnorm.engines.llama.runner import operand
 from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.probes.device import Recomputed, is_elsewhere, sums_of
+from ggufnorm.runs.probes.device import Kept, Recomputed, is_elsewhere, kept_rows, sums_of
 from ggufnorm.runs.recompute import WeightCache, recompute
 from ggufnorm.runs.session import Probe
 
@@ -124,7 +124,7 @@ class DriftSums(Probe):
         self._stride, self._half = stride, half
         self._n_sides, self._n_threads = n_sides, n_threads
         self._weights = {side: WeightCache(file) for side, file in files.items()}
-        self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        self._inputs: dict[int, dict[str, Kept]] = {REFERENCE: {}, FREE: {}}
         self._recomputed = Recomputed(recompute_rows)
         self._device = DeviceSums(n_threads)
         for reference, quant in graphs:
@@ -172,7 +172,8 @@ class DriftSums(Probe):
                 self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
         if (plan := self._plan_of_input.get(hook.key)) is not None:
             for side in self._weights:
-                self._inputs[side][hook.key] = self._recomputed.array(plan, values[side]).copy()
+                kept = self._recomputed.keep(plan, values[side])
+                self._inputs[side][hook.key] = replace(kept, array=kept.array.copy())
             if self._recomputed.left_out:
                 self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
@@ -233,7 +234,7 @@ class DriftSums(Probe):
         norm: NormSum,
         batch: Batch,
         shape: tuple[int, ...],
-        result: Activation,
+        part: range | None,
         *,
         x: int,
         plan: int,
@@ -245,22 +246,23 @@ class DriftSums(Probe):
             return None
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
-            found = recompute(chosen, held, shape, self._weights[weights], self._n_threads)
-            return self._recomputed.rows(chosen, result, batch, found)
+            x_part, of_file = held.cut(part), self._weights[weights]
+            found = recompute(chosen, x_part, shape, of_file, self._n_threads)
+            return kept_rows(found, part, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
             return None
 
     def _split(self, norm: NormSum, batch: Batch, values: Sequence[Activation]) -> None:
         """Add to a norm's kernel residuals and to the parts of its drift."""
-        results = {side: self._recomputed.array(norm.plan, values[side]) for side in self._weights}
-        any_side = next(iter(results))
-        shape, result = results[any_side].shape, values[any_side]
-        expect = partial(self._expect, norm, batch, shape, result)
-        rows = {
-            side: self._recomputed.rows(norm.plan, result, batch, array)
-            for side, array in results.items()
-        }
+        kept = {side: self._recomputed.keep(norm.plan, values[side]) for side in self._weights}
+        inputs = [held[norm.input_key] for held in self._inputs.values() if norm.input_key in held]
+        # Input and result may lie on two devices.
+        part = next((k.part for k in (*inputs, *kept.values()) if k.part), None)
+        results = {side: k.cut(part) for side, k in kept.items()}
+        shape = next(iter(results.values())).shape
+        expect = partial(self._expect, norm, batch, shape, part)
+        rows = {side: kept_rows(result, part, batch) for side, result in results.items()}
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
