@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
@@ -18,6 +18,7 @@ from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.probes.device import Kept, Recomputed, is_elsewhere, kept_rows, sums_of
+from ggufnorm.runs.probes.hook_sums import HookSum, NormSum, hook_from_state, hook_state
 from ggufnorm.runs.recompute import WeightCache, recompute
 from ggufnorm.runs.session import Probe
 
@@ -30,59 +31,6 @@ _BY_CHANNEL = {"residual": FREE, "attention": PINNED}
 
 _OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
 """ggml's product with stacked experts, whose weight has a third dimension: the experts."""
-
-
-@dataclass
-class NormSum:
-    """The sums of one norm.
-
-    Attributes:
-        plan: in the model under test.
-        ref_plan: in the reference.
-        input_key: of the hook point that holds the input.
-        output_key: of the hook point that holds the result.
-        kernel: llama.cpp's result against NumPy's, under test.
-        kernel_ref: the same in the reference.
-        weight: the reference's recompute with the other weight and bias against itself.
-        epsilon: with the other epsilon.
-        input: with the other input.
-    """
-
-    plan: NormPlan
-    ref_plan: NormPlan
-    input_key: str
-    output_key: str
-    kernel: DifferenceSum = field(default_factory=DifferenceSum)
-    kernel_ref: DifferenceSum = field(default_factory=DifferenceSum)
-    weight: DifferenceSum = field(default_factory=DifferenceSum)
-    epsilon: DifferenceSum = field(default_factory=DifferenceSum)
-    input: DifferenceSum = field(default_factory=DifferenceSum)
-
-    PARTS = ("kernel", "kernel_ref", "weight", "epsilon", "input")
-
-
-@dataclass
-class HookSum:
-    """The sums of one hook point.
-
-    Attributes:
-        free: drift in the free run.
-        pinned: drift with the reference's values upstream.
-        peak: largest value in the free run.
-        peak_ref: largest value in the reference.
-        channels: energies per channel, of residual sums in the free run, and of attention
-            with the reference's values upstream.
-        experts: of a product with stacked experts, with the reference's values upstream.
-        bad_ref: whether the reference itself shows NaN or infinity.
-    """
-
-    free: DifferenceSum = field(default_factory=DifferenceSum)
-    pinned: DifferenceSum = field(default_factory=DifferenceSum)
-    peak: PeakSum = field(default_factory=PeakSum)
-    peak_ref: PeakSum = field(default_factory=PeakSum)
-    channels: ChannelSum | None = None
-    experts: ExpertSum | None = None
-    bad_ref: bool = False
 
 
 class DriftSums(Probe):
@@ -295,7 +243,7 @@ class DriftSums(Probe):
     def state(self) -> dict[str, Any]:
         """All that was gathered, as plain data that JSON keeps exactly."""
         return {
-            "hooks": {key: _hook_state(total) for key, total in self.hooks.items()},
+            "hooks": {key: hook_state(total) for key, total in self.hooks.items()},
             "norms": {
                 key: {part: getattr(norm, part).state() for part in NormSum.PARTS}
                 for key, norm in self.norms.items()
@@ -305,50 +253,12 @@ class DriftSums(Probe):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state` of the same job."""
-        self.hooks = {key: _hook_from_state(data) for key, data in state["hooks"].items()}
+        self.hooks = {key: hook_from_state(data) for key, data in state["hooks"].items()}
         for key, parts in state["norms"].items():
             for part, data in parts.items():
                 setattr(self.norms[key], part, DifferenceSum.from_state(data))
         for what, reason in state["skipped"]:
             self._skip(what, reason)
-
-
-def _hook_state(total: HookSum) -> dict[str, Any]:
-    peaks = {
-        name: None if peak is None else [peak.value, peak.token, peak.channel]
-        for name, peak in (("peak", total.peak.peak), ("peak_ref", total.peak_ref.peak))
-    }
-    channels = total.channels and [
-        total.channels.reference.tolist(),
-        total.channels.error.tolist(),
-    ]
-    return {
-        "free": total.free.state(),
-        "pinned": total.pinned.state(),
-        "channels": channels,
-        "experts": total.experts and total.experts.state(),
-        "bad_ref": total.bad_ref,
-        **peaks,
-    }
-
-
-def _hook_from_state(data: dict[str, Any]) -> HookSum:
-    channels = None
-    if data["channels"]:
-        channels = ChannelSum(len(data["channels"][0]))
-        channels.reference, channels.error = (np.array(v) for v in data["channels"])
-    experts = None
-    if data["experts"]:
-        experts = ExpertSum.from_state(data["experts"])
-    return HookSum(
-        free=DifferenceSum.from_state(data["free"]),
-        pinned=DifferenceSum.from_state(data["pinned"]),
-        peak=PeakSum(data["peak"] and Peak(*data["peak"])),
-        peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
-        channels=channels,
-        experts=experts,
-        bad_ref=bool(data["bad_ref"]),
-    )
 
 
 def _in_half(rows: Rows) -> Rows:
