@@ -253,11 +253,29 @@ def start_token(model: LlamaModel) -> int | None:
     return model.decoder_start if model.has_encoder else model.bos
 
 
+_MOST_LOGITS = 3 << 24
+"""Logits of one batch: 200 MB, which llama.cpp holds twice for each replica."""
+
+
+_TILE = 64
+"""Tokens that ggml's flash attention takes at a time (GGML_FA_TILE_Q in ggml-cpu/common.h): a batch
+cut elsewhere would be rounded otherwise."""
+
+
+def most_outputs(wanted: int, n_vocab: int) -> int:
+    """How many positions of one batch may give logits, of as many as are wanted of all."""
+    n_batches = -(-wanted * n_vocab // _MOST_LOGITS)
+    if n_batches < 2:
+        return max(1, wanted)
+    return -(-wanted // n_batches // _TILE) * _TILE
+
+
 def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> list[Batch]:
     """Cut a chunk into the batches that its model wants.
 
     - A decoder gets the chunk in batches, its first token replaced by BOS if the model
-      wants one, and gives logits for the second half, as llama-perplexity does.
+      wants one, and gives logits for the second half, as llama-perplexity does; with a large
+      vocabulary a part of that half in each batch.
     - An encoder-decoder reads the first half and predicts the second.
     - An embedding model gets all at once and gives no logits.
 
@@ -282,10 +300,13 @@ def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> 
         ]
     if model.bos is not None:
         tokens = np.concatenate([np.array([model.bos], np.int32), tokens[1:]])
-    cut = []
-    for at in range(0, len(tokens), max_batch):
-        part = tokens[at : at + max_batch]
-        end = at + len(part)
+    cut, end = [], 0
+    step = most_outputs(len(tokens) - half, model.n_vocab)
+    while end < len(tokens):
+        at, end = end, min(end + max_batch, len(tokens))
+        if end > half:
+            end = min(end, max(at, half) + step)
+        part = tokens[at:end]
         n_outputs = max(0, min(len(part), end - half))
         following = tokens[end - n_outputs + 1 : end + 1]
         scored_from = first + end - n_outputs
