@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.verify.run import verify as verify
     from ggufnorm.verbs.check import check as check
     from ggufnorm.verbs.files import audit as audit
+    from ggufnorm.verbs.files import audit_each as audit_each
     from ggufnorm.verbs.files import inspect as inspect
     from ggufnorm.verbs.runs import compare as compare
     from ggufnorm.verbs.runs import compared_by as compared_by
@@ -36,6 +37,7 @@ _HOMES = {
     "attribute": "ggufnorm.analysis.attribution.run",
     "audio": "ggufnorm.analysis.preprocessing.audio.run",
     "audit": "ggufnorm.verbs.files",
+    "audit_each": "ggufnorm.verbs.files",
     "check": "ggufnorm.verbs.check",
     "compare": "ggufnorm.verbs.runs",
     "compare_frameworks": "ggufnorm.analysis.crosscheck.run",

@@ -21,6 +21,7 @@ from ggufnorm.core.audit import (
     Finding,
     Ignored,
     NotRun,
+    Provenance,
 )
 from ggufnorm.core.check import SUSPECTS, CheckReport, CheckStep, Given, Suspect
 from ggufnorm.core.diff import (
@@ -374,6 +375,7 @@ def audit_report(name: str = "blk") -> AuditReport:
         ignored=(Ignored(finding, f"{name} is known"),),
         not_run=(NotRun("S101", f"no source of {name}"),),
         summary=AuditSummary(1, 1, 0, 1, 7, ("N302", "N999")),
+        provenance=Provenance(1 << 20, "Q4_K_M", "somebody", "7B", None, True),
     )
 
 

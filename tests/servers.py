@@ -6,11 +6,12 @@ import json
 import re
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 
 @dataclass
@@ -113,9 +114,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def send_json(self, document: object) -> None:
+    def send_json(self, document: object, headers: dict[str, str] | None = None) -> None:
         body = json.dumps(document).encode()
         self.send_response(200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -130,6 +133,7 @@ def running(server: RangeServer) -> Iterator[RangeServer]:
     """Run a server in a thread; its ``port`` is set."""
     handler = type("Bound", (Handler,), {"owner": server, "lock": threading.Lock()})
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    http.handle_error = lambda request, client_address: None  # a client that was killed
     http.daemon_threads = True
     http.block_on_close = False
     server.port = http.server_address[1]
@@ -251,16 +255,40 @@ class HubServer(RangeServer):
     repos: dict[str, Repo] = field(default_factory=dict)
     storage: RangeServer | None = None
     token: str = "hf_right"
+    page: int = 100
 
     def respond(self, handler: Handler, request: Request) -> None:
         path = unquote(urlsplit(request.path).path)
         knows = request.headers.get("authorization") == f"Bearer {self.token}"
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+        if path == "/api/models":
+            self._list(handler, request)
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(handler, self._repo(found[1], knows), found[1], found[2])
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(handler, request, self._repo(found[1], knows), found, knows)
         else:
             handler.refuse(404)
+
+    def _list(self, handler: Handler, request: Request) -> None:
+        """Pages of an organisation's repositories, each with the address of the next."""
+        query = dict(parse_qsl(urlsplit(request.path).query))
+        names = [name for name in self.repos if name.startswith(query["author"] + "/")]
+        start, n = int(query.get("cursor", 0)), min(int(query["limit"]), self.page)
+        query["cursor"] = str(start + n)
+        headers = {}
+        if start + n < len(names):
+            headers["Link"] = f'<{self.url}/api/models?{urlencode(query)}>; rel="next"'
+        handler.send_json(
+            [
+                {
+                    "id": name,
+                    "sha": self.repos[name].sha,
+                    "siblings": [{"rfilename": file} for file in self.repos[name].files],
+                }
+                for name in names[start : start + n]
+            ],
+            headers,
+        )
 
     def _repo(self, name: str, knows: bool) -> Repo | None:
         repo = self.repos.get(name)
@@ -297,7 +325,9 @@ class HubServer(RangeServer):
         elif found[2] != repo.sha or found[3] not in repo.files:
             handler.refuse(404, {"X-Error-Code": "EntryNotFound"})
         elif self.storage is None:
-            handler.send_range(request, repo.files[found[3]])
+            body = repo.files[found[3]]
+            if self.trouble is None or not self.trouble(handler, request, body):
+                handler.send_range(request, body, {"ETag": f'"{zlib.crc32(body):08x}"'})
         else:
             self.storage.files[f"/blob/{found[3]}"] = repo.files[found[3]]
             handler.refuse(

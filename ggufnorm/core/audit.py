@@ -83,6 +83,29 @@ class AuditSummary:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What a file's metadata says of how it was made, None where they do not say.
+
+    A GGUF names no converter; ``quantized_by`` is where publishers sign.
+
+    Attributes:
+        n_bytes: size of the file, or of all shards.
+        file_type: ``general.file_type`` by name: ``Q4_K_M``.
+        quantized_by: ``general.quantized_by``.
+        size_label: ``general.size_label``: ``7B``.
+        base_model: address or name of the model that it was made of.
+        has_imatrix: whether an importance matrix was used (``quantize.imatrix.file``).
+    """
+
+    n_bytes: int
+    file_type: str | None
+    quantized_by: str | None
+    size_label: str | None
+    base_model: str | None
+    has_imatrix: bool
+
+
+@dataclass(frozen=True)
 class AuditReport(Result):
     """One model's audit. Every rule selected is in ``summary.rules_run`` or ``not_run``.
 
@@ -94,6 +117,7 @@ class AuditReport(Result):
         ignored: findings that an ignore file accepts.
         not_run: the rules that could not be checked.
         summary: all of it in figures.
+        provenance: how the file was made; None of a damaged file.
     """
 
     path: str
@@ -103,10 +127,16 @@ class AuditReport(Result):
     ignored: tuple[Ignored, ...]
     not_run: tuple[NotRun, ...]
     summary: AuditSummary
+    provenance: Provenance | None = None
 
 
 NOT_CHECKED = "interrupted before it was checked"
 """The reason of models that a Ctrl-C kept from being checked."""
+
+
+@dataclass(frozen=True)
+class PassedOver(Skipped):
+    """A file of a folder or pattern that is no model, and what it is."""
 
 
 @dataclass(frozen=True)

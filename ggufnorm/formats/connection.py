@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from http import HTTPStatus
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -19,6 +21,10 @@ CONNECTIONS = 16
 
 _MOST_REDIRECTS = 10
 _DEADLINE = threading.local()
+_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+T = TypeVar("T")
+Origin = tuple[str, str, "int | None"]
 
 
 @dataclass(frozen=True)
@@ -29,30 +35,52 @@ class Patience:
         timeout: seconds to wait for a connection or for the next bytes.
         attempts: requests made for one range before giving up.
         pause: seconds before the second attempt; doubled before each further one.
+        longest: seconds that a server may ask us to wait (``Retry-After``).
     """
 
     timeout: float = 15.0
     attempts: int = 4
     pause: float = 0.25
+    longest: float = 10.0
 
 
 PATIENCE = Patience()
 """A minute, at worst, for a server that says nothing."""
+
+LONG_PATIENCE = Patience(attempts=8, longest=300.0)
+"""For thousands of files, on whose rate the Hub has a limit for each five minutes."""
 
 
 class DeadlineError(Exception):
     """The time for a request was up before it was answered."""
 
 
-class Connection:
-    """An HTTP client, shared by the shards of a set and closed with the last of them."""
+class TransientError(Exception):
+    """Worth another attempt, ``pause`` seconds later."""
 
-    def __init__(self, patience: Patience = PATIENCE) -> None:
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+class Connection:
+    """An HTTP client, shared by the shards of a set and closed with the last of them.
+
+    A server that wants less of us (429, 503 with ``Retry-After``) is asked nothing by any thread
+    until the time that it names.
+
+    Args:
+        patience: how long to wait.
+        most: requests under way at a time.
+    """
+
+    def __init__(self, patience: Patience = PATIENCE, most: int = CONNECTIONS) -> None:
         self.patience = patience
+        self._resting: dict[Origin, float] = {}
         try:
             self.client = httpx2.Client(
                 timeout=httpx2.Timeout(patience.timeout, pool=None),
-                limits=httpx2.Limits(max_connections=CONNECTIONS),
+                limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
                 # What runs on this machine is not reached through a proxy elsewhere.
                 mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
             )
@@ -84,6 +112,7 @@ class Connection:
             DeadlineError: the time is up.
             httpx2.HTTPError, httpx2.InvalidURL: there is none.
         """
+        self._rest(origin(url))
         _DEADLINE.at = time.monotonic() + seconds
         try:
             for _ in range(_MOST_REDIRECTS + 1):
@@ -134,8 +163,97 @@ class Connection:
                 request=response.request,
             )
 
+    def attempts(self, failing: str, attempt: Callable[[], T], slow: str = "") -> T:
+        """What one attempt gives, tried again where that may help.
 
-def origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+        Args:
+            failing: what fails, for messages: ``cannot read FILE``.
+            attempt: makes requests; raises :class:`TransientError` to be called again.
+            slow: the reason where the time for a request was up.
+
+        Raises:
+            InputError: it failed again and again, or cannot succeed.
+        """
+        reason, pause = "", 0.0
+        for n in range(self.patience.attempts):
+            if n:
+                time.sleep(max(pause, self.patience.pause * 2 ** (n - 1)))
+            try:
+                return attempt()
+            except TransientError as error:
+                reason, pause = str(error), error.pause
+            except (
+                httpx2.UnsupportedProtocol,
+                httpx2.TooManyRedirects,
+                httpx2.InvalidURL,
+            ) as error:
+                raise InputError(f"{failing}: {one_line(error)}") from None
+            except DeadlineError as error:
+                reason = slow or one_line(error)
+            except httpx2.TimeoutException:
+                reason = f"no answer for {self.patience.timeout:g} s"
+            except httpx2.HTTPError as error:
+                reason = one_line(error)
+        raise InputError(
+            f"{failing}: {reason} ({self.patience.attempts} attempts); try again later"
+        )
+
+    def require_lasting(self, response: httpx2.Response) -> None:
+        """Make sure that asking again would give the same answer.
+
+        Raises:
+            TransientError: it may not.
+        """
+        if response.status_code not in _TRANSIENT:
+            return
+        pause = self._asked_pause(response)
+        if pause:
+            key = origin(response.url)
+            self._resting[key] = max(self._resting.get(key, 0.0), time.monotonic() + pause)
+        raise TransientError(described(response.status_code), pause)
+
+    def _asked_pause(self, response: httpx2.Response) -> float:
+        """Seconds that a server asks for, within reason; 0 where it asks for none."""
+        text = response.headers.get("Retry-After", "")
+        return min(float(text), self.patience.longest) if re.fullmatch(r"\d{1,9}", text) else 0.0
+
+    def _rest(self, server: Origin) -> None:
+        while (left := self._resting.get(server, 0.0) - time.monotonic()) > 0:
+            time.sleep(left)
+
+
+_IN_USE: list[Connection] = []
+
+
+@contextmanager
+def one_connection(connection: Connection) -> Iterator[None]:
+    """Have everything that is opened meanwhile, in any thread, share a connection."""
+    _IN_USE.append(connection)
+    try:
+        yield
+    finally:
+        _IN_USE.remove(connection)
+
+
+def current_connection() -> Connection:
+    """The one that is shared just now, or else a new one."""
+    return _IN_USE[-1] if _IN_USE else Connection()
+
+
+def described(status: int) -> str:
+    """A status with its name."""
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return f"HTTP status {status}"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, or its type."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def origin(url: httpx2.URL) -> Origin:
     """Scheme, host and port: what credentials are meant for."""
     return url.scheme, url.host, url.port
 

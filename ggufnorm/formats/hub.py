@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
+import httpx2
 from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -25,7 +27,13 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
 
 from ggufnorm.errors import InputError
-from ggufnorm.formats.connection import Connection, Patience
+from ggufnorm.formats.connection import (
+    Connection,
+    DeadlineError,
+    Patience,
+    current_connection,
+    one_line,
+)
 from ggufnorm.formats.remote import RemotePlace, RemoteStorage
 from ggufnorm.formats.split import all_shards
 from ggufnorm.version import __version__
@@ -37,6 +45,8 @@ _NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 """Parts of the names of GGUF files that go with a model (``gguf_filename_is_model``)."""
 
 _LISTED = 20
+_PAGE = 500
+"""Repositories that one request lists."""
 _MAX_INFO = 1 << 25
 """Bytes of what the Hub says of a repository."""
 
@@ -46,6 +56,7 @@ _LOCATION = re.compile(
     r"(?:/(?P<file>.+)|:(?P<quant>[^/:]+))?",
     re.DOTALL,
 )
+_ORGANISATION = re.compile(r"hf://(?P<org>[^/@:*?\[]+)/?")
 _LATER_SHARD = re.compile(r"-(?!00001-)\d{5}-of-\d{5}\.gguf$")
 
 
@@ -101,13 +112,7 @@ def choose_file(files: Sequence[str], quant: str | None) -> str | None:
     quant's name, in any case, before a dot or a dash. Without a quant: Q4_K_M, then Q8_0,
     then the first model. Of a split model the first shard.
     """
-    models = [
-        path
-        for path in files
-        if path.endswith(".gguf")
-        and not any(part in path.rpartition("/")[2] for part in _NOT_MODELS)
-        and not _LATER_SHARD.search(path)
-    ]
+    models = _models(files)
     for tag in (quant,) if quant else DEFAULT_QUANTS:
         pattern = re.compile(re.escape(tag) + "[.-]", re.IGNORECASE)
         for path in models:
@@ -116,14 +121,29 @@ def choose_file(files: Sequence[str], quant: str | None) -> str | None:
     return None if quant else next(iter(models), None)
 
 
+def _models(files: Sequence[str]) -> list[str]:
+    return [
+        path
+        for path in files
+        if path.endswith(".gguf")
+        and not any(part in path.rpartition("/")[2] for part in _NOT_MODELS)
+        and not _LATER_SHARD.search(path)
+    ]
+
+
 def list_files(location: str, repo: str, revision: str | None) -> tuple[str, list[str]]:
     """Commit and files of a repository.
 
     Raises:
         InputError: they cannot be had.
     """
+    known = _LISTED_COMMITS.get((endpoint(), repo, revision or ""))
+    if known is not None:
+        return revision or "", known
     try:
         return _model_info(repo, revision)
+    except InputError as error:
+        raise InputError(f"{location}: {error}") from None
     except GatedRepoError:
         raise InputError(f"{location}: {_hints(repo)[403]}") from None
     except RevisionNotFoundError:
@@ -137,9 +157,9 @@ def list_files(location: str, repo: str, revision: str | None) -> tuple[str, lis
         status = error.response.status_code
         raise InputError(f"{location}: {endpoint()} answered with status {status}") from None
     except HFValidationError as error:
-        raise InputError(f"{location}: {_one_line(error)}") from None
+        raise InputError(f"{location}: {one_line(error)}") from None
     except Exception as error:  # of the HTTP client, or whatever the answer is
-        raise InputError(f"{location}: cannot ask {endpoint()}: {_one_line(error)}") from None
+        raise InputError(f"{location}: cannot ask {endpoint()}: {one_line(error)}") from None
 
 
 def _model_info(repo: str, revision: str | None) -> tuple[str, list[str]]:
@@ -148,12 +168,105 @@ def _model_info(repo: str, revision: str | None) -> tuple[str, list[str]]:
     url = f"{endpoint()}/api/models/{repo}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
-    headers = _headers()
-    response = Connection().get(url, headers, _MAX_INFO)
+    info = _asked(url).json()
+    return str(info.get("sha") or revision or "main"), _files(info)
+
+
+def _asked(url: str) -> httpx2.Response:
+    """What the Hub answers, asked again where that may help.
+
+    Raises:
+        InputError: it cannot be reached, or wants less of us.
+        HfHubHTTPError: it refuses.
+    """
+    connection = current_connection()
+
+    def ask() -> httpx2.Response:
+        try:
+            response = connection.get(url, _headers(), _MAX_INFO)
+        except DeadlineError as error:
+            raise InputError(f"cannot ask {endpoint()}: {one_line(error)}") from None
+        connection.require_lasting(response)
+        return response
+
+    response = connection.attempts(f"cannot ask {endpoint()}", ask)
     hf_raise_for_status(response)
-    info = response.json()
-    files = [str(file["rfilename"]) for file in info.get("siblings") or ()]
-    return str(info.get("sha") or revision or "main"), files
+    return response
+
+
+def _files(info: Mapping[str, Any]) -> list[str]:
+    return [str(file["rfilename"]) for file in info.get("siblings") or ()]
+
+
+_LISTED_COMMITS: dict[tuple[str, str, str], list[str]] = {}
+"""Endpoint, repository and commit to its files, which never change: of organisations that were
+listed, so that their repositories need not be asked one by one."""
+
+
+def expand(location: str) -> list[str]:
+    """The GGUF models of an organisation, or of a repository, as locations at one commit each.
+
+    Later shards of a split model are left out, and files that are no models by their names
+    (:func:`choose_file`).
+
+    Args:
+        location: ``hf://org``, or a pattern of files: ``hf://org/repo[@revision]/*.gguf``.
+
+    Returns:
+        The repositories as the Hub lists them, the files of each by name.
+
+    Raises:
+        InputError: there is none, or they cannot be had.
+    """
+    if found := _ORGANISATION.fullmatch(location):
+        models = [
+            f"hf://{repo}@{commit}/{path}"
+            for repo, commit, files in _repositories(location, found["org"])
+            for path in sorted(_models(files))
+        ]
+    else:
+        parts = _parse(location)
+        repo = parts["repo"]
+        commit, files = list_files(location, repo, _revision(parts))
+        _LISTED_COMMITS[endpoint(), repo, commit] = files
+        models = [
+            f"hf://{repo}@{commit}/{path}"
+            for path in sorted(_models(files))
+            if fnmatchcase(path, parts["file"])
+        ]
+    if not models:
+        raise InputError(f"{location}: there is no GGUF model")
+    return models
+
+
+def stands_for_several(location: str) -> bool:
+    """Whether a location on the Hub is for :func:`expand`."""
+    parts = _LOCATION.fullmatch(location)
+    is_pattern = parts is not None and parts["file"] and set(parts["file"]) & set("*?[")
+    return bool(is_pattern or _ORGANISATION.fullmatch(location))
+
+
+def _repositories(location: str, organisation: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Name, commit and files of each, by few requests."""
+    query = {"author": organisation, "filter": "gguf", "full": "true", "limit": str(_PAGE)}
+    url: str | None = f"{endpoint()}/api/models?{urlencode(query)}"
+    while url:
+        try:
+            response = _asked(url)
+            page = response.json()
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            raise InputError(f"{location}: {endpoint()} answered with status {status}") from None
+        except InputError as error:
+            raise InputError(f"{location}: {error}") from None
+        except ValueError as error:
+            raise InputError(f"{location}: cannot ask {endpoint()}: {one_line(error)}") from None
+        for info in page:
+            repo, commit, files = str(info["id"]), str(info.get("sha") or "main"), _files(info)
+            _LISTED_COMMITS[endpoint(), repo, commit] = files
+            yield repo, commit, files
+        link = response.links.get("next", {}).get("url")
+        url = str(link) if link and link.startswith(endpoint() + "/") else None
 
 
 def endpoint() -> str:
@@ -181,7 +294,7 @@ def access(seconds: float) -> str:
         patience = Patience(timeout=seconds)
         status = Connection(patience).get(endpoint(), {}, 0, method="HEAD").status_code
     except Exception as error:  # the exceptions of the HTTP client, whichever it is
-        raise InputError(f"cannot reach {endpoint()}: {_one_line(error)}") from None
+        raise InputError(f"cannot reach {endpoint()}: {one_line(error)}") from None
     if status >= 500:
         raise InputError(f"{endpoint()} answered with status {status}")
     return f"{endpoint()} answers, {'with' if get_token() else 'without'} a token"
@@ -218,7 +331,7 @@ class HubFolder:
         self._commit, files = list_files(location, self._repo, _revision(parts))
         self._files = frozenset(files)
         self._names = sorted(path for path in files if "/" not in path)
-        self._connection = Connection()
+        self._connection = current_connection()
 
     def names(self) -> list[str]:
         """See the class."""
@@ -266,7 +379,7 @@ def snapshot(repo: str) -> Path:
     try:
         found = _cached(repo, "config.json", None)
     except HFValidationError as error:
-        raise InputError(f"{repo}: {_one_line(error)}") from None
+        raise InputError(f"{repo}: {one_line(error)}") from None
     if found is None:
         raise InputError(
             f"{repo}: no such folder, and no checkpoint of that name is on this machine: download"
@@ -306,7 +419,3 @@ def _offer(files: Sequence[str]) -> str:
         return "it has no GGUF file at all"
     more = f" and {len(models) - _LISTED} more" if len(models) > _LISTED else ""
     return f"its GGUF files: {', '.join(models[:_LISTED])}{more}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
@@ -42,6 +44,57 @@ def open_model(location: AnyLocation | Location) -> ModelFile:
     if place.scheme == "hub":
         return open_place(_remote("hub").hub_place(place.text))
     return open_place(_local_place(place))
+
+
+def is_remote(location: AnyLocation | Location) -> bool:
+    """Whether its bytes come over a network."""
+    return parse(location).scheme in ("http", "hub")
+
+
+def share_connection(most: int) -> AbstractContextManager[None]:
+    """Have all remote models that are opened meanwhile, in any thread, share a connection.
+
+    Args:
+        most: requests under way at a time.
+
+    Raises:
+        MissingPackageError: the packages for remote models are not installed.
+    """
+    connection = _remote("connection")
+    shared: AbstractContextManager[None] = connection.one_connection(
+        connection.Connection(connection.LONG_PATIENCE, most)
+    )
+    return shared
+
+
+def commit_of(location: AnyLocation | Location) -> str | None:
+    """The commit of a repository on the Hub that a location names; None if it names none."""
+    found = _COMMIT.match(parse(location).text)
+    return found["commit"] if found else None
+
+
+def identity_of(file: ModelFile) -> str | None:
+    """What tells the content of a remote model from another; None if its servers do not say."""
+    found = [getattr(shard.storage, "identity", None) for shard in file.shards]
+    return None if None in found else "; ".join(map(str, found))
+
+
+def current_identity(location: AnyLocation | Location) -> str | None:
+    """:func:`identity_of` a remote model of one file, of which a byte is fetched.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    place = parse(location)
+    module = _remote("hub" if place.scheme == "hub" else "remote")
+    found = (
+        module.hub_place(place.text) if place.scheme == "hub" else module.remote_place(place.text)
+    )
+    identity: str | None = found.open(front=1).identity
+    return identity
+
+
+_COMMIT = re.compile(r"hf://[^/@:]+/[^/@:]+@(?P<commit>[0-9a-f]{40})/")
 
 
 def local_path(location: AnyLocation | Location) -> Path:
@@ -111,12 +164,14 @@ def source_folder(location: AnyLocation | Location) -> Folder:
     return LocalFolder(place.name)
 
 
-def expand(locations: Iterable[str]) -> list[str]:
-    """Folders and shell patterns become the GGUF files in them; all else stays as it is.
+def expand(locations: Iterable[str], *, ask: bool = True) -> list[str]:
+    """Folders and patterns become the GGUF files in them; all else stays as it is.
 
     Args:
         locations: see :data:`~ggufnorm.formats.forms.FORMS`. A folder stands for all
-            ``*.gguf`` in and below it.
+            ``*.gguf`` in and below it, ``hf://org`` for all models of an organisation, and
+            ``hf://org/repo/*.gguf`` for those of a repository.
+        ask: whether to ask the Hub; if not, what is there stays as it is.
 
     Returns:
         Each model once, a split one by its first shard that is there, in the order given
@@ -127,15 +182,17 @@ def expand(locations: Iterable[str]) -> list[str]:
     """
     found: dict[str, str] = {}
     for location in locations:
-        for path in _expanded(location):
+        for path in _expanded(location, ask):
             # All shards of a set have the same first name.
             found.setdefault(all_shards(path)[0], path)
     return list(found.values())
 
 
-def _expanded(location: str) -> Iterator[str]:
+def _expanded(location: str, ask: bool) -> Iterator[str]:
     path = Path(location)
-    if parse(location).scheme != "path" or "://" in location or path.is_file():
+    if parse(location).scheme == "hub" and ask and _remote("hub").stands_for_several(location):
+        yield from _remote("hub").expand(location)
+    elif parse(location).scheme != "path" or "://" in location or path.is_file():
         yield location
     elif path.is_dir():
         yield from _some(map(str, path.rglob("*.gguf")), location)

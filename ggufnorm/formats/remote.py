@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -12,7 +11,14 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx2
 
 from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats.connection import CONNECTIONS, Connection, DeadlineError, origin
+from ggufnorm.formats.connection import (
+    CONNECTIONS,
+    Connection,
+    TransientError,
+    current_connection,
+    described,
+    origin,
+)
 from ggufnorm.formats.safetensors_header import quoted
 from ggufnorm.formats.split import shard_name
 from ggufnorm.formats.storage import coalesce, in_parallel
@@ -29,10 +35,6 @@ _MOST_AT_ONCE = 1 << 30
 _SLOWEST = 1 << 14
 """Bytes a second; a server below it has stalled."""
 
-_LONGEST_PAUSE = 10.0
-"""Seconds that a server may ask us to wait before the next attempt (``Retry-After``)."""
-
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSED = frozenset({401, 403, 404, 410})
 
 HINTS: Mapping[int, str] = {
@@ -60,11 +62,11 @@ class RemotePlace:
     name: str
     headers: Mapping[str, str] = field(default_factory=dict)
     hints: Mapping[int, str] = field(default_factory=lambda: HINTS)
-    connection: Connection = field(default_factory=Connection)
+    connection: Connection = field(default_factory=current_connection)
 
-    def open(self) -> RemoteStorage:
-        """Fetch the front part of the file."""
-        return RemoteStorage(self)
+    def open(self, front: int = FRONT) -> RemoteStorage:
+        """Fetch the front part of the file: so many bytes of it."""
+        return RemoteStorage(self, front)
 
     def shard(self, number: int, count: int) -> RemotePlace:
         """The address of a shard beside this one."""
@@ -103,18 +105,10 @@ def public_address(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-class _TransientError(Exception):
-    """Worth another attempt, ``pause`` seconds later."""
-
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
-        super().__init__(reason)
-        self.pause = pause
-
-
 class RemoteStorage:
     """A file behind HTTP; see :class:`~ggufnorm.formats.storage.Storage`.
 
-    Opening it fetches the first :data:`FRONT` bytes, and the size with them. A redirect
+    Opening it fetches the first bytes (``front``), and the size with them. A redirect
     is followed once; further requests go straight to where it led, without the headers
     that were meant for the host of the address itself.
 
@@ -124,14 +118,14 @@ class RemoteStorage:
         GGUFError: the file is empty.
     """
 
-    def __init__(self, place: RemotePlace) -> None:
+    def __init__(self, place: RemotePlace, front: int = FRONT) -> None:
         self.name = place.name
         self.size = -1
         self._place = place
         self._connection = place.connection
         self._direct: httpx2.URL | None = None
         self._etag: str | None = None
-        self._front = self._fetch(0, FRONT)
+        self._front = self._fetch(0, front)
 
     def read(self, offset: int, n: int) -> bytes | memoryview:
         """One request for what the front part does not hold."""
@@ -155,6 +149,11 @@ class RemoteStorage:
         ]
         return [_cut(fetched, offset, n) for offset, n in ranges]
 
+    @property
+    def identity(self) -> str | None:
+        """What tells this content of the file from another; None where the server does not say."""
+        return f"{self._etag} {self.size}" if self._etag else None
+
     def close(self) -> None:
         """Drop the connection; it is closed when no shard uses it any more."""
         del self._connection, self._place
@@ -168,32 +167,13 @@ class RemoteStorage:
 
     def _fetch(self, offset: int, n: int) -> bytes:
         """``n`` bytes, or as many as the file has. A broken transfer goes on where it broke."""
-        patience = self._connection.patience
         got = bytearray()
-        reason, pause = "", 0.0
-        for attempt in range(patience.attempts):
-            if attempt:
-                time.sleep(max(pause, patience.pause * 2 ** (attempt - 1)))
-            try:
-                self._receive(offset, n, got)
-                return bytes(got)
-            except _TransientError as error:
-                reason, pause = str(error), error.pause
-            except (
-                httpx2.UnsupportedProtocol,
-                httpx2.TooManyRedirects,
-                httpx2.InvalidURL,
-            ) as error:
-                raise InputError(f"cannot read {self.name}: {_one_line(error)}") from None
-            except DeadlineError:
-                reason = f"less than {_SLOWEST >> 10} KiB/s"
-            except httpx2.TimeoutException:
-                reason = f"no answer for {patience.timeout:g} s"
-            except httpx2.HTTPError as error:
-                reason = _one_line(error)
-        raise InputError(
-            f"cannot read {self.name}: {reason} ({patience.attempts} attempts); try again later"
+        self._connection.attempts(
+            f"cannot read {self.name}",
+            lambda: self._receive(offset, n, got),
+            slow=f"less than {_SLOWEST >> 10} KiB/s",
         )
+        return bytes(got)
 
     def _receive(self, offset: int, n: int, got: bytearray) -> None:
         """One attempt to append to ``got`` what it lacks of the range."""
@@ -216,7 +196,7 @@ class RemoteStorage:
                 if len(got) > n:
                     raise InputError(f"cannot read {self.name}: the server sends more than asked")
         if len(got) < n:
-            raise _TransientError(f"the server broke off at byte {offset + len(got)}")
+            raise TransientError(f"the server broke off at byte {offset + len(got)}")
         if response.url != own:
             self._direct = response.url
 
@@ -231,14 +211,13 @@ class RemoteStorage:
             )
         if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and first == 0:
             raise GGUFError(self.name, 0, "magic", "the file is empty")
-        if status in _TRANSIENT:
-            raise _TransientError(_described(status), _retry_after(response))
+        self._connection.require_lasting(response)
         if status in _REFUSED and redirected:
             self._direct = None  # a signed address does not last: ask for a new one
-            raise _TransientError(_described(status))
+            raise TransientError(described(status))
         hint = self._place.hints.get(status)
         raise InputError(
-            f"cannot read {self.name}: {_described(status)}" + (f": {hint}" if hint else "")
+            f"cannot read {self.name}: {described(status)}" + (f": {hint}" if hint else "")
         )
 
     def _check_range(self, response: httpx2.Response, first: int) -> None:
@@ -266,20 +245,3 @@ def _cut(fetched: Sequence[tuple[int, memoryview]], offset: int, n: int) -> memo
         if start <= offset and offset + n <= start + len(part):
             return part[offset - start : offset - start + n]
     raise AssertionError(f"bytes {offset} to {offset + n} were not fetched")
-
-
-def _described(status: int) -> str:
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return f"HTTP status {status}"
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    """Seconds that the server asks for, within reason; 0 where it asks for none."""
-    text = response.headers.get("Retry-After", "")
-    return min(float(text), _LONGEST_PAUSE) if re.fullmatch(r"\d{1,9}", text) else 0.0
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -28,7 +28,7 @@ def to_csv(result: Result, name: str | None = None) -> str:
         InputError: there is no such table.
     """
     kind = kind_of(result)
-    reports = kind.view(result)
+    reports = kind.tables(result)
     wanted = name or kind.main
     found = [(report, t) for report in reports for t in report.tables if t.name == wanted]
     if not found and name is not None:

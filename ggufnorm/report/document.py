@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from ggufnorm.core.audit import AuditReport, AuditSet
@@ -58,12 +58,7 @@ def from_json(text: str, name: str) -> Result:
         InputError: it is not a document of ggufnorm's, is damaged, or is newer than this
             version of ggufnorm.
     """
-    try:
-        data = json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_integer)
-    except _RangeError as error:
-        raise InputError(f"{name}: damaged document: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: not a ggufnorm document: {error}") from None
+    data = _parsed(text, name)
     schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, str) or not schema.startswith("ggufnorm/"):
         raise InputError(f"{name}: not a ggufnorm document: write one with --format json")
@@ -79,6 +74,27 @@ def from_json(text: str, name: str) -> Result:
         return from_plain(BY_NAME[schema].result, data)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{name}: damaged document: {error}") from None
+
+
+def from_line(text: str, name: str, others: Container[str]) -> Result | dict[str, Any]:
+    """A document, or the plain data of one whose schema is among ``others``.
+
+    Raises:
+        InputError: as :func:`from_json`.
+    """
+    data = _parsed(text, name)
+    if isinstance(data, dict) and data.get("schema") in others:
+        return data
+    return from_json(text, name)
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite, parse_int=_integer)
+    except _RangeError as error:
+        raise InputError(f"{name}: damaged document: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not a ggufnorm document: {error}") from None
 
 
 class _RangeError(ValueError):

@@ -21,8 +21,13 @@ SUFFIXES = {
     ".html": "html",
     ".csv": "csv",
     ".sarif": "sarif",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
 }
 """A file's suffix to the format that it stands for."""
+
+STREAMS = ("jsonl", "parquet")
+"""Formats of audits that are written model by model, so that memory stays flat."""
 
 _HTML_PACKAGES = ("jinja2", "vl_convert")
 
@@ -121,7 +126,7 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
     Args:
         result: to be written.
         path: its suffix decides the format: .json, .txt, .md, .html, .csv (its main table),
-            .sarif (audits).
+            .sarif, .jsonl, .parquet (audits).
 
     Raises:
         InputError: the suffix stands for no format of this result.
@@ -131,11 +136,16 @@ def save(result: Result, path: str | os.PathLike[str]) -> None:
     fmt = SUFFIXES.get(Path(path).suffix.lower())
     if fmt is None:
         raise InputError(f"cannot write {path}: its suffix is none of {', '.join(SUFFIXES)}")
-    write_text(render(result, fmt), path)
+    from ggufnorm.report.streams import save_stream
+
+    if fmt in STREAMS:
+        save_stream(result, fmt, Path(path))
+    else:
+        write_text(render(result, fmt), path)
 
 
 def load(path: str | os.PathLike[str]) -> Result:
-    """Read a result that was saved as JSON.
+    """Read a result that was saved as JSON, or audits that were saved as JSON Lines.
 
     Raises:
         InputError: the file cannot be read, is not a document of ggufnorm's, is damaged,
@@ -143,6 +153,7 @@ def load(path: str | os.PathLike[str]) -> Result:
     """
     from ggufnorm.report.document import MAX_BYTES, from_json
 
+    is_stream = SUFFIXES.get(Path(path).suffix.lower()) == "jsonl"
     try:
         text = read_regular(path, MAX_BYTES).decode()
     except OSError as error:
@@ -150,4 +161,8 @@ def load(path: str | os.PathLike[str]) -> Result:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a ggufnorm document: no UTF-8 at {error.start}") from None
 
+    if is_stream:
+        from ggufnorm.report.streams import read_lines
+
+        return read_lines(text.splitlines(), str(path))
     return from_json(text, str(path))

@@ -30,6 +30,8 @@ class Kind:
         main: the table that CSV and data frames hold unless another is asked for.
         charts_at: the function of its charts, by the names that its sections call them, in
             :mod:`ggufnorm.report.html.charts`, or of each of its reports'; empty for none.
+        tables_at: the function of its tables in full, where its view leaves out some of many
+            models; empty for the view.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Kind:
     view_at: str
     main: str
     charts_at: str = ""
+    tables_at: str = ""
 
     @cached_property
     def result(self) -> type[Result]:
@@ -48,6 +51,12 @@ class Kind:
     def view(self) -> Callable[[Any], tuple[Report, ...]]:
         """What a result says: a report, or several one after the other."""
         found: Callable[[Any], tuple[Report, ...]] = _load("ggufnorm.report.views", self.view_at)
+        return found
+
+    def tables(self, result: Result) -> tuple[Report, ...]:
+        """What a result says, with all tables in full."""
+        at = self.tables_at or self.view_at
+        found: tuple[Report, ...] = _load("ggufnorm.report.views", at)(result)
         return found
 
     def charts(self, result: Result) -> tuple[Charts, ...]:
@@ -76,7 +85,8 @@ KINDS = (
          "operations"),
     Kind("ggufnorm/diff", "diff:DiffReport", "diff:diff_view", "tensors", "diff:diff_charts"),
     Kind("ggufnorm/audit", "audit:AuditReport", "audit:audit_view", "findings"),
-    Kind("ggufnorm/audit-set", "audit:AuditSet", "audit:audit_set_view", "findings"),
+    Kind("ggufnorm/audit-set", "audit:AuditSet", "audit:audit_set_view", "findings",
+         tables_at="audit:audit_set_tables"),
     Kind("ggufnorm/check", "check:CheckReport", "check:check_view", "suspects"),
     Kind("ggufnorm/fix", "fix:FixReport", "fix:fix_view", "mended"),
     Kind("ggufnorm/attribute", "attribution:AttributionReport", "attribute:attribution_view",

@@ -73,6 +73,7 @@ def folder() -> Iterator[Path]:
         for file in ("models/model.gguf", "more/of/them/model.gguf"):
             (here / file).parent.mkdir(parents=True)
             shutil.copyfile(sample_model(), here / file)
+        (here / "models.txt").write_text("model.gguf\nmodels/model.gguf\n", encoding="utf-8")
         write_checkpoint(here / "hf-folder", sample_model())
         gemma = checkpoints.pair(next(n for n in checkpoints.NETWORKS if n.architecture == "gemma"))
         gemma.write_model(here / "gemma.gguf")

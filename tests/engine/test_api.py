@@ -203,7 +203,7 @@ def test_sets_of_models_folders_and_patterns(folder: Path, tmp_path: Path) -> No
 
 
 def test_an_interrupted_audit_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ggufnorm.analysis.audit import run
+    from ggufnorm.analysis.audit.fleet import run
 
     report = ggufnorm.audit(folder / "model.gguf")
 

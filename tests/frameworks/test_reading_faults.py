@@ -25,8 +25,9 @@ import numpy as np
 import pytest
 
 import ggufnorm
-from ggufnorm.analysis.audit.ignores import find_ignores, read_ignores
-from ggufnorm.analysis.audit.run import AuditOptions, audit_all
+from ggufnorm.analysis.audit.fleet.run import audit_all
+from ggufnorm.analysis.audit.ignores import find_policy, read_ignores
+from ggufnorm.analysis.audit.run import AuditOptions
 from ggufnorm.analysis.trace.ids import read_ids
 from ggufnorm.cli.options import read_text
 from ggufnorm.core.audit import AuditReport
@@ -559,9 +560,9 @@ def test_importance_out_of_range_is_refused(sums: float, counts: float, tmp_path
 @pytest.mark.parametrize("text", [b"[tool\n", b"\xff\xfe", b"a = 1\na = 2\n", b"[" * 9999])
 def test_a_broken_pyproject_of_somebody_else_is_no_error(text: bytes, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_bytes(text)
-    assert find_ignores(tmp_path) == []
+    assert find_policy(tmp_path).accepted == ()
     (tmp_path / "pyproject.toml").write_bytes(text + b"\n[[tool.ggufnorm.ignore]]")
-    in_a_line(lambda: find_ignores(tmp_path), "not a TOML file")
+    in_a_line(lambda: find_policy(tmp_path), "not a TOML file")
 
 
 # Load

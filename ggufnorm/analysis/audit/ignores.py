@@ -8,20 +8,28 @@ Such a file holds a table for each::
     model = "tiny-*.gguf"         # optional: a shell pattern for the path's end
     reason = "never trained: all ones in the checkpoint too"
 
-``[[tool.ggufnorm.ignore]]`` in a ``pyproject.toml`` means the same.
+and what rules weigh, where that is not their own severity, by the beginning of their ids::
+
+    [severity]
+    N403 = "warning"
+    H2 = "info"
+
+``[[tool.ggufnorm.ignore]]`` and ``[tool.ggufnorm.severity]`` in a ``pyproject.toml`` mean the
+same. A baseline is an audit that was saved as JSON: all of its findings are accepted.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePath
 from typing import Any
 
-from ggufnorm.core.audit import Finding, Ignored
+from ggufnorm.core.audit import SEVERITIES, AuditReport, Finding, Ignored, Severity
 from ggufnorm.errors import ConfigError
 from ggufnorm.formats.files import open_regular
 
@@ -46,7 +54,7 @@ class Ignore:
     Attributes:
         rule: an id or its beginning.
         reason: why what it finds is accepted.
-        tensor: shell pattern; None for every finding.
+        tensor: shell pattern; None for every finding, empty for those of the file as a whole.
         model: shell pattern for the end of the model's path; None for all.
     """
 
@@ -64,22 +72,54 @@ class Ignore:
         )
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What an ignore file says.
+
+    Attributes:
+        accepted: findings that are known.
+        severities: by the beginning of a rule's id.
+    """
+
+    accepted: tuple[Ignore, ...] = ()
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+
+
 _KEYS = tuple(f.name for f in fields(Ignore))
 
 
-def find_ignores(folder: Path) -> list[Ignore]:
-    """The entries of ``.ggufnorm-ignore.toml`` in a folder, or of its ``pyproject.toml``.
+def find_policy(folder: Path) -> Policy:
+    """What is said in ``.ggufnorm-ignore.toml`` in a folder, or of its ``pyproject.toml``.
 
     A ``pyproject.toml`` that does not name ggufnorm is somebody else's: whatever is wrong
     with it, it accepts nothing.
 
     Raises:
-        ConfigError: see :func:`read_ignores`.
+        ConfigError: see :func:`read_policy`.
     """
     if (folder / IGNORE_FILE).is_file():
-        return read_ignores(folder / IGNORE_FILE)
+        return read_policy(folder / IGNORE_FILE)
     shared = folder / "pyproject.toml"
-    return read_ignores(shared) if _names_us(shared) else []
+    return read_policy(shared) if _names_us(shared) else Policy()
+
+
+def baseline(path: Path, reports: Iterable[AuditReport]) -> list[Ignore]:
+    """Entries for all findings of audits that were saved.
+
+    Args:
+        path: of the saved result; the reason names it.
+        reports: what it holds.
+    """
+    return [
+        Ignore(
+            f.rule,
+            f"in the baseline {path.name}",
+            escape(f.tensor or ""),
+            escape(PurePath(report.path).name),
+        )
+        for report in reports
+        for f in report.findings
+    ]
 
 
 def _names_us(path: Path) -> bool:
@@ -91,7 +131,16 @@ def _names_us(path: Path) -> bool:
 
 
 def read_ignores(path: Path) -> list[Ignore]:
-    """The entries of an ignore file.
+    """The accepted findings of an ignore file.
+
+    Raises:
+        ConfigError: see :func:`read_policy`.
+    """
+    return list(read_policy(path).accepted)
+
+
+def read_policy(path: Path) -> Policy:
+    """What an ignore file says.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, or an entry is not as described in
@@ -115,7 +164,20 @@ def read_ignores(path: Path) -> list[Ignore]:
     entries = data.get("ignore", []) if isinstance(data, dict) else []
     if not isinstance(entries, list):
         raise ConfigError(f"{path}: `ignore` must be tables: write [[ignore]]")
-    return [_entry(path, i, entry) for i, entry in enumerate(entries, 1)]
+    accepted = tuple(_entry(path, i, entry) for i, entry in enumerate(entries, 1))
+    severities = data.get("severity", {}) if isinstance(data, dict) else {}
+    if not isinstance(severities, dict):
+        raise ConfigError(f"{path}: `severity` must be a table: write [severity]")
+    return Policy(accepted, dict(_severity(path, *item) for item in severities.items()))
+
+
+def _severity(path: Path, rule: str, severity: Any) -> tuple[str, Severity]:
+    if severity not in SEVERITIES:
+        raise ConfigError(
+            f"{path}: {rule} of `severity` is {severity!r}: it must be one of"
+            f" {', '.join(SEVERITIES)}"
+        )
+    return rule.upper(), severity
 
 
 def _entry(path: Path, number: int, entry: Any) -> Ignore:

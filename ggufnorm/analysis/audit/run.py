@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from threading import Lock
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from gguf.constants import LlamaFileType
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
+from ggufnorm.analysis.audit.manifest import read_manifest
 from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
 from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
-from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSummary, Finding, NotRun
+from ggufnorm.core.audit import (
+    SEVERITIES,
+    AuditReport,
+    AuditSummary,
+    Finding,
+    NotRun,
+    Provenance,
+    Severity,
+)
 from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
-from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
+from ggufnorm.errors import ConfigError, GgufnormError, TensorDataError
 from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.forms import kind_of_model
 from ggufnorm.formats.hf import Source, open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, norm_sites
-
-_WORKERS = 4
-"""Models that are audited at once: most of the time is spent waiting for their bytes."""
-
-_MOST = 200
-"""Characters of an unexpected error: it may quote the file."""
 
 Location = str | os.PathLike[str]
 
@@ -49,6 +51,8 @@ class AuditOptions:
         select: beginnings of the ids of the rules to check; empty for all.
         ignore: beginnings of the ids of the rules not to check.
         accepted: findings that are known and accepted.
+        severities: of rules, by the beginning of their ids, where they are not their own.
+        manifest: file with what a model should hold; None if there is none.
     """
 
     source: Location | None = None
@@ -57,6 +61,8 @@ class AuditOptions:
     select: Sequence[str] = ()
     ignore: Sequence[str] = ()
     accepted: Sequence[Ignore] = ()
+    severities: Mapping[str, Severity] = field(default_factory=dict)
+    manifest: Location | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,8 @@ def audit(
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
     accepted: Sequence[Ignore] = (),
+    severities: Mapping[str, Severity] | None = None,
+    manifest: Location | None = None,
 ) -> AuditReport:
     """Check one converted model, with its source every tensor and key of it.
 
@@ -105,6 +113,9 @@ def audit(
         ignore: beginnings of the ids of the rules not to check.
         accepted: findings that are known and accepted
             (:func:`ggufnorm.analysis.audit.ignores.read_ignores`).
+        severities: of rules, by the beginning of their ids, where they are not their own.
+        manifest: file with what the model should hold
+            (:func:`ggufnorm.analysis.audit.manifest.save_manifest`).
 
     Returns:
         What the rules found; each rule selected either ran or says why it did not.
@@ -114,92 +125,8 @@ def audit(
         GGUFError: the model is not well-formed GGUF.
         ConfigError: a selector is the beginning of no rule's id.
     """
-    options = AuditOptions(source, run, full, select, ignore, accepted)
-    return _audit(location, options, choose_rules(select, ignore), lambda: None)
-
-
-def audit_all(
-    locations: Sequence[Location],
-    options: AuditOptions,
-    on_progress: Callable[[AuditProgress], None] = lambda _: None,
-) -> Iterator[AuditReport | InputError]:
-    """Check several models, some of them at once.
-
-    Args:
-        locations: of the models.
-        options: for all of them.
-        on_progress: called after each rule, from one thread at a time.
-
-    Yields:
-        In the order given, each as soon as it and those before it are done: what was
-        found, or why the model could not be read.
-
-    Raises:
-        ConfigError: a selector is the beginning of no rule's id.
-    """
-    rules = choose_rules(options.select, options.ignore)
-    count = _Counter(len(rules) * len(locations), on_progress)
-
-    def one(location: Location) -> AuditReport | InputError:
-        try:
-            return _audit(location, options, rules, count.step, count.tell)
-        except InputError as error:
-            return error
-        except Exception as error:
-            # Whatever one file does, the others are reported. CancelledError is ours.
-            if len(locations) == 1 or isinstance(error, (GgufnormError, CancelledError)):
-                raise
-            return InputError(f"{os.fspath(location)}: {_unexpected(error)}")
-
-    if options.run:  # which has all processors to itself, and ends with a Ctrl-C
-        yield from map(one, locations)
-        return
-    with ThreadPoolExecutor(max(1, min(_WORKERS, len(locations)))) as pool:
-        try:
-            yield from pool.map(one, locations)
-        finally:
-            count.stop()
-
-
-def _unexpected(error: Exception) -> str:
-    if isinstance(error, MemoryError):
-        return "checking it takes more memory than there is"
-    text = (str(error).splitlines() or [""])[0][:_MOST]
-    return f"it could not be checked ({type(error).__name__}: {text}): please report this"
-
-
-class _Counter:
-    """Counts the rules that several threads have checked."""
-
-    def __init__(self, total: int, show: Callable[[AuditProgress], None]) -> None:
-        self._total = total
-        self._done = 0
-        self._show = show
-        self._lock = Lock()
-        self._stopped = False
-        self._percent = -1
-
-    def stop(self) -> None:
-        """Nobody waits any more: who is still at work ends after its rule."""
-        self._stopped = True
-
-    def tell(self, phase: str, done: int, total: int) -> None:
-        """How far a long comparison is, within one rule."""
-        if self._stopped:
-            raise CancelledError
-        percent = 100 * done // total if total else 0
-        with self._lock:
-            if percent != self._percent:
-                self._percent = percent
-                text = f"{phase} ({percent} %)" if total else phase
-                self._show(AuditProgress(text, self._done, self._total))
-
-    def step(self) -> None:
-        if self._stopped:
-            raise CancelledError
-        with self._lock:
-            self._done += 1
-            self._show(AuditProgress("checking rules", self._done, self._total))
+    options = AuditOptions(source, run, full, select, ignore, accepted, severities or {}, manifest)
+    return audit_opened(location, options, choose_rules(select, ignore))
 
 
 def choose_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:
@@ -221,16 +148,22 @@ def choose_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ..
     )
 
 
-def _audit(
+def audit_opened(
     location: Location,
     options: AuditOptions,
     rules: Sequence[Rule],
-    step: Callable[[], None],
+    step: Callable[[], None] = lambda: None,
     tell: Progress = lambda _phase, _done, _total: None,
+    opened: Callable[[ModelFile], None] = lambda _file: None,
 ) -> AuditReport:
+    """Audit a model by rules that were chosen; ``opened`` is shown its file first.
+
+    Raises:
+        InputError: as :func:`audit`.
+    """
     with ExitStack() as stack:
         try:
-            return checked(stack, location, options, rules, step, tell)[1]
+            return checked(stack, location, options, rules, step, tell, opened)[1]
         except TensorDataError as error:
             if TENSOR_DATA not in rules:
                 raise
@@ -244,6 +177,7 @@ def checked(
     rules: Sequence[Rule] | None = None,
     step: Callable[[], None] = lambda: None,
     tell: Progress = lambda _phase, _done, _total: None,
+    on_open: Callable[[ModelFile], None] = lambda _file: None,
 ) -> tuple[Subject, AuditReport]:
     """Audit a model that stays open as long as ``stack``.
 
@@ -255,9 +189,12 @@ def checked(
     source = options.source
     opened = None if source is None else stack.enter_context(open_source(source))
     file = stack.enter_context(open_model(location))
+    on_open(file)
     local = opened is not None and opened.is_local and not _is_remote(file)
     subject = open_subject(file, opened, full=options.full or local)
     subject = replace(subject, on_progress=tell)
+    if options.manifest is not None:
+        subject = replace(subject, manifest=read_manifest(options.manifest))
     if options.run:
         subject = replace(subject, run=lambda: _run(location))
     findings, not_run = _check(subject, chosen, step)
@@ -339,7 +276,8 @@ def _report(
     options: AuditOptions,
     rules: Sequence[Rule],
 ) -> AuditReport:
-    ordered = sorted(found, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
+    graded = [_graded(f, options.severities) for f in found]
+    ordered = sorted(graded, key=lambda f: (SEVERITIES.index(f.severity), f.rule))
     findings, ignored = split_ignored(ordered, options.accepted, subject.file.path)
     # A rule that stopped half-way after it found something did run.
     silent = {n.rule for n in not_run} - {f.rule for f in found}
@@ -352,7 +290,33 @@ def _report(
         ignored=tuple(ignored),
         not_run=tuple(not_run),
         summary=_summary(findings, len(ignored), len(subject.sites), ran),
+        provenance=_provenance(subject.file),
     )
+
+
+def _graded(finding: Finding, severities: Mapping[str, Severity]) -> Finding:
+    """A finding with the severity that the longest beginning of its rule's id stands for."""
+    fitting = [prefix for prefix in severities if finding.rule.startswith(prefix)]
+    if not fitting:
+        return finding
+    return replace(finding, severity=severities[max(fitting, key=len)])
+
+
+def _provenance(file: ModelFile) -> Provenance:
+    said = file.metadata.string
+    number = file.metadata.integer("general.file_type")
+    base = "general.base_model.0"
+    return Provenance(
+        n_bytes=sum(shard.size for shard in file.shards),
+        file_type=_FILE_TYPES.get(number) if number is not None else None,
+        quantized_by=said("general.quantized_by"),
+        size_label=said("general.size_label"),
+        base_model=said(f"{base}.repo_url") or said(f"{base}.name"),
+        has_imatrix="quantize.imatrix.file" in file.metadata,
+    )
+
+
+_FILE_TYPES = {t.value: t.name.removeprefix("MOSTLY_").removeprefix("ALL_") for t in LlamaFileType}
 
 
 def _summary(

@@ -9,9 +9,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.audit.manifest import make_manifest
 from ggufnorm.analysis.audit.matching import Matches, match_norms
 from ggufnorm.analysis.audit.source.tensors import Progress, Tensors, compare_tensors
 from ggufnorm.core.capture import Capture
+from ggufnorm.core.manifest import Manifest
 from ggufnorm.core.model import NormSite, Skipped, WeightStatistics
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.conversion import expected_offsets
@@ -37,6 +39,7 @@ class Subject:
         full: whether all tensors may be read.
         run: runs the model once (:func:`ggufnorm.analysis.audit.capture.capture`); None if that
             was not asked for.
+        manifest: what the file should hold; None if it was not given.
         on_progress: is told how far a long comparison is.
     """
 
@@ -48,6 +51,7 @@ class Subject:
     source: Source | None = None
     full: bool = False
     run: Callable[[], Capture] | None = None
+    manifest: Manifest | None = None
     on_progress: Progress = lambda _phase, _done, _total: None
 
     @property
@@ -91,6 +95,15 @@ class Subject:
             return self.run()
         except GgufnormError as error:
             return error
+
+    @cached_property
+    def digests(self) -> Manifest:
+        """What the file holds.
+
+        Raises:
+            InputError: its bytes cannot be had.
+        """
+        return make_manifest(self.file, self.on_progress)
 
     @cached_property
     def matches(self) -> Matches:

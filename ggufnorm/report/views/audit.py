@@ -20,7 +20,11 @@ from ggufnorm.report.view import (
     Topic,
     table,
 )
+from ggufnorm.report.views.audit_fleet import glance
 from ggufnorm.report.views.common import command, sentences, severity_status, skipped_section
+
+_MOST_MODELS = 50
+"""Models that are told of one by one; of more, those without a finding are counted."""
 
 _MOST_FINDINGS = 8
 """Findings of one rule that are listed before they are counted."""
@@ -32,7 +36,19 @@ def audit_view(report: AuditReport) -> tuple[Report, ...]:
 
 
 def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
-    """A line for each model and what holds for all of them, then each model."""
+    """A line for each model and what holds for all of them, then each model.
+
+    Of many models those with findings alone are told of one by one.
+    """
+    return _set_view(result, _MOST_MODELS)
+
+
+def audit_set_tables(result: AuditSet) -> tuple[Report, ...]:
+    """The same, of all models."""
+    return _set_view(result, len(result.models))
+
+
+def _set_view(result: AuditSet, most: int) -> tuple[Report, ...]:
     models = result.models
     common = [
         n
@@ -40,13 +56,19 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
         if all(n in report.not_run for report in models)
     ]
     found = {_status(model) for model in models}
+    told = models if len(models) <= most else tuple(m for m in models if _is_bad(m))
+    untold = len(models) - len(told)
     worst: Status = next((s for s in _STATUSES if s in found), "ok")
     summary = Report(
         "Summary",
         headline=_headline_of_all(result),
         status="error" if result.failed else worst,
-        verdict=tuple(Sentence(_outcome(m), _status(m)) for m in models),
+        verdict=(
+            *(Sentence(_outcome(m), _status(m)) for m in told[:most]),
+            *sentences(*_left_out(len(told) - most, untold)),
+        ),
         sections=(
+            *glance(models),
             _not_run(common, "in any of the models"),
             skipped_section(result.failed),
             Section(
@@ -55,7 +77,19 @@ def audit_set_view(result: AuditSet) -> tuple[Report, ...]:
             ),
         ),
     )
-    return (summary, *(_report(model, common) for model in models))
+    return (summary, *(_report(model, common) for model in told[:most]))
+
+
+def _is_bad(report: AuditReport) -> bool:
+    return _status(report) != "ok"
+
+
+def _left_out(more: int, untold: int) -> Iterator[str]:
+    """Models of a large set that are only counted."""
+    if more > 0:
+        yield f"{counted(more, 'more model')} with findings: CSV, JSON Lines and Parquet have all"
+    if untold:
+        yield f"{counted(untold, 'model')} without an error or a warning"
 
 
 def _headline_of_all(result: AuditSet) -> str:

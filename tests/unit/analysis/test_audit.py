@@ -17,12 +17,14 @@ from click.testing import CliRunner, Result
 from sarif_pydantic import Sarif
 
 import ggufnorm
-from ggufnorm.analysis.audit import run as auditing
+from ggufnorm.analysis.audit.fleet import run as fleet
+from ggufnorm.analysis.audit.fleet import work
+from ggufnorm.analysis.audit.fleet.run import audit_all
 from ggufnorm.analysis.audit.ignores import Ignore, read_ignores
 from ggufnorm.analysis.audit.pages import all_pages, write_pages
 from ggufnorm.analysis.audit.registry import SECTIONS, Rule
 from ggufnorm.analysis.audit.rules import BY_ID, FAMILIES, RULES
-from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress, audit_all
+from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress
 from ggufnorm.cli.audit import command
 from ggufnorm.cli.main import cli
 from ggufnorm.core.audit import AuditReport, AuditSet, AuditSummary, Finding
@@ -256,7 +258,7 @@ def test_an_interrupt_leaves_a_report_of_what_was_checked(
     names = [f"m{i}.gguf" for i in range(4)]
     for i, name in enumerate(names):
         write(here / name, build("llama", seed=i))
-    inner = auditing._audit
+    inner = work.audit_opened
 
     def interrupted_at(name: str) -> None:
         def audit(location: str, *rest: Any) -> AuditReport:
@@ -264,7 +266,7 @@ def test_an_interrupt_leaves_a_report_of_what_was_checked(
                 raise KeyboardInterrupt
             return inner(location, *rest)
 
-        monkeypatch.setattr(auditing, "_audit", audit)
+        monkeypatch.setattr(work, "audit_opened", audit)
 
     interrupted_at("m2.gguf")
     result = run(*names, "--format", "json", "--select", "N")
@@ -292,7 +294,7 @@ def test_who_is_still_at_work_ends_after_its_rule(here: Path) -> None:
     assert isinstance(next(reports), InputError)
     threading.Timer(0.2, go.set).start()
     reports.close()
-    assert len(steps) <= auditing._WORKERS
+    assert len(steps) <= fleet._FEW
 
 
 def test_folders_and_patterns_stand_for_the_models_in_them(here: Path) -> None:
@@ -330,7 +332,7 @@ def test_the_document_keeps_its_names_and_can_be_read_back(bad: Path) -> None:
     found = json.loads(run(bad, "--format", "json").stdout)
     assert (found.pop("schema"), found.pop("version")) == ("ggufnorm/audit", 1)
     assert set(found) == {
-        "path", "architecture", "name", "findings", "ignored", "not_run", "summary"
+        "path", "architecture", "name", "findings", "ignored", "not_run", "summary", "provenance"
     }  # fmt: skip
     assert set(found["findings"][0]) == {
         "rule", "severity", "tensor", "layer", "message", "evidence", "mend"
@@ -442,7 +444,7 @@ def test_every_rule_is_documented(rule: Rule) -> None:
     assert tuple(rule.sections) == SECTIONS
     assert all(rule.sections.values())
     assert rule.summary.endswith(".")
-    assert re.fullmatch(r"[NEHSTKVIC]\d{3}", rule.id)
+    assert re.fullmatch(r"[NEHSTKMVIC]\d{3}", rule.id)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
 
 

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("httpx2")
 
-from ggufnorm.analysis.audit.run import AuditOptions, audit_all
+from ggufnorm.analysis.audit.fleet.run import audit_all
+from ggufnorm.analysis.audit.run import AuditOptions
 from ggufnorm.core.audit import AuditReport
 from ggufnorm.errors import InputError
 from ggufnorm.formats import remote
@@ -182,7 +183,7 @@ def test_what_the_hub_says_is_bounded(
 ) -> None:
     from ggufnorm.formats import hub as module
 
-    monkeypatch.setattr(module, "Connection", lambda: Connection(HASTY))
+    monkeypatch.setattr(module, "current_connection", lambda: Connection(HASTY))
 
     def respond(handler: servers.Handler, request: servers.Request) -> None:
         handler.send_response(200)

@@ -9,6 +9,7 @@ from ggufnorm.analysis.audit.rules import (
     hyperparameters,
     imatrix,
     keys,
+    manifest,
     norms,
     source,
     tensors,
@@ -29,6 +30,7 @@ FAMILIES: dict[str, str] = {
     "S": "The file beside its source (`--source`)",
     "T": "All tensors beside their source (`--source`)",
     "K": "Keys beside the source's configs (`--source`)",
+    "M": "The file beside a manifest (`--manifest`)",
     "V": "Vision encoders",
     "I": "Importance matrices",
     "C": "What llama.cpp really computes (`--run`)",
@@ -37,7 +39,7 @@ FAMILIES: dict[str, str] = {
 
 RULES: tuple[Rule, ...] = (
     *norms.RULES, *epsilon.RULES, *hyperparameters.RULES, *source.RULES, *tensors.RULES,
-    *keys.RULES, *vision.RULES, *imatrix.RULES, *capture.RULES,
+    *keys.RULES, *manifest.RULES, *vision.RULES, *imatrix.RULES, *capture.RULES,
 )  # fmt: skip
 
 
