@@ -1,6 +1,6 @@
 """How much watching costs: lockstep runs against plain decodes, in one process and one run.
 
-    python -m benchmarks.bench_drift [--layers 16] [--width 1536] [--ff 4096] [--chunks 4]
+    python -m benchmarks.bench_drift [--layers 16] [--width 1536] [--ff 4096] [--vocab 16384]
 
 Writes a Llama of about half a billion random weights (F16, and its Q4_K_M) into a temporary
 folder, then times, on the same tokens:
@@ -46,7 +46,9 @@ from ggufnorm.runs.watch import Watch, nodes_of
 N_CTX, N_VOCAB = 512, 16384
 
 
-def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) -> int:
+def write_model(
+    path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096, n_vocab: int = N_VOCAB
+) -> int:
     """Write a random F16 Llama and return its number of weights."""
     rng = np.random.default_rng(0)
     head_dim, n_head, n_head_kv = 128, n_embd // 128, n_embd // 256
@@ -59,7 +61,7 @@ def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) 
     w.add_head_count_kv(n_head_kv)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_dimension_count(head_dim)
-    w.add_vocab_size(N_VOCAB)
+    w.add_vocab_size(n_vocab)
     w.add_tokenizer_model("none")
     n_weights = 0
 
@@ -74,7 +76,7 @@ def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) 
     def norm(name: str) -> None:
         w.add_tensor(name, np.exp(rng.normal(0, 0.2, n_embd)).astype(np.float32))
 
-    matrix("token_embd.weight", N_VOCAB, n_embd)
+    matrix("token_embd.weight", n_vocab, n_embd)
     for i in range(n_layer):
         b = f"blk.{i}."
         norm(b + "attn_norm.weight")
@@ -102,6 +104,7 @@ class BenchJob:
     quant: str
     chunks: int
     threads: int
+    n_vocab: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
     """In the child: time plain decodes and lockstep runs of the same chunks."""
     options = EngineOptions(n_ctx=N_CTX, n_threads=job.threads)
     rng = np.random.default_rng(1)
-    chunks = rng.integers(0, N_VOCAB, (job.chunks, N_CTX)).astype(np.int32)
+    chunks = rng.integers(0, job.n_vocab, (job.chunks, N_CTX)).astype(np.int32)
     with ExitStack() as stack:
         files = {
             REFERENCE: stack.enter_context(GGUFFile(job.reference)),
@@ -202,18 +205,19 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--ff", type=int, default=4096)
+    parser.add_argument("--vocab", type=int, default=N_VOCAB)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ggufnorm-bench-") as name:
         reference, quant = Path(name) / "f16.gguf", Path(name) / "q4.gguf"
-        n = write_model(reference, args.layers, args.width, args.ff)
+        n = write_model(reference, args.layers, args.width, args.ff, args.vocab)
         quantize(reference, quant, "Q4_K_M")
         size = (reference.stat().st_size + quant.stat().st_size) / 1e6
         # The child imports the task by its module's name, which is not __main__ there.
         from benchmarks import bench_drift as here
 
-        job = here.BenchJob(str(reference), str(quant), args.chunks, args.threads)
+        job = here.BenchJob(str(reference), str(quant), args.chunks, args.threads, args.vocab)
         found = worker.call(here.measure, job)
     print(
         f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {found.n_hooks} hook points\n"
