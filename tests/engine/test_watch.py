@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -10,8 +11,9 @@ from click.testing import CliRunner
 import ggufnorm
 from ggufnorm.cli.main import cli
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.engines.llama import runner
 from ggufnorm.engines.llama.quantize import quantize
-from tests import models
+from tests import in_process, models
 
 ARCHITECTURES = ["gpt2", "gemma3", "deepseek2", "rwkv7", "t5"]
 
@@ -84,3 +86,22 @@ def test_an_answer_says_what_it_does_not_rest_on(sample: Path, sample_q4: Path) 
     assert "--max-local needs the own errors" in crossed.output
     nobody = CliRunner().invoke(cli, [*given, "nobody"])
     assert nobody.exit_code == 2
+
+
+def test_a_large_vocabulary_is_scored_in_parts(sample: Path, sample_q4: Path) -> None:
+    options = {"n_ctx": 256, "chunks": 1, "n_threads": 1}
+    with in_process.engine():
+        whole = ggufnorm.drift(sample, sample_q4, **options)  # type: ignore[arg-type]
+        with mock.patch.object(runner, "_MOST_LOGITS", 64 * 2048):
+            parts = ggufnorm.drift(sample, sample_q4, **options)  # type: ignore[arg-type]
+    assert parts.logits == whole.logits
+    by_node = {o.node: o.local.rel_l2 for o in whole.operations}
+    assert {o.node: o.local.rel_l2 for o in parts.operations} == pytest.approx(by_node, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n_vocab", "expected"),
+    [(256, 32_000, 256), (192, 262_144, 192), (256, 262_144, 128), (512, 262_144, 192), (1, 9, 1)],
+)
+def test_batches_are_cut_where_attention_cuts(wanted: int, n_vocab: int, expected: int) -> None:
+    assert runner.most_outputs(wanted, n_vocab) == expected
