@@ -78,7 +78,7 @@ _GGUF_ONLY = (
     help="Run QUANT once more, pinned to REF's values, to tell each operation's own error.",
 )  # fmt: skip
 @click.option(
-    "--recompute-rows", type=click.IntRange(min=1), default=32, show_default=True, metavar="N",
+    "--recompute-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
     help="Tokens of each batch for which norms are recomputed in NumPy where values lie on a GPU;"
     " on the CPU it is all of them.",
 )  # fmt: skip

@@ -40,7 +40,7 @@ def drift(
     floor: bool = False,
     watch: Watch = "all",
     local: bool = True,
-    recompute_rows: int = 32,
+    recompute_rows: int = 8,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     budget: float | None = None,
