@@ -26,7 +26,7 @@ ARCHITECTURES = ["llama", "gpt2", "qwen3moe", "gemma3", "deepseek2", "stablelm",
 
 def run(ref: Path, quant: Path, *, elsewhere: bool, **options: Any) -> DriftReport:
     is_here = mock.patch.object(LlamaActivation, "is_here", property(lambda _v: not elsewhere))
-    options = {"n_ctx": 32, "chunks": 2, "n_threads": 1, **options}
+    options = {"n_ctx": 32, "chunks": 2, "n_threads": 1, "recompute_rows": 32, **options}
     with in_process.engine(), is_here:
         return ggufnorm.drift(ref, quant, **options)
 
