@@ -66,6 +66,7 @@ $(READY): pyproject.toml
 	  { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing; compiling llama.cpp takes some minutes the first time."
 	$(BIN)/python $(PIP) --editable '.[dev]'
+	@$(BIN)/python -m tests.rpc_plugin || echo "The tests of --rpc will be skipped: see above." >&2
 	@touch $@
 
 # Bytecode is compiled when a module is first imported: most are not.

@@ -12,7 +12,7 @@ import click
 
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
-from ggufnorm.errors import InputError
+from ggufnorm.errors import InputError, NoQuantizerError
 from ggufnorm.formats.output import replacing, reported, temporary_folder
 
 FAULTY = "blk.2.ffn_down.weight"
@@ -33,14 +33,12 @@ FAULTY = "blk.2.ffn_down.weight"
 def command(chunks: int, keep: Path | None) -> int:
     """Quantize the bundled model, show its drift, then damage a tensor and locate it."""
     from ggufnorm.analysis.drift.run import drift
-    from ggufnorm.engines.llama.quantize import quantize
     from ggufnorm.samples import sample_model
 
     model = sample_model()
     with _folder(keep, model) as folder:
-        quant, faulty = folder / "sotu-Q4_K_M.gguf", folder / "sotu-Q4_K_M-damaged.gguf"
-        click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
-        quantize(model, quant, "Q4_K_M")
+        quant = _quantized(model, folder)
+        faulty = quant.with_name(f"{quant.stem}-damaged.gguf")
         with progress_bar("drift") as show:
             emit(drift(model, quant, chunks=chunks, on_progress=show), "text", None)
 
@@ -59,6 +57,22 @@ def command(chunks: int, keep: Path | None) -> int:
         return 1
     click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
     return 0
+
+
+def _quantized(model: Path, folder: Path) -> Path:
+    """The model as llama-quantize makes it, or where a build has no quantizer as ggml does."""
+    from ggufnorm.engines.llama.quantize import quantize
+    from ggufnorm.formats.pure import quantize_purely
+
+    quant = folder / "sotu-Q4_K_M.gguf"
+    click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
+    try:
+        quantize(model, quant, "Q4_K_M")
+    except NoQuantizerError as error:
+        click.echo(f"{error}. Making all matrices Q4_0 instead …", err=True)
+        quant = folder / "sotu-Q4_0.gguf"
+        quantize_purely(model, quant, "Q4_0")
+    return quant
 
 
 @contextmanager

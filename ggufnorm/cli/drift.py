@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggufnorm.cli.devices import layers_option
 from ggufnorm.cli.models import all_models, model_arguments
 from ggufnorm.cli.options import (
     LLAMA_ONLY,
@@ -35,6 +36,9 @@ from ggufnorm.cli.output import (
     require_outputs,
 )
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
+from ggufnorm.errors import ConfigError
 from ggufnorm.formats.forms import parse
 
 if TYPE_CHECKING:
@@ -44,7 +48,7 @@ _ONNX_ONLY = ("inputs", "max_rel")
 _GGUF_ONLY = (
     *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "watch", "local",
     "recompute_rows", "resume", "budget",
-    "no_memory_check", "max_kld", "min_top1",
+    "no_memory_check", "max_kld", "min_top1", "issue",
 )  # fmt: skip
 
 
@@ -58,10 +62,7 @@ _GGUF_ONLY = (
     help="Run the reference in this build of llama.cpp, and the model under test in that of"
     " --llama-cpp: two processes, in lockstep.",
 )  # fmt: skip
-@click.option(
-    "--ref-gpu-layers", type=click.IntRange(min=0), metavar="N",
-    help="Layers of the reference to offload to the GPU.  [default: those of -ngl]",
-)  # fmt: skip
+@layers_option("ref-")
 @click.option(
     "--floor",
     is_flag=True,
@@ -102,6 +103,11 @@ _GGUF_ONLY = (
     "--max-rel", type=click.FloatRange(min=0),
     help="Exit 1 if the relative L2 error of an ONNX model's output exceeds this.",
 )  # fmt: skip
+@click.option(
+    "--issue", type=click.Path(dir_okay=False, path_type=Path),
+    help="Of one file in two engines: write what can be pasted into an issue of llama.cpp, without"
+    " paths, names and text.",
+)  # fmt: skip
 @output_options(*FORMATS)
 @click.pass_context
 def command(
@@ -113,13 +119,13 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     floor: bool,
     watch: Watch,
     local: bool,
     recompute_rows: int,
     ref_llama_cpp: str | None,
-    ref_gpu_layers: int | None,
+    ref_gpu_layers: GpuLayers | None,
     images: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
@@ -129,6 +135,7 @@ def command(
     min_top1: float | None,
     inputs: Path | None,
     max_rel: float | None,
+    issue: Path | None,
     fmt: str | None,
     output: Path | None,
     **sides: Any,
@@ -145,7 +152,7 @@ def command(
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, reading=[ref, quant, text_file, inputs, *images])
+    require_outputs(output, resume, issue, reading=[ref, quant, text_file, inputs, *images])
     from ggufnorm import api
 
     if parse(ref).engine == "onnxruntime":
@@ -191,8 +198,27 @@ def command(
             on_progress=show,
         )
     emit(report, fmt, output)
+    if issue is not None:
+        _write_issue(report, issue)
     ended = tell_cut(report.run.cut)
     return ended or tell_crossed(crossed_thresholds(report, max_kld, min_top1, max_local))
+
+
+def _write_issue(report: DriftReport, target: Path) -> None:
+    """Write what an issue of llama.cpp needs.
+
+    Raises:
+        ConfigError: the report is not of one file in two engines.
+    """
+    from ggufnorm.formats.output import write_text
+    from ggufnorm.report.views.kernels import issue_text
+
+    if not report.kernels:
+        raise ConfigError(
+            "--issue goes with one file in two engines (other builds, devices or kernels): nothing"
+            f" was written to {target}"
+        )
+    write_text(issue_text(report), target)
 
 
 def _drift_onnx(

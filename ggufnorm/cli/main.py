@@ -34,6 +34,7 @@ _COMMANDS = {
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled model.",
     "engine": "Fetch builds of llama.cpp that need no compiler.",
+    "rpc-server": "Lend this machine to --rpc of another one.",
     "doctor": "Show which packages are installed and work, for bug reports.",
     "completion": "Print the completion script for a shell.",
 }
@@ -56,7 +57,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
+        module = importlib.import_module(f"ggufnorm.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 

@@ -226,8 +226,8 @@ class Activation(Protocol):
     def rows(self, stride: int = 1) -> Rows:
         """Its rows, of every ``stride``-th token (:func:`ggufnorm.core.trace.every`)."""
 
-    def replace(self, other: Activation) -> None:
-        """Go on with another replica's value; a value that has gaps in memory stays."""
+    def replace(self, values: Array) -> None:
+        """Go on with other values; on a device, a value that has gaps in memory stays."""
 
 
 OnActivation = Callable[[int, Activation], bool]

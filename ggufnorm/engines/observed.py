@@ -20,7 +20,6 @@ from ggufnorm.core.observed import ObservedNorm, ObservedRun
 from ggufnorm.core.rows import Rows
 from ggufnorm.core.trace import NetworkFacts
 from ggufnorm.engines.base import (
-    Activation,
     Array,
     Batch,
     Capabilities,
@@ -55,7 +54,7 @@ class ObservedActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
-    def replace(self, other: Activation) -> None:
+    def replace(self, values: Array) -> None:
         """The run is over: nothing goes on."""
 
 

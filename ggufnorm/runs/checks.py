@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
 
 from ggufnorm.core.trace import NetworkFacts
-from ggufnorm.engines.llama.session import MAX_BATCH
+from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import MemoryLimitError, MismatchError
 from ggufnorm.formats.model_file import ModelFile
 
@@ -36,26 +37,50 @@ def require_extent(n_ctx: int, chunks: int | None, budget: float | None = None) 
         raise ValueError(f"budget must be a number of seconds above 0, not {budget}")
 
 
-def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
-    """Refuse to load what does not fit into the memory that is free.
+@dataclass(frozen=True)
+class Costs:
+    """What one context of a model takes, in bytes.
 
-    Counted are the files, and per replica the cache of keys and values (F16), the logits of
-    half a chunk, and the activations of one batch.
-
-    Raises:
-        MemoryLimitError: it does not fit.
+    Attributes:
+        n_layers: of the model.
+        cache_of_layer: keys and values of a layer, in F16.
+        activations: of one batch.
+        logits: of half a chunk.
     """
-    m, arch = files[0].metadata, files[0].architecture
-    n_layer = m.integer(f"{arch}.block_count") or 0
+
+    n_layers: int
+    cache_of_layer: int
+    activations: int
+    logits: int
+
+
+def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
+    """Estimated from the metadata."""
+    m, arch = file.metadata, file.architecture
     n_embd = m.integer(f"{arch}.embedding_length") or 0
     n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
     tokens = m.get("tokenizer.ggml.tokens")
     n_vocab = len(tokens) if isinstance(tokens, list) else 0
-    batch = min(n_ctx, MAX_BATCH)
-    cache = 2 * 2 * n_layer * n_embd * n_ctx
-    activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
+    batch = min(options.n_ctx, options.n_ubatch)
+    return Costs(
+        n_layers=m.integer(f"{arch}.block_count") or 0,
+        cache_of_layer=2 * 2 * n_embd * options.n_ctx,
+        activations=4 * batch * (8 * n_embd + 3 * n_ff + n_vocab),
+        logits=4 * options.n_ctx // 2 * n_vocab,
+    )
+
+
+def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
+    """Refuse to load into the computer's memory what does not fit into what is free.
+
+    Counted are the files and :class:`Costs` of each replica.
+
+    Raises:
+        MemoryLimitError: it does not fit.
+    """
+    c = costs_of(files[0], EngineOptions(n_ctx, 1))
     need = sum(f.size for f in files)
-    need += n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
+    need += n_replicas * (c.n_layers * c.cache_of_layer + c.activations + c.logits)
     free = psutil.virtual_memory().available
     if need > free:
         raise MemoryLimitError(

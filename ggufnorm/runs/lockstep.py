@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, Runner
+from ggufnorm.engines.llama.runner import pin
 
 OnHook = Callable[[HookPoint, Batch, Sequence[Activation]], None]
 """Sees the values of all replicas at a hook point.
@@ -187,7 +188,7 @@ class _Turns:
         self.on_hook(hook, self.batch, values)
         for replica, value in zip(self.replicas, values, strict=True):
             if replica.pinned and hook.pin:
-                value.replace(values[0])
+                pin(value, values[0])
 
 
 def match_hooks(graphs: Sequence[Graph]) -> Match:

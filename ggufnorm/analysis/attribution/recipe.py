@@ -12,11 +12,12 @@ from pathlib import Path
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
 from ggufnorm.analysis.inspection import model_facts
-from ggufnorm.core.plain import to_plain
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
+from ggufnorm.engines.llama.devices import as_words
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import InputError
 from ggufnorm.formats.imatrix import read_imatrix
@@ -25,10 +26,13 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.output import replacing, require_writable, temporary_folder, work_folder
 from ggufnorm.runs.checks import check_same_network
 from ggufnorm.runs.corpus import make_corpus
+from ggufnorm.runs.devices import known_engine
 from ggufnorm.runs.execute import execute
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.journal import Journal
-from ggufnorm.runs.loop import ONCE, Policy, digest
+from ggufnorm.runs.loop import ONCE, Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -57,7 +61,7 @@ def recipe(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
@@ -134,7 +138,8 @@ def recipe(
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
         if imatrix == AUTO:
-            engine = options.engine(n_ctx, n_threads, n_gpu_layers)
+            side = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
+            (engine,) = settle((side,), check_memory=check_memory)
             computed = save_imatrix or folder / "imatrix.gguf"
             policy = ONCE if resume is None else Policy(f"{os.fspath(resume)}.imatrix")
             _collect(reference, computed, text, text_name, chunks, engine, policy, on_progress)
@@ -145,13 +150,17 @@ def recipe(
         importance = read_imatrix(matrix) if matrix else None
         if max_growth is not None:
             max_bytes = int(under_test.size * (1 + max_growth))
-        decisive = digest(
+        known = known_engine(options.engine(n_ctx, n_threads, n_gpu_layers))
+        job = identify(
+            build=known.build,
+            devices=[as_words(device) for device in known.devices if device.kind != "CPU"],
             version=__version__,
-            files=[to_plain(model_facts(file)) for file in (reference, under_test)],
+            files=[model_facts(file) for file in (reference, under_test)],
             text=text,
             importance=importance,
             types=tensor_types,
-            run=[n_ctx, chunks, n_threads, n_gpu_layers, to_plain(options), budget],
+            run=[n_ctx, chunks, n_threads, n_gpu_layers, budget],
+            options=options,
             wanted=[max_bytes, target_kld],
         )
         work = Work(
@@ -164,7 +173,7 @@ def recipe(
             importance=importance,
             n_threads=n_threads,
             on_progress=on_progress,
-            journal=Journal(None if resume is None else os.fspath(resume), decisive, on_progress),
+            journal=Journal(None if resume is None else os.fspath(resume), job, on_progress),
         )
         named = save_imatrix or imatrix
         imatrix_name = None if named is None else os.fspath(named)

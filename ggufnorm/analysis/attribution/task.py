@@ -38,6 +38,7 @@ from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.lockstep import Replica
 from ggufnorm.runs.loop import INTERRUPTED, Loop
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.patches import PatchValues
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
@@ -73,14 +74,6 @@ class _Attribution:
             for model, file in zip(self.models, self.files, strict=True)
         ]
         self.measured = Divergences()
-        self.loop = Loop(
-            channel,
-            job.policy,
-            job.digest(self.runners[REFERENCE].info),
-            {"divergences": self.measured},
-            self.n_ctx,
-            quiet=True,
-        )
         self.done = self.total = 0
         """Decodes of this run."""
         self.cut: str | None = None
@@ -103,6 +96,14 @@ class _Attribution:
                 f"{self.files[REFERENCE].path} makes no next-token predictions:"
                 " there is no KL divergence to attribute (try drift)"
             )
+        self.loop = Loop(
+            self.channel,
+            self.job.policy,
+            self.job.identity(*(runner.info for runner in self.runners)),
+            {"divergences": self.measured},
+            self.n_ctx,
+            quiet=True,
+        )
         replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
         self.session = Session(replicas, (), self.tokens, self.n_ctx)
         self.sites = self._sites()
@@ -149,6 +150,7 @@ class _Attribution:
             begun = time.monotonic()
             runner.plan(first)  # the first time llama.cpp also warms up
             seconds = max(seconds, time.monotonic() - begun)
+        warn_of_placement(self.runners[PINNED].info, self.channel.emit)
         return seconds
 
     # -- what there is to patch ---------------------------------------------------------

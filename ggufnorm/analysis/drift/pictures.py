@@ -20,6 +20,7 @@ from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, Ope
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.images import read_picture
 from ggufnorm.engines.llama.encoder import EncoderRunner
 from ggufnorm.engines.llama.session import EngineOptions
@@ -29,12 +30,14 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.checks import require_memory
 from ggufnorm.runs.execute import execute
+from ggufnorm.runs.identity import Identity, identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.runs.probes.drift import FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session
 from ggufnorm.samples import default_picture
+from ggufnorm.version import __version__
 
 _NO_TOKENS = np.empty(0, np.int32)
 _OPTIONS = EngineOptions(n_ctx=0, n_threads=0)
@@ -52,9 +55,9 @@ class PictureJob:
     n_threads: int | None
     policy: Policy
 
-    def digest(self) -> str:
-        """Of all but the policy."""
-        return digest(**to_plain(self, leave_out=("policy",)))
+    def identity(self, *engines: EngineInfo) -> Identity:
+        """All but the policy, and the engines that run it."""
+        return identify(*engines, version=__version__, **to_plain(self, leave_out=("policy",)))
 
 
 def drift_pictures(
@@ -118,7 +121,8 @@ def run_pictures(job: PictureJob, channel: Channel) -> DriftReport:
         sums: DriftSums | None = None
         with ExitStack() as loaded:
             session, sums = _session(job, 0, files, loaded, None)
-            loop = Loop(channel, job.policy, job.digest(), {"drift": sums}, len(job.pictures))
+            identity = job.identity(*(r.info for r in session.runners[: FREE + 1]))
+            loop = Loop(channel, job.policy, identity, {"drift": sums}, len(job.pictures))
             for i in loop.units(len(job.pictures)):
                 if i:
                     loaded.close()

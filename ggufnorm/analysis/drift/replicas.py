@@ -14,12 +14,15 @@ from ggufnorm.engines.llama.library import choose_build
 from ggufnorm.engines.llama.remote import RemoteRunner
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.placement import held_as
 
 Pair = tuple[EngineOptions, EngineOptions]
 Files = tuple[ModelFile, ModelFile]
+Loaded = LlamaRunner | RemoteRunner
+"""A model in this process, or in another build's."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Replicas:
         tokens: of the text.
     """
 
-    runners: Sequence[Runner]
+    runners: Sequence[Loaded]
     tokens: Tokens
 
 
@@ -71,7 +74,7 @@ def load_together(
         say(Progress("loading the model under test"))
         quant = stack.enter_context(LlamaModel(files[1].path, options[1]))
     models = (reference, quant)
-    runners = [
+    runners: list[Loaded] = [
         stack.enter_context(LlamaRunner(models[side], options[side], files[side]))
         for side in (0, 1, *([1] if wanted.pinned else []), *([0] if wanted.floor else []))
     ]
@@ -80,7 +83,7 @@ def load_together(
 
 def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
     """Whether both sides can share one copy of the weights."""
-    return (a.use_extra_bufts, a.n_gpu_layers) == (b.use_extra_bufts, b.n_gpu_layers)
+    return held_as(a) == held_as(b)
 
 
 def load_apart(
@@ -92,7 +95,13 @@ def load_apart(
 
     Raises:
         InputError: the builds cut the text into different tokens.
+        ConfigError: the other build is to run on servers that take one client.
     """
+    if options[1].rpc:
+        raise ConfigError(
+            "--rpc does not go with another build beside the reference's: it runs in two processes,"
+            " and a server takes one client (--ref-rpc puts the reference on servers)"
+        )
     choose_build(options[0].llama_cpp)
     say(Progress("loading the reference"))
     reference = stack.enter_context(LlamaModel(files[0].path, options[0]))

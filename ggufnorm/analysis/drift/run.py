@@ -9,16 +9,18 @@ from dataclasses import replace
 
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.engines.llama.library import CHOICE
 from ggufnorm.errors import InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.output import refuse_inputs
-from ggufnorm.runs.checks import check_same_network, require_extent, require_memory
+from ggufnorm.runs.checks import check_same_network, require_extent
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.runs.watch import WATCHES, Watch
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
@@ -34,7 +36,7 @@ def drift(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     options_ref: SideOptions = PLAIN,
     floor: bool = False,
@@ -119,8 +121,13 @@ def drift(
         facts = [model_facts(file) for file in (a, b)]
         if resume is not None:
             refuse_inputs(resume, [s.path for file in (a, b) for s in file.shards])
-        if check_memory:
-            require_memory([a] if a.path == b.path else [a, b], n_ctx, 2 + local + floor)
+        engine_ref, engine = settle(
+            (
+                Side(a, _named(options_ref).engine(n_ctx, n_threads, n_gpu_layers), 1 + floor),
+                Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 1 + local),
+            ),
+            check_memory=check_memory,
+        )
     from ggufnorm.analysis.drift.task import DriftJob, run_drift
 
     job = DriftJob(
@@ -129,8 +136,8 @@ def drift(
         quant=facts[1],
         corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
         chunks=chunks,
-        options_ref=_named(options_ref).engine(n_ctx, n_threads, n_gpu_layers),
-        options=_named(options).engine(n_ctx, n_threads, n_gpu_layers),
+        options_ref=engine_ref,
+        options=engine,
         floor=floor,
         watch=watch,
         local=local,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import (
     Array,
@@ -22,7 +23,7 @@ from ggufnorm.engines.base import (
     StatedNorm,
     Tokens,
 )
-from ggufnorm.engines.llama.binding import engine_version
+from ggufnorm.engines.llama.binding import build
 from ggufnorm.engines.llama.mtmd import Encoder, input_leaf
 from ggufnorm.engines.llama.runner import LlamaActivation
 from ggufnorm.engines.llama.stated import stated_norm
@@ -92,7 +93,9 @@ class EncoderRunner:
     @property
     def info(self) -> EngineInfo:
         """Which llama.cpp."""
-        return EngineInfo(engine_version(), _OPTIONS, self._n_threads, 0)
+        watch = self._watch
+        engine = Engine(build(), 0, watch.devices, weights=watch.weights)
+        return EngineInfo(build().name, _OPTIONS, self._n_threads, 0, engine)
 
     @property
     def capabilities(self) -> Capabilities:

@@ -18,7 +18,6 @@ import numpy as np
 from ggufnorm.core.plain import from_plain
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
-    Activation,
     Array,
     Batch,
     Capabilities,
@@ -88,9 +87,9 @@ class RemoteActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
-    def replace(self, other: Activation) -> None:
-        """Go on with another replica's value."""
-        self._memory.array(self.value.shape)[...] = other.value
+    def replace(self, values: Array) -> None:
+        """Go on with other values."""
+        self._memory.array(self.value.shape)[...] = values
         self.is_replaced = True
 
 
@@ -175,6 +174,10 @@ class RemoteRunner:
         self.graphs, self._facts = other.graphs, other._facts
         self._memory.grow(other._memory.size)
 
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise; see :meth:`ggufnorm.engines.llama.runner.LlamaRunner.vary`."""
+        self._call("vary", max_batch=max_batch, alone=alone)
+
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self._call("begin")
@@ -258,6 +261,10 @@ class _Server:
         self.memory.grow(n_bytes)
         return Planned(graphs, self.facts(), n_bytes)
 
+    def do_vary(self, max_batch: int, alone: bool) -> Any:
+        self.runner.vary(max_batch, alone=alone)
+        return {}
+
     def do_begin(self) -> Any:
         self.runner.begin_chunk()
         return {}
@@ -275,7 +282,7 @@ class _Server:
         if answer is None:
             os._exit(1)  # the parent is gone
         if answer["is_replaced"]:
-            value.write(shared)
+            value.replace(shared)
         return bool(answer["goes_on"])
 
     def do_logits(self, k: int, batch: Any, span: list[int]) -> Any:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import Engine, placement_of
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
     Activation,
@@ -39,11 +39,17 @@ from ggufnorm.engines.llama.binding import (
     shape_of,
     view_node,
     write_node,
+    write_with_gaps,
 )
+from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.llama.watch import GraphWatch
 from ggufnorm.formats.model_file import ModelFile
+
+Enter = Callable[[int, int], Array]
+"""What enters a range of layers: ``(batch of its chunk, number of the chunk's first token)``."""
 
 
 class LlamaActivation:
@@ -70,19 +76,12 @@ class LlamaActivation:
         """Whether it lies in memory that NumPy reads."""
         return is_host(self.address)
 
-    def replace(self, other: Activation) -> None:
-        """Go on with another replica's value, which stays on the device if both are on one."""
-        if not is_contiguous(self.address):
-            return
-        if isinstance(other, LlamaActivation) and not self.is_here:
-            copy_node(other.address, self.address)
-        else:
-            self.write(other.value)
-
-    def write(self, values: Array) -> None:
+    def replace(self, values: Array) -> None:
         """Go on with other values."""
         if is_contiguous(self.address):
             write_node(self.address, values)
+        else:
+            write_with_gaps(self.address, values)
 
     def of_tokens(self, first: int, n: int) -> Array:
         """A part of it: the values of some of its batch's tokens, by their numbers in it.
@@ -136,6 +135,8 @@ class LlamaRunner:
         tensors = frozenset(file.tensors)
         self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
         self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
+        self._max_batch = self.context.max_batch
+        self._enter: Enter | None = None
 
     def __enter__(self) -> LlamaRunner:
         self.context.__enter__()
@@ -153,7 +154,7 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        engine = Engine(build(), o.n_gpu_layers, self._watch.devices)
+        engine = engine_of(o, self._watch)
         return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
@@ -173,7 +174,28 @@ class LlamaRunner:
 
     def batches(self, tokens: Tokens, first: int) -> list[Batch]:
         """Cut a chunk into batches; see :func:`cut_chunk`."""
-        return cut_chunk(self.model, tokens, first, self.context.max_batch)
+        return cut_chunk(self.model, tokens, first, self._max_batch)
+
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise from now on.
+
+        Args:
+            max_batch: most tokens in one batch, up to what the context was made for.
+            alone: make every operation a hook point, so that none is fused with another.
+        """
+        self._max_batch = min(max_batch, self.context.max_batch)
+        self._watch.alone = alone
+
+    def restrict(self, layers: Layers, enter: Enter | None = None) -> None:
+        """Compute a range of layers alone, from the next plan on.
+
+        Args:
+            layers: the first and the last.
+            enter: what the range before ended with; None where the range is the first.
+        """
+        n_layers = self.file.metadata.integer(f"{self.file.architecture}.block_count") or 0
+        self._watch.layers = layers, n_layers
+        self._enter = enter
 
     def plan(self, chunk: Sequence[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""
@@ -199,9 +221,15 @@ class LlamaRunner:
         if not at and k == len(self.graphs):
             self._learn(batch)
             return
+        entry = self._watch.entry_of(self.graphs[k])
 
         def on_node(n: int, address: int) -> bool:
-            return on_activation(n, LlamaActivation(address, batch))
+            value = LlamaActivation(address, batch)
+            if at[n] == entry:
+                assert self._enter is not None
+                value.replace(self._enter(k, batch.chunk_start).reshape(value.value.shape))
+                value = LlamaActivation(address, batch)  # the other may have read what was there
+            return on_activation(n, value)
 
         decode = functools.partial(self.context.decode, batch)
         self._watch.forward(self.graphs[k], at, decode, on_node)
@@ -224,6 +252,11 @@ def _within(batch: Batch, positions: range) -> slice:
     return slice(start, start + positions.stop - positions.start, positions.step)
 
 
+def is_operand(value: Activation) -> bool:
+    """Whether a value is a node of this process's llama.cpp."""
+    return isinstance(value, LlamaActivation)
+
+
 def operand(value: Activation) -> LlamaActivation:
     """A value of llama.cpp's, of which more can be told.
 
@@ -235,6 +268,34 @@ def operand(value: Activation) -> LlamaActivation:
     return value
 
 
+def engine_of(options: EngineOptions, watch: GraphWatch) -> Engine:
+    """This process's llama.cpp with what it was told.
+
+    Args:
+        options: how it runs a model.
+        watch: which saw the graph.
+    """
+    offloads = options.n_gpu_layers or options.tensor_overrides
+    usable = used_devices(find_devices(), options) if offloads else []
+    return Engine(
+        build(), options.n_gpu_layers, watch.devices, tuple(map(as_words, usable)), watch.weights,
+        **vars(placement_of(options)),
+    )  # fmt: skip
+
+
+def pin(value: Activation, reference: Activation) -> None:
+    """Let a replica go on with the reference's value; on one device it does not leave it."""
+    if (
+        isinstance(value, LlamaActivation)
+        and isinstance(reference, LlamaActivation)
+        and not value.is_here
+        and is_contiguous(value.address)
+    ):
+        copy_node(reference.address, value.address)
+    else:
+        value.replace(reference.value)
+
+
 def side_facts(options: EngineOptions) -> SideFacts:
     """What a report says of one side's options."""
     return SideFacts(
@@ -243,6 +304,7 @@ def side_facts(options: EngineOptions) -> SideFacts:
         cache_type_v=options.cache_type_v,
         use_extra_bufts=options.use_extra_bufts,
         unfused_norms=options.unfused_norms,
+        n_ubatch=options.n_ubatch,
     )
 
 

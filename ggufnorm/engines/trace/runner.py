@@ -10,7 +10,6 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.core.tolerances import HALF_ROUNDING
 from ggufnorm.engines.base import (
-    Activation,
     Array,
     Batch,
     Capabilities,
@@ -42,7 +41,7 @@ class TraceActivation:
         """The rows of every ``stride``-th token, a multiple of the trace's own stride."""
         return self._trace.rows(*self._where, stride)
 
-    def replace(self, other: Activation) -> None:
+    def replace(self, values: Array) -> None:
         """A trace goes on as it was."""
 
 

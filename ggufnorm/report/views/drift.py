@@ -14,7 +14,6 @@ from ggufnorm.core.drift import (
     OperationDrift,
     TokenDrift,
 )
-from ggufnorm.core.engine import KernelError
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
 from ggufnorm.core.severity import FEW_POSITIONS
@@ -50,6 +49,7 @@ from ggufnorm.report.views.common import (
     sentences,
     skipped_section,
 )
+from ggufnorm.report.views.kernels import kernel_sections
 from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,
@@ -60,7 +60,7 @@ from ggufnorm.report.views.predictions import (
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
 _UNASKED = ("operations", "own errors")
-_PARTS = ("tokens", "tiles", "experts", *_UNASKED)
+_PARTS = ("tokens", "tiles", "experts", "layers", *_UNASKED)
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -78,7 +78,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             next_step=next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
-                *([_kernels(report)] if report.kernels else []),
+                *kernel_sections(report),
                 _norms(report),
                 largest_errors(report),
                 _experts(report),
@@ -224,39 +224,14 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
     threads = counted(run.n_threads, "thread") if run.n_threads else "all threads"
     where = f"{run.engine}, {threads}"
-    where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
+    if run.n_gpu_layers and run.engine_quant is None:  # of a document that does not say more
+        where += f", {counted(run.n_gpu_layers, 'GPU layer')}"
     unit = f"chunks of {run.n_ctx} tokens"
     if _of_pictures(report):
         unit = "picture" if run.n_chunks == 1 and not of else "pictures"
     yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
-
-
-# -- kernels ---------------------------------------------------------------------------
-
-_KERNELS: Columns[KernelError] = (
-    Column("Operation", lambda k: k.op, left=True),
-    Column("Type", lambda k: k.dtype or "–", left=True),
-    Column("Number", lambda k: numeric(k.n)),
-    Column("NMSE", lambda k: numeric(k.nmse, 2)),
-    Column("Allowed", lambda k: numeric(k.limit, 1)),
-    Column("Largest at", lambda k: k.worst, left=True),
-    Column("First beyond", lambda k: k.first or "–", left=True, priority=1),
-)
-
-
-def _kernels(report: DriftReport) -> Section:
-    return Section(
-        "Kernels: one file in two engines, each operation given the reference's input, beside what"
-        " llama.cpp's test-backend-ops allows",
-        table=table(
-            "kernels",
-            _KERNELS,
-            report.kernels,
-            status=lambda k: "error" if k.first else "neutral",
-        ),
-    )
 
 
 # -- norms -------------------------------------------------------------------------------

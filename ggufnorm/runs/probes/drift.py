@@ -13,7 +13,7 @@ from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
-from ggufnorm.engines.llama.runner import operand
+from ggufnorm.engines.llama.runner import is_operand, operand
 from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
@@ -117,7 +117,9 @@ class DriftSums(Probe):
             rows = [value.rows(self._stride) for value in sides]
             self._add(hook, *(map(_in_half, rows) if self._half else rows))
             if hook.op == _OF_EXPERTS and len(rows) > PINNED:
-                self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
+                # Routing is the reference's in both, and one of them is a node of this process's.
+                told = next(v for v in (values[REFERENCE], values[PINNED]) if is_operand(v))
+                self._add_experts(hook, told, rows[REFERENCE], rows[PINNED])
         if (plan := self._plan_of_input.get(hook.key)) is not None:
             for side in self._weights:
                 kept = self._recomputed.keep(plan, values[side])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggufnorm.core.check import INTERRUPTED, SUSPECTS, CheckReport, CheckStep
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import Progress
 from ggufnorm.errors import GGUFError, GgufnormError
 from ggufnorm.formats.files import read_text
@@ -34,7 +35,7 @@ def check(
     n_ctx: int = 512,
     chunks: int | None = 4,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     check_memory: bool = True,
     go_on: bool = False,

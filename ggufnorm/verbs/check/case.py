@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.hf import open_source
@@ -43,7 +44,7 @@ class RunOptions:
     n_ctx: int = 512
     chunks: int | None = 4
     n_threads: int | None = None
-    n_gpu_layers: int = 0
+    n_gpu_layers: GpuLayers | None = None
     side: SideOptions = PLAIN
     check_memory: bool = True
 

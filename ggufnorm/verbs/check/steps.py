@@ -14,7 +14,7 @@ from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import open_model
-from ggufnorm.runs.options import PLAIN
+from ggufnorm.runs.options import PLAIN, placed
 from ggufnorm.verbs.check import by_rules, by_runs
 from ggufnorm.verbs.check.case import Case, memory, missing_packages, seconds, threads
 from ggufnorm.verbs.check.suspects import Judgement
@@ -244,7 +244,9 @@ def _drift(case: Case, reference: str, on_progress: OnProgress, **sides: Any) ->
 
 
 def _cache(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
-    report = _drift(case, case.evidence.model, on_progress, options=case.options.side)
+    side, plain = case.options.side, placed(PLAIN, case.options.side)
+    model = case.evidence.model
+    report = _drift(case, model, on_progress, options=side, options_ref=plain)
     yield from by_runs.of_cache(report, _cache_command(case))
 
 
@@ -274,7 +276,10 @@ def _quantization(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
         if exchanged is not None:
             yield exchanged
             return
-        report = _drift(case, case.evidence.reference, on_progress)
+        plain = placed(PLAIN, case.options.side)
+        report = _drift(
+            case, case.evidence.reference, on_progress, options=plain, options_ref=plain
+        )
         yield from by_runs.of_drift(report, _quantization_command(case))
 
 
