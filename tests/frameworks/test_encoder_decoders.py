@@ -21,6 +21,7 @@ import pytest
 
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.core.frameworks import EngineComparison
+from ggufnorm.errors import InputError
 from ggufnorm.report.views.frameworks import frameworks_view
 from tests import encoder_decoders as made
 from tests import in_process
