@@ -57,7 +57,7 @@ docs: $(READY)
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)
-	@for b in header start remote fleet diff drift memory; do \
+	@for b in header start remote fleet diff drift attribute memory; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml

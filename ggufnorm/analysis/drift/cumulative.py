@@ -1,4 +1,4 @@
-"""What cumulative drift alone shows, where a trace stands for a model."""
+"""What cumulative drift alone shows: a trace stands for a model, or no replica was pinned."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.node_names import node_words
 from ggufnorm.core.tolerances import FLOAT32_ROUNDING
 
-_CUMULATIVE_ONLY = (
-    "Judged by cumulative drift alone: which operation adds how much, only a drift run tells."
-)
+_CUMULATIVE_ONLY = "Judged by cumulative drift alone: which operation adds how much, only"
 
 
 def judge_cumulative(
@@ -21,6 +19,7 @@ def judge_cumulative(
     operations: Sequence[OperationDrift],
     logits: LogitStatistics | None,
     rounding: float = FLOAT32_ROUNDING,
+    teller: str = "a drift run",
 ) -> tuple[Culprit | None, str]:
     """Say what can be said without local errors.
 
@@ -29,6 +28,7 @@ def judge_cumulative(
         operations: in graph order.
         logits: None for a model without predictions, or where they were not kept.
         rounding: relative L2 up to which drift says nothing.
+        teller: what would say more.
 
     Returns:
         The culprit: the first NaN or infinity, or else a norm that drifts although nothing
@@ -38,7 +38,7 @@ def judge_cumulative(
         return None, NO_DRIFT
     culprit = non_finite(operations) or _drift_from_nothing(norms, rounding)
     start = _passing(operations, rounding) if culprit is None else enters_at(culprit)
-    return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY}"
+    return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY} {teller} tells."
 
 
 def _drift_from_nothing(norms: Sequence[NormDrift], rounding: float) -> Culprit | None:

@@ -25,7 +25,7 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import parse_norm_name
 from ggufnorm.formats.read_keys import reads
 
-_BYTES = 1 << 26
+_BYTES = 1 << 22
 """Bytes of a tensor compared at a time."""
 _ELEMENTS = 1 << 20
 """Elements dequantized at a time."""

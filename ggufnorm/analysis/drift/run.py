@@ -21,6 +21,7 @@ from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.runs.placement import Side, settle
+from ggufnorm.runs.watch import WATCHES, Watch
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -40,6 +41,9 @@ def drift(
     options: SideOptions = PLAIN,
     options_ref: SideOptions = PLAIN,
     floor: bool = False,
+    watch: Watch = "all",
+    local: bool = True,
+    recompute_rows: int = 8,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     budget: float | None = None,
@@ -65,6 +69,12 @@ def drift(
         options: how the model under test is run.
         options_ref: how the reference is run.
         floor: also run the reference against itself: the engine's own noise.
+        watch: where to look: ``all`` operations, the inputs and results of ``norms``, the
+            ``residual`` stream, or ``none`` of it: predictions alone.
+        local: run a third replica, pinned to the reference's values, whose errors are each
+            operation's own. With ``watch="none"`` there is none.
+        recompute_rows: tokens of each batch for which norms are recomputed in NumPy where values
+            lie on a GPU or another machine; in this computer's memory it is all of them.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         save_every: seconds between two saves of that file; after the last chunk and after a
             Ctrl-C it is saved in any case.
@@ -79,11 +89,17 @@ def drift(
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the models do not fit into memory.
-        ValueError: ``n_ctx`` or ``chunks`` is out of range.
+        ValueError: ``n_ctx`` or ``chunks`` is out of range, ``recompute_rows`` too, or there is no
+            such ``watch``.
 
     A Ctrl-C ends the run after the current chunk and returns what was measured so far.
     """
     require_extent(n_ctx, chunks, budget)
+    if watch not in WATCHES:
+        raise ValueError(f"watch is one of {', '.join(WATCHES)}, not {watch!r}")
+    if recompute_rows < 1:
+        raise ValueError(f"recompute_rows must be at least 1, not {recompute_rows}")
+    local = local and watch != "none"
     resume = None if resume is None else os.fspath(resume)
     policy = Policy(resume, save_every, budget, time.time())
     text, text_name = text_to_run(text, text_name)
@@ -92,6 +108,8 @@ def drift(
         if a.architecture == "clip":
             from ggufnorm.analysis.drift.encoders import drift_encoders
 
+            if watch != "all" or not local:
+                raise InputError(f"{a.path} is an encoder, which is always watched whole")
             return drift_encoders(
                 (a, b),
                 images,
@@ -110,7 +128,7 @@ def drift(
         engine_ref, engine = settle(
             (
                 Side(a, _named(options_ref).engine(n_ctx, n_threads, n_gpu_layers), 1 + floor),
-                Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 2),
+                Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 1 + local),
             ),
             check_memory=check_memory,
             on_progress=on_progress,
@@ -126,6 +144,9 @@ def drift(
         options_ref=engine_ref,
         options=engine,
         floor=floor,
+        watch=watch,
+        local=local,
+        recompute_rows=recompute_rows,
         policy=policy,
     )
     return execute(run_drift, job, on_progress, resume)

@@ -60,7 +60,8 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles", "encoders", "experts", "layers")
+_UNASKED = ("operations", "own errors")
+_PARTS = ("tokens", "tiles", "encoders", "experts", "layers", *_UNASKED)
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -124,7 +125,8 @@ def limits(report: DriftReport) -> list[str]:
         found.append(f"only {run.n_chunks} of {run.n_chunks_planned} {unit} were run{why}")
     if not report.operations:
         found.append("no operation was compared")
-    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in _PARTS]
+    parts = _PARTS if report.operations else _PARTS[: -len(_UNASKED)]
+    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in parts]
     if s is not None and s.n_tokens < FEW_POSITIONS:
         found.append(f"only {counted(s.n_tokens, 'scored position')}")
     if s is not None and s.non_finite_tokens:
@@ -151,10 +153,21 @@ def _answer(report: DriftReport) -> str:
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
         if _has_drift_alone(report):
             return f"Where drift stands was compared, not which operation adds it{more}"
+        if not report.operations and s is not None and s.mean_kld is not None:
+            # Of what nobody looked at nothing may be said.
+            drift_of = f"Predictions drift by {number(s.mean_kld)} nats"
+            return f"{drift_of}, more than Llama 3 8B's in {usual}" if usual else drift_of
+        if _is_partial(report):
+            return f"Nothing that was watched is out of line{more}"
         return f"Nothing is out of line{more}"
     where = report.culprit.tensor or node_words(report.culprit.node)
     at = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"
     return f"Out of line: {where}{at}"
+
+
+def _is_partial(report: DriftReport) -> bool:
+    """Whether less was asked for than to compare every operation."""
+    return any(s.what in _UNASKED for s in report.skipped)
 
 
 def next_step(report: DriftReport) -> str:
@@ -162,6 +175,8 @@ def next_step(report: DriftReport) -> str:
     ref, quant = report.reference.path, report.quant.path
     culprit = report.culprit
     if culprit is None:
+        if _is_partial(report):
+            return f"{command('drift', ref, quant)} compares every operation"
         if limits(report):
             return "run more text (-f FILE, --chunks N)"
         if exceeded_type(report.logits) is None:
@@ -191,7 +206,8 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
     if worst is not None and _have_own_errors(report.operations):
         note = f"{worst.tensor or worst.node}, {types(worst.dtype_ref, worst.dtype)}"
-        yield Figure("Largest own error", number(worst.local.rel_l2), note)
+        label = "Largest error of a stretch" if _is_partial(report) else "Largest own error"
+        yield Figure(label, number(worst.local.rel_l2), note)
     layers = report.localisation.layers
     if layers:
         yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
@@ -342,6 +358,8 @@ def largest_errors(report: DriftReport, *, charts: bool = True) -> Section:
     title = f"Largest drift of {n}, all that is upstream counted in"
     if own:
         title = f"Largest errors of {n}, each given the reference's input"
+        if _is_partial(report):
+            title = f"Largest errors of {n} and what is before each, up to the last one watched"
     names = ("own", "heat", "cumulative") if own else ("cumulative", "heat")
     return Section(
         title,
