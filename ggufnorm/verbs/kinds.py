@@ -143,6 +143,8 @@ def _taken_together(verb: str, places: Sequence[Location]) -> frozenset[Kind]:
 
 def _wrong_comparison(places: Sequence[Location]) -> str | None:
     kinds = [place.kind for place in places]
+    if len(places) > 1 and set(kinds) == MODELS:
+        return sentence_for("drift", places[kinds.index("mmproj")], places)
     if len(places) > 1 and MODELS.issuperset(kinds):
         return f"both are models: use {command('drift', places[:2])}"
     if "trace" in kinds and "checkpoint" in kinds:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse, web_page
+from ggufnorm.formats.gguf import GGUFFile
 
 SOURCE_KINDS: frozenset[Kind] = frozenset({"checkpoint", "folder"})
 
@@ -134,12 +136,41 @@ def sentence_for(verb: str, it: Location, places: Sequence[Location]) -> str:
             f"{it.text} {meant.what} without its config.json: download the whole checkpoint, then"
             f" use {_filled('audit {model} --source FOLDER', verb, it, places)}"
         )
+    if verb == "compare" and MODELS.issuperset({p.kind for p in places} - {it.kind}):
+        verb = "drift" if it.kind in ("models", "directory") else verb
+    if verb in ("pixels", "audio") and it.kind == "directory" and _has_processor(it):
+        command_line = _filled(MEANT["folder"].of_verb[verb], verb, it, places)
+        return f"{it.text} is a processor's folder: use {command_line}"
+    if verb in ("pixels", "audio"):
+        verb = _feeding(verb, it)
     template = meant.of_verb.get(verb) or (meant.alone if len(places) == 1 else meant.together)
     if len(places) > 1 and {place.kind for place in places} in ({"onnx"}, {"mmproj"}):
         template = "drift {all}" if verb in ("diff", "attribute", "recipe") else template
     if it.kind == "imatrix" and verb == "recipe" and len(_given_models(places)) == 2:
         template = "recipe {models} --imatrix {it}"
     return f"{it.text} {meant.what}: use {_filled(template, verb, it, places)}"
+
+
+def _feeding(verb: str, it: Location) -> str:
+    """``pixels`` or ``audio``, whichever goes with what was given; empty if neither does."""
+    if it.kind in ("folder", "checkpoint"):
+        return verb if _has_processor(it) else ""
+    if it.kind != "mmproj":
+        return verb
+    try:
+        with GGUFFile(it.name) as file:
+            hears, sees = (
+                file.metadata.get(f"clip.has_{sense}_encoder") is True
+                for sense in ("audio", "vision")
+            )
+    except InputError:  # whoever opens it says why
+        return verb
+    return "audio" if hears and not (sees and verb == "pixels") else "pixels"
+
+
+def _has_processor(place: Location) -> bool:
+    names = ("preprocessor_config.json", "processor_config.json")
+    return any((Path(place.name) / name).is_file() for name in names)
 
 
 def _filled(template: str, verb: str, it: Location, places: Sequence[Location]) -> str:
