@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.folding import Side
 from ggufnorm.core.logits import LogitStatistics
@@ -357,12 +358,14 @@ class RunSide:
         n_norms: norms that were observed.
         rounding: relative rounding of the coarsest type that its matrices are stored in, or
             of the engine's own kernels where that is coarser; 0 for float32.
+        build: which llama.cpp ran it, and where; None for another engine.
     """
 
     location: str
     engine: str
     n_norms: int
     rounding: float
+    build: Engine | None = None
 
 
 @dataclass(frozen=True)

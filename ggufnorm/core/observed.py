@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.formula import Formula, best_formula
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
@@ -149,6 +150,7 @@ class ObservedRun:
             show them.
         behind: what comes out behind each layer, by the value's name; empty where there are
             norms to look at.
+        build: which llama.cpp ran it, and where; None for another engine.
         own_feed: whether it was fed other values than the source, as it normalizes its input
             otherwise.
     """
@@ -163,6 +165,7 @@ class ObservedRun:
     result: Array | None = None
     outputs: tuple[ModelOutput, ...] = ()
     behind: Mapping[str, Array] = field(default_factory=dict)
+    build: Engine | None = None
     own_feed: bool = False
 
 

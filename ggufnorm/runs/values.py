@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.trace import NormFacts
 from ggufnorm.engines.base import Activation, Array, Batch, NormPlan, Runner
@@ -21,12 +22,14 @@ class KeptRun:
         values: of the nodes that are norms' inputs and outputs, ``(ne[3], ne[2], ne[1], ne[0])``,
             by the node's key.
         skipped: norms that were not observed, and why.
+        build: which llama.cpp ran it, and where.
     """
 
     engine: str
     norms: tuple[NormFacts, ...]
     values: dict[str, Array]
     skipped: tuple[Skipped, ...]
+    build: Engine | None = None
 
 
 def keep_norms(runner: Runner, batch: Batch) -> KeptRun:
@@ -38,6 +41,7 @@ def keep_norms(runner: Runner, batch: Batch) -> KeptRun:
         norms=tuple(norm_facts(runner, n, keys[n.input], keys[n.output]) for n in graph.norms),
         values={keys[i]: value for i, value in node_values(runner, batch, keys).items()},
         skipped=graph.skipped,
+        build=runner.info.build,
     )
 
 

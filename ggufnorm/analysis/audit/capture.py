@@ -86,4 +86,4 @@ def run_capture(job: CaptureJob, _channel: Channel) -> Capture:
         runner.plan(runner.batches(tokens, 0))
         norms = NormCaptures(runner.graphs, file)
         Session([Replica(runner)], [norms], tokens, len(tokens)).chunk(0)
-        return norms.result(len(tokens), runner.info.engine)
+        return norms.result(len(tokens), runner.info)

@@ -291,6 +291,7 @@ def _report(
         not_run=tuple(not_run),
         summary=_summary(findings, len(ignored), len(subject.sites), ran),
         provenance=_provenance(subject.file),
+        engine=None if subject.run is None else getattr(subject.outcome, "build", None),
     )
 
 

@@ -66,7 +66,7 @@ L2 distance up to which two results are the same."""
 
 def side(run: ObservedRun) -> RunSide:
     """One side of a comparison."""
-    return RunSide(run.location, run.engine, len(run.norms), run.rounding)
+    return RunSide(run.location, run.engine, len(run.norms), run.rounding, run.build)
 
 
 def compare_runs(

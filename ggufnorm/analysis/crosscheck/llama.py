@@ -194,6 +194,7 @@ def observed_run(
             skipped.append(Skipped(norm.key, str(error)))
     return ObservedRun(
         engine=kept.engine,
+        build=kept.build,
         location=location,
         norms=tuple(norms),
         logits=logits,

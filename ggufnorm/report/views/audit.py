@@ -21,7 +21,13 @@ from ggufnorm.report.view import (
     table,
 )
 from ggufnorm.report.views.audit_fleet import glance
-from ggufnorm.report.views.common import command, sentences, severity_status, skipped_section
+from ggufnorm.report.views.common import (
+    command,
+    ran_section,
+    sentences,
+    severity_status,
+    skipped_section,
+)
 
 _MOST_MODELS = 50
 """Models that are told of one by one; of more, those without a finding are counted."""
@@ -114,6 +120,7 @@ def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
         status=_status(report),
         verdict=(Sentence(_outcome(report), _status(report)),),
         next_step=_next_step(report),
+        facts=ran_section(report.engine),
         sections=(
             Section(
                 "Findings",

@@ -21,6 +21,7 @@ from ggufnorm.report.view import (
     Section,
     Sentence,
     Status,
+    facts,
     table,
 )
 
@@ -82,6 +83,13 @@ def engine_facts(reference: Engine | None, quant: Engine | None) -> Iterable[tup
     for name, side in (("reference", reference), ("quant", quant)):
         label = "engine" if name == "reference" else ""
         yield label, f"{name}: {'a trace' if side is None else _engine(side)}"
+
+
+def ran_section(engine: Engine | None) -> Section | None:
+    """Which build of llama.cpp ran one model; None where none did."""
+    if engine is None:
+        return None
+    return Section("How it was run", table=facts("run", engine_facts(engine, engine)), folded=True)
 
 
 def _engine(engine: Engine) -> str:

@@ -23,7 +23,7 @@ from ggufnorm.report.view import (
     Status,
     table,
 )
-from ggufnorm.report.views.common import severity_status, skipped_section
+from ggufnorm.report.views.common import ran_section, severity_status, skipped_section
 from ggufnorm.report.views.predictions import prediction_figures, predictions_section
 
 _MOST_OPERATIONS = 8
@@ -44,6 +44,7 @@ def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
         status=answer,
         figures=tuple(_figures(comparison)),
         verdict=(Sentence(comparison.verdict, answer),),
+        facts=ran_section(comparison.engine.build),
         sections=(
             Section(
                 "Norms",

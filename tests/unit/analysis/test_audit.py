@@ -332,7 +332,8 @@ def test_the_document_keeps_its_names_and_can_be_read_back(bad: Path) -> None:
     found = json.loads(run(bad, "--format", "json").stdout)
     assert (found.pop("schema"), found.pop("version")) == ("ggufnorm/audit", 1)
     assert set(found) == {
-        "path", "architecture", "name", "findings", "ignored", "not_run", "summary", "provenance"
+        "path", "architecture", "name", "findings", "ignored", "not_run", "summary", "provenance",
+        "engine",
     }  # fmt: skip
     assert set(found["findings"][0]) == {
         "rule", "severity", "tensor", "layer", "message", "evidence", "mend"
