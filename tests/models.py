@@ -536,7 +536,7 @@ def add_vocabulary(w: gguf.GGUFWriter, n_vocab: int) -> None:
     w.add_add_bos_token(True)
 
 
-def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int) -> None:
+def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int, *, types: int = 2) -> None:
     """A WordPiece vocabulary: each letter at the start of a word (``▁``) and inside one."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -545,7 +545,7 @@ def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int) -> None:
     w.add_tokenizer_model("bert")
     w.add_token_list([t.encode() for t in tokens])
     w.add_token_types([3] * len(special) + [1] * (n_vocab - len(special)))
-    w.add_token_type_count(2)
+    w.add_token_type_count(types)
     w.add_pad_token_id(0)
     w.add_unk_token_id(1)
     w.add_bos_token_id(2)

@@ -57,6 +57,8 @@ def changes(
         yield from _soft_maxes(operation, inputs[0], numbers)
     elif operation.op in ("UNARY", "GLU"):
         yield from _activations(operation, inputs)
+    elif operation.op in ("MUL", "SUM_ROWS") and "moe_weight" in operation.name:
+        yield from _experts_weights(operation, inputs)
 
 
 def named_factors(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -162,6 +164,22 @@ def _gates(operation: Operation, x: Array) -> Iterator[Change]:
         gates = 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
         other = "a sigmoid (expert_gating_func 2)"
         yield Change("routes by a softmax", other, np.asarray(gates, np.float32))
+
+
+def _experts_weights(operation: Operation, inputs: Sequence[Array]) -> Iterator[Change]:
+    """Weights of experts that one side divides by their sum (``norm_w`` of ``build_moe_ffn``)."""
+    as_they_are, divided = "the experts' weights as they are", "dividing them by their sum"
+    if operation.op == "SUM_ROWS":
+        if inputs:
+            used = "divides the experts' weights by their sum"
+            yield Change(used, f"{as_they_are} (expert_weights_norm)", inputs[0])
+        return
+    weights = next((v for v in inputs if v.shape[-1] == 1), None)
+    if operation.value is None or weights is None or operation.value.ndim != weights.ndim:
+        return
+    total = weights.sum(axis=-2, keepdims=True)
+    other = np.asarray(operation.value / np.where(total == 0, 1, total), np.float32)
+    yield Change(f"uses {as_they_are}", f"{divided} (expert_weights_norm)", other)
 
 
 # -- activations -----------------------------------------------------------------------------

@@ -27,6 +27,9 @@ _MOST_USES = 3
 _FACTORS = ("scal", "multiplier", "factor", "cap")
 """What the names of factors in a configuration hold."""
 
+_ATTENDS = ("matmul", "scaled_dot_product_attention")
+"""What an attention does with Q and K."""
+
 
 class Hypotheses:
     """Tries what would mend an operation in one segment.
@@ -96,11 +99,18 @@ class Hypotheses:
 
     def _nowhere(self, operation: Operation) -> str:
         """What the source does with the same inputs."""
-        uses = [u.name for i in self._origins(operation) for u in self.results.users(i)]
+        uses = [u for i in self._origins(operation) for u in self.results.users(i)]
+        turned = Rope.of_params(operation.params) if operation.op == "ROPE" else None
+        if turned is not None and any(u.op in _ATTENDS for u in uses):
+            return f"it turns {turned}; {self.source} takes it to the attention without RoPE"
+        nowhere = f"{self.source} has its result nowhere"
+        if operation.op == "SCALE":
+            factor = self._number(struct.unpack_from("f", operation.params)[0])
+            nowhere = f"it multiplies with {factor}; {nowhere}"
         if not uses:
-            return f"{self.source} has its result nowhere"
-        shown = ", ".join(list(dict.fromkeys(uses))[:_MOST_USES])
-        return f"{self.source} has its result nowhere; with the same input it runs {shown}"
+            return nowhere
+        shown = ", ".join(list(dict.fromkeys(u.name for u in uses))[:_MOST_USES])
+        return f"{nowhere}; with the same input it runs {shown}"
 
     def _find(self, value: Array) -> Match | None:
         return self.results.find(value, self.tolerance)
@@ -133,10 +143,8 @@ class Hypotheses:
         match = self.matches[self.operations.index(operation)]
         if match is not None:
             users = (u for u in users if u is self.results.operations[match.index])
-        found = [(u, u.weight) for u in users if u.weight is not None]
-        return sorted(
-            ((u, w) for u, w in found if w.size == ours.size), key=lambda p: distance(ours, p[1])
-        )
+        found = [(u, w) for u in users if u.weight is not None for w in _parts(u.weight, ours)]
+        return sorted(found, key=lambda p: distance(ours, p[1]))
 
     def _weight(self, operation: Operation) -> Array | None:
         """The matrix, its rows in the source's order where the converter changes it."""
@@ -219,7 +227,10 @@ class Hypotheses:
                 continue
             (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
             both = min(abs(a), abs(b)) > SAME_FACTOR
-            if both and self._find((terms @ (a, b)).astype(np.float32).reshape(y.shape)):
+            # Rounding of either input fits a factor near 1.
+            unlike = max(abs(a - 1), abs(b - 1)) > max(SAME_FACTOR, self.tolerance)
+            made = (terms @ (a, b)).astype(np.float32).reshape(y.shape)
+            if both and unlike and self._find(made) is not None:
                 yield (
                     f"it adds its two inputs as they are; {self.source} adds {self._number(a)}"
                     f" times the first and {self._number(b)} times the second"
@@ -289,3 +300,20 @@ class Hypotheses:
             if number != 1 and abs(value - number) <= SAME_FACTOR * number
         ]
         return min(names, key=lambda n: (not any(w in n for w in _FACTORS), "√" in n), default=None)
+
+
+def _parts(weight: Array, ours: Array) -> Iterator[Array]:
+    """The parts of a source's matrix that a file may hold by themselves.
+
+    Transformers has several in one: gate and up of all experts, Q, K and V.
+
+    Args:
+        weight: ``(out, in)``, or ``(experts, out, in)``.
+        ours: the file's.
+    """
+    if weight.size == ours.size:
+        yield weight
+    elif weight.ndim == ours.ndim and weight.shape[-1] == ours.shape[-1]:
+        n, of = weight.shape[-2], ours.shape[-2]
+        if weight.shape[:-2] == ours.shape[:-2] and of and n % of == 0:
+            yield from np.split(weight, n // of, axis=-2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufnorm.core.frameworks import TokenizerFinding
 from ggufnorm.core.model import Skipped
@@ -121,6 +121,27 @@ def compare_token_ids(
     )
     finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left)
     return TokenIds(finding, len(texts), None)
+
+
+def with_decoder_start(ids: TokenIds, start: int | None, location: str) -> TokenIds:
+    """The same, and the token that an encoder-decoder's decoder begins with.
+
+    Args:
+        ids: what was found of the tokenizers.
+        start: of the source; None where there is no decoder, or it does not say.
+        location: of the GGUF file.
+    """
+    with open_model(local_path(location)) as file:
+        key = f"{file.architecture}.decoder_start_token_id"
+        ours = file.metadata.integer(key)
+    if start is None or ours == start or ids.finding is not None:
+        return ids
+    state = f"is {ours}" if ours is not None else "is missing"
+    message = f"{key} {state}, and the source's decoder starts with {start}"
+    told = f"{message}; with {(setting := f'{key}=int:{start}')} the file does too"
+    engine = () if ours is None else (ours,)
+    finding = TokenizerFinding(0, (start,), engine, told, "the decoder's start", keys=(setting,))
+    return replace(ids, finding=finding)
 
 
 def _not_compared(why: str) -> TokenIds:

@@ -76,7 +76,7 @@ class _Drift:
         self.n_ctx = job.options.n_ctx
         loaded = self._load(stack)
         self.tokens, self.loaded = loaded.tokens, loaded.runners
-        self.runners: Sequence[Runner] = self.loaded
+        self.runners: Sequence[Runner] = self.loaded  # as they are shown to probes
         self.n_chunks = count_chunks(len(self.tokens), self.n_ctx, job.chunks)
         self.looks: list[Look] = []
         self._plan()
@@ -90,23 +90,23 @@ class _Drift:
 
     def _plan(self) -> None:
         self.channel.emit(Progress("learning the graphs"))
-        for runner in self.runners[:PINNED]:
+        for runner in self.loaded[:PINNED]:
             runner.plan(chunk_batches(runner, self.tokens, 0, self.n_ctx))
             warn_of_placement(runner.info, self.channel.emit)
-        share_graphs(self.runners[FREE], self.runners[PINNED])
-        for runner in self.runners[FLOOR:]:
-            share_graphs(self.runners[REFERENCE], runner)
+        share_graphs(self.loaded[FREE], self.loaded[PINNED])
+        for runner in self.loaded[FLOOR:]:
+            share_graphs(self.loaded[REFERENCE], runner)
         if self.job.options_ref.n_ubatch != self.job.options.n_ubatch:
             self._regroup()
 
     def _regroup(self) -> None:
         """Show the reference in the other side's batches, where these are others."""
-        cuts = [chunk_batches(r, self.tokens, 0, self.n_ctx) for r in self.runners[:PINNED]]
+        cuts = [chunk_batches(r, self.tokens, 0, self.n_ctx) for r in self.loaded[:PINNED]]
         if [len(b.tokens) for b in cuts[REFERENCE]] != [len(b.tokens) for b in cuts[FREE]]:
-            like = self.runners[FREE]
+            like = self.loaded[FREE]
             self.runners = [
                 r if i in (FREE, PINNED) else Regrouped(r, like, self.tokens, self.n_ctx)
-                for i, r in enumerate(self.runners)
+                for i, r in enumerate(self.loaded)
             ]
 
     def _session(self) -> Session:
@@ -142,13 +142,13 @@ class _Drift:
         )
 
     def _identity(self) -> Identity:
-        return self.job.identity(*(runner.info for runner in self.runners[: FREE + 1]))
+        return self.job.identity(*(runner.info for runner in self.loaded[: FREE + 1]))
 
     def _other_engines(self) -> Engines | None:
         """Both engines, where one file runs in two and nothing but kernels can differ."""
         if self.job.reference.fingerprint != self.job.quant.fingerprint:
             return None
-        return engines_of(*(runner.info for runner in self.runners[: FREE + 1]))
+        return engines_of(*(runner.info for runner in self.loaded[: FREE + 1]))
 
     def _judge(
         self,

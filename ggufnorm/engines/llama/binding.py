@@ -424,6 +424,19 @@ def write_node(
         ggml().ggml_backend_tensor_set(address, data.ctypes.data, start, data.nbytes)
 
 
+def write_with_gaps(address: int, values: NDArray[np.float32]) -> None:
+    """Replace the values of an F32 node that has gaps in memory, as the view of a part has.
+
+    Args:
+        address: of a node; on another device than the CPU it stays as it is.
+        values: what :func:`read_node` gave for the same node of another context.
+    """
+    t = TensorStruct.from_address(address)
+    if type_name(t.type) == "F32" and 0 not in t.ne and _is_host(t):
+        raw = (ctypes.c_uint8 * _span(t, 4)).from_address(t.data)
+        _strided(t, np.dtype(np.float32), raw)[...] = values.reshape(tuple(t.ne)[::-1])
+
+
 def add_to_node(
     address: int, values: NDArray[np.float32], sequence: int = 0, n_seq: int = 1
 ) -> None:

@@ -34,6 +34,7 @@ from ggufnorm.engines.llama.binding import (
     read_node,
     view_node,
     write_node,
+    write_with_gaps,
 )
 from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
@@ -70,6 +71,8 @@ class LlamaActivation:
         """Go on with other values."""
         if is_contiguous(self.address):
             write_node(self.address, values)
+        else:
+            write_with_gaps(self.address, values)
 
     def product(self) -> tuple[tuple[int, ...], Array, NDArray[np.int32] | None]:
         """Of a matrix product: the weight's shape, the input, and the experts' numbers.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -105,6 +105,8 @@ class LlamaModel:
             self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise EngineError(f"llama.cpp cannot load {path}")
+        if not vocab_only:
+            self._require_kernels()
         self._vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
 
@@ -120,11 +122,35 @@ class LlamaModel:
         with rpc.watched("freeing a model"):
             llama().llama_model_free(self.handle)
 
+    def _require_kernels(self) -> None:
+        """Refuse what llama.cpp loads and then writes beyond its memory with.
+
+        Raises:
+            EngineError: it is such a model.
+        """
+        arch = self._metadata("general.architecture")
+        width = self._metadata(f"{arch}.wkv.head_size")
+        if arch in _WKV7 and width.isdecimal() and int(width) % WKV7_STEP:
+            llama().llama_model_free(self.handle)
+            raise EngineError(
+                f"{self.path}: {arch}.wkv.head_size is {width}, and llama.cpp's RWKV 7 kernels"
+                f" write beyond their memory unless it is a multiple of {WKV7_STEP}: it cannot"
+                " be run"
+            )
+
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder must run before the decoder (T5)."""
         lib = llama()
         return bool(lib.llama_model_has_encoder(self.handle)) and bool(
+            lib.llama_model_has_decoder(self.handle)
+        )
+
+    @property
+    def encodes_only(self) -> bool:
+        """Whether it is the encoder of an encoder-decoder alone (``t5encoder``)."""
+        lib = llama()
+        return bool(lib.llama_model_has_encoder(self.handle)) and not bool(
             lib.llama_model_has_decoder(self.handle)
         )
 
@@ -324,10 +350,30 @@ class LlamaContext:
             name = "llama_encode" if batch.encode else "llama_decode"
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
-    def pooled(self, n_values: int) -> NDArray[np.float32] | None:
-        """What the last batch's first sequence was pooled to; None where nothing is pooled."""
+    def decode_texts(self, texts: Sequence[NDArray[np.int32]]) -> None:
+        """Run several texts in one batch, each a sequence of its own.
+
+        Raises:
+            EngineError: llama.cpp reports a failure.
+        """
+        raw = self._batch
+        raw.n_tokens = sum(map(len, texts))
+        at = 0
+        for sequence, tokens in enumerate(texts):
+            for position, token in enumerate(tokens.tolist()):
+                raw.token[at], raw.pos[at] = token, position
+                raw.n_seq_id[at], raw.seq_id[at][0] = 1, sequence
+                raw.logits[at] = True
+                at += 1
+        with rpc.watched("running a batch"):
+            status = llama().llama_decode(self.handle, raw)
+        if status != 0:
+            raise EngineError(f"{self.model.path}: llama_decode failed with status {status}")
+
+    def pooled(self, n_values: int, sequence: int = 0) -> NDArray[np.float32] | None:
+        """What a sequence of the last batch was pooled to; None where nothing is pooled."""
         with rpc.watched("reading an embedding"):
-            return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
+            return _floats(llama().llama_get_embeddings_seq(self.handle, sequence), (n_values,))
 
     def embeddings(self, n_outputs: int, width: int) -> NDArray[np.float32] | None:
         """The last batch's states, ``(n_outputs, width)``; None where they are pooled."""
@@ -371,6 +417,12 @@ def _overrides(settings: Mapping[str, Setting]) -> Any:
         else:
             entry.tag, entry.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
     return array
+
+
+_WKV7 = ("rwkv7", "arwkv7")
+WKV7_STEP = 64
+"""Values that ``ggml_compute_forward_rwkv_wkv7_f32`` (``ggml/src/ggml-cpu/ops.cpp``) reads and
+writes at once with AVX-512 (``GGML_F32_STEP``), whatever is left of a head; CUDA asserts it."""
 
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}

@@ -98,9 +98,10 @@ def _input(result: FrameworksReport) -> str:
 
 
 def _answer(comparison: EngineComparison) -> Status:
-    if comparison.first_wrong or comparison.tokenizer:
+    padding = comparison.padding
+    if comparison.first_wrong or comparison.tokenizer or (padding and padding.in_engine):
         return "error"
-    return "warning" if comparison.not_compared else "ok"
+    return "warning" if comparison.not_compared or (padding and padding.in_source) else "ok"
 
 
 def _headline(comparison: EngineComparison) -> str:
@@ -109,12 +110,25 @@ def _headline(comparison: EngineComparison) -> str:
         return "Token ids are not the source's"
     if wrong is None and comparison.not_compared:
         left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
-        return f"No mistake in what was compared; not compared: {left}"
+        return f"No mistake in what was compared; not compared: {left}{_beside(comparison)}"
     if wrong is None:
-        return "No mistake"
+        return f"No mistake{_beside(comparison)}"
     if wrong.operation is not None:
         return f"First wrong: {wrong.operation.op} {wrong.operation.name}"
     return f"First wrong at {wrong.key}"
+
+
+def _beside(comparison: EngineComparison) -> str:
+    """What changes a result that people use, though the file is right."""
+    padding, said = comparison.padding, []
+    if padding is not None and padding.in_engine:
+        said.append(f"llama.cpp's {padding.what} depends on what else is in the batch")
+    if padding is not None and padding.in_source:
+        said.append(f"the {padding.what} of the source depends on padding")
+    # Those that reach norms are in the verdict.
+    said += [f"the engines differ in {known.name}" for known in comparison.known
+             if not known.n_sites]  # fmt: skip
+    return f"; beside the file: {', '.join(said)}" if said else ""
 
 
 def _figures(comparison: EngineComparison) -> Iterator[Figure]:
