@@ -171,6 +171,9 @@ def build(network: Network, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.from_numpy(trained_like(name, tuple(p.shape), rng, network.offset)))
+        for name, b in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # zero, as it is not trained
+                b.copy_(torch.from_numpy(rng.normal(0, 0.3, tuple(b.shape)).astype(np.float32)))
     return model
 
 

@@ -103,7 +103,7 @@ def command(
         if options["image"] is not None:
             refuse(context, _TEXT_ONLY, "does not go with --image")
         if len(locations) < 2:
-            raise click.UsageError("missing QUANT")
+            all_models(models, hf_repos, "REF", "QUANT")
         require_kinds(locations)
     fmt = choose_format(fmt, output)
     file: Path | None = options["text_file"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -41,9 +41,13 @@ from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import ConfigError
 from ggufnorm.formats.forms import parse
 
+if TYPE_CHECKING:
+    from ggufnorm.runs.watch import Watch
+
 _ONNX_ONLY = ("inputs", "max_rel")
 _GGUF_ONLY = (
-    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "resume", "budget",
+    *LLAMA_ONLY, *(f"ref_{name}" for name in LLAMA_ONLY), "floor", "watch", "local",
+    "recompute_rows", "resume", "budget",
     "no_memory_check", "max_kld", "min_top1", "issue",
 )  # fmt: skip
 
@@ -65,8 +69,28 @@ _GGUF_ONLY = (
     help="Also run the reference against itself, to measure the engine's own noise.",
 )
 @click.option(
+    "--watch", type=click.Choice(["all", "norms", "residual", "none"]), default="all",
+    show_default=True,
+    help="What to compare: every operation, inputs and results of norms, the residual stream, or"
+    " the predictions alone, at the price of two plain runs.",
+)  # fmt: skip
+@click.option(
+    "--local/--no-local", default=True,
+    help="Run QUANT once more, pinned to REF's values, to tell each operation's own error.",
+)  # fmt: skip
+@click.option(
+    "--recompute-rows", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
+    help="Tokens of each batch for which norms are recomputed in NumPy where values lie on a GPU;"
+    " on the CPU it is all of them.",
+)  # fmt: skip
+@click.option(
     "--image", "images", multiple=True, type=click.Path(path_type=Path),
     help="Picture to run through two versions of an image encoder (mmproj); may be repeated."
+    "  [default: generated]",
+)  # fmt: skip
+@click.option(
+    "--sound", "sounds", multiple=True, type=click.Path(path_type=Path),
+    help="WAV file to run through two versions of an audio encoder (mmproj); may be repeated."
     "  [default: generated]",
 )  # fmt: skip
 @resume_option
@@ -102,9 +126,13 @@ def command(
     threads: int | None,
     gpu_layers: GpuLayers | None,
     floor: bool,
+    watch: Watch,
+    local: bool,
+    recompute_rows: int,
     ref_llama_cpp: str | None,
     ref_gpu_layers: GpuLayers | None,
     images: tuple[Path, ...],
+    sounds: tuple[Path, ...],
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,
@@ -126,11 +154,12 @@ def command(
 
     Two .onnx models run in ONNX Runtime: each operation of QUANT gets the input that REF gives
     it, and settings of the quantizer that would help are tried and measured. Two mmproj files are
-    run on pictures (--image): what quantization costs an image encoder.
+    run on pictures (--image) or sounds (--sound): what quantization costs an encoder.
     """
     ref, quant = all_models(models, hf_repos, "REF", "QUANT")
     fmt = choose_format(fmt, output)
-    require_outputs(output, resume, issue, reading=[ref, quant, text_file, inputs, *images])
+    reading = [ref, quant, text_file, inputs, *images, *sounds]
+    require_outputs(output, resume, issue, reading=reading)
     from ggufnorm import api
 
     if parse(ref).engine == "onnxruntime":
@@ -148,12 +177,15 @@ def command(
             output=output,
         )
     refuse(context, _ONNX_ONLY, "goes with .onnx only")
+    if watch != "all" or not local:
+        refuse(context, ("max_local",), "needs the own errors of --watch all --local")
     text = None if text_file is None else read_text(text_file)
     with progress_bar("drift") as show:
         report = api.drift(
             ref,
             quant,
             images=images,
+            sounds=sounds,
             text=text,
             text_name=str(text_file),
             n_ctx=ctx_size,
@@ -165,6 +197,9 @@ def command(
                 side_of(sides, "ref_"), llama_cpp=ref_llama_cpp, n_gpu_layers=ref_gpu_layers
             ),
             floor=floor,
+            watch=watch,
+            local=local,
+            recompute_rows=recompute_rows,
             resume=resume,
             budget=budget,
             check_memory=not no_memory_check,

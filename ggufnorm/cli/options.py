@@ -29,7 +29,7 @@ from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.printable import printable
-from ggufnorm.formats.files import read_text as read_text
+from ggufnorm.formats import files
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -121,6 +121,21 @@ def tell_cut(cut: str | None) -> int | None:
         return None
     click.echo(f"{cut}: the report covers the chunks that were run", err=True)
     return INTERRUPTED if cut == "interrupted" else None
+
+
+def read_text(path: Path) -> str:
+    """The text to run.
+
+    Raises:
+        click.UsageError: it is a model or the like.
+        TextError: it cannot be read, is not UTF-8 or is empty.
+    """
+    from ggufnorm.verbs.kinds import wrong_text
+
+    sentence = wrong_text(click.get_current_context().command.name or "", path)
+    if sentence is not None:
+        raise click.UsageError(sentence)
+    return files.read_text(path)
 
 
 def text_options(command: F) -> F:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,8 +117,11 @@ class Dense:
 
     def apply(self, x: Array) -> Array | None:
         """Its result; None where the width or the activation is none that is known here."""
-        activations = {"Identity": lambda v: v, "Tanh": np.tanh,
-                       "ReLU": lambda v: np.maximum(v, 0)}  # fmt: skip
+        activations: dict[str, Callable[[Array], Array]] = {
+            "Identity": lambda v: v,
+            "Tanh": np.tanh,
+            "ReLU": lambda v: np.maximum(v, 0),
+        }
         function = activations.get(self.activation)
         if function is None or x.shape[-1] != self.weight.shape[1]:
             return None

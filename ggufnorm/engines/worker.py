@@ -57,6 +57,9 @@ Task = Callable[[Job, Channel], Result]
 """A function at the top of a module whose job and result are dataclasses: their annotations
 say how both are rebuilt on the other side. Fields may be arrays."""
 
+FINISHING = "interrupted: finishing this chunk; once more ends it"
+"""What the first Ctrl-C is answered, at once."""
+
 _LOG_LINES = 12
 SERVERS = "ggufnorm: server of llama.cpp's RPC backend: "
 """How a line of a child's log begins that names a server that it depends on."""
@@ -172,7 +175,7 @@ class Child:
             write_frame(self.stdin, job)
         except OSError:
             raise self.death() from None
-        for message, buffers in self._messages(cancellable):
+        for message, buffers in self._messages(cancellable, on_progress):
             if "result" in message:
                 result: Result = rebuild(task, "return", message["result"], buffers)
                 return result
@@ -182,7 +185,9 @@ class Child:
             on_progress(from_plain(Progress, message["progress"]))
         raise self.death()
 
-    def _messages(self, cancellable: bool) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    def _messages(
+        self, cancellable: bool, on_progress: OnProgress
+    ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
         stdout = self.process.stdout
         assert stdout
         # A thread reads: an interrupted read would lose what it had of its frame.
@@ -206,6 +211,7 @@ class Child:
                 with contextlib.suppress(OSError):
                     self.stdin.write(b"c")
                     self.stdin.flush()
+                on_progress(Progress(FINISHING, note=True))
                 continue
             if frame is None:
                 return

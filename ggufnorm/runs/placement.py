@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import psutil
-
 from ggufnorm.core.engine import ALL, AUTO, placement_of
-from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.core.progress import OnProgress, Progress, no_progress, size
 from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.devices import (
     CPU,
@@ -23,7 +21,7 @@ from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import ConfigError, MemoryLimitError, RefusedError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.runs.checks import costs_of
+from ggufnorm.runs.checks import costs_of, free_memory
 from ggufnorm.runs.devices import known_engine
 
 
@@ -54,13 +52,21 @@ Bytes = Counter[str]
 """What is taken of each device's memory, by its name."""
 
 
-def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOptions]:
+def settle(
+    sides: Sequence[Side],
+    *,
+    check_memory: bool = True,
+    on_progress: OnProgress = no_progress,
+    disk: str = "nothing on disk",
+) -> list[EngineOptions]:
     """Options with what their build has and with a number of layers, all of which fits.
 
     Args:
         sides: that run at the same time. Where the number of layers is for ggufnorm to choose
             (``-ngl auto``), it is the same for all.
         check_memory: refuse what does not fit into the memory that is free.
+        on_progress: gets a note of what is taken; how long it takes the first chunk tells.
+        disk: what is written beside the result, for that note.
 
     Raises:
         ConfigError: an override's pattern is no regular expression.
@@ -69,7 +75,7 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
         EngineError: a build does not load.
     """
     devices = [_devices_of(side) for side in sides]
-    free = {CPU: psutil.virtual_memory().available}
+    free = {CPU: free_memory()}
     free |= {d.name: d.free for known in devices for d in known if d.kind != "CPU" and d.total}
     is_open = any(side.options.n_gpu_layers == AUTO for side in sides)
     most = max(costs_of(side.file, side.options).n_layers + 1 for side in sides)
@@ -80,6 +86,7 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
             break
     if check_memory:
         _require_room(sides, taken, free)
+    on_progress(Progress(f"memory: {_told(taken, free)}; {disk}", note=True))
     return [side.options for side in chosen]
 
 
@@ -118,6 +125,16 @@ def taken_by(sides: Sequence[tuple[Side, Sequence[Device]]]) -> Bytes:
         taken += needs(side, devices, weights=held not in loaded)
         loaded.add(held)
     return taken
+
+
+def _told(taken: Bytes, free: Mapping[str, int]) -> str:
+    """What is taken of each device's memory, in words."""
+    parts = []
+    for name, n in taken.items():
+        where = "" if name == CPU else f" of {name}"
+        of = f" of {size(free[name])} that are free{where}" if name in free else where
+        parts.append(f"about {size(n)}{of}")
+    return ", ".join(parts)
 
 
 def _require_room(sides: Sequence[Side], taken: Bytes, free: Mapping[str, int]) -> None:

@@ -35,6 +35,7 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     layers: tuple[int, int] | None = None,
     after: str | os.PathLike[str] | None = None,
@@ -62,6 +63,7 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep to it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: file to save progress to, and to resume from if it exists.
         layers: the first and the last layer to run; None for all. GGUF only.
         after: the trace of the layers before, from which the first one starts and which goes into
@@ -103,6 +105,7 @@ def trace(
         "logits": logits,
         "dtype": dtype,
         "budget": budget,
+        "ask_above": ask_above,
         "resume": resume,
         "on_progress": on_progress,
     }

@@ -98,7 +98,10 @@ FAULTS = {
     "experts transposed": Fault(
         "blk.1.ffn_down_exps.weight", values(lambda w: w[..., ::-1])
     ),
-    "trained head lost": Fault("output.weight", lose, ("token_embd.weight",)),
+    "trained head lost": Fault(
+        "output.weight", lose, ("token_embd.weight",),
+        networks=("llama", "mistral", "qwen3", "olmo", "mixtral", "granite", "qwen3moe",
+                  "deepseek2", "mamba2", "jamba")),
     "NaN in a matrix": Fault(
         "blk.1.ffn_down.weight", values(lambda w: np.where(np.arange(w.size).reshape(w.shape) == 7,
                                                            np.float32(np.nan), w)),
@@ -148,9 +151,6 @@ FAULTS = {
     "another cap of logits": Fault(
         keys={"final_logit_softcapping": 5.0}, named=("SCALE", "UNARY"), words=("cap",),
         networks=("gemma2",)),
-    "no causal mask": Fault(
-        keys={"attention.causal": True}, named=("SOFT_MAX",), words=("mask",),
-        networks=("bert",)),
     "another gating function": Fault(
         keys={"expert_gating_func": 1}, named=("SOFT_MAX",), words=("sigmoid",),
         networks=("deepseek2",)),

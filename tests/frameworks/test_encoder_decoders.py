@@ -71,6 +71,10 @@ def exchange(other: Callable[[str], str]) -> Change:
     return apply
 
 
+def lose(tensors: Tensors, name: str) -> None:
+    del tensors[name]
+
+
 def layer_before(name: str) -> str:
     return name.replace("blk.1", "blk.0")
 
@@ -116,7 +120,7 @@ FAULTS = {
     ),
     "head × 1.5": Fault(("output",), values(lambda w: w * np.float32(1.5))),
     "trained head lost": Fault(
-        ("output",), lambda t, n: [t.pop(n)] and None, named=lambda _n: "token_embd.weight"
+        ("output",), lose, named=lambda _n: "token_embd.weight"
     ),
     "epsilon": Fault(("enc.blk.0.attn_norm",), keys={"attention.layer_norm_rms_epsilon": 1e-2}),
     "decoder's start": Fault(("dec.output_norm",), keys={"decoder_start_token_id": 5}),
@@ -208,6 +212,65 @@ def test_a_right_file_is_quiet(name: str, dtype: str) -> None:
     assert headline.startswith("No mistake in what was compared; not compared: token ids")
 
 
+PART = [
+    ("norm + 1", "flan-t5", "enc.blk.1.ffn_norm", "F32"),
+    ("norm of another layer", "umt5", "dec.blk.1.cross_attn_norm", "Q8_0"),
+    ("matrix rows reversed", "t5", "enc.blk.1.attn_q", "F32"),
+    ("matrix transposed", "flan-t5", "dec.blk.1.cross_attn_v", "Q8_0"),
+    ("matrix × 1.5", "mt5", "dec.blk.1.cross_attn_k", "F32"),
+    ("self and cross exchanged", "t5", "dec.blk.1.attn_v", "F32"),
+    ("positions reversed", "flan-t5", "dec.blk.0.attn_rel_b", "F32"),
+    ("trained head lost", "umt5", "output", "F32"),
+    ("decoder's start", "t5", "dec.output_norm", "F32"),
+    ("matrix × 1.5", "t5encoder", "enc.blk.1.ffn_down", "Q8_0"),
+]
+
+
+@pytest.mark.parametrize(("what", "name", "tensor", "dtype"), PART)
+def test_a_fault_is_named_in_its_half(what: str, name: str, tensor: str, dtype: str) -> None:
+    result, verdict = outcome(what, name, tensor, dtype)
+    assert result == "found", verdict
+    half = {"enc": "encoder", "dec": "decoder"}.get(tensor.partition(".")[0])
+    if "blk" in tensor and half:
+        assert f"({half} layer" in verdict
+
+
+def test_the_scale_of_t5_s_predictions_is_a_known_difference() -> None:
+    found, headline = compared(checkpoint("t5"), file_of("t5", "F32"))
+    assert [k.name for k in found.known] == ["the scale of predictions"]
+    assert found.logits is not None
+    assert found.logits.mean_kld is not None
+    assert found.logits.mean_kld < 1e-6
+    assert "the engines differ in the scale of predictions" in headline
+
+
+def test_an_encoder_that_is_decoded_with_a_mask_is_named_with_its_mend() -> None:
+    source = checkpoint("t5encoder")
+    masked, _ = compared(source, file_of("t5encoder", "F32"))
+    assert masked.first_wrong is not None
+    assert masked.first_wrong.key == "token embeddings"
+    assert "--override-kv t5encoder.attention.causal=bool:false" in masked.verdict
+    keys: dict[str, Any] = {"attention.causal": False}
+    right, _ = compared(source, file_of("t5encoder", "F32", **keys))
+    assert right.first_wrong is None, right.verdict
+
+
+def test_the_encoder_of_a_whole_checkpoint_is_compared() -> None:
+    tensors = {n: v for n, v in made.converted(model("flan-t5")).items() if "dec." not in n}
+    del tensors["output.weight"]
+    file = made.write(
+        Path(_FOLDER.name) / "encoder.gguf", tensors, keys={"attention.causal": False}
+    )
+    found, _ = compared(checkpoint("flan-t5"), file)
+    assert found.first_wrong is None, found.verdict
+    assert found.unmatched_source == ()
+
+
+def test_a_decoder_that_the_source_has_not_is_refused() -> None:
+    with pytest.raises(InputError, match="an encoder alone, and the GGUF file has a decoder"):
+        compared(checkpoint("t5encoder"), file_of("flan-t5", "F32"))
+
+
 def main() -> None:
     """Print found, half, misnamed and missed of each fault, and what is not found."""
     count: Counter[tuple[str, str]] = Counter()
@@ -215,7 +278,7 @@ def main() -> None:
     with in_process.engine():
         for name in NETWORKS:
             for dtype in TYPES:
-                keys = {"attention.causal": False} if "encoder" in name else {}
+                keys: dict[str, Any] = {"attention.causal": False} if "encoder" in name else {}
                 wrong = compared(checkpoint(name), file_of(name, dtype, **keys))[0].first_wrong
                 quiet, blamed = quiet + (wrong is None), blamed + (wrong is not None)
                 if wrong is not None:

@@ -213,7 +213,7 @@ def test_a_pooling_that_llama_cpp_has_not_is_named(tmp_path: Path) -> None:
 
 def matrix(n_out: int, n_in: int) -> np.ndarray:
     rng = np.random.default_rng(n_out)
-    return (rng.standard_normal((n_out, n_in)) / np.sqrt(n_in)).astype(np.float32)
+    return np.asarray(rng.standard_normal((n_out, n_in)) / np.sqrt(n_in), np.float32)
 
 
 def test_a_dense_layer_that_llama_cpp_has_no_place_for_is_said_first(tmp_path: Path) -> None:
@@ -246,16 +246,23 @@ def test_dense_layers_of_a_file_are_compared(tmp_path: Path, fault: str) -> None
 
 def _embedding_gemma(w: gguf.GGUFWriter) -> None:
     made.NETWORKS["gemma3"].extra(w)
+    # llama.cpp aborts without a layer of each kind.
+    w.add_uint32("gemma-embedding.attention.sliding_window_pattern", 3)
     w.add_pooling_type(gguf.PoolingType.MEAN)
     for i, (n_in, n_out) in enumerate([(made.WIDTH, 96), (96, made.WIDTH)], 2):
         w.add_uint32(f"gemma-embedding.dense_{i}_feat_in", n_in)
         w.add_uint32(f"gemma-embedding.dense_{i}_feat_out", n_out)
 
 
+_PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EMBEDDING_GEMMA = replace(
     made.NETWORKS["gemma3"], extra=_embedding_gemma,
     architecture=gguf.MODEL_ARCH.GEMMA_EMBEDDING, model=transformers.Gemma3TextModel,
-    options={**made.NETWORKS["gemma3"].options, "use_bidirectional_attention": True},
+    options={
+        **made.NETWORKS["gemma3"].options, "use_bidirectional_attention": True,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": _PLAIN_ROPE, "sliding_attention": _PLAIN_ROPE},
+    },
 )  # fmt: skip
 
 

@@ -144,7 +144,8 @@ class Planned:
         """Of the last run, ``(n_rows, vocabulary)``; None of a model that predicts nothing."""
         if not self.runner.capabilities.predicts or self.runner.model.is_embedding:
             return None
-        return self.runner.all_logits(self.batches[-1])[0].copy()
+        found: Array = self.runner.all_logits(self.batches[-1])[0].copy()
+        return found
 
 
 @contextmanager

@@ -127,7 +127,9 @@ def _segment_node(
         key=node.key,
         op=node.op,
         inputs=_inputs(node, place, written),
-        tensor=next((s for s in node.sources if s in run.file.tensors), None),
+        tensor=next(
+            (s for s in node.sources if isinstance(s, str) and s in run.file.tensors), None
+        ),
         params=node.params,
         value=values.get(node.index),
     )

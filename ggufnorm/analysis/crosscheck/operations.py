@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
@@ -57,12 +56,15 @@ def match_operations(segment: Segment, source: str) -> Matched:
     tied = ties(segment, matches)
     if tied is not None:
         return Matched(tuple(m for _, m in listed), None, tuple(known.values()), tied)
-    nowhere = next(_suspects(segment, matches, results, tolerances, listed, source), None)
-    misplaced = next(chain(_non_finite(segment), _misplaced(segment, matches)), None)
+    suspects = list(_suspects(segment, matches, results, tolerances, listed, source))
+    bad = next(_non_finite(segment), None)
+    if bad is not None and suspects and suspects[0] < bad[0]:
+        bad = None  # what goes in is wrong already
+    misplaced = bad or next(_misplaced(segment, matches), None)
     if misplaced is not None:
         at, reason = misplaced
-    elif nowhere is not None:
-        at, reason = Hypotheses(segment, matches, results, tolerances[nowhere], source).of(nowhere)
+    elif suspects:
+        at, reason = _reason(segment, matches, results, tolerances, suspects, source)
     else:
         return Matched(tuple(m for _, m in listed), None, tuple(known.values()))
     first = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
@@ -70,6 +72,28 @@ def match_operations(segment: Segment, source: str) -> Matched:
     operation = segment.engine[at]
     wrong = WrongOperation(operation.name, operation.op, operation.tensor, reason)
     return Matched(tuple(m for _, m in listed), wrong, tuple(known.values()))
+
+
+def _reason(
+    segment: Segment,
+    matches: Sequence[Match | None],
+    results: Results,
+    tolerances: Sequence[float],
+    suspects: Sequence[int],
+    source: str,
+) -> tuple[int, str]:
+    """The wrong operation and why: the first suspect, or a later one that a change mends.
+
+    An engine may compute in a way that has results of its own, as the absorbed matrices of a
+    latent attention: what the source has nowhere is not wrong for that.
+    """
+    tried = [Hypotheses(segment, matches, results, tolerances[i], source) for i in suspects]
+    at, reason, is_explained = tried[0].of(suspects[0])
+    if not is_explained:
+        for hypotheses, i in zip(tried, suspects, strict=True):
+            for told in hypotheses.certain(i):
+                return i, told
+    return at, reason
 
 
 def _suspects(

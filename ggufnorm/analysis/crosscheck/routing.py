@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.changes import EXPERTS_USED
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.operations import Array, Match, Segment
-
-_EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
-"""What configurations call the number of experts of a token."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def ties(segment: Segment, matches: Sequence[Match | None]) -> Ties | None:
         segment: what was computed.
         matches: of each of the engine's operations, in the source.
     """
-    n_used = int(max((n for k, n in segment.numbers.items() if k in _EXPERTS_USED), default=0))
+    n_used = int(max((n for k, n in segment.numbers.items() if k in EXPERTS_USED), default=0))
     ours = segment.engine[-1].value if segment.engine else None
     theirs = segment.source[-1].value if segment.goal is None else segment.goal
     if not n_used or ours is None or theirs is None or ours.size != theirs.size:

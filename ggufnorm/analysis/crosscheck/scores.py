@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ggufnorm.analysis.crosscheck.llama import Tokens
 from ggufnorm.analysis.crosscheck.output import SCORE, OutputComparison, skipped
 from ggufnorm.analysis.crosscheck.padding import compare_padding
 from ggufnorm.analysis.crosscheck.pooled import RANK, run_output
-from ggufnorm.analysis.crosscheck.llama import Tokens
 from ggufnorm.core.frameworks import EngineDifference
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import Array, SourceOutput

@@ -54,8 +54,7 @@ def record_segment(
     )
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
-    part = "decoder" if crosses else None
-    source = watch_values(model, tokens, begin, stop, part)
+    source = watch_values(model, tokens, begin, stop, "decoder" if crosses else None)
     return Segment(
         engine=engine,
         source=source,

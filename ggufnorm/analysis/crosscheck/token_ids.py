@@ -55,15 +55,18 @@ _FLAGS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix",
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id",
         "sep": "seperator_token_id"}  # fmt: skip
 """Transformers' names of special tokens, and the file's (``LLM_KV_NAMES`` in llama-arch.cpp)."""
-_PRE_TOKENIZERS = (
-    "default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "deepseek-llm", "deepseek-coder",
-    "deepseek-v3", "deepseek-r1-qwen", "falcon", "mpt", "starcoder", "refact", "command-r",
-    "stablelm2", "olmo", "dbrx", "smaug-bpe", "poro-chat", "glm4", "chatglm-bpe", "viking",
-    "jais", "tekken", "smollm", "codeshell", "bloom", "gpt3-finnish", "exaone", "exaone4",
-    "chameleon", "minerva-7b", "megrez", "gpt-4o", "superbpe", "trillion", "bailingmoe",
-    "llama4", "pixtral", "seed-coder", "hunyuan", "hunyuan-dense", "kimi-k2", "grok-2", "afmoe",
-    "minimax-m2", "granite-docling", "jina-v2-en", "jina-v2-code", "roberta-bpe", "phi-2",
-)  # fmt: skip
+_NAMES = """
+default gpt-2 llama-bpe dbrx glm4 chatglm-bpe jais-2 minicpm5 qwen2 qwen35 stablelm2 seed-coder
+bailingmoe exaone-moe laguna ufakzeka grok-2 deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu
+falcon starcoder refact command-r smollm codeshell exaone minerva-7b mellum2 chameleon viking mpt
+olmo jais trillion granite-docling exaone4 roberta-bpe jina-v2-en jina-v2-code
+pixtral phi-2 modern-bert bloom poro-chat gpt3-finnish tekken gpt-4o llama4 minimax-m2
+granite-embed-multi-97m tiny_aya kimi-k2 superbpe
+hunyuan hunyuan-dense joyai-llm hy_v4 afmoe gemma4 sarvam-moe whitespace smaug-bpe megrez
+solar-open deepseek-r1-qwen
+"""
+
+_PRE_TOKENIZERS = tuple(_NAMES.split())
 """Values of ``tokenizer.ggml.pre`` (``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``);
 one that an installed llama.cpp does not know is passed over."""
 

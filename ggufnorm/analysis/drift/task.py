@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.drift.causes import Sides
 from ggufnorm.analysis.drift.circumstances import SMALL, Circumstances, Look
+from ggufnorm.analysis.drift.cumulative import judge_cumulative
 from ggufnorm.analysis.drift.evidence import gather_evidence
 from ggufnorm.analysis.drift.kernels import (
     Engines,
@@ -17,7 +18,14 @@ from ggufnorm.analysis.drift.kernels import (
     judge_engines,
     kernel_errors,
 )
-from ggufnorm.analysis.drift.replicas import Replicas, load_apart, load_together, share_graphs
+from ggufnorm.analysis.drift.partial import judge_predictions, judge_stretches, left_out
+from ggufnorm.analysis.drift.replicas import (
+    Replicas,
+    Wanted,
+    load_apart,
+    load_together,
+    share_graphs,
+)
 from ggufnorm.analysis.drift.report import Text, drift_report
 from ggufnorm.analysis.drift.verdict import judge
 from ggufnorm.core.drift import Culprit, DriftReport, ModelFacts, NormDrift, OperationDrift
@@ -25,18 +33,20 @@ from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.base import EngineInfo, Runner
+from ggufnorm.engines.llama.remote import RemoteRunner
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.identity import Identity, identify
-from ggufnorm.runs.lockstep import Replica
+from ggufnorm.runs.lockstep import Lockstep, Replica, Unwatched
 from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.drift import FLOOR, FREE, PINNED, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.regroup import Regrouped
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
+from ggufnorm.runs.watch import Watch, given_its_input, nodes_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,9 @@ class DriftJob:
     options_ref: EngineOptions
     options: EngineOptions
     floor: bool
+    watch: Watch
+    local: bool
+    recompute_rows: int
     policy: Policy
 
     def identity(self, *engines: EngineInfo) -> Identity:
@@ -86,17 +99,33 @@ class _Drift:
         files = self.files[REFERENCE], self.files[FREE]
         options = self.job.options_ref, self.job.options
         load = load_together if options[0].llama_cpp == options[1].llama_cpp else load_apart
-        return load(stack, files, options, self.job.corpus, self.job.floor, self.channel.emit)
+        wanted = Wanted(pinned=self.job.local, floor=self.job.floor)
+        return load(stack, files, options, self.job.corpus, wanted, self.channel.emit)
+
+    @property
+    def _n_sides(self) -> int:
+        """Replicas before those of the floor."""
+        return FLOOR if self.job.local else PINNED
+
+    @property
+    def _is_unwatched(self) -> bool:
+        return self.job.watch == "none"
 
     def _plan(self) -> None:
+        """Learn the graphs; where nobody watches, only another process has to be told to."""
+        same_batches = self.job.options_ref.n_ubatch == self.job.options.n_ubatch
+        is_here = not any(isinstance(r, RemoteRunner) for r in self.loaded)
+        if self._is_unwatched and same_batches and is_here:
+            return
         self.channel.emit(Progress("learning the graphs"))
         for runner in self.loaded[:PINNED]:
             runner.plan(chunk_batches(runner, self.tokens, 0, self.n_ctx))
-            warn_of_placement(runner.info, self.channel.emit)
-        share_graphs(self.loaded[FREE], self.loaded[PINNED])
-        for runner in self.loaded[FLOOR:]:
+        self._warn_of_placement()
+        for runner in self.loaded[PINNED : self._n_sides]:
+            share_graphs(self.loaded[FREE], runner)
+        for runner in self.loaded[self._n_sides :]:
             share_graphs(self.loaded[REFERENCE], runner)
-        if self.job.options_ref.n_ubatch != self.job.options.n_ubatch:
+        if not same_batches:
             self._regroup()
 
     def _regroup(self) -> None:
@@ -105,17 +134,38 @@ class _Drift:
         if [len(b.tokens) for b in cuts[REFERENCE]] != [len(b.tokens) for b in cuts[FREE]]:
             like = self.loaded[FREE]
             self.runners = [
-                r if i in (FREE, PINNED) else Regrouped(r, like, self.tokens, self.n_ctx)
+                r if FREE <= i < self._n_sides else Regrouped(r, like, self.tokens, self.n_ctx)
                 for i, r in enumerate(self.loaded)
             ]
 
+    def _warn_of_placement(self) -> None:
+        for runner in self.loaded[:PINNED]:
+            warn_of_placement(runner.info, self.channel.emit)
+
     def _session(self) -> Session:
+        watch = self.job.watch
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
-        self.sums = DriftSums(list(zip(*graphs, strict=True)), self.files)
-        self.logits = LogitSums([FREE, *range(FLOOR, len(self.runners))])
-        replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
-        probes, cutter = [self.sums, self.logits], self.runners[FREE]
-        return Session(replicas, probes, self.tokens, self.n_ctx, cutter)
+        if watch in ("residual", "none"):  # norms are not looked at
+            graphs = [[replace(g, norms=()) for g in of_side] for of_side in graphs]
+        n_threads = self.job.options.n_threads
+        self.sums = DriftSums(
+            list(zip(*graphs, strict=True)),
+            self.files,
+            n_sides=self._n_sides,
+            n_threads=n_threads,
+            recompute_rows=self.job.recompute_rows,
+        )
+        others = [FREE, *range(self._n_sides, len(self.runners))]
+        self.logits = LogitSums(others, n_threads=n_threads)
+        replicas = [
+            Replica(r, pinned=self.job.local and i == PINNED) for i, r in enumerate(self.runners)
+        ]
+        lockstep = (
+            Unwatched(replicas) if self._is_unwatched else Lockstep(replicas, nodes_of(watch))
+        )
+        probes = [self.logits] if self._is_unwatched else [self.sums, self.logits]
+        cutter = self.runners[FREE]
+        return Session(replicas, probes, self.tokens, self.n_ctx, cutter, lockstep)
 
     def execute(self) -> DriftReport:
         """Run the chunks and report."""
@@ -123,6 +173,8 @@ class _Drift:
         loop = Loop(self.channel, self.job.policy, self._identity(), keeps, self.n_ctx)
         for i in loop.units(self.n_chunks):
             self.session.chunk(i)
+            if self._is_unwatched and loop.done == loop.begun:
+                self._warn_of_placement()
         report = drift_report(
             (self.job.reference, self.job.quant),
             self.session,
@@ -131,15 +183,21 @@ class _Drift:
             self.files,
             Text(self.job.corpus.name, self.tokens, len(self.tokens), self.n_ctx, self.n_chunks),
             loop,
-            self._judge,
+            self._judge if self._is_whole else self._judge_partly,
+            left_out(self.job.watch, local=self.job.local),
         )
-        if self._other_engines() is None:
+        if not self._is_whole or self._other_engines() is None:
             return report
         return replace(
             report,
             kernels=kernel_errors(report.operations),
             circumstances=circumstances_of(self.looks),
         )
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether every operation was given the reference's input."""
+        return self.job.watch == "all" and self.job.local
 
     def _identity(self) -> Identity:
         return self.job.identity(*(runner.info for runner in self.loaded[: FREE + 1]))
@@ -164,6 +222,22 @@ class _Drift:
         sides = Sides(self.job.options_ref, self.job.options)
         evidence = gather_evidence(self.files, sides, self.sums, operations)
         return judge(norms, operations, logits, evidence)
+
+    def _judge_partly(
+        self,
+        norms: Sequence[NormDrift],
+        operations: Sequence[OperationDrift],
+        logits: LogitStatistics | None,
+    ) -> tuple[Culprit | None, str]:
+        if self._is_unwatched:
+            return None, judge_predictions(logits)
+        if not self.job.local:
+            return judge_cumulative(norms, operations, logits, teller="a run without --no-local")
+        graph = self.runners[REFERENCE].graphs[-1]
+        pinned = given_its_input(graph)
+        given = {graph.nodes[n.output].key for n in graph.norms if n.key in pinned}
+        bad_ref = [key for key, total in self.sums.hooks.items() if total.bad_ref]
+        return judge_stretches(norms, operations, logits, given, bad_ref)
 
     def _look_closer(self, operations: Sequence[OperationDrift]) -> None:
         """Run some tokens in other batches, and with each operation by itself."""

@@ -11,7 +11,7 @@ import numpy as np
 from ggufnorm.analysis.trace.parts import joined
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.progress import Progress
+from ggufnorm.core.progress import Progress, size
 from ggufnorm.core.tokens import token_rows
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, StopFacts, TraceFacts, TraceType
 from ggufnorm.engines.base import Batch, Graph, HookPoint, Runner, Tokens, tokens_of
@@ -20,7 +20,7 @@ from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.trace import layout
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import InputError, TooLargeError
 from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
 from ggufnorm.runs.loop import ONCE, Loop, Policy
@@ -41,6 +41,7 @@ class Recording:
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: bytes that it may not exceed where there is no budget.
         policy: how long the run lasts.
         layers: the first and the last layer to run; None for all.
         part: trace of the layers before, which goes into the file; None where there are none.
@@ -53,6 +54,7 @@ class Recording:
     logits: bool
     dtype: TraceType
     budget: int | None
+    ask_above: int | None = None
     policy: Policy = ONCE
     layers: Layers | None = None
     part: str | None = None
@@ -141,6 +143,7 @@ def _announce(facts: TraceFacts, what: Recording, channel: Channel) -> None:
 
     Raises:
         InputError: there is none.
+        TooLargeError: it is larger than was agreed to.
     """
     f, n = facts, layout.file_size(facts)
     free = shutil.disk_usage(Path(what.unfinished).parent).free
@@ -148,6 +151,11 @@ def _announce(facts: TraceFacts, what: Recording, channel: Channel) -> None:
         raise InputError(
             f"{what.out} takes {n / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free there: give"
             " another folder, a --budget, or fewer --chunks"
+        )
+    if what.ask_above is not None and what.budget is None and n > what.ask_above:
+        raise TooLargeError(
+            f"{what.out} would take {size(n)} of {size(free)} that are free: give"
+            " a --budget (500MB), fewer --chunks, or --yes"
         )
     which = "every token" if f.stride == 1 else f"1 of {f.stride} tokens"
     hooks = sum(len(b.stops) for b in f.batches)

@@ -49,6 +49,7 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
     layers: Layers | None = None,
@@ -72,6 +73,7 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: a file in which progress is kept; if it holds some, the run goes on there. The
             values so far lie beside it, in a file of the trace's size.
         save_every: seconds between two saves of that file.
@@ -88,6 +90,7 @@ def trace(
     Raises:
         InputError: the model cannot be opened or is not GGUF, the trace cannot be written,
             does not fit on the disk, or not even a few tokens of it fit into the budget.
+        TooLargeError: it takes more than ``ask_above``.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the model does not fit into memory.
@@ -105,7 +108,12 @@ def trace(
         elif after is not None:
             raise ConfigError("--after goes with --layers")
         side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1, layers)
-        (engine,) = settle((keeping_others_here(side),), check_memory=check_memory)
+        (engine,) = settle(
+            (keeping_others_here(side),),
+            check_memory=check_memory,
+            on_progress=on_progress,
+            disk=f"on disk {os.fspath(out)}",
+        )
         inputs = [shard.path for shard in file.shards]
         require_writable(out, [*inputs, *([] if after is None else [os.fspath(after)])])
     from ggufnorm.analysis.trace.record import Recording
@@ -125,6 +133,7 @@ def trace(
                 logits=logits,
                 dtype=dtype,
                 budget=budget,
+                ask_above=ask_above,
                 policy=policy,
                 layers=layers,
                 part=None if after is None else os.fspath(after),
@@ -214,7 +223,7 @@ def compare(
         require_same_network(a_facts, b_facts, a_is, b_is)
         facts, n_ctx = model_facts(file), t.facts.n_ctx
         side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
-        (engine,) = settle((side,), check_memory=check_memory)
+        (engine,) = settle((side,), check_memory=check_memory, on_progress=on_progress)
     from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
     job = BesideJob(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from ggufnorm.core.observed import Array, Dense
+from ggufnorm.errors import InputError
+from ggufnorm.formats.safetensors import SafetensorsFile
+from ggufnorm.formats.storage import LocalStorage
 
 _MODES = {
     "pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean",
@@ -81,10 +83,7 @@ def _pooling(folder: Path) -> str | None:
 
 def _dense(folder: Path) -> Dense | None:
     stated = _json(folder / "config.json")
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError, ValueError, TypeError):
-        return None
+    weights = _weights(folder / "model.safetensors")
     weight = weights.get("linear.weight")
     if weight is None or weight.ndim != 2:
         return None
@@ -93,6 +92,16 @@ def _dense(folder: Path) -> Dense | None:
     activation = str(named or "Tanh").rpartition(".")[2]
     bias = weights.get("linear.bias")
     return Dense(folder.name, _float(weight), None if bias is None else _float(bias), activation)
+
+
+def _weights(path: Path) -> Mapping[str, np.ndarray]:
+    """All tensors of a file; none of one that cannot be read."""
+    try:
+        with closing(LocalStorage(path)) as storage:
+            file = SafetensorsFile(storage)
+            return file.read_many(file.places)
+    except InputError:
+        return {}
 
 
 def _float(values: np.ndarray) -> Array:

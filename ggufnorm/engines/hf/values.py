@@ -18,7 +18,7 @@ from ggufnorm.engines.pretrained import quiet
 _VIEWS = frozenset({
     "__get__", "__getitem__", "chunk", "clone", "contiguous", "detach", "dropout", "expand",
     "flatten", "float", "permute", "reshape", "split", "squeeze", "swapaxes", "to", "transpose",
-    "type_as", "unbind", "unflatten", "unsqueeze", "view",
+    "type", "type_as", "unbind", "unflatten", "unsqueeze", "view",
 })  # fmt: skip
 """Functions of torch that compute nothing when a model is not trained."""
 _UNINITIALISED = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})

@@ -25,13 +25,18 @@ from ggufnorm.engines.base import (
     Tokens,
     predicts,
     rows_of,
+    tokens_of,
 )
 from ggufnorm.engines.llama.binding import (
     NodeView,
     build,
+    copy_node,
     is_contiguous,
+    is_host,
     read_integers,
     read_node,
+    read_part,
+    shape_of,
     view_node,
     write_node,
     write_with_gaps,
@@ -67,12 +72,34 @@ class LlamaActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies in memory that NumPy reads."""
+        return is_host(self.address)
+
     def replace(self, values: Array) -> None:
         """Go on with other values."""
         if is_contiguous(self.address):
             write_node(self.address, values)
         else:
             write_with_gaps(self.address, values)
+
+    def of_tokens(self, first: int, n: int) -> Array:
+        """A part of it: the values of some of its batch's tokens, by their numbers in it.
+
+        No more is fetched than these, where the tokens lie one behind the other.
+        """
+        return read_part(self.address, tokens_of(self.shape, self._batch)[0], first, n)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(ne[3], ne[2], ne[1], ne[0])``."""
+        return shape_of(self.address)
+
+    @property
+    def batch(self) -> Batch:
+        """That gave it."""
+        return self._batch
 
     def product(self) -> tuple[tuple[int, ...], Array, NDArray[np.int32] | None]:
         """Of a matrix product: the weight's shape, the input, and the experts' numbers.
@@ -189,15 +216,25 @@ class LlamaRunner:
         self.begin_chunk()
         self.graphs.clear()
         for batch in chunk:
-            decode = functools.partial(self.context.decode, batch)
-            self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
+            self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
+        """Decode a batch and learn its graph."""
+        decode = functools.partial(self.context.decode, batch)
+        self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
 
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self.context.clear()
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
-        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`.
+
+        Where nothing is to be observed, a graph that was not planned is learned on the way.
+        """
+        if not at and k == len(self.graphs):
+            self._learn(batch)
+            return
         entry = self._watch.entry_of(self.graphs[k])
 
         def on_node(n: int, address: int) -> bool:
@@ -245,19 +282,36 @@ def operand(value: Activation) -> LlamaActivation:
     return value
 
 
-def engine_of(options: EngineOptions, watch: GraphWatch) -> Engine:
+def engine_of(options: EngineOptions, watch: GraphWatch | None = None) -> Engine:
     """This process's llama.cpp with what it was told.
 
     Args:
         options: how it runs a model.
-        watch: which saw the graph.
+        watch: which saw the graph; None where nothing is watched.
     """
     offloads = options.n_gpu_layers or options.tensor_overrides
     usable = used_devices(find_devices(), options) if offloads else []
     return Engine(
-        build(), options.n_gpu_layers, watch.devices, tuple(map(as_words, usable)), watch.weights,
+        build(),
+        options.n_gpu_layers,
+        watch.devices if watch else (),
+        tuple(map(as_words, usable)),
+        watch.weights if watch else (),
         **vars(placement_of(options)),
-    )  # fmt: skip
+    )
+
+
+def pin(value: Activation, reference: Activation) -> None:
+    """Let a replica go on with the reference's value; on one device it does not leave it."""
+    if (
+        isinstance(value, LlamaActivation)
+        and isinstance(reference, LlamaActivation)
+        and not value.is_here
+        and is_contiguous(value.address)
+    ):
+        copy_node(reference.address, value.address)
+    else:
+        value.replace(reference.value)
 
 
 def side_facts(options: EngineOptions) -> SideFacts:
@@ -279,11 +333,29 @@ def start_token(model: LlamaModel) -> int | None:
     return model.decoder_start if model.has_encoder else model.bos
 
 
+_MOST_LOGITS = 3 << 24
+"""Logits of one batch: 200 MB, which llama.cpp holds twice for each replica."""
+
+
+_TILE = 64
+"""Tokens that ggml's flash attention takes at a time (GGML_FA_TILE_Q in ggml-cpu/common.h): a batch
+cut elsewhere would be rounded otherwise."""
+
+
+def most_outputs(wanted: int, n_vocab: int) -> int:
+    """How many positions of one batch may give logits, of as many as are wanted of all."""
+    n_batches = -(-wanted * n_vocab // _MOST_LOGITS)
+    if n_batches < 2:
+        return max(1, wanted)
+    return -(-wanted // n_batches // _TILE) * _TILE
+
+
 def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> list[Batch]:
     """Cut a chunk into the batches that its model wants.
 
     - A decoder gets the chunk in batches, its first token replaced by BOS if the model
-      wants one, and gives logits for the second half, as llama-perplexity does.
+      wants one, and gives logits for the second half, as llama-perplexity does; with a large
+      vocabulary a part of that half in each batch.
     - An encoder-decoder reads the first half and predicts the second.
     - An embedding model gets all at once and gives no logits.
 
@@ -308,10 +380,13 @@ def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> 
         ]
     if model.bos is not None:
         tokens = np.concatenate([np.array([model.bos], np.int32), tokens[1:]])
-    cut = []
-    for at in range(0, len(tokens), max_batch):
-        part = tokens[at : at + max_batch]
-        end = at + len(part)
+    cut, end = [], 0
+    step = most_outputs(len(tokens) - half, model.n_vocab)
+    while end < len(tokens):
+        at, end = end, min(end + max_batch, len(tokens))
+        if end > half:
+            end = min(end, max(at, half) + step)
+        part = tokens[at:end]
         n_outputs = max(0, min(len(part), end - half))
         following = tokens[end - n_outputs + 1 : end + 1]
         scored_from = first + end - n_outputs

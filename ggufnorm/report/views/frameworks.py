@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -32,7 +33,35 @@ _MOST_NOTES = 12
 
 def frameworks_view(result: FrameworksReport) -> tuple[Report, ...]:
     """Where each engine parts from the source."""
-    return tuple(_report(result, comparison) for comparison in result.comparisons)
+    reports = tuple(_report(result, comparison) for comparison in result.comparisons)
+    return (_summary(result), *reports) if len(reports) > 1 else reports
+
+
+def _summary(result: FrameworksReport) -> Report:
+    """Which of several conversions is right."""
+    comparisons = result.comparisons
+    found = [(_name(c), _answer(c)) for c in comparisons]
+    wrong = [name for name, answer in found if answer == "error"]
+    right = [name for name, answer in found if answer == "ok"]
+    n = len(found)
+    worst: Status = next((s for s in _WORST_FIRST if s in {a for _, a in found}), "neutral")
+    said = f"{len(wrong)} of {n} conversions are wrong: {', '.join(wrong)}" if wrong else (
+        f"All {n} conversions agree with the source" if len(right) == n
+        else f"None of {n} conversions is found wrong"
+    )  # fmt: skip
+    return Report(
+        f"{n} conversions of {result.source.location}",
+        headline=said,
+        status=worst,
+        verdict=tuple(Sentence(f"{_name(c)}: {_headline(c)}", _answer(c)) for c in comparisons),
+    )
+
+
+def _name(comparison: EngineComparison) -> str:
+    return Path(comparison.engine.location).name
+
+
+_WORST_FIRST: tuple[Status, ...] = ("error", "warning", "neutral", "ok")
 
 
 def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
