@@ -107,7 +107,7 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 def attributes(kind: type) -> dict[str, str]:
     """A class's attributes and its bases', as docstrings describe them in google style."""
-    found = {}
+    found: dict[str, str] = {}
     for described in reversed(kind.__mro__):
         _, _, listed = inspect.cleandoc(described.__doc__ or "").partition("\nAttributes:\n")
         found |= {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(listed)}
