@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         fix,
         inspect,
         pixels,
+        quants,
         recipe,
         trace,
         verify,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from ggufnorm.core.norms import group_norm, l2_norm, layer_norm, rms_norm
     from ggufnorm.core.onnx_drift import OnnxDriftReport
     from ggufnorm.core.pixel_report import PixelReport
+    from ggufnorm.core.quants import QuantsReport
     from ggufnorm.core.recipe import RecipeReport
     from ggufnorm.core.verify import VerifyReport
     from ggufnorm.errors import EngineError, GGUFError, GgufnormError, InputError
@@ -74,6 +76,7 @@ __all__ = [
     "NormSite",
     "OnnxDriftReport",
     "PixelReport",
+    "QuantsReport",
     "RecipeReport",
     "VerifyReport",
     "attribute",
@@ -93,6 +96,7 @@ __all__ = [
     "layer_norm",
     "load",
     "pixels",
+    "quants",
     "recipe",
     "rms_norm",
     "save",
@@ -119,6 +123,7 @@ _HOMES = {
     "NormSite": "ggufnorm.core.model",
     "OnnxDriftReport": "ggufnorm.core.onnx_drift",
     "PixelReport": "ggufnorm.core.pixel_report",
+    "QuantsReport": "ggufnorm.core.quants",
     "RecipeReport": "ggufnorm.core.recipe",
     "VerifyReport": "ggufnorm.core.verify",
     "attribute": "ggufnorm.api",
@@ -138,6 +143,7 @@ _HOMES = {
     "layer_norm": "ggufnorm.core.norms",
     "load": "ggufnorm.report.formats",
     "pixels": "ggufnorm.api",
+    "quants": "ggufnorm.api",
     "recipe": "ggufnorm.api",
     "rms_norm": "ggufnorm.core.norms",
     "save": "ggufnorm.report.formats",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.drift.run import drift as drift
     from ggufnorm.analysis.preprocessing.audio.run import audio as audio
     from ggufnorm.analysis.preprocessing.image.run import pixels as pixels
+    from ggufnorm.analysis.quants.run import quants as quants
     from ggufnorm.analysis.verify.run import verify as verify
     from ggufnorm.verbs.check import check as check
     from ggufnorm.verbs.files import audit as audit
@@ -48,12 +49,13 @@ _HOMES = {
     "fix": "ggufnorm.analysis.audit.fix",
     "inspect": "ggufnorm.verbs.files",
     "pixels": "ggufnorm.analysis.preprocessing.image.run",
+    "quants": "ggufnorm.analysis.quants.run",
     "recipe": "ggufnorm.analysis.attribution.recipe",
     "trace": "ggufnorm.verbs.runs",
     "verify": "ggufnorm.analysis.verify.run",
 }
 
-_OF_GGUF = {"attribute": 2, "diff": 2, "drift": 2, "fix": 1, "recipe": 2, "verify": 2}
+_OF_GGUF = {"attribute": 2, "diff": 2, "drift": 2, "fix": 1, "quants": 1, "recipe": 2, "verify": 2}
 """Verbs whose first arguments are GGUF models, and how many are."""
 
 

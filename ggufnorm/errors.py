@@ -107,6 +107,10 @@ class OutputError(InputError):
     """A file or the standard output cannot be written, or is an input of the command."""
 
 
+class TooLargeError(OutputError):
+    """A file would take more bytes than anybody agreed to; nothing was written."""
+
+
 class MismatchError(InputError):
     """The two models are not two versions of one network."""
 

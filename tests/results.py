@@ -76,6 +76,8 @@ from ggufnorm.core.model import (
     Outlier,
     Skipped,
     TensorFacts,
+    TypeCount,
+    TypesInside,
     WeightStatistics,
 )
 from ggufnorm.core.onnx_drift import (
@@ -95,6 +97,7 @@ from ggufnorm.core.pixel_report import (
     PixelReport,
 )
 from ggufnorm.core.pixels import Normalization
+from ggufnorm.core.quants import Contrast, QuantFile, QuantsReport, Speed, Standing
 from ggufnorm.core.recipe import Choice, RecipeReport, Trial
 from ggufnorm.core.result import Result
 from ggufnorm.core.verify import TensorProof, VerifyReport
@@ -293,7 +296,56 @@ def inspection(n_layers: int = 3, *, name: str = "blk") -> Inspection:
     tensors = (TensorFacts(f"{name}.x", "F32", (256,), 1024, 64),)
     skipped = (Skipped(f"{name}.y", "is no norm"),)
     return Inspection(
-        f"{name}.gguf", "llama", name, n_layers, "MOSTLY_F16", norms, skipped, tensors
+        f"{name}.gguf", "llama", name, n_layers, "MOSTLY_F16", norms, skipped, tensors, types(name)
+    )
+
+
+def types(name: str = "") -> TypesInside:
+    """Of a file whose label says Q4_K_M."""
+    counts = (TypeCount("Q5_0", 81, 1000, 688), TypeCount("Q4_K", 27, 512, 288))
+    note = f"called Q4_K_M, but not throughout: {name} has short rows"
+    return TypesInside("Q4_K_M", counts, (), 1512, 976, 5.16, note)
+
+
+def quants_report(name: str = "blk") -> QuantsReport:
+    """Five files: two of the frontier, one dominated, one undecided, one that is broken."""
+    standings: tuple[Standing, ...] = (
+        "frontier", "frontier", "dominated", "undecided", "broken",
+    )  # fmt: skip
+    names = [f"{name}-{t}.gguf" for t in ("Q8_0", "Q4_K_M", "Q4_1", "Q5_K_S", "Q2_K")]
+    files = tuple(
+        QuantFile(
+            replace(model(path, "MOSTLY_Q4_K_M"), n_bytes=10_000_000 - 1_000_000 * i),
+            types(name),
+            replace(
+                _logits(),
+                mean_kld=None if standing == "broken" else 0.001 * 3**i,
+                non_finite_tokens=7 if standing == "broken" else 0,
+            ),
+            Speed(1200.0 + i, 31.5),
+            standing,
+            (names[1],) if standing in ("dominated", "undecided") else (),
+        )
+        for i, (path, standing) in enumerate(zip(names, standings))
+    )
+    reference = QuantFile(
+        model(f"{name}-f16.gguf", "MOSTLY_F16"), types(), None, Speed(1000.0, None), "frontier", ()
+    )
+    run = RunFacts("llama-cpp-python 0", "text.txt", 4096, 512, 8, 8, 2, 0, SIDE, SIDE)
+    return QuantsReport(
+        reference,
+        0,
+        files,
+        names[0],
+        (
+            Contrast(names[0], names[1], -0.002, 0.0001, True),
+            Contrast(names[1], names[3], 0.0001, 0.0002, False),
+        ),
+        f"{names[0]} is closest to the reference.",
+        run,
+        "text",
+        (Skipped(f"{name}-mmproj.gguf", f"{name} is no version of it"),),
+        (Skipped(names[2], "its chat template is another"),),
     )
 
 
@@ -646,6 +698,8 @@ def check_report(name: str = "blk") -> CheckReport:
             CheckStep("check the file by itself", f"ggufnorm audit {name}.gguf --full"),
             CheckStep("run it", f"ggufnorm drift {name}.gguf", "llama.cpp is not installed"),
         ),
+        next_command=f"ggufnorm audit {name}.gguf",
+        exit_code=1,
     )
 
 
@@ -657,6 +711,7 @@ def one_of_each(name: str = "blk") -> dict[str, Result]:
             (inspection(name=name), inspection(1, name=name)), (Skipped(name, "is no model"),)
         ),
         "ggufnorm/drift": drift_report(name=name, faulty=True),
+        "ggufnorm/quants": quants_report(name),
         "ggufnorm/drift-onnx": onnx_drift_report(name),
         "ggufnorm/drift-set": DriftSet((drift_report(name=name), drift_report(5, faulty=True))),
         "ggufnorm/diff": diff_report(name=name),

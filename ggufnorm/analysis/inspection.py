@@ -11,6 +11,7 @@ from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, TensorFacts
 from ggufnorm.formats.dequantize import read_norms
+from ggufnorm.formats.file_type import types_inside
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
@@ -52,6 +53,7 @@ def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspe
             norms=_with_weights(file, norms),
             skipped=skipped,
             tensors=_all_tensors(file) if tensors else None,
+            types=types_inside(file),
         )
 
 

@@ -6,12 +6,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import InputError, NoQuantizerError
 from ggufnorm.formats.output import replacing, reported, temporary_folder
 
@@ -40,7 +42,8 @@ def command(chunks: int, keep: Path | None) -> int:
         quant = _quantized(model, folder)
         faulty = quant.with_name(f"{quant.stem}-damaged.gguf")
         with progress_bar("drift") as show:
-            emit(drift(model, quant, chunks=chunks, on_progress=show), "text", None)
+            report = drift(model, quant, chunks=chunks, on_progress=show)
+        emit(_kept_in(report, keep), "text", None)
 
         damage(quant, faulty, FAULTY)
         click.secho(
@@ -50,12 +53,14 @@ def command(chunks: int, keep: Path | None) -> int:
         sys.stdout.flush()
         with progress_bar("drift") as show:
             report = drift(model, faulty, chunks=chunks, on_progress=show)
-        emit(report, "text", None)
+        emit(_kept_in(report, keep), "text", None)
     named = report.culprit.tensor if report.culprit else None
     if named != FAULTY:
         click.secho(f"\nThe report names {named}, not {FAULTY}.", fg="red", err=True)
         return 1
     click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
+    if keep is None:
+        click.echo("ggufnorm demo --keep demo leaves the three models in demo, to go on with.")
     return 0
 
 
@@ -73,6 +78,16 @@ def _quantized(model: Path, folder: Path) -> Path:
         quant = folder / "sotu-Q4_0.gguf"
         quantize_purely(model, quant, "Q4_0")
     return quant
+
+
+def _kept_in(report: DriftReport, keep: Path | None) -> DriftReport:
+    """The report with the paths of files that `demo --keep demo` leaves: others are gone."""
+    folder = keep or Path("demo")
+    return replace(
+        report,
+        reference=replace(report.reference, path=str(folder / Path(report.reference.path).name)),
+        quant=replace(report.quant, path=str(folder / Path(report.quant.path).name)),
+    )
 
 
 @contextmanager

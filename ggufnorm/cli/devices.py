@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -45,6 +46,29 @@ class Devices(click.ParamType[tuple[str, ...]]):
         if not all(names):
             self.fail(f"{value!r} are no names of devices, nor none", param, ctx)
         return () if names == ("none",) else names
+
+
+class Servers(click.ParamType[tuple[str, ...]]):
+    """Servers of llama.cpp's RPC backend, or none."""
+
+    name = "servers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Each as ``HOST:PORT``; empty for none."""
+        if isinstance(value, tuple):
+            return value
+        servers = tuple(part.strip() for part in str(value).split(","))
+        if servers == ("none",):
+            return ()
+        for server in servers:
+            found = re.fullmatch(r"[^\s:]+:(\d{1,5})", server)
+            if found is None or not 0 < int(found[1]) < 1 << 16:
+                self.fail(f"{server!r} is no server such as 192.168.1.7:50052", param, ctx)
+        if len(set(servers)) < len(servers):
+            self.fail(f"{value} names a server twice", param, ctx)
+        return servers
 
 
 class Proportions(click.ParamType[tuple[float, ...]]):
@@ -99,6 +123,41 @@ def layers_option(prefix: str = "") -> Callable[[F], F]:
                    variable="N_GPU_LAYERS")  # fmt: skip
 
 
+def rpc_option(prefix: str = "", **more: Any) -> Callable[[F], F]:
+    """``--rpc``.
+
+    Args:
+        prefix: of the side's options.
+        more: for click.
+    """
+    text = (
+        "Put layers on these servers of llama.cpp's RPC backend: trusted machines and networks"
+        " only, it has no authentication."
+    )
+    return click.option(
+        f"--{prefix}rpc", type=Servers(), metavar="HOST:PORT,…", is_eager=not prefix,
+        help=_help(prefix, "-rpc", text), **_variable(prefix, "RPC"), **more,
+    )  # fmt: skip
+
+
+def serve_all(
+    context: click.Context, _option: click.Parameter | None, servers: tuple[str, ...] | None
+) -> None:
+    """Have all runs of this process on servers until the command ends; a callback of an option."""
+    if servers is None or context.resilient_parsing:
+        return
+    from ggufnorm.runs.options import SERVERS_VARIABLE
+
+    before = os.environ.get(SERVERS_VARIABLE)
+    os.environ[SERVERS_VARIABLE] = ",".join(servers) or "none"
+
+    def restore() -> None:
+        os.environ.pop(SERVERS_VARIABLE, None)
+        os.environ.update({} if before is None else {SERVERS_VARIABLE: before})
+
+    context.call_on_close(restore)
+
+
 def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
     """Where a model is put.
 
@@ -111,6 +170,7 @@ def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:
         return _option(prefix, long, brief, text, **more)
 
     return (
+        rpc_option(prefix),
         option(
             "device", "dev", "Devices to offload layers to (see --list-devices), or none.",
             type=Devices(), metavar="DEV,…|none", also=("dev",),
@@ -181,8 +241,8 @@ def _variable(prefix: str, name: str) -> dict[str, Any]:
 
 
 DEVICE_PARAMETERS = (
-    "device", "tensor_split", "split_mode", "main_gpu", "override_tensor", "cpu_moe", "n_cpu_moe",
-    "kv_offload", "op_offload", "ubatch_size",
+    "rpc", "device", "tensor_split", "split_mode", "main_gpu", "override_tensor", "cpu_moe",
+    "n_cpu_moe", "kv_offload", "op_offload", "ubatch_size",
 )  # fmt: skip
 """What click calls the values of :func:`device_options`."""
 
@@ -207,6 +267,7 @@ def device_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
 
     overrides = chosen("override_tensor")
     given = {
+        "rpc": chosen("rpc"),
         "offload_devices": chosen("device"),
         "split_mode": chosen("split_mode"),
         "tensor_split": chosen("tensor_split"),

@@ -21,6 +21,7 @@ _COMMANDS = {
     "audit": "Lint the normalization of a converted GGUF model.",
     "fix": "Write a corrected copy of a converted GGUF model.",
     "drift": "Run two models on the same text and show where they diverge.",
+    "quants": "Measure several quantizations beside one reference.",
     "attribute": "Attribute the KL divergence of a quantized model to its tensors.",
     "recipe": "Choose a quantization type for each tensor, within a size.",
     "diff": "Compare two GGUF models tensor by tensor, without running them.",
@@ -34,6 +35,7 @@ _COMMANDS = {
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled model.",
     "engine": "Fetch builds of llama.cpp that need no compiler.",
+    "rpc-server": "Lend this machine to --rpc of another one.",
     "doctor": "Show which packages are installed and work, for bug reports.",
     "completion": "Print the completion script for a shell.",
 }
@@ -56,7 +58,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
+        module = importlib.import_module(f"ggufnorm.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -117,6 +119,9 @@ def _run() -> int:
         said = io.StringIO()
         error.show(said)
         process.complain(said.getvalue().rstrip("\n"))
+        sign = _sign(error)
+        if sign is not None:
+            process.complain(sign)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -129,6 +134,13 @@ def _run() -> int:
     except Exception as error:
         code = _fault(error)
     return code if isinstance(code, int) else 0
+
+
+def _sign(error: click.ClickException) -> str | None:
+    from ggufnorm.cli.signs import sign_for  # only a refusal needs it
+
+    sign = sign_for(error, _COMMANDS)
+    return None if sign is None else printable(sign)
 
 
 def _fault(error: Exception) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from decimal import ROUND_DOWN, ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,12 @@ from ggufnorm.cli.devices import (
 from ggufnorm.cli.output import F
 from ggufnorm.cli.process import complain
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import ALL
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.printable import printable
-from ggufnorm.formats.files import read_text as read_text
+from ggufnorm.formats import files
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -121,6 +123,21 @@ def tell_cut(cut: str | None) -> int | None:
     return INTERRUPTED if cut == "interrupted" else None
 
 
+def read_text(path: Path) -> str:
+    """The text to run.
+
+    Raises:
+        click.UsageError: it is a model or the like.
+        TextError: it cannot be read, is not UTF-8 or is empty.
+    """
+    from ggufnorm.verbs.kinds import wrong_text
+
+    sentence = wrong_text(click.get_current_context().command.name or "", path)
+    if sentence is not None:
+        raise click.UsageError(sentence)
+    return files.read_text(path)
+
+
 def text_options(command: F) -> F:
     """The text to run, and how much of it."""
     return _add(
@@ -180,10 +197,11 @@ def _list_devices(context: click.Context, _option: click.Parameter, wanted: bool
     """Print as llama.cpp does (``common_print_available_devices`` in common/arg.cpp), and end."""
     if not wanted or context.resilient_parsing:
         return
-    from ggufnorm.runs.devices import known_engine
+    from ggufnorm.runs.devices import ANY, known_engine
 
+    options = replace(ANY, rpc=context.params.get("rpc") or (), n_gpu_layers=ALL)
     click.echo("Available devices:")
-    offloaded = [d for d in known_engine().devices if d.kind != "CPU"]
+    offloaded = [d for d in known_engine(options).devices if d.kind != "CPU"]
     for d in offloaded:
         mib = f"{d.total >> 20} MiB, {d.free >> 20} MiB free"
         click.echo(printable(f"  {d.name}: {d.description} ({mib})"))

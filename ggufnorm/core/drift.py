@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.engine import Engine, KernelError
+from ggufnorm.core.engine import Circumstance, Engine, KernelError
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
@@ -369,6 +369,8 @@ class DriftReport(Result):
         cost: what that took; None in a report that was read from a document.
         kernels: for one file in two engines: each kind of operation beside what llama.cpp's
             own tests allow, in graph order; empty otherwise.
+        circumstances: for one file in two engines: the same in other batches, and with each
+            operation computed by itself.
     """
 
     reference: ModelFacts
@@ -386,6 +388,7 @@ class DriftReport(Result):
     experts: tuple[ExpertDrift, ...] = ()
     cost: RunCost | None = None
     kernels: tuple[KernelError, ...] = ()
+    circumstances: tuple[Circumstance, ...] = ()
 
 
 @dataclass(frozen=True)

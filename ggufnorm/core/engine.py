@@ -95,6 +95,35 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Circumstance:
+    """Another way to run the same two engines on the same file: is a fault there, too?
+
+    Attributes:
+        batch: most tokens in one batch.
+        alone: whether every operation was computed by itself, so that none was fused.
+        n: operations that were compared.
+        op: ggml's name of the first operation whose own error is beyond its limit; None if none
+            is.
+        dtype: type of the file's tensor that it reads, None if it reads none.
+        at: the tensor that it reads, or its label.
+        nmse: its error; None where it is NaN or infinite, and where no operation is beyond.
+        whole: the normalized mean squared error between the two engines' logits where nothing was
+            watched, so that all was fused that an engine fuses; None where there are no logits.
+        watched: the same where operations were watched.
+    """
+
+    batch: int
+    alone: bool
+    n: int
+    op: str | None
+    dtype: str | None
+    at: str | None
+    nmse: float | None
+    whole: float | None
+    watched: float | None
+
+
+@dataclass(frozen=True)
 class Engine(Placement):
     """A build of llama.cpp, where it was told to put a model, and where it was seen.
 

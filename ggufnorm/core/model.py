@@ -121,6 +121,49 @@ class TensorFacts:
 
 
 @dataclass(frozen=True)
+class TypeCount:
+    """Tensors of one type.
+
+    Attributes:
+        dtype: ggml type name.
+        n_tensors: how many.
+        n_weights: elements of all of them.
+        n_bytes: size of their data.
+    """
+
+    dtype: str
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class TypesInside:
+    """Which types a file really holds.
+
+    Attributes:
+        label: that ``general.file_type`` claims, for example ``Q4_K_M``; None if the file does
+            not say, or says a number that is not known.
+        matrices: of all tensors of more than one row, the type of the most tensors first.
+        vectors: the same of all others.
+        n_weights: elements of all tensors.
+        n_bytes: size of their data.
+        bits_per_weight: of all tensors; None for a file without any.
+        note: where label and types differ, and why; empty if they do not.
+        mislabelled: whether the types do not bear the label out (rule H201).
+    """
+
+    label: str | None
+    matrices: tuple[TypeCount, ...]
+    vectors: tuple[TypeCount, ...]
+    n_weights: int
+    n_bytes: int
+    bits_per_weight: float | None
+    note: str = ""
+    mislabelled: bool = False
+
+
+@dataclass(frozen=True)
 class Inspection(Result):
     """All norms of one model file.
 
@@ -134,6 +177,7 @@ class Inspection(Result):
         norms: in execution order: embeddings, layer by layer, output.
         skipped: norm-like tensors that are not reported as a norm.
         tensors: all tensors in file order; None if they were not asked for.
+        types: which types the tensors have; None of an ONNX file.
     """
 
     path: str
@@ -144,6 +188,7 @@ class Inspection(Result):
     norms: tuple[NormSite, ...]
     skipped: tuple[Skipped, ...]
     tensors: tuple[TensorFacts, ...] | None = None
+    types: TypesInside | None = None
 
 
 @dataclass(frozen=True)

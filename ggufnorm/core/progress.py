@@ -34,6 +34,18 @@ class Progress:
         return f"{self.tokens_per_second:,.0f} tokens/s"
 
 
+def duration(seconds: float) -> str:
+    """Seconds for a person: ``12 s``, ``3 min``, ``2.5 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes for a person: ``12 MB``, ``3.5 GB``."""
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.1f} GB"
+
+
 OnProgress = Callable[[Progress], None]
 """Called as a run goes on."""
 

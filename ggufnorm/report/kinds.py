@@ -81,6 +81,8 @@ KINDS = (
          "drift:drift_charts"),
     Kind("ggufnorm/drift-set", "drift:DriftSet", "drift_set:drift_set_view", "reports",
          "drift_set:drift_set_charts"),
+    Kind("ggufnorm/quants", "quants:QuantsReport", "quants:quants_view", "files",
+         "quants:quants_charts"),
     Kind("ggufnorm/drift-onnx", "onnx_drift:OnnxDriftReport", "onnx_drift:onnx_drift_view",
          "operations"),
     Kind("ggufnorm/diff", "diff:DiffReport", "diff:diff_view", "tensors", "diff:diff_charts"),

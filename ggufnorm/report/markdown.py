@@ -59,6 +59,12 @@ def _section(section: Section) -> Iterator[str]:
         yield from ("", "</details>")
 
 
+def table_lines(table: Table) -> Iterator[str]:
+    """A table and its footnotes alone."""
+    yield from _table(table, None)
+    yield from _sentences(table.notes)
+
+
 def _sentences(sentences: Sequence[Sentence]) -> Iterator[str]:
     if sentences:
         yield ""

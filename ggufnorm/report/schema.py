@@ -106,10 +106,10 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """A class's attributes and its bases', as docstrings describe them in google style."""
+    """A class's attributes, as its docstring and its bases' describe them in google style."""
     found: dict[str, str] = {}
-    for described in reversed(kind.__mro__):
-        _, _, listed = inspect.cleandoc(described.__doc__ or "").partition("\nAttributes:\n")
+    for base in reversed(kind.__mro__):
+        _, _, listed = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
         found |= {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(listed)}
     return found
 

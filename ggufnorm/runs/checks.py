@@ -59,8 +59,7 @@ def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
     m, arch = file.metadata, file.architecture
     n_embd = m.integer(f"{arch}.embedding_length") or 0
     n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
-    tokens = m.get("tokenizer.ggml.tokens")
-    n_vocab = len(tokens) if isinstance(tokens, list) else 0
+    n_vocab = vocabulary_size(file)
     batch = min(options.n_ctx, options.n_ubatch)
     return Costs(
         n_layers=m.integer(f"{arch}.block_count") or 0,
@@ -70,18 +69,37 @@ def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
     )
 
 
+def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> int:
+    """Bytes of the computer's memory that a run takes: files, and each replica's :class:`Costs`.
+
+    Args:
+        files: whose weights are loaded.
+        n_ctx: tokens of a chunk.
+        n_replicas: contexts.
+    """
+    c = costs_of(files[0], EngineOptions(n_ctx, 1))
+    each = c.n_layers * c.cache_of_layer + c.activations + c.logits
+    return sum(f.size for f in files) + n_replicas * each
+
+
+def free_memory() -> int:
+    """Bytes of memory that this machine has free."""
+    return int(psutil.virtual_memory().available)
+
+
+def vocabulary_size(file: ModelFile) -> int:
+    """Tokens of a file's vocabulary, 0 if it has none."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    return len(tokens) if isinstance(tokens, list) else 0
+
+
 def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
     """Refuse to load into the computer's memory what does not fit into what is free.
 
-    Counted are the files and :class:`Costs` of each replica.
-
     Raises:
-        MemoryLimitError: it does not fit.
+        MemoryLimitError: :func:`memory_needed` is more than that.
     """
-    c = costs_of(files[0], EngineOptions(n_ctx, 1))
-    need = sum(f.size for f in files)
-    need += n_replicas * (c.n_layers * c.cache_of_layer + c.activations + c.logits)
-    free = psutil.virtual_memory().available
+    need, free = memory_needed(files, n_ctx, n_replicas), free_memory()
     if need > free:
         raise MemoryLimitError(
             f"running {' and '.join(f.path for f in files)} takes about {need / 1e9:.1f} GB of"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ggufnorm.core.engine import Build
 from ggufnorm.engines import worker
+from ggufnorm.engines.llama import rpc
 from ggufnorm.engines.llama.binding import build
 from ggufnorm.engines.llama.devices import Device, find_devices
 from ggufnorm.engines.llama.library import choose_build
@@ -42,4 +43,5 @@ def examine_engine(options: EngineOptions, _channel: Channel) -> Known:
     """The child's part of :func:`known_engine`."""
     if options.llama_cpp is not None:
         choose_build(options.llama_cpp)
+    rpc.connect(options, options.n_gpu_layers)
     return Known(build(), find_devices())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ggufnorm.core.progress import Progress
+from ggufnorm.core.progress import Progress, duration
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, OutputError
 from ggufnorm.formats.files import read_regular
@@ -158,7 +158,19 @@ class Loop:
         n = self.done - self.begun  # others came from a checkpoint
         left = self.seconds / n * (self.total - self.done)
         if not self._quiet:
+            if n == 1 and self.done < self.total:
+                self._tell(left)
             self.channel.emit(Progress(phase, self.done, self.total, self.speed, left))
+
+    def _tell(self, left: float) -> None:
+        """Say what the rest takes, after the first unit of this run."""
+        text = (
+            f"{self.total - self.done} more chunks of {self.n_tokens} tokens at"
+            f" {self.speed:,.0f} tokens/s: about {duration(left)}"
+        )
+        if self.policy.budget is not None:
+            text += f" (the budget is {duration(self.policy.budget)})"
+        self.channel.emit(Progress(text, note=True))
 
     def _save(self, *, last: bool) -> None:
         if self._file is None:

@@ -65,3 +65,18 @@ def placed(options: SideOptions, where: SideOptions) -> SideOptions:
         n_ubatch=where.n_ubatch,
         **vars(placement_of(where)),
     )
+
+
+SERVERS_VARIABLE = "LLAMA_ARG_RPC"
+"""llama.cpp's own variable for ``--rpc``."""
+
+
+def on_servers(side: SideOptions) -> SideOptions:
+    """The same on the servers that :data:`SERVERS_VARIABLE` names, if it names some.
+
+    For runs whose caller does not choose how they are run (``audit --run``, ``compare`` across
+    frameworks).
+    """
+    named = os.environ.get(SERVERS_VARIABLE, "").strip()
+    servers = tuple(part.strip() for part in named.split(",")) if named not in ("", "none") else ()
+    return replace(side, rpc=servers)

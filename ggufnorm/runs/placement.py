@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import psutil
-
 from ggufnorm.core.engine import ALL, AUTO, placement_of
-from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.core.progress import OnProgress, Progress, no_progress, size
 from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.devices import (
     CPU,
@@ -23,7 +21,7 @@ from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import ConfigError, MemoryLimitError, RefusedError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.runs.checks import costs_of
+from ggufnorm.runs.checks import costs_of, free_memory
 from ggufnorm.runs.devices import known_engine
 
 
@@ -35,24 +33,40 @@ class Side:
         file: the model's.
         options: how it is to run.
         n_replicas: contexts that share its weights.
+        layers: the first and the last layer that are run; None for all. The weights of the others
+            are mapped, and never read.
     """
 
     file: ModelFile
     options: EngineOptions
     n_replicas: int
+    layers: tuple[int, int] | None = None
+
+    def reads(self, tensor: str) -> bool:
+        """Whether a tensor is read at all."""
+        layer = layer_of(tensor)
+        return self.layers is None or layer is None or self.layers[0] <= layer <= self.layers[1]
 
 
 Bytes = Counter[str]
 """What is taken of each device's memory, by its name."""
 
 
-def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOptions]:
+def settle(
+    sides: Sequence[Side],
+    *,
+    check_memory: bool = True,
+    on_progress: OnProgress = no_progress,
+    disk: str = "nothing on disk",
+) -> list[EngineOptions]:
     """Options with what their build has and with a number of layers, all of which fits.
 
     Args:
         sides: that run at the same time. Where the number of layers is for ggufnorm to choose
             (``-ngl auto``), it is the same for all.
         check_memory: refuse what does not fit into the memory that is free.
+        on_progress: gets a note of what is taken; how long it takes the first chunk tells.
+        disk: what is written beside the result, for that note.
 
     Raises:
         ConfigError: an override's pattern is no regular expression.
@@ -61,7 +75,7 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
         EngineError: a build does not load.
     """
     devices = [_devices_of(side) for side in sides]
-    free = {CPU: psutil.virtual_memory().available}
+    free = {CPU: free_memory()}
     free |= {d.name: d.free for known in devices for d in known if d.kind != "CPU" and d.total}
     is_open = any(side.options.n_gpu_layers == AUTO for side in sides)
     most = max(costs_of(side.file, side.options).n_layers + 1 for side in sides)
@@ -72,7 +86,19 @@ def settle(sides: Sequence[Side], *, check_memory: bool = True) -> list[EngineOp
             break
     if check_memory:
         _require_room(sides, taken, free)
+    on_progress(Progress(f"memory: {_told(taken, free)}; {disk}", note=True))
     return [side.options for side in chosen]
+
+
+def keeping_others_here(side: Side) -> Side:
+    """The same with the layers that are not run on the CPU, where they take no memory."""
+    o = side.options
+    others = {layer_of(name) for name in side.file.tensors if not side.reads(name)}
+    if not others or not o.n_gpu_layers:
+        return side
+    pattern = rf"^blk\.({'|'.join(str(n) for n in sorted(n for n in others if n is not None))})\."
+    overrides = ((pattern, CPU), *o.tensor_overrides)
+    return replace(side, options=replace(o, tensor_overrides=overrides))
 
 
 def _devices_of(side: Side) -> tuple[Device, ...]:
@@ -101,6 +127,16 @@ def taken_by(sides: Sequence[tuple[Side, Sequence[Device]]]) -> Bytes:
     return taken
 
 
+def _told(taken: Bytes, free: Mapping[str, int]) -> str:
+    """What is taken of each device's memory, in words."""
+    parts = []
+    for name, n in taken.items():
+        where = "" if name == CPU else f" of {name}"
+        of = f" of {size(free[name])} that are free{where}" if name in free else where
+        parts.append(f"about {size(n)}{of}")
+    return ", ".join(parts)
+
+
 def _require_room(sides: Sequence[Side], taken: Bytes, free: Mapping[str, int]) -> None:
     """Refuse what does not fit.
 
@@ -123,7 +159,7 @@ def _require_room(sides: Sequence[Side], taken: Bytes, free: Mapping[str, int]) 
 def needs_devices(options: EngineOptions) -> bool:
     """Whether more than the CPU is asked for, so that the build must say what it has."""
     elsewhere = any(buffer != CPU for _, buffer in options.tensor_overrides)
-    return bool(options.n_gpu_layers or options.offload_devices or elsewhere)
+    return bool(options.n_gpu_layers or options.offload_devices or options.rpc or elsewhere)
 
 
 def require_overrides(file: ModelFile, options: EngineOptions) -> None:
@@ -172,6 +208,8 @@ def needs(side: Side, devices: Sequence[Device], *, weights: bool = True) -> Byt
         patterns = [(re.compile(p), buffer) for p, buffer in override_patterns(options)]
         buffers = {d.buffer: d.name for d in devices if d.kind != "CPU"}
         for name, tensor in file.tensors.items():
+            if not side.reads(name):
+                continue
             buffer = next((b for pattern, b in patterns if pattern.search(name)), None)
             home = _home_of(name, homes) if buffer is None else buffers.get(buffer, CPU)
             taken[home] += tensor.n_bytes
@@ -233,7 +271,9 @@ def not_offloaded(info: EngineInfo) -> str | None:
             f"-ngl {layers} had no effect: all values were on {seen}; {engine.build.name} knows no"
             " other device here"
         )
-    idle = [name for name in engine.offload_devices or () if name not in engine.devices]
+    # A buffer of RPC's is called by its device and server: RPC0[HOST:PORT].
+    buffers = {name.partition("[")[0] for name in engine.devices}
+    idle = [name for name in engine.offload_devices or () if name not in buffers]
     return f"-dev {','.join(idle)} had no effect: all values were on {seen}" if idle else None
 
 

@@ -172,9 +172,14 @@ def test_nothing_in_the_current_folder_is_run(
 
 @pytest.fixture
 def interrupting() -> Iterator[OnProgress]:
-    """Sends this process a Ctrl-C soon after the child's message."""
+    """Sends this process a Ctrl-C soon after the child's message; its answer is no message."""
+
+    def soon(progress: Progress) -> None:
+        if not progress.note:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda _progress: threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    yield soon
     signal.signal(signal.SIGINT, before)
 
 

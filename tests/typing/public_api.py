@@ -35,6 +35,7 @@ def runs() -> None:
     across = ggufnorm.compare_frameworks("hf:DIR", ["m.gguf"])
     assert_type(across, ggufnorm.FrameworksReport)
     assert_type(ggufnorm.attribute("a.gguf", PATH, by="layer"), ggufnorm.AttributionReport)
+    assert_type(ggufnorm.quants("a.gguf", [PATH, "b.gguf"]), ggufnorm.QuantsReport)
     assert_type(ggufnorm.recipe("a.gguf", PATH, max_growth=0.03), ggufnorm.RecipeReport)
 
 

@@ -21,7 +21,7 @@ from ggufnorm.core.drift import RunCost
 from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.plain import from_plain, to_plain
-from ggufnorm.core.progress import OnProgress, Progress
+from ggufnorm.core.progress import OnProgress, Progress, duration
 from ggufnorm.core.recipe import (
     Assignment,
     Choice,
@@ -159,19 +159,30 @@ class Work:
         tried: dict[str, dict[str, Tried]] = defaultdict(dict)
         skipped: list[Skipped] = []
         refusal: RefusedError | None = None
-        for name in types:
+        for i, name in enumerate(types):
+            begun = time.monotonic()
             try:
                 found = self.journal.step(f"type {name}", partial(self._try_type, name))
             except RefusedError as error:
                 refusal = error
                 skipped.append(Skipped(name, str(error)))
                 continue
+            if not tried:
+                self._tell_time(len(types) - i - 1, time.monotonic() - begun)
             self.overhead = found["overhead"]
             for tensor, (dtype, size, error_of) in found["tensors"].items():
                 tried[tensor].setdefault(dtype, Tried(size, error_of))
         if not tried:
             raise refusal or EngineError(f"llama.cpp quantizes no tensor of {self.reference.path}")
         return dict(tried), tuple(skipped)
+
+    def _tell_time(self, n: int, seconds: float) -> None:
+        """Say what is left after the first type: the others, then shares in two of them."""
+        text = (
+            f"about {duration(n * seconds)} for {n} more types, then shares in two of them for at"
+            f" most {duration(self.budget)} each"
+        )
+        self.on_progress(Progress(text, note=True))
 
     def _try_type(self, name: str) -> dict[str, Any]:
         """Each tensor's type, bytes and local error in a copy of one type."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,9 +12,10 @@ from pathlib import Path
 
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
+from ggufnorm.analysis.diff.order import quantized, require_finer
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.engine import GpuLayers
-from ggufnorm.core.progress import OnProgress, no_progress
+from ggufnorm.core.progress import OnProgress, no_progress, size
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
@@ -131,12 +133,16 @@ def recipe(
         reference = stack.enter_context(open_model(local_path(ref)))
         under_test = stack.enter_context(open_model(local_path(quant)))
         check_same_network(reference, under_test)
+        _require_floats(reference, under_test)
         inputs = [s.path for file in (reference, under_test) for s in file.shards]
         inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
         for out in (apply, save_imatrix, resume):
             if out is not None:
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
+        copies = f"on disk up to {size(reference.size)} in {folder.parent}"
+        most = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 4)
+        settle((most,), check_memory=False, on_progress=on_progress, disk=copies)
         if imatrix == AUTO:
             side = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
             (engine,) = settle((side,), check_memory=check_memory)
@@ -195,6 +201,17 @@ def known_types(types: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise ValueError("there must be a type to try")
     return names
+
+
+def _require_floats(reference: ModelFile, quant: ModelFile) -> None:
+    """llama-quantize refuses a file that is quantized already."""
+    require_finer("recipe", reference, quant)
+    types = quantized(reference)
+    if types is not None:
+        raise InputError(
+            f"{reference.path} is quantized ({types}), and the reference of a recipe is not:"
+            f" use ggufnorm recipe F16.gguf {shlex.quote(quant.path)}"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
 from ggufnorm.analysis.attribution.patch import most_side_by_side
+from ggufnorm.analysis.diff.order import require_finer
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport, By
 from ggufnorm.core.engine import GpuLayers
@@ -100,6 +101,7 @@ def attribute(
         check_memory=check_memory,
         policy=Policy(None if resume is None else os.fspath(resume), save_every),
         on_progress=on_progress,
+        tells=True,
     )
 
 
@@ -119,17 +121,23 @@ def run_job(
     check_memory: bool,
     on_progress: OnProgress,
     policy: Policy = ONCE,
+    tells: bool = False,
 ) -> AttributionReport:
-    """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget."""
+    """:func:`attribute`, with what is ``wanted`` and a ``policy`` without its budget.
+
+    ``tells`` says whether the memory that it takes is told before.
+    """
     begun = time.time()
     check_arguments(n_ctx, chunks, wanted.rest, budget)
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
+        require_finer("attribute", a, b)
         facts = [model_facts(file) for file in (a, b)]
         n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
         asked = options.engine(n_ctx, n_threads, n_gpu_layers)
-        n_seq, engine = _that_fit((a, b), asked, n_seq, check_memory)
+        tell = on_progress if tells else no_progress
+        n_seq, engine = _that_fit((a, b), asked, n_seq, check_memory, tell)
     from ggufnorm.analysis.attribution.task import run_attribution
 
     job = AttributionJob(
@@ -160,7 +168,11 @@ def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) 
 
 
 def _that_fit(
-    files: tuple[ModelFile, ModelFile], options: EngineOptions, n_seq: int, check_memory: bool
+    files: tuple[ModelFile, ModelFile],
+    options: EngineOptions,
+    n_seq: int,
+    check_memory: bool,
+    on_progress: OnProgress,
 ) -> tuple[int, EngineOptions]:
     """How many runs at once fit into the memory that is free, and how they run.
 
@@ -170,7 +182,7 @@ def _that_fit(
     while True:
         sides = [Side(file, options, 1 + n_seq) for file in files]
         try:
-            return n_seq, settle(sides, check_memory=check_memory)[0]
+            return n_seq, settle(sides, check_memory=check_memory, on_progress=on_progress)[0]
         except MemoryLimitError:
             if n_seq == 1:
                 raise

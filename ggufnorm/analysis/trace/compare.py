@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -74,17 +74,22 @@ def compare_runs(
         Text(f.text, trace.tokens, f.n_text_tokens, f.n_ctx, f.n_chunks),
         loop,
         partial(judge_cumulative, rounding=HALF_ROUNDING if half else FLOAT32_ROUNDING),
-        _untold(files, stride),
+        _untold(files, stride, [r.trace for r in runners if isinstance(r, TraceRunner)]),
     )
 
 
-def _untold(files: Mapping[int, ModelFile], stride: int) -> list[Skipped]:
+def _untold(files: Mapping[int, ModelFile], stride: int, traces: Sequence[Trace]) -> list[Skipped]:
     """What a trace cannot tell."""
     found = [Skipped("local errors", "they are told only by `drift`, from both models")]
     found += [
         Skipped(f"recompute of norms of {_NAMES[side]}", "a trace holds no weights")
         for side in _NAMES
         if side not in files
+    ]
+    found += [
+        Skipped("layers", f"{t.path} has the first {t.facts.layers} alone")
+        for t in traces
+        if t.facts.layers is not None
     ]
     if stride > 1:
         found.append(Skipped("tokens", f"1 of {stride} is compared: no more were kept"))

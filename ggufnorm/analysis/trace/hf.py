@@ -38,6 +38,7 @@ def trace_checkpoint(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     on_progress: OnProgress = no_progress,
@@ -57,6 +58,7 @@ def trace_checkpoint(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         trust_remote_code: run Python that the checkpoint brings.
         on_progress: called as the run goes on.
@@ -74,6 +76,8 @@ def trace_checkpoint(
     require_extent(n_ctx, chunks)
     path = checkpoint_folder(folder)
     model = HFModel(path, n_threads=n_threads, trust_remote_code=trust_remote_code)
+    if model.is_encoder_decoder:
+        raise InputError(f"{path}: encoder-decoders are traced from a GGUF file alone")
     if ids is None:
         text, text_name = text_to_run(text, text_name)
         if model.tokenizer is None:
@@ -90,7 +94,7 @@ def trace_checkpoint(
     files = [*sorted(path.glob("*.safetensors")), path / "config.json"]
     source = Source(files_facts(path, files, model.kind), ids, text_name)
     return write_trace(
-        runner, source, out, n_ctx, chunks, logits, dtype, budget, resume, on_progress
+        runner, source, out, n_ctx, chunks, logits, dtype, budget, ask_above, resume, on_progress
     )
 
 
@@ -103,6 +107,7 @@ def write_trace(
     logits: bool,
     dtype: TraceType,
     budget: int | None,
+    ask_above: int | None,
     resume: str | os.PathLike[str] | None,
     on_progress: OnProgress,
 ) -> TraceFacts:
@@ -118,6 +123,7 @@ def write_trace(
             logits=logits,
             dtype=dtype,
             budget=budget,
+            ask_above=ask_above,
             policy=policy,
         )
         n_chunks = plan_chunks(runner, source, what)

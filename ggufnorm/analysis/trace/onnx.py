@@ -45,6 +45,7 @@ def trace_onnx(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
@@ -63,6 +64,7 @@ def trace_onnx(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         on_progress: called as the run goes on.
 
@@ -88,7 +90,7 @@ def trace_onnx(
     source = Source(files_facts(path, session.model.files(), "onnx"), ids, text_name)
     runner = _runner(session, tokenizer, path, n_threads)
     return write_trace(
-        runner, source, out, n_ctx, chunks, logits, dtype, budget, resume, on_progress
+        runner, source, out, n_ctx, chunks, logits, dtype, budget, ask_above, resume, on_progress
     )
 
 

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ggufnorm.analysis.inspection import model_facts
+from ggufnorm.analysis.trace.parts import require_layers
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -29,7 +31,7 @@ from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
-from ggufnorm.runs.placement import Side, settle
+from ggufnorm.runs.placement import Side, keeping_others_here, settle
 from ggufnorm.samples import text_to_run
 
 
@@ -47,8 +49,11 @@ def trace(
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
+    ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
+    layers: Layers | None = None,
+    after: str | os.PathLike[str] | None = None,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
@@ -68,9 +73,14 @@ def trace(
         logits: whether to store the logits of the scored positions.
         dtype: how to store all other values.
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
+        ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: a file in which progress is kept; if it holds some, the run goes on there. The
             values so far lie beside it, in a file of the trace's size.
         save_every: seconds between two saves of that file.
+        layers: the first and the last layer to run; None for all. The weights of the others are
+            not touched.
+        after: the trace of the layers before, from whose last value the first one starts; it goes
+            into ``out``, which then has all layers up to the last one.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called as the run goes on; before it, with a note of what the file takes.
 
@@ -80,6 +90,7 @@ def trace(
     Raises:
         InputError: the model cannot be opened or is not GGUF, the trace cannot be written,
             does not fit on the disk, or not even a few tokens of it fit into the budget.
+        TooLargeError: it takes more than ``ask_above``.
         TextError: the text is empty or shorter than one chunk.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp fails or crashes, or the model does not fit into memory.
@@ -91,9 +102,20 @@ def trace(
     path = local_path(model)
     with open_model(path) as file:
         facts = model_facts(file)
-        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
-        (engine,) = settle((side,), check_memory=check_memory)
-        require_writable(out, [shard.path for shard in file.shards])
+        if layers is not None:
+            n_layers = network_facts(file).n_layers or 0
+            require_layers(layers, n_layers, has_part=after is not None)
+        elif after is not None:
+            raise ConfigError("--after goes with --layers")
+        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1, layers)
+        (engine,) = settle(
+            (keeping_others_here(side),),
+            check_memory=check_memory,
+            on_progress=on_progress,
+            disk=f"on disk {os.fspath(out)}",
+        )
+        inputs = [shard.path for shard in file.shards]
+        require_writable(out, [*inputs, *([] if after is None else [os.fspath(after)])])
     from ggufnorm.analysis.trace.record import Recording
     from ggufnorm.analysis.trace.task import TraceJob, run_trace
 
@@ -111,7 +133,10 @@ def trace(
                 logits=logits,
                 dtype=dtype,
                 budget=budget,
+                ask_above=ask_above,
                 policy=policy,
+                layers=layers,
+                part=None if after is None else os.fspath(after),
             ),
         )
         found = execute(run_trace, job, on_progress, policy.resume).facts
@@ -198,7 +223,7 @@ def compare(
         require_same_network(a_facts, b_facts, a_is, b_is)
         facts, n_ctx = model_facts(file), t.facts.n_ctx
         side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
-        (engine,) = settle((side,), check_memory=check_memory)
+        (engine,) = settle((side,), check_memory=check_memory, on_progress=on_progress)
     from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
     job = BesideJob(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ggufnorm.core.engine import ALL, Placement
 from ggufnorm.engines.llama.binding import ggml, llama
+from ggufnorm.engines.llama.rpc import watched
 from ggufnorm.errors import RefusedError
 
 Kind = Literal["CPU", "GPU", "IGPU", "ACCEL", "META"]
@@ -52,7 +53,8 @@ def find_devices() -> tuple[Device, ...]:
     llama()
     lib = ggml()
     found = (lib.ggml_backend_dev_get(i) for i in range(lib.ggml_backend_dev_count()))
-    return tuple(map(_describe, found))
+    with watched("asking for devices"):
+        return tuple(map(_describe, found))
 
 
 def _describe(handle: int) -> Device:

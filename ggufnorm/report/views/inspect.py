@@ -13,6 +13,7 @@ from ggufnorm.core.model import (
     NormKind,
     NormSite,
     TensorFacts,
+    TypesInside,
     WeightStatistics,
 )
 from ggufnorm.report.formatting import (
@@ -47,7 +48,7 @@ _KIND_NAMES: dict[NormKind | None, str] = {
 
 def inspection_view(result: Inspection) -> tuple[Report, ...]:
     """The norms of a file, and what they have in common."""
-    said = (*_summary(result), *_notes(result))
+    said = (*_summary(result), *types_inside(result.types), *_notes(result))
     tensors = result.tensors or ()
     n_bytes = sum(t.n_bytes for t in tensors)
     norms = table("norms", _NORMS, result.norms, export=Export(_EXPORTED, tuple(_exported(result))))
@@ -156,6 +157,24 @@ def _summary(inspection: Inspection) -> Iterator[Sentence]:
     for (kind, epsilon), n in Counter((x.kind, _epsilon(x)) for x in norms).items():
         yield Sentence(f"{counted(n, _KIND_NAMES[kind])}, {epsilon}")
     yield from map(Sentence, _offsets([n.weight.offset for n in norms if n.weight]))
+
+
+def types_inside(found: TypesInside | None) -> Iterator[Sentence]:
+    """The types of a file's tensors, and where its label says otherwise."""
+    if found is None or found.bits_per_weight is None:
+        return
+    yield Sentence(
+        f"Types inside: {type_counts(found)}; {found.n_weights:,} weights at"
+        f" {found.bits_per_weight:.2f} bits"
+    )
+    if found.note:
+        yield Sentence(found.note, "warning")
+
+
+def type_counts(found: TypesInside) -> str:
+    """``81 Q5_0, 27 Q4_K``: of the matrices, and of all tensors where there are none."""
+    counts = found.matrices or found.vectors
+    return ", ".join(f"{c.n_tensors:,} {c.dtype}" for c in counts)
 
 
 def _epsilon(norm: NormSite) -> str:

@@ -94,6 +94,16 @@ class Case:
         found = _DIGEST.fullmatch(self.path.resolve().name)
         return found[1] if found else None
 
+    @property
+    def fix_command(self) -> str:
+        """The command that writes a corrected copy beside the model."""
+        source = self.evidence.source
+        fixed = Path(self.evidence.model).stem if self.path is None else self.path.stem
+        return self.command(
+            "fix", self.evidence.model, *(("--source", source) if source else ()),
+            "-o", f"{fixed}-fixed.gguf",
+        )  # fmt: skip
+
     def command(self, verb: str, *parts: str | None) -> str:
         """A command line."""
         return " ".join(["ggufnorm", verb, *(shlex.quote(p) for p in parts if p is not None)])

@@ -1,0 +1,1 @@
+"""``quants``: several files beside one reference."""
