@@ -418,7 +418,7 @@ class Whole:
     def _add_tensor(self, writer: gguf.GGUFWriter, name: str, values: Array) -> None:
         kind = gguf.GGMLQuantizationType[self.types.get(name, self.file_type)]
         block = gguf.GGML_QUANT_SIZES[kind][0]
-        plain = values.ndim < 2 or "norm" in name or "ssm_" in name or values.shape[-1] % block
+        plain = values.ndim < 2 or any(part in name for part in _PLAIN) or values.shape[-1] % block
         if (plain and name not in self.types) or kind == gguf.GGMLQuantizationType.F32:
             if name in self.swapped:
                 values = values.byteswap()
@@ -430,6 +430,9 @@ class Whole:
             raw = raw.view("<u2").byteswap().view(np.uint8)
         writer.add_tensor(name, raw, raw_dtype=kind)
 
+
+_PLAIN = ("norm", "ssm_", "ffn_gate_inp", "position_embd", "token_types")
+"""Parts of the names of tensors that the converter and llama-quantize leave in F32."""
 
 _WHOLE_KEYS = ("general", "tokenizer")
 

@@ -514,6 +514,7 @@ def listed(change: Callable[[list[str], list[str]], None]) -> Fault:
         change(tokens, merges)
         made.keys |= {
             "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "gpt-2",
             "tokenizer.ggml.tokens": tokens,
             "tokenizer.ggml.merges": merges,
         }
