@@ -11,7 +11,7 @@ PARALLEL := -n logical --dist loadfile
 # Unit tests share no engines: whoever is free takes the next.
 STEALING := -n logical --dist worksteal
 
-.PHONY: demo test unit lint bench browser coverage docs schemas clean
+.PHONY: demo test unit lint bench browser coverage docs outputs schemas clean
 
 demo: $(READY)
 	$(BIN)/ggufnorm demo
@@ -47,13 +47,17 @@ browser: $(READY)
 schemas: $(READY)
 	$(BIN)/python -m ggufnorm.report.schema docs/schema
 
+# The outputs that docs/ shows, printed by the commands above them.
+outputs: $(READY)
+	$(BIN)/python -m tests.docs.outputs
+
 docs: $(READY)
 	$(BIN)/python $(PIP) --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
 # Every table of docs/benchmarks.md; some twenty minutes on two cores.
 bench: $(READY)
-	@for b in header start remote fleet diff drift memory; do \
+	@for b in header start remote fleet diff drift attribute memory; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml
@@ -66,6 +70,7 @@ $(READY): pyproject.toml
 	  { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Installing; compiling llama.cpp takes some minutes the first time."
 	$(BIN)/python $(PIP) --editable '.[dev]'
+	@$(BIN)/python -m tests.rpc_plugin || echo "The tests of --rpc will be skipped: see above." >&2
 	@touch $@
 
 # Bytecode is compiled when a module is first imported: most are not.

@@ -1,17 +1,19 @@
 """How much watching costs: lockstep runs against plain decodes, in one process and one run.
 
-    python -m benchmarks.bench_drift [--layers 16] [--chunks 4]
+    python -m benchmarks.bench_drift [--layers 16] [--width 1536] [--ff 4096] [--vocab 16384]
 
 Writes a Llama of about half a billion random weights (F16, and its Q4_K_M) into a temporary
 folder, then times, on the same tokens:
 
 - plain decodes of both models, nobody watching;
-- the free run over norms and residuals: reference and model under test in step, the inputs and
-  outputs of all norms compared;
+- predictions alone (``--watch none``): both models, their logits compared;
+- the free run over norms (``--watch norms``): reference and model under test in step, the inputs
+  and outputs of all norms compared;
 - the free run: the same at every hook point;
 - the pinned run: the same with the third replica.
 
-Prints a Markdown table of seconds and ratios. With two cores and the default sizes it takes
+Prints a Markdown table of seconds and ratios, of the clock and of the processors: where others
+use the machine, the second is the one to look at. With two cores and the default sizes it takes
 some five minutes.
 """
 
@@ -30,19 +32,23 @@ import numpy as np
 
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines import worker
-from ggufnorm.engines.base import Batch, Graph
+from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.runner import LlamaRunner, cut_chunk
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.worker import Channel, peak_memory
 from ggufnorm.formats.gguf import GGUFFile
-from ggufnorm.runs.lockstep import Lockstep, Match, Replica
+from ggufnorm.runs.lockstep import Lockstep, Replica, Unwatched
 from ggufnorm.runs.probes.drift import FREE, PINNED, REFERENCE, DriftSums
+from ggufnorm.runs.probes.logits import LogitSums
+from ggufnorm.runs.watch import Watch, nodes_of
 
 N_CTX, N_VOCAB = 512, 16384
 
 
-def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) -> int:
+def write_model(
+    path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096, n_vocab: int = N_VOCAB
+) -> int:
     """Write a random F16 Llama and return its number of weights."""
     rng = np.random.default_rng(0)
     head_dim, n_head, n_head_kv = 128, n_embd // 128, n_embd // 256
@@ -55,7 +61,7 @@ def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) 
     w.add_head_count_kv(n_head_kv)
     w.add_layer_norm_rms_eps(1e-5)
     w.add_rope_dimension_count(head_dim)
-    w.add_vocab_size(N_VOCAB)
+    w.add_vocab_size(n_vocab)
     w.add_tokenizer_model("none")
     n_weights = 0
 
@@ -70,7 +76,7 @@ def write_model(path: Path, n_layer: int, n_embd: int = 1536, n_ff: int = 4096) 
     def norm(name: str) -> None:
         w.add_tensor(name, np.exp(rng.normal(0, 0.2, n_embd)).astype(np.float32))
 
-    matrix("token_embd.weight", N_VOCAB, n_embd)
+    matrix("token_embd.weight", n_vocab, n_embd)
     for i in range(n_layer):
         b = f"blk.{i}."
         norm(b + "attn_norm.weight")
@@ -98,6 +104,7 @@ class BenchJob:
     quant: str
     chunks: int
     threads: int
+    n_vocab: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,7 @@ class Timings:
     """Seconds by the name of the run, and bytes."""
 
     seconds: dict[str, float]
+    cpu: dict[str, float]
     n_hooks: int
     loaded: int
     peak: int
@@ -114,7 +122,7 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
     """In the child: time plain decodes and lockstep runs of the same chunks."""
     options = EngineOptions(n_ctx=N_CTX, n_threads=job.threads)
     rng = np.random.default_rng(1)
-    chunks = rng.integers(0, N_VOCAB, (job.chunks, N_CTX)).astype(np.int32)
+    chunks = rng.integers(0, job.n_vocab, (job.chunks, N_CTX)).astype(np.int32)
     with ExitStack() as stack:
         files = {
             REFERENCE: stack.enter_context(GGUFFile(job.reference)),
@@ -136,11 +144,9 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         graphs = list(zip(runners[0].graphs, runners[1].graphs, strict=True))
         replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(runners)]
 
-        def walk(replicas: list[Replica], *, norms: bool = False) -> Callable[[list[Batch]], None]:
-            lockstep, sums = Lockstep(replicas), DriftSums(graphs, files)
-            if norms:
-                pairs = zip(lockstep.matches, runners[0].graphs, strict=True)
-                lockstep.matches = [at_norms(match, graph) for match, graph in pairs]
+        def walk(replicas: list[Replica], watch: Watch = "all") -> Callable[[list[Batch]], None]:
+            lockstep = Lockstep(replicas, nodes_of(watch))
+            sums = DriftSums(graphs, files, n_threads=job.threads)
 
             def run(chunk: list[Batch]) -> None:
                 for replica in replicas:
@@ -153,29 +159,32 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         runs: dict[str, Callable[[list[Batch]], None]] = {
             "plain_ref": lambda chunk: decode(plain[0], chunk),
             "plain_quant": lambda chunk: decode(plain[1], chunk),
-            "norms": walk(replicas[:PINNED], norms=True),
+            "none": lambda chunk: predictions(runners[:PINNED], chunk, job.threads),
+            "norms": walk(replicas[:PINNED], "norms"),
             "free": walk(replicas[:PINNED]),
             "pinned": walk(replicas),
         }
         # In turns, chunk by chunk: what else the machine does then weighs on all alike.
-        seconds = dict.fromkeys(runs, 0.0)
+        seconds, cpu = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
         for i, chunk in enumerate([cut[0], *cut]):
             for name, run in runs.items():
-                took = timed(lambda run=run, chunk=chunk: run(chunk))
-                seconds[name] += took if i else 0.0  # the first time, pages are faulted in
+                took, busy = timed(lambda run=run, chunk=chunk: run(chunk))
+                if i:  # the first time, pages are faulted in
+                    seconds[name] += took
+                    cpu[name] += busy
             channel.emit(Progress(f"chunk {i} of {len(cut)}"))
-        return Timings(seconds, len(runners[0].graphs[0].hooks), loaded, peak_memory() or 0)
+        return Timings(seconds, cpu, len(runners[0].graphs[0].hooks), loaded, peak_memory() or 0)
 
 
-def at_norms(match: Match, graph: Graph) -> Match:
-    """The hook points at which norms take the residual stream, and those of their results."""
-    ends = {i for norm in graph.norms for i in (norm.input, norm.output)}
-    kept = [k for k, hook in enumerate(match.hooks) if hook.index in ends]
-    return Match(
-        tuple(match.hooks[k] for k in kept),
-        tuple(tuple(indices[k] for k in kept) for indices in match.indices),
-        match.skipped,
-    )
+def predictions(runners: list[LlamaRunner], chunk: list[Batch], threads: int) -> None:
+    """What ``--watch none`` does with a chunk."""
+    session = Unwatched([Replica(runner) for runner in runners])
+    sums = LogitSums([FREE], n_threads=threads)
+    for runner in runners:
+        runner.begin_chunk()
+    for k, batch in enumerate(chunk):
+        session.run(k, batch, lambda *_: None)
+        sums.end_batch(k, batch, runners)
 
 
 def decode(context: LlamaContext, chunk: list[Batch]) -> None:
@@ -184,41 +193,50 @@ def decode(context: LlamaContext, chunk: list[Batch]) -> None:
         context.decode(batch)
 
 
-def timed(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that passed, and those that all threads of this process computed."""
+    started, busy = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - busy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--width", type=int, default=1536)
+    parser.add_argument("--ff", type=int, default=4096)
+    parser.add_argument("--vocab", type=int, default=N_VOCAB)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ggufnorm-bench-") as name:
         reference, quant = Path(name) / "f16.gguf", Path(name) / "q4.gguf"
-        n = write_model(reference, args.layers)
+        n = write_model(reference, args.layers, args.width, args.ff, args.vocab)
         quantize(reference, quant, "Q4_K_M")
         size = (reference.stat().st_size + quant.stat().st_size) / 1e6
         # The child imports the task by its module's name, which is not __main__ there.
         from benchmarks import bench_drift as here
 
-        job = here.BenchJob(str(reference), str(quant), args.chunks, args.threads)
+        job = here.BenchJob(str(reference), str(quant), args.chunks, args.threads, args.vocab)
         found = worker.call(here.measure, job)
-    r = found.seconds
-    ref, under_test = r["plain_ref"], r["plain_quant"]
-    two, three = ref + under_test, ref + 2 * under_test
     print(
         f"{n / 1e6:,.0f} M weights, {args.chunks} × {N_CTX} tokens, {found.n_hooks} hook points\n"
     )
-    print("| | seconds | ratio to plain decodes |")
-    print("|---|---|---|")
-    print(f"| plain decode, F16 | {ref:.1f} | |")
-    print(f"| plain decode, Q4_K_M | {under_test:.1f} | |")
-    print(f"| free run over norms and residuals | {r['norms']:.1f} | {r['norms'] / two:.2f} |")
-    print(f"| free run (two replicas) | {r['free']:.1f} | {r['free'] / two:.2f} |")
-    print(f"| with the pinned replica | {r['pinned']:.1f} | {r['pinned'] / three:.2f} |")
+    print("| | seconds | ratio to plain decodes | ratio of processor time |")
+    print("|---|---|---|---|")
+    clock, cpu = found.seconds, found.cpu
+    for name, label in (("plain_ref", "F16"), ("plain_quant", "Q4_K_M")):
+        print(f"| plain decode, {label} | {clock[name]:.1f} | | |")
+    for name, label, n_quant in (
+        ("none", "predictions alone (`--watch none`)", 1),
+        ("norms", "free run over norms (`--watch norms --no-local`)", 1),
+        ("free", "free run (`--no-local`)", 1),
+        ("pinned", "with the pinned replica", 2),
+    ):
+        ratio, busy = (
+            t[name] / (t["plain_ref"] + n_quant * t["plain_quant"]) for t in (clock, cpu)
+        )
+        print(f"| {label} | {clock[name]:.1f} | {ratio:.2f} | {busy:.2f} |")
     peak, loaded = found.peak / 1e6, found.loaded / 1e6
     print(
         f"\nPeak memory {peak:,.0f} MB: {peak - loaded:,.0f} MB above that of the models and five"

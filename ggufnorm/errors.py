@@ -15,6 +15,7 @@
     └── EngineError             4   llama.cpp could not do what was asked of it
         ├── RefusedError        4   … because it is asked for something impossible
         ├── EngineMissingError  4   … because it is not installed
+        │   └── NoQuantizerError 4   … or is a build that runs models and makes none
         └── MemoryLimitError    4   … because the memory does not suffice
 
 Exit code 0 means that all is well, 1 that a threshold was crossed, 2 that the
@@ -143,6 +144,10 @@ class RefusedError(EngineError):
 
 class EngineMissingError(EngineError):
     """llama-cpp-python is not installed, or its layout is not one we know."""
+
+
+class NoQuantizerError(EngineMissingError):
+    """This build of llama.cpp runs models, and has no quantizer."""
 
 
 class MemoryLimitError(EngineError):

@@ -1,4 +1,4 @@
-"""The bundled model and text, and a picture."""
+"""The bundled model and text, a picture and a sound."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ def default_picture() -> NDArray[np.uint8]:
     picture: NDArray[np.uint8] = np.clip(255 * np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
     picture[64:128, 96:160] = (230, 40, 90)
     return picture
+
+
+DEFAULT_RATE = 16_000
+"""Samples a second of the sound, as most audio encoders take them."""
+
+
+def default_sound() -> NDArray[np.float32]:
+    """Two seconds of a falling voice in syllables, over hiss, always the same."""
+    rng = np.random.default_rng(0)
+    t = np.arange(2 * DEFAULT_RATE) / DEFAULT_RATE
+    phase = 2 * np.pi * np.cumsum(120 + 30 * np.sin(2 * np.pi * 0.7 * t)) / DEFAULT_RATE
+    voice = np.sum([np.sin(k * phase + k) / k**0.8 for k in range(1, 30)], axis=0)
+    syllables = np.maximum(0, np.sin(2 * np.pi * 3.1 * t)) ** 2
+    samples = syllables * (voice + 0.2 * rng.normal(size=len(t))) + 1e-3 * rng.normal(size=len(t))
+    sound: NDArray[np.float32] = (0.5 * samples / np.abs(samples).max()).astype(np.float32)
+    return sound
 
 
 def text_to_run(text: str | None, name: str) -> tuple[str, str]:

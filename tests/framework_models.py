@@ -29,13 +29,16 @@ Tensors = dict[str, np.ndarray]
 WIDTH, FEED, HEADS, KV_HEADS, LAYERS, WORDS, CONTEXT = 64, 96, 4, 2, 3, 320, 128
 HEAD = WIDTH // HEADS
 EXPERTS = 4
+PLAIN = ("position", "token_types", "_norm", "ffn_gate_inp", "ssm_a", "ssm_d", "conv")
+"""In the names of tensors that stay F32 (``prepare_tensors`` of conversion/base.py)."""
 
 
 @dataclass(frozen=True)
 class Network:
     """One architecture: how Transformers builds it, and what its converter does.
 
-    ``offset`` is what the converter adds to a norm's weight: the module adds it too.
+    ``offset`` is what the converter adds to a norm's weight: the module adds it too;
+    ``convert`` makes the file's tensors where names alone do not.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Network:
     prefix: str = ""
     extra: Callable[[gguf.GGUFWriter], None] = lambda _w: None
     vocabulary: Callable[[gguf.GGUFWriter, int], None] = add_vocabulary
+    convert: Callable[[Any, Network], Tensors] | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -167,6 +171,9 @@ def build(network: Network, seed: int = 0) -> Any:
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.from_numpy(trained_like(name, tuple(p.shape), rng, network.offset)))
+        for name, b in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # zero, as it is not trained
+                b.copy_(torch.from_numpy(rng.normal(0, 0.3, tuple(b.shape)).astype(np.float32)))
     return model
 
 
@@ -226,6 +233,13 @@ def with_tokenizer(text: str, folder: Path) -> Path:
 
 def converted(model: Any, network: Network) -> Tensors:
     """The tensors of the GGUF file, named and changed as the converter does."""
+    if network.convert is not None:
+        return network.convert(model, network)
+    return by_names(model, network)
+
+
+def by_names(model: Any, network: Network) -> Tensors:
+    """The tensors that need no more than another name, rows permuted, or a transposition."""
     names = get_tensor_name_map(network.architecture, LAYERS)
     found: Tensors = {}
     for source, p in model.state_dict().items():
@@ -290,8 +304,12 @@ def write(
     *,
     epsilon: float | None = None,
     dtype: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    keys: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A GGUF file of such tensors; matrices in ``dtype``."""
+    """A GGUF file of such tensors; matrices in ``dtype``.
+
+    ``keys`` are set in the end, without the architecture before them; None takes one out.
+    """
     w = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[network.architecture])
     w.add_context_length(CONTEXT)
     w.add_embedding_length(WIDTH)
@@ -305,9 +323,17 @@ def write(
     add(network.epsilon if epsilon is None else epsilon)
     network.extra(w)
     network.vocabulary(w, WORDS)
+    for key, value in (keys or {}).items():
+        name = f"{gguf.MODEL_ARCH_NAMES[network.architecture]}.{key}"
+        w.kv_data[0].pop(name, None)
+        if value is not None:
+            add_key = {bool: w.add_bool, int: w.add_uint32, float: w.add_float32}
+            add_key.get(type(value), w.add_string)(name, value)
     for name, values in tensors.items():
-        plain = values.ndim == 1 or any(n in name for n in ("position", "token_types", "_norm"))
+        plain = values.ndim == 1 or any(n in name for n in PLAIN)
         kind = gguf.GGMLQuantizationType.F32 if plain else dtype
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:  # as the converter does
+            kind = gguf.GGMLQuantizationType.F16
         w.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()

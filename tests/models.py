@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -536,7 +537,7 @@ def add_vocabulary(w: gguf.GGUFWriter, n_vocab: int) -> None:
     w.add_add_bos_token(True)
 
 
-def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int) -> None:
+def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int, *, types: int = 2) -> None:
     """A WordPiece vocabulary: each letter at the start of a word (``▁``) and inside one."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -545,7 +546,7 @@ def add_wordpiece(w: gguf.GGUFWriter, n_vocab: int) -> None:
     w.add_tokenizer_model("bert")
     w.add_token_list([t.encode() for t in tokens])
     w.add_token_types([3] * len(special) + [1] * (n_vocab - len(special)))
-    w.add_token_type_count(2)
+    w.add_token_type_count(types)
     w.add_pad_token_id(0)
     w.add_unk_token_id(1)
     w.add_bos_token_id(2)
@@ -579,9 +580,10 @@ def rewritten(
     target: Path,
     keys: Mapping[str, float | int | str | None] | None = None,
     tensors: Mapping[str, Callable[[np.ndarray], np.ndarray] | np.ndarray | None] | None = None,
+    arrays: Mapping[str, list[Any]] | None = None,
 ) -> Path:
     """A copy with keys set or, for None, left out, and tensors changed, added or left out."""
-    keys, tensors = keys or {}, tensors or {}
+    keys, tensors, arrays = keys or {}, tensors or {}, arrays or {}
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(target, architecture)
@@ -592,8 +594,15 @@ def rewritten(
             writer.add_uint32(key, value)
         elif value is not None:
             writer.add_float32(key, value)
+    for key, values in arrays.items():
+        writer.add_array(key, values)
     for name, field in reader.fields.items():
-        if name in keys or name.startswith("GGUF.") or name == "general.architecture":
+        if (
+            name in keys
+            or name in arrays
+            or name.startswith("GGUF.")
+            or name == "general.architecture"
+        ):
             continue
         kind = field.types[-1] if len(field.types) > 1 else None
         writer.add_key_value(name, field.contents(), field.types[0], kind)

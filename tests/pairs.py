@@ -364,7 +364,8 @@ NETWORKS: dict[str, Network] = {
 class Whole:
     """A checkpoint and its file; a test may change either before they are written.
 
-    ``sources`` says which tensors of the checkpoint a tensor of the file was made of.
+    ``sources`` says which tensors of the checkpoint a tensor of the file was made of, ``types``
+    which are of another type than ``file_type``.
     """
 
     network: Network
@@ -378,6 +379,8 @@ class Whole:
     extra: dict[str, str] = field(default_factory=dict)
     trailing: bytes = b""
     swapped: set[str] = field(default_factory=set)
+    types: dict[str, str] = field(default_factory=dict)
+    binary: dict[str, bytes] = field(default_factory=dict)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         checkpoint = folder / "checkpoint"
@@ -386,6 +389,8 @@ class Whole:
         for name, text in self.extra.items():
             (checkpoint / name).parent.mkdir(exist_ok=True)
             (checkpoint / name).write_text(text)
+        for name, data in self.binary.items():
+            (checkpoint / name).write_bytes(data)
         stored = {n: (self.dtype, v) for n, v in self.source.items()}
         (checkpoint / "model.safetensors").write_bytes(safetensors(stored))
         return self.write_model(folder / "model.gguf"), checkpoint
@@ -411,10 +416,10 @@ class Whole:
         return shards[0] if shards else path
 
     def _add_tensor(self, writer: gguf.GGUFWriter, name: str, values: Array) -> None:
-        kind = gguf.GGMLQuantizationType[self.file_type]
+        kind = gguf.GGMLQuantizationType[self.types.get(name, self.file_type)]
         block = gguf.GGML_QUANT_SIZES[kind][0]
         plain = values.ndim < 2 or "norm" in name or "ssm_" in name or values.shape[-1] % block
-        if plain or self.file_type == "F32":
+        if (plain and name not in self.types) or kind == gguf.GGMLQuantizationType.F32:
             if name in self.swapped:
                 values = values.byteswap()
             writer.add_tensor(name, values)

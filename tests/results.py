@@ -698,6 +698,8 @@ def check_report(name: str = "blk") -> CheckReport:
             CheckStep("check the file by itself", f"ggufnorm audit {name}.gguf --full"),
             CheckStep("run it", f"ggufnorm drift {name}.gguf", "llama.cpp is not installed"),
         ),
+        next_command=f"ggufnorm audit {name}.gguf",
+        exit_code=1,
     )
 
 

@@ -69,22 +69,25 @@ def write_extractor(folder: Path, **entries: Any) -> Path:
     return folder
 
 
-def write_audio_mmproj(path: Path, n_mel: int = 80, projector: str = "qwen2a") -> Path:
+def write_audio_mmproj(
+    path: Path, n_mel: int = 80, projector: str = "qwen2a", width: int = _WIDTH
+) -> Path:
     """An audio encoder of one block with random weights.
 
     Args:
         path: where.
         n_mel: its ``clip.audio.num_mel_bins``.
         projector: ``qwen2a``, ``qwen3a`` or ``ultravox``.
+        width: of its states.
     """
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_bool(gguf.Keys.Clip.HAS_AUDIO_ENCODER, True)
     writer.add_clip_projector_type(projector)
     writer.add_audio_num_mel_bins(n_mel)
-    writer.add_audio_projection_dim(_WIDTH)
-    writer.add_audio_embedding_length(_WIDTH)
-    writer.add_audio_feed_forward_length(2 * _WIDTH)
+    writer.add_audio_projection_dim(width)
+    writer.add_audio_embedding_length(width)
+    writer.add_audio_feed_forward_length(2 * width)
     writer.add_audio_block_count(1)
     writer.add_audio_head_count(_HEADS)
     writer.add_audio_attention_layernorm_eps(1e-5)
@@ -98,33 +101,33 @@ def write_audio_mmproj(path: Path, n_mel: int = 80, projector: str = "qwen2a") -
         matrix(f"{name}.bias", rows)
 
     if projector == "qwen3a":
-        for i, channels in ((1, 1), (2, _WIDTH), (3, _WIDTH)):
-            matrix(f"a.conv2d.{i}.weight", _WIDTH, channels, 3, 3, dtype=np.float16)
-            matrix(f"a.conv2d.{i}.bias", _WIDTH)
-        matrix("a.conv_out.weight", _WIDTH, _WIDTH * n_mel // 8)
+        for i, channels in ((1, 1), (2, width), (3, width)):
+            matrix(f"a.conv2d.{i}.weight", width, channels, 3, 3, dtype=np.float16)
+            matrix(f"a.conv2d.{i}.bias", width)
+        matrix("a.conv_out.weight", width, width * n_mel // 8)
     else:
-        for i, channels in ((1, n_mel), (2, _WIDTH)):
-            matrix(f"a.conv1d.{i}.weight", _WIDTH, channels, 3, dtype=np.float16)
-            matrix(f"a.conv1d.{i}.bias", _WIDTH, 1)
-    matrix("a.position_embd.weight", _POSITIONS, _WIDTH)
+        for i, channels in ((1, n_mel), (2, width)):
+            matrix(f"a.conv1d.{i}.weight", width, channels, 3, dtype=np.float16)
+            matrix(f"a.conv1d.{i}.bias", width, 1)
+    matrix("a.position_embd.weight", _POSITIONS, width)
     for name in ("a.post_ln", "a.blk.0.ln1", "a.blk.0.ln2"):
-        matrix(f"{name}.weight", _WIDTH)
-        matrix(f"{name}.bias", _WIDTH)
+        matrix(f"{name}.weight", width)
+        matrix(f"{name}.bias", width)
     for part in ("attn_q", "attn_v", "attn_out"):
-        linear(f"a.blk.0.{part}", _WIDTH, _WIDTH)
-    matrix("a.blk.0.attn_k.weight", _WIDTH, _WIDTH)  # which alone has no bias
-    linear("a.blk.0.ffn_up", 2 * _WIDTH, _WIDTH)
-    linear("a.blk.0.ffn_down", _WIDTH, 2 * _WIDTH)
+        linear(f"a.blk.0.{part}", width, width)
+    matrix("a.blk.0.attn_k.weight", width, width)  # which alone has no bias
+    linear("a.blk.0.ffn_up", 2 * width, width)
+    linear("a.blk.0.ffn_down", width, 2 * width)
     if projector == "qwen2a":
-        linear("mm.a.fc", _WIDTH, _WIDTH)
+        linear("mm.a.fc", width, width)
     elif projector == "qwen3a":
-        linear("mm.a.mlp.1", _WIDTH, _WIDTH)
-        linear("mm.a.mlp.2", _WIDTH, _WIDTH)
+        linear("mm.a.mlp.1", width, width)
+        linear("mm.a.mlp.2", width, width)
     else:
-        matrix("mm.a.mlp.1.weight", 2 * _WIDTH, 2 * _WIDTH)
-        matrix("mm.a.mlp.2.weight", _WIDTH, _WIDTH)
-        matrix("mm.a.norm_pre.weight", 2 * _WIDTH)
-        matrix("mm.a.norm_mid.weight", _WIDTH)
+        matrix("mm.a.mlp.1.weight", 2 * width, 2 * width)
+        matrix("mm.a.mlp.2.weight", width, width)
+        matrix("mm.a.norm_pre.weight", 2 * width)
+        matrix("mm.a.norm_mid.weight", width)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -28,6 +28,7 @@ from ggufnorm.cli.output import (
 )
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.attribution import By
+from ggufnorm.core.engine import GpuLayers
 
 
 @click.command("attribute")
@@ -64,7 +65,7 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     no_memory_check: bool,
     fmt: str | None,
     output: Path | None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli.models import require_kinds
 from ggufnorm.cli.output import (
     FORMATS,
     choose_format,
@@ -46,6 +47,7 @@ def command(
     Exit codes: 0 all are normalized as expected, 1 one is not or cannot be told, 2 usage
     error, 3 an input cannot be read, 4 llama.cpp failed.
     """
+    require_kinds([str(sound)])
     fmt = choose_format(fmt, output)
     require_outputs(output, reading=[sound, processor, mmproj, array])
     from ggufnorm import api

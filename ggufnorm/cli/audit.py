@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.models import at_least_one, model_arguments, report_failed, require_kinds
+from ggufnorm.cli.devices import rpc_option, serve_all
+from ggufnorm.cli.models import (
+    at_least_one,
+    model_arguments,
+    report_failed,
+    require_kinds,
+    require_source,
+)
 from ggufnorm.cli.options import llama_cpp_option
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.process import complain
@@ -40,18 +47,20 @@ def split_ids(
     " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
 @llama_cpp_option
+@rpc_option(expose_value=False, callback=serve_all)
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
 @click.option(
     "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
     " model and its source are both on this machine."
 )  # fmt: skip
 @click.option(
-    "--select", multiple=True, callback=split_ids, metavar="IDS",
-    help="Check only rules whose id starts with one of these: N,E104.  [default: all]",
+    "--select", multiple=True, callback=split_ids, metavar="RULES",
+    help="Check only these rules: beginnings of ids, or names (N,E104,norm-duplicated)."
+    "  [default: all]",
 )  # fmt: skip
 @click.option(
-    "--ignore", multiple=True, callback=split_ids, metavar="IDS",
-    help="Skip rules whose id starts with one of these.",
+    "--ignore", multiple=True, callback=split_ids, metavar="RULES",
+    help="Skip these rules, named in the same way.",
 )  # fmt: skip
 @click.option(
     "--ignore-file", type=click.Path(dir_okay=False, path_type=Path),
@@ -117,7 +126,7 @@ def command(
     https://…, hf://org/repo/file.gguf, hf://org for all models of an organisation, or
     ollama:name. For a remote model, only the header and the norms are downloaded; of many,
     what has not changed since the last time is not. `ggufnorm rules` lists the rules,
-    `ggufnorm rule ID` explains one.
+    `ggufnorm rule N402` explains one.
 
     Exit codes: 0 no findings of at least the severity of --fail-on, 1 some, 2 usage error,
     3 a model cannot be read.
@@ -129,6 +138,7 @@ def command(
     from ggufnorm.formats.location import expand
 
     require_kinds(locations)
+    require_source(locations[0], source)
     read = [*expand(locations, ask=False), source, ignore_file, IGNORE_FILE, "pyproject.toml"]
     require_outputs(output, save_manifest, reading=[*read, baseline, manifest, models_from])
 

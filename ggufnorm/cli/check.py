@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from ggufnorm.cli import INTERRUPTED
 from ggufnorm.cli.models import at_least_one, model_arguments
 from ggufnorm.cli.options import engine_options, read_text, side_of, side_options
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.engine import GpuLayers
 
 
 @click.command("check")
@@ -49,7 +49,7 @@ def command(
     ctx_size: int,
     chunks: int,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     no_memory_check: bool,
     go_on: bool,
     fmt: str | None,
@@ -88,6 +88,4 @@ def command(
             on_progress=show,
         )
     emit(report, fmt, output)
-    if report.interrupted:
-        return INTERRUPTED
-    return int(any(s.state == "guilty" for s in report.suspects))
+    return report.exit_code

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ggufnorm.cli.devices import serve_all
 from ggufnorm.cli.models import all_models, at_least_one, model_arguments, require_kinds
 from ggufnorm.cli.options import (
     LLAMA_ONLY,
@@ -14,7 +15,6 @@ from ggufnorm.cli.options import (
     crossed_sites,
     crossed_thresholds,
     engine_options,
-    given,
     read_text,
     refuse,
     resume_option,
@@ -97,11 +97,13 @@ def command(
         refuse(context, _ACROSS_ONLY, "does not go with traces")
         all_models(models, hf_repos, "REF", "QUANT")
     else:
-        refuse(context, (*LLAMA_ONLY, "resume", "budget"), "does not go with hf: and .onnx")
+        refused = [name for name in (*LLAMA_ONLY, "resume", "budget") if name != "rpc"]
+        refuse(context, refused, "does not go with hf: and .onnx")
+        serve_all(context, None, options["rpc"])
         if options["image"] is not None:
             refuse(context, _TEXT_ONLY, "does not go with --image")
         if len(locations) < 2:
-            raise click.UsageError("missing QUANT")
+            all_models(models, hf_repos, "REF", "QUANT")
         require_kinds(locations)
     fmt = choose_format(fmt, output)
     file: Path | None = options["text_file"]
@@ -113,8 +115,8 @@ def command(
             n_tokens=options["n_tokens"],
             image=options["image"],
             n_threads=options["threads"],
-            n_gpu_layers=options["gpu_layers"],
-            options=side_of(options) if given(context, LLAMA_ONLY) else None,
+            n_gpu_layers=options["gpu_layers"] if how == "traces" else None,
+            options=side_of(options) if how == "traces" else None,
             resume=options["resume"],
             budget=options["budget"],
             trust_remote_code=options["trust_remote_code"],

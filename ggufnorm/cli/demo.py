@@ -6,13 +6,15 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
-from ggufnorm.errors import InputError
+from ggufnorm.core.drift import DriftReport
+from ggufnorm.errors import InputError, NoQuantizerError
 from ggufnorm.formats.output import replacing, reported, temporary_folder
 
 FAULTY = "blk.2.ffn_down.weight"
@@ -33,16 +35,15 @@ FAULTY = "blk.2.ffn_down.weight"
 def command(chunks: int, keep: Path | None) -> int:
     """Quantize the bundled model, show its drift, then damage a tensor and locate it."""
     from ggufnorm.analysis.drift.run import drift
-    from ggufnorm.engines.llama.quantize import quantize
     from ggufnorm.samples import sample_model
 
     model = sample_model()
     with _folder(keep, model) as folder:
-        quant, faulty = folder / "sotu-Q4_K_M.gguf", folder / "sotu-Q4_K_M-damaged.gguf"
-        click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
-        quantize(model, quant, "Q4_K_M")
+        quant = _quantized(model, folder)
+        faulty = quant.with_name(f"{quant.stem}-damaged.gguf")
         with progress_bar("drift") as show:
-            emit(drift(model, quant, chunks=chunks, on_progress=show), "text", None)
+            report = drift(model, quant, chunks=chunks, on_progress=show)
+        emit(_kept_in(report, keep), "text", None)
 
         damage(quant, faulty, FAULTY)
         click.secho(
@@ -52,13 +53,41 @@ def command(chunks: int, keep: Path | None) -> int:
         sys.stdout.flush()
         with progress_bar("drift") as show:
             report = drift(model, faulty, chunks=chunks, on_progress=show)
-        emit(report, "text", None)
+        emit(_kept_in(report, keep), "text", None)
     named = report.culprit.tensor if report.culprit else None
     if named != FAULTY:
         click.secho(f"\nThe report names {named}, not {FAULTY}.", fg="red", err=True)
         return 1
     click.secho(f"\nThe report names the damaged tensor: {named}.", bold=True)
+    if keep is None:
+        click.echo("ggufnorm demo --keep demo leaves the three models in demo, to go on with.")
     return 0
+
+
+def _quantized(model: Path, folder: Path) -> Path:
+    """The model as llama-quantize makes it, or where a build has no quantizer as ggml does."""
+    from ggufnorm.engines.llama.quantize import quantize
+    from ggufnorm.formats.pure import quantize_purely
+
+    quant = folder / "sotu-Q4_K_M.gguf"
+    click.echo(f"Quantizing {model.name} to Q4_K_M with llama.cpp …", err=True)
+    try:
+        quantize(model, quant, "Q4_K_M")
+    except NoQuantizerError as error:
+        click.echo(f"{error}. Making all matrices Q4_0 instead …", err=True)
+        quant = folder / "sotu-Q4_0.gguf"
+        quantize_purely(model, quant, "Q4_0")
+    return quant
+
+
+def _kept_in(report: DriftReport, keep: Path | None) -> DriftReport:
+    """The report with the paths of files that `demo --keep demo` leaves: others are gone."""
+    folder = keep or Path("demo")
+    return replace(
+        report,
+        reference=replace(report.reference, path=str(folder / Path(report.reference.path).name)),
+        quant=replace(report.quant, path=str(folder / Path(report.quant.path).name)),
+    )
 
 
 @contextmanager

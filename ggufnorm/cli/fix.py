@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ggufnorm.cli.audit import fails, split_ids
-from ggufnorm.cli.models import all_models, model_arguments
+from ggufnorm.cli.models import all_models, model_arguments, require_source
 from ggufnorm.cli.output import FORMATS, emit, require_outputs
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, Severity
@@ -26,8 +26,8 @@ from ggufnorm.core.printable import printable
     " config.json and safetensors, or hf://org/repo."
 )  # fmt: skip
 @click.option(
-    "--select", multiple=True, callback=split_ids, metavar="IDS",
-    help="Mend only findings of rules whose id starts with one of these: S,K201."
+    "--select", multiple=True, callback=split_ids, metavar="RULES",
+    help="Mend only findings of these rules: beginnings of ids, or names (S,K201,norm-dtype)."
     "  [default: all]",
 )  # fmt: skip
 @click.option(
@@ -58,6 +58,7 @@ def command(
     usage error, 3 a file cannot be read or written.
     """
     (model,) = all_models(models, hf_repos, "MODEL")
+    require_source(model, source)
     require_outputs(output, reading=[model, source])
     from ggufnorm import api
 

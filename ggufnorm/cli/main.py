@@ -35,6 +35,7 @@ _COMMANDS = {
     "rule": "Explain a rule of audit.",
     "demo": "Show what drift finds, on the bundled model.",
     "engine": "Fetch builds of llama.cpp that need no compiler.",
+    "rpc-server": "Lend this machine to --rpc of another one.",
     "doctor": "Show which packages are installed and work, for bug reports.",
     "completion": "Print the completion script for a shell.",
 }
@@ -57,7 +58,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(f"ggufnorm.cli.{cmd_name}")
+        module = importlib.import_module(f"ggufnorm.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command
 
@@ -118,6 +119,9 @@ def _run() -> int:
         said = io.StringIO()
         error.show(said)
         process.complain(said.getvalue().rstrip("\n"))
+        sign = _sign(error)
+        if sign is not None:
+            process.complain(sign)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -130,6 +134,13 @@ def _run() -> int:
     except Exception as error:
         code = _fault(error)
     return code if isinstance(code, int) else 0
+
+
+def _sign(error: click.ClickException) -> str | None:
+    from ggufnorm.cli.signs import sign_for  # only a refusal needs it
+
+    sign = sign_for(error, _COMMANDS)
+    return None if sign is None else printable(sign)
 
 
 def _fault(error: Exception) -> int:

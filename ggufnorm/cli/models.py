@@ -45,10 +45,15 @@ def all_models(models: Sequence[str], hf_repos: Sequence[str], *names: str) -> l
             another command takes.
     """
     locations = _locations(models, hf_repos)
+    if len(locations) != len(names):
+        require_kinds(locations)  # a text or an importance matrix, of which an option was meant
     if len(locations) < len(names):
-        raise click.UsageError(f"missing {' and '.join(names[len(locations) :])}")
+        raise click.UsageError(
+            f"missing {' and '.join(names[len(locations) :])}: {_example(locations)}"
+        )
     if len(locations) > len(names):
-        raise click.UsageError(f"unexpected {locations[len(names)]}{_meant(locations)}")
+        meant = _meant(locations) or f": {_example(())}"
+        raise click.UsageError(f"unexpected {locations[len(names)]}{meant}")
     require_kinds(locations)
     return locations
 
@@ -68,8 +73,14 @@ def at_least_one(models: Sequence[str], hf_repos: Sequence[str]) -> list[str]:
     """
     locations = _locations(models, hf_repos)
     if not locations:
-        raise click.UsageError("missing MODEL")
+        raise click.UsageError(f"missing MODEL: {_example(locations)}")
     return locations
+
+
+def _example(locations: Sequence[str]) -> str:
+    from ggufnorm.verbs.kinds import example
+
+    return f"use {example(click.get_current_context().command.name or '', locations)}"
 
 
 def require_kinds(locations: Sequence[str]) -> None:
@@ -82,6 +93,20 @@ def require_kinds(locations: Sequence[str]) -> None:
 
     verb = click.get_current_context().command.name
     sentence = wrong_turn(verb or "", locations)
+    if sentence is not None:
+        raise click.UsageError(sentence)
+
+
+def require_source(model: str, source: str | None) -> None:
+    """Make sure that ``--source`` may be a checkpoint.
+
+    Raises:
+        click.UsageError: it is something else; the message has the command that was meant.
+    """
+    from ggufnorm.verbs.kinds import wrong_source
+
+    verb = click.get_current_context().command.name
+    sentence = None if source is None else wrong_source(verb or "", model, source)
     if sentence is not None:
         raise click.UsageError(sentence)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from decimal import ROUND_DOWN, ROUND_UP, Context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,22 @@ import click
 from click.core import ParameterSource
 
 from ggufnorm.cli import INTERRUPTED
+from ggufnorm.cli.devices import (
+    DEVICE_PARAMETERS,
+    device_options,
+    device_values,
+    layers_option,
+    option_names,
+)
 from ggufnorm.cli.output import F
 from ggufnorm.cli.process import complain
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import ALL
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.onnx_drift import OnnxDriftReport
 from ggufnorm.core.printable import printable
-from ggufnorm.formats.files import read_text as read_text
+from ggufnorm.formats import files
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -114,6 +123,21 @@ def tell_cut(cut: str | None) -> int | None:
     return INTERRUPTED if cut == "interrupted" else None
 
 
+def read_text(path: Path) -> str:
+    """The text to run.
+
+    Raises:
+        click.UsageError: it is a model or the like.
+        TextError: it cannot be read, is not UTF-8 or is empty.
+    """
+    from ggufnorm.verbs.kinds import wrong_text
+
+    sentence = wrong_text(click.get_current_context().command.name or "", path)
+    if sentence is not None:
+        raise click.UsageError(sentence)
+    return files.read_text(path)
+
+
 def text_options(command: F) -> F:
     """The text to run, and how much of it."""
     return _add(
@@ -162,11 +186,35 @@ def _choose_build(
 
 llama_cpp_option = click.option(
     "--llama-cpp", type=click.Path(path_type=Path), expose_value=False, callback=_choose_build,
-    metavar="PLACE", help="Another build of llama.cpp: its build tree, install prefix, release"
-    " folder, or libllama, or the device of one that `engine get` fetched."
+    is_eager=True, metavar="PLACE", help="Another build of llama.cpp: its build tree, install"
+    " prefix, release folder, or libllama, or the device of one that `engine get` fetched."
     "  [default: GGUFNORM_LLAMA_CPP, else llama-cpp-python's]",
 )  # fmt: skip
 """Which llama.cpp runs models."""
+
+
+def _list_devices(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    """Print as llama.cpp does (``common_print_available_devices`` in common/arg.cpp), and end."""
+    if not wanted or context.resilient_parsing:
+        return
+    from ggufnorm.runs.devices import ANY, known_engine
+
+    options = replace(ANY, rpc=context.params.get("rpc") or (), n_gpu_layers=ALL)
+    click.echo("Available devices:")
+    offloaded = [d for d in known_engine(options).devices if d.kind != "CPU"]
+    for d in offloaded:
+        mib = f"{d.total >> 20} MiB, {d.free >> 20} MiB free"
+        click.echo(printable(f"  {d.name}: {d.description} ({mib})"))
+    if not offloaded:
+        click.echo("  (none)")
+    context.exit()
+
+
+list_devices_option = click.option(
+    "--list-devices", is_flag=True, expose_value=False, callback=_list_devices,
+    help="List the devices that layers can be offloaded to, and exit.",
+)  # fmt: skip
+"""What ``-dev`` can name."""
 
 
 def engine_options(command: F) -> F:
@@ -176,10 +224,8 @@ def engine_options(command: F) -> F:
         click.option(
             "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"
         ),
-        click.option(
-            "-ngl", "--gpu-layers", default=0, show_default=True, type=click.IntRange(min=0),
-            help="Layers to offload to the GPU.",
-        ),
+        layers_option(),
+        list_devices_option,
         llama_cpp_option,
         click.option(
             "--no-memory-check", is_flag=True,
@@ -205,30 +251,28 @@ def side_options(sides: Mapping[str, str]) -> Callable[[F], F]:
 
 
 def _options_of_side(prefix: str, whose: str) -> tuple[Callable[[F], F], ...]:
-    def names(long: str, brief: str) -> list[str]:
-        return [f"--{prefix}{long}", *([] if prefix else [f"-{brief}"])]
-
     return (
         click.option(
-            *names("flash-attn", "fa"), default="auto", show_default=True,
+            *option_names(prefix, "flash-attn", "fa"), default="auto", show_default=True,
             type=click.Choice(("auto", "on", "off")), help=f"Use Flash Attention {whose}.",
         ),
         click.option(
-            *names("cache-type-k", "ctk"), default="f16", show_default=True,
+            *option_names(prefix, "cache-type-k", "ctk"), default="f16", show_default=True,
             type=click.Choice(_CACHE_TYPES), help=f"KV cache data type for K {whose}.",
         ),
         click.option(
-            *names("cache-type-v", "ctv"), default="f16", show_default=True,
+            *option_names(prefix, "cache-type-v", "ctv"), default="f16", show_default=True,
             type=click.Choice(_CACHE_TYPES), help=f"KV cache data type for V {whose}.",
         ),
         click.option(
-            f"--{prefix}extra-bufts", is_flag=True,
+            f"--{prefix}extra-bufts", f"--{prefix}repack", is_flag=True,
             help=f"Let llama.cpp repack weights for its fastest CPU kernels {whose}.",
         ),
         click.option(
             f"--{prefix}unfused-norms", is_flag=True,
             help=f"Do not let llama.cpp fuse RMSNorm with its weight {whose}.",
         ),
+        *device_options(prefix),
     )  # fmt: skip
 
 
@@ -242,6 +286,7 @@ def side_of(values: Mapping[str, Any], prefix: str = "") -> SideOptions:
         cache_type_v=values[f"{prefix}cache_type_v"],
         use_extra_bufts=values[f"{prefix}extra_bufts"],
         unfused_norms=values[f"{prefix}unfused_norms"],
+        **device_values(values, prefix),
     )
 
 
@@ -262,6 +307,7 @@ def threshold_options(command: F) -> F:
 
 LLAMA_ONLY = (
     "gpu_layers", "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms",
+    *DEVICE_PARAMETERS,
 )  # fmt: skip
 """Parameters that only llama.cpp knows."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggufnorm.cli.models import require_kinds
 from ggufnorm.cli.output import (
     FORMATS,
     choose_format,
@@ -97,6 +98,8 @@ def command(
     Exit codes: 0 all are normalized as expected, 1 one is not or cannot be told, 2 usage
     error, 3 an input cannot be read, 4 llama.cpp failed.
     """
+    if image is not None:
+        require_kinds([str(image)])
     fmt = choose_format(fmt, output)
     require_outputs(output, reading=[image, processor, mmproj, array, onnx])
     from ggufnorm import api

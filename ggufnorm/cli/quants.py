@@ -24,6 +24,7 @@ from ggufnorm.cli.options import (
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.process import complain
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
 
@@ -55,7 +56,7 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     resume: Path | None,
     budget: float | None,
     no_memory_check: bool,

@@ -28,6 +28,7 @@ from ggufnorm.cli.output import (
     require_outputs,
 )
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.recipe import RecipeReport
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.output import write_text
@@ -106,7 +107,7 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     no_memory_check: bool,
     fmt: str | None,
     output: Path | None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ggufnorm.cli.models import require_kinds
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.process import complain
 from ggufnorm.core.audit import AuditSet
@@ -26,6 +27,7 @@ def command(files: tuple[str, ...], fmt: str | None, output: Path | None) -> int
     Exit codes: 0 fine, 2 usage, 3 a file cannot be read, or one of the models in it could
     not when it was written.
     """
+    require_kinds(files)
     fmt = choose_format(fmt, output)
     require_outputs(output, reading=files)
     from ggufnorm.report.document import side_by_side

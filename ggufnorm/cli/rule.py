@@ -6,14 +6,14 @@ import click
 
 
 @click.command("rule")
-@click.argument("rule_id", metavar="ID")
+@click.argument("rule_id", metavar="ID|NAME")
 def command(rule_id: str) -> int:
     """Explain a rule of audit: what it checks, why it matters, how to fix a finding."""
     from ggufnorm.analysis.audit.pages import page
-    from ggufnorm.analysis.audit.rules import BY_ID
+    from ggufnorm.analysis.audit.rules import find_rule, no_such_rule
 
-    rule = BY_ID.get(rule_id.upper())
+    rule = find_rule(rule_id)
     if rule is None:
-        raise click.UsageError(f"there is no rule {rule_id}: `ggufnorm rules` lists them")
+        raise click.UsageError(no_such_rule(rule_id, "no rule"))
     click.echo(page(rule), nl=False)
     return 0

@@ -24,6 +24,7 @@ from ggufnorm.cli.options import (
 )
 from ggufnorm.cli.output import require_outputs
 from ggufnorm.cli.progress import progress_bar
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import TooLargeError
 
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
 
 _ASK_ABOVE = 1_000_000_000
 """Bytes of a trace above which somebody has to agree."""
+
+
+class Layers(click.ParamType[tuple[int, int]]):
+    """A range of layers: 0-39."""
+
+    name = "layers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """The first and the last."""
+        first, dash, last = str(value).partition("-")
+        if not (first.isdecimal() and dash and last.isdecimal() and int(first) <= int(last)):
+            self.fail(f"{value!r} is no range of layers such as 0-39", param, ctx)
+        return int(first), int(last)
 
 
 @click.command("trace")
@@ -59,6 +75,15 @@ _ASK_ABOVE = 1_000_000_000
     "--ids", "ids_file", type=click.Path(path_type=Path),
     help="Run the token ids in this trace or list instead of a text (hf: and ONNX).",
 )  # fmt: skip
+@click.option(
+    "--layers", type=Layers(), metavar="FIRST-LAST",
+    help="Run these layers alone; the weights of the others are never touched.",
+)  # fmt: skip
+@click.option(
+    "--after", type=click.Path(dir_okay=False, path_type=Path), metavar="TRACE",
+    help="Trace of the layers before --layers: they start from its last value, and it goes into the"
+    " new trace.",
+)  # fmt: skip
 @resume_option
 @click.option("--yes", is_flag=True, help="Write a file of more than 1 GB without being asked.")
 @click.option("--no-logits", is_flag=True, help="Do not save the logits of the scored positions.")
@@ -73,12 +98,14 @@ def command(
     ctx_size: int,
     chunks: int | None,
     threads: int | None,
-    gpu_layers: int,
+    gpu_layers: GpuLayers | None,
     no_memory_check: bool,
     budget: int | None,
     dtype: Literal["f32", "f16"],
     trust_remote_code: bool,
     ids_file: Path | None,
+    layers: tuple[int, int] | None,
+    after: Path | None,
     resume: Path | None,
     yes: bool,
     no_logits: bool,
@@ -99,7 +126,8 @@ def command(
 
     (model,) = all_models(models, hf_repos, "MODEL")
     _refuse_options(context, parse(model).engine)
-    require_outputs(output, resume, reading=[model, text_file, ids_file])
+    require_outputs(output, resume, reading=[model, text_file, ids_file, after])
+    in_llama_cpp = parse(model).engine == "llama.cpp"
     agreed = yes or (resume is not None and resume.exists())
     record = partial(
         api.trace,
@@ -111,12 +139,14 @@ def command(
         n_ctx=ctx_size,
         chunks=chunks,
         n_threads=threads,
-        n_gpu_layers=gpu_layers,
-        options=side_of(side) if given(context, LLAMA_ONLY) else None,
+        n_gpu_layers=gpu_layers if in_llama_cpp else None,
+        options=side_of(side) if in_llama_cpp else None,
         logits=not no_logits,
         dtype=dtype,
         budget=budget,
         resume=resume,
+        layers=layers,
+        after=after,
         trust_remote_code=trust_remote_code,
         check_memory=not no_memory_check,
     )
@@ -149,6 +179,8 @@ def _refuse_options(context: click.Context, engine: Engine) -> None:
         refuse(context, LLAMA_ONLY, f"does not go with {what}")
     if engine != "transformers":
         refuse(context, ("trust_remote_code",), "goes with hf:FOLDER only")
+    if engine != "llama.cpp":
+        refuse(context, ("layers", "after"), "goes with GGUF models only")
     if engine == "llama.cpp":
         refuse(context, ("ids_file",), "does not go with a GGUF model")
     if given(context, ("text_file",)):

@@ -47,7 +47,7 @@ def command(
     read.
     """
     (quant,) = all_models(models, hf_repos, "QUANT")
-    require_kinds([source])
+    require_kinds([quant, source])
     fmt = choose_format(fmt, output)
     require_outputs(output, attest, reading=[quant, source, imatrix])
     from ggufnorm import api

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.result import Result
@@ -118,6 +119,7 @@ class AuditReport(Result):
         not_run: the rules that could not be checked.
         summary: all of it in figures.
         provenance: how the file was made; None of a damaged file.
+        engine: the llama.cpp that ran it, and where; None where it was not run.
     """
 
     path: str
@@ -128,6 +130,7 @@ class AuditReport(Result):
     not_run: tuple[NotRun, ...]
     summary: AuditSummary
     provenance: Provenance | None = None
+    engine: Engine | None = None
 
 
 NOT_CHECKED = "interrupted before it was checked"

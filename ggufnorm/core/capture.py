@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import NormKind, Skipped
 
@@ -131,6 +132,7 @@ class Capture:
         skipped: norms that were not seen or not recomputed, and why.
         n_tokens: length of the text.
         engine: what ran it.
+        build: which llama.cpp that was, and where.
     """
 
     norms: tuple[NormCapture, ...]
@@ -140,3 +142,4 @@ class Capture:
     skipped: tuple[Skipped, ...]
     n_tokens: int
     engine: str
+    build: Engine | None = None

@@ -24,6 +24,9 @@ from ggufnorm.core.tolerances import SAME_FUNCTION
 
 Wide = NDArray[np.float64]
 
+EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
+"""What configurations call the number of experts of a token."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -57,6 +60,8 @@ def changes(
         yield from _soft_maxes(operation, inputs[0], numbers)
     elif operation.op in ("UNARY", "GLU"):
         yield from _activations(operation, inputs)
+    elif operation.op in ("GET_ROWS", "MUL", "SUM_ROWS") and "moe_weight" in operation.name:
+        yield from _experts_weights(operation, inputs, numbers)
 
 
 def named_factors(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -162,6 +167,34 @@ def _gates(operation: Operation, x: Array) -> Iterator[Change]:
         gates = 1.0 / (1.0 + np.exp(-x.astype(np.float64)))
         other = "a sigmoid (expert_gating_func 2)"
         yield Change("routes by a softmax", other, np.asarray(gates, np.float32))
+
+
+def _experts_weights(
+    operation: Operation, inputs: Sequence[Array], numbers: Mapping[str, float]
+) -> Iterator[Change]:
+    """Weights of another number of experts, or of which one side divides by their sum.
+
+    Source: ``norm_w`` and ``n_expert_used`` of ``build_moe_ffn`` in ``src/llama-graph.cpp``.
+    """
+    as_they_are, key = "the experts' weights as they are", "(expert_weights_norm)"
+    y = operation.value
+    if y is None or not inputs:
+        return
+    n_used = int(max((numbers.get(name, 0) for name in EXPERTS_USED), default=0))
+    if operation.op == "GET_ROWS":
+        if y.shape[-1] == 1 and n_used not in (0, y.shape[-2]):
+            used = f"uses {y.shape[-2]} experts for a token"
+            yield Change(used, f"{n_used} experts (num_experts_per_tok)", inputs[0])
+    elif operation.op == "SUM_ROWS":
+        yield Change("divides the experts' weights by their sum", f"{as_they_are} {key}", inputs[0])
+    elif (w := next((v for v in inputs if v.shape[-1] == 1), None)) is not None:
+        total = w.sum(axis=-2, keepdims=True)
+        if np.ptp(total) <= SAME_FUNCTION * np.abs(total).max():
+            return  # they are divided already
+        divided = y / np.where(total == 0, 1, total) if y.ndim == w.ndim else y
+        for factor in dict.fromkeys([1.0, *_with(numbers, "scal")]):
+            other = np.asarray(divided * factor, np.float32)
+            yield Change(f"uses {as_they_are}", f"dividing them by their sum {key}", other)
 
 
 # -- activations -----------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ggufnorm.core.result import Result
 
@@ -47,6 +47,9 @@ class Suspect:
         evidence: what else was found, a sentence each.
         do: what to do about it, or the one thing that would examine it; empty for nothing.
         command: the command that shows the evidence in full; empty where none ran.
+        rules: ids of audit's rules that accuse it.
+        figures: the numbers behind the sentence, by name: those of the audit's finding, or of the
+            run (``mean_kld`` in nats, ``same_top1`` from 0 to 1, ``ppl_ratio``, ``n_tokens``).
     """
 
     name: SuspectName
@@ -55,6 +58,8 @@ class Suspect:
     evidence: tuple[str, ...] = ()
     do: str = ""
     command: str = ""
+    rules: tuple[str, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,9 @@ class CheckStep:
     skipped: str = ""
 
 
+FIXABLE = "ggufnorm fix does it"
+"""Stands in brackets behind what is to be done, where that is so."""
+
 INTERRUPTED = "interrupted before it was run"
 """The reason of steps that a Ctrl-C kept from running."""
 
@@ -99,10 +107,13 @@ class CheckReport(Result):
         name: ``general.name``, None if the file has none.
         types: the types of its tensors and how many have each, the commonest first:
             ``21 Q4_K, 13 F32``.
-        given: what was given, and taken for what.
         answer: who is guilty, or what was examined and what was not: a sentence or two.
         next_step: the one thing to do now.
+        next_command: the same as a command line; words in capitals stand for what was not given.
+            Empty where no command helps.
+        exit_code: that of ``ggufnorm check``: 1 if somebody is guilty, 130 after a Ctrl-C, else 0.
         suspects: all of them.
+        given: what was given, and taken for what.
         steps: in the order in which they ran.
     """
 
@@ -110,10 +121,12 @@ class CheckReport(Result):
     architecture: str
     name: str | None
     types: str
-    given: tuple[Given, ...]
     answer: str
     next_step: str
+    next_command: str
+    exit_code: int
     suspects: tuple[Suspect, ...]
+    given: tuple[Given, ...]
     steps: tuple[CheckStep, ...]
 
     @property

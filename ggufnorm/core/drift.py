@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggufnorm.core.engine import Engine, KernelError
+from ggufnorm.core.engine import Circumstance, Engine, KernelError
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.metrics import Difference, Peak
 from ggufnorm.core.model import NormKind, Skipped
@@ -283,6 +283,7 @@ class SideFacts:
         cache_type_v: ``-ctv``.
         use_extra_bufts: whether weights were repacked for production kernels.
         unfused_norms: whether norms were observed inside, which keeps them unfused.
+        n_ubatch: ``-ub``: most tokens in one decode.
     """
 
     flash_attention: str
@@ -290,6 +291,7 @@ class SideFacts:
     cache_type_v: str
     use_extra_bufts: bool
     unfused_norms: bool
+    n_ubatch: int = 512
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,8 @@ class DriftReport(Result):
         cost: what that took; None in a report that was read from a document.
         kernels: for one file in two engines: each kind of operation beside what llama.cpp's
             own tests allow, in graph order; empty otherwise.
+        circumstances: for one file in two engines: the same in other batches, and with each
+            operation computed by itself.
     """
 
     reference: ModelFacts
@@ -384,6 +388,7 @@ class DriftReport(Result):
     experts: tuple[ExpertDrift, ...] = ()
     cost: RunCost | None = None
     kernels: tuple[KernelError, ...] = ()
+    circumstances: tuple[Circumstance, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
+
+GpuLayers = int | Literal["auto", "all"]
+"""``-ngl``: how many layers to put on devices; as many as fit; all, output layer included."""
+
+SplitMode = Literal["none", "layer"]
+"""``-sm``: one device for the whole model, or layers spread over all of them."""
+
+ALL = -1
+"""All layers, or all experts, where a number of them is meant."""
+
+AUTO = -2
+"""As many layers as fit, where a number of them is meant: decided before a model is loaded."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +64,85 @@ class KernelError:
     first: str | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where llama.cpp is told to put a model, in its own words.
+
+    Attributes:
+        offload_devices: ``-dev``: names of devices; empty for none; None for llama.cpp's choice.
+        rpc: ``--rpc``: servers of llama.cpp's RPC backend, whose devices come first.
+        split_mode: ``-sm``.
+        tensor_split: ``-ts``: proportions of the devices; empty for llama.cpp's own choice, by
+            free memory.
+        main_gpu: ``-mg``: number of the device for the whole model, with ``-sm none``.
+        tensor_overrides: ``-ot``: a regular expression of tensor names and the name of a buffer
+            type, the first that matches counts.
+        n_cpu_moe: ``-ncmoe``: the experts of so many first layers stay on the CPU; -1 for all
+            (``-cmoe``).
+        kv_offload: ``-kvo``: put keys and values of a layer where the layer is.
+        op_offload: ``--op-offload``: copy weights on the CPU to a device for each large batch.
+    """
+
+    offload_devices: tuple[str, ...] | None = None
+    rpc: tuple[str, ...] = ()
+    split_mode: SplitMode = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    tensor_overrides: tuple[tuple[str, str], ...] = ()
+    n_cpu_moe: int = 0
+    kv_offload: bool = True
+    op_offload: bool = True
+
+
 @dataclass(frozen=True)
-class Engine:
-    """A build and what it was given to compute on.
+class Circumstance:
+    """Another way to run the same two engines on the same file: is a fault there, too?
+
+    Attributes:
+        batch: most tokens in one batch.
+        alone: whether every operation was computed by itself, so that none was fused.
+        n: operations that were compared.
+        op: ggml's name of the first operation whose own error is beyond its limit; None if none
+            is.
+        dtype: type of the file's tensor that it reads, None if it reads none.
+        at: the tensor that it reads, or its label.
+        nmse: its error; None where it is NaN or infinite, and where no operation is beyond.
+        whole: the normalized mean squared error between the two engines' logits where nothing was
+            watched, so that all was fused that an engine fuses; None where there are no logits.
+        watched: the same where operations were watched.
+    """
+
+    batch: int
+    alone: bool
+    n: int
+    op: str | None
+    dtype: str | None
+    at: str | None
+    nmse: float | None
+    whole: float | None
+    watched: float | None
+
+
+@dataclass(frozen=True)
+class Engine(Placement):
+    """A build of llama.cpp, where it was told to put a model, and where it was seen.
 
     Attributes:
         build: of llama.cpp.
         n_gpu_layers: ``-ngl``, as asked for; -1: all.
         devices: the buffers that the graph's results really were on: ``CPU``, ``Vulkan0``;
             empty where no graph was seen.
-        rpc: servers of llama.cpp's RPC backend, as asked for.
-        tensor_split: ``-ts``, as asked for; empty for llama.cpp's own choice.
-        split_mode: ``-sm``.
+        hardware: the devices that it could use beside the CPU, with their makers' names of them.
+        weights: the buffers that the weights that were read really were in, and bytes in each.
     """
 
     build: Build
     n_gpu_layers: int
     devices: tuple[str, ...] = ()
-    rpc: tuple[str, ...] = ()
-    tensor_split: tuple[float, ...] = ()
-    split_mode: str = "layer"
+    hardware: tuple[str, ...] = ()
+    weights: tuple[tuple[str, int], ...] = ()
+
+
+def placement_of(values: Placement) -> Placement:
+    """The part of options, or of an engine, that is a placement."""
+    return Placement(**{f.name: getattr(values, f.name) for f in fields(Placement)})

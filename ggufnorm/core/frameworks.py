@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.folding import Side
 from ggufnorm.core.logits import LogitStatistics
@@ -13,7 +14,7 @@ from ggufnorm.core.metrics import Difference
 from ggufnorm.core.misfolds import FoldCause
 from ggufnorm.core.model import NormKind, Skipped
 from ggufnorm.core.result import Result
-from ggufnorm.core.tolerances import SAME_FORMULA
+from ggufnorm.core.tolerances import SAME_DOWNSTREAM, SAME_FORMULA
 from ggufnorm.core.transforms import Kind
 
 SiteStatus = Literal["agrees", "precision", "engine", "upstream", "harmless", "before", "mistake"]
@@ -357,12 +358,14 @@ class RunSide:
         n_norms: norms that were observed.
         rounding: relative rounding of the coarsest type that its matrices are stored in, or
             of the engine's own kernels where that is coarser; 0 for float32.
+        build: which llama.cpp ran it, and where; None for another engine.
     """
 
     location: str
     engine: str
     n_norms: int
     rounding: float
+    build: Engine | None = None
 
 
 @dataclass(frozen=True)
@@ -394,6 +397,35 @@ class TokenizerFinding:
 
 
 @dataclass(frozen=True)
+class PaddingComparison:
+    """A text alone, and beside another in one batch: padded in the source, apart in llama.cpp.
+
+    Attributes:
+        what: comes of it: an embedding or a score.
+        side: on which the source's tokenizer pads.
+        source: relative L2 distance of the source's two results; None where it failed.
+        engine: the same of llama.cpp's.
+        reason: why the source's differ or it failed; empty where that is not known.
+    """
+
+    what: str
+    side: str
+    source: float | None
+    engine: float | None
+    reason: str = ""
+
+    @property
+    def in_source(self) -> bool:
+        """Whether the source's result depends on padding."""
+        return self.source is not None and self.source > SAME_DOWNSTREAM
+
+    @property
+    def in_engine(self) -> bool:
+        """Whether llama.cpp's depends on what else is in the batch."""
+        return self.engine is not None and self.engine > SAME_DOWNSTREAM
+
+
+@dataclass(frozen=True)
 class EngineComparison:
     """One engine against the source.
 
@@ -419,6 +451,7 @@ class EngineComparison:
         layers: of two ONNX graphs, where the norms do not tell where they part.
         outputs: all results of floating point, where both are ONNX.
         known: known differences of the two engines.
+        padding: what padding does to an embedding or a score; None where it was not compared.
     """
 
     engine: RunSide
@@ -439,6 +472,7 @@ class EngineComparison:
     layers: tuple[LayerComparison, ...] = ()
     outputs: tuple[OutputDifference, ...] = ()
     known: tuple[EngineDifference, ...] = ()
+    padding: PaddingComparison | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.parallel import each
+from ggufnorm.core.row_dots import row_dot
+
 KLD_PERCENTS = (0.0, 0.1, 1.0, 5.0, 10.0, 50.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 """Percentiles that llama-perplexity prints of the KL divergence (0 and 100: extremes)."""
 DELTA_P_PERCENTS = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -77,17 +80,23 @@ class LogitStatistics:
 _COLUMNS = ("kld", "nll_ref", "nll_quant", "position")
 
 
-_BLOCK = 1 << 22
-"""Logits converted to float64 at a time: 32 MiB."""
+_BLOCK = 1 << 16
+"""Logits converted to float64 at a time, unless a single position has more: they stay in a
+core's cache, and a vocabulary of 262,144 takes 2 MiB for each distribution."""
 
 
 class LogitSum:
-    """Accumulates :class:`LogitStatistics`; keeps four numbers a token, no logits."""
+    """Accumulates :class:`LogitStatistics`; keeps four numbers a token, no logits.
 
-    def __init__(self) -> None:
+    Args:
+        n_threads: that compare positions.
+    """
+
+    def __init__(self, n_threads: int = 1) -> None:
         self._parts: list[NDArray[np.float64]] = []  # (4, n) each, rows as in _COLUMNS
         self._same = 0
         self._bad = 0
+        self._n_threads = n_threads
 
     def add(
         self,
@@ -123,30 +132,14 @@ class LogitSum:
             next_tokens: ``(positions,)``: the token that really follows each.
             where: ``(positions,)``: their numbers.
         """
-        step = max(1, _BLOCK // max(1, ref.shape[1]))
-        for start in range(0, len(ref), step):
-            part = slice(start, start + step)
-            self._add_block(ref[part], quant[part], next_tokens[part], where[part])
-
-    def _add_block(
-        self,
-        ref: NDArray[np.float32],
-        quant: NDArray[np.float32],
-        next_tokens: NDArray[np.int32],
-        where: NDArray[np.intp],
-    ) -> None:
-        good = np.isfinite(ref).all(axis=1) & np.isfinite(quant).all(axis=1)
-        if not good.all():
-            self._bad += int((~good).sum())
-            ref, quant = ref[good], quant[good]
-            next_tokens, where = next_tokens[good], where[good]
         if len(ref) == 0:
             return
-        log_p, log_q = _log_softmax(ref), _log_softmax(quant)
-        at = (np.arange(len(ref)), next_tokens)
-        kld = np.einsum("ij,ij->i", np.exp(log_p), log_p - log_q)
-        self._same += int((ref.argmax(axis=1) == quant.argmax(axis=1)).sum())
-        self._parts.append(np.stack([kld, -log_p[at], -log_q[at], where.astype(np.float64)]))
+        found = _compare(ref, quant, next_tokens, self._n_threads)
+        good = np.isfinite(found[0])
+        self._bad += len(ref) - int(np.count_nonzero(good))
+        self._same += int(found[3][good].sum())
+        found[3] = where
+        self._parts.append(found[:, good])
 
     def merge(self, other: LogitSum) -> None:
         """Add all that another one gathered."""
@@ -165,13 +158,13 @@ class LogitSum:
         return {**columns, "same": self._same, "bad": self._bad}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> LogitSum:
+    def from_state(cls, state: dict[str, Any], n_threads: int = 1) -> LogitSum:
         """The inverse of :meth:`state`.
 
         Raises:
             ValueError: no run can have gathered that.
         """
-        total = cls()
+        total = cls(n_threads)
         columns = np.array([state[c] for c in _COLUMNS], np.float64)
         total._parts = [columns]
         total._same, total._bad = int(state["same"]), int(state["bad"])
@@ -223,25 +216,70 @@ class LogitSum:
         )
 
 
-def kl_divergences(ref: NDArray[np.float32], quant: NDArray[np.float32]) -> NDArray[np.float64]:
+def kl_divergences(
+    ref: NDArray[np.float32], quant: NDArray[np.float32], n_threads: int = 1
+) -> NDArray[np.float64]:
     """KL divergence ``Σ p (ln p - ln q)`` of each position, nats.
 
     Args:
         ref: logits, ``(positions, vocabulary)``, that give ``p``.
         quant: the same shape, that give ``q``.
+        n_threads: that compare positions.
 
     Returns:
         ``(positions,)``; NaN where a logit is NaN or infinite.
     """
-    found = np.full(len(ref), np.nan)
+    kld: NDArray[np.float64] = _compare(ref, quant, np.zeros(len(ref), np.int32), n_threads)[0]
+    return kld
+
+
+def _compare(
+    ref: NDArray[np.float32],
+    quant: NDArray[np.float32],
+    next_tokens: NDArray[np.int32],
+    n_threads: int,
+) -> NDArray[np.float64]:
+    """Compare positions, a few at a time.
+
+    Returns:
+        ``(4, positions)``: KL divergence (NaN where a logit is NaN or infinite), the reference's
+        and the other's ``-ln p(next)``, and whether the most likely token is the same.
+    """
     step = max(1, _BLOCK // max(1, ref.shape[1]))
-    for start in range(0, len(ref), step):
-        p, q = ref[start : start + step], quant[start : start + step]
-        good = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
-        log_p, log_q = _log_softmax(p[good]), _log_softmax(q[good])
-        at = start + np.flatnonzero(good)
-        found[at] = np.einsum("ij,ij->i", np.exp(log_p), log_p - log_q)
+    found = np.empty((4, len(ref)))
+
+    def compare(start: int) -> None:
+        part = slice(start, start + step)
+        found[:, part] = _compare_block(ref[part], quant[part], next_tokens[part])
+
+    each(compare, range(0, len(ref), step), n_threads)
     return found
+
+
+def _compare_block(
+    ref: NDArray[np.float32], quant: NDArray[np.float32], next_tokens: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    at = np.arange(len(ref))
+    with np.errstate(invalid="ignore", over="ignore"):
+        (top_p, p, e, sum_p), (top_q, q, _e, sum_q) = map(_shifted, (ref, quant))
+        log_p, log_q = np.log(sum_p), np.log(sum_q)
+        nll_p, nll_q = log_p - p[at, next_tokens], log_q - q[at, next_tokens]
+        p -= q
+        # Σ p (ln p - ln q), of which the sums' logarithms do not depend on the token.
+        kld = row_dot(e, p) / sum_p + (log_q - log_p)
+    kld[~np.isfinite(kld)] = np.nan
+    return np.stack([kld, nll_p, nll_q, (top_p == top_q).astype(np.float64)])
+
+
+def _shifted(
+    logits: NDArray[np.float32],
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The most likely token, logits below its own, their exponentials, and the sum of those."""
+    top = logits.argmax(axis=1)
+    wide = logits.astype(np.float64)
+    wide -= wide[np.arange(len(wide)), top][:, None]
+    e = np.exp(wide)
+    return top, wide, e, e.sum(axis=1)
 
 
 def _no_statistics(bad: int) -> LogitStatistics:
@@ -249,13 +287,6 @@ def _no_statistics(bad: int) -> LogitStatistics:
     empty |= {"n_tokens": 0, "non_finite_tokens": bad}
     empty |= {"kld_percentiles": {}, "delta_p_percentiles": {}}
     return LogitStatistics(**empty)
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide
 
 
 def _se(values: NDArray[np.float64]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -95,3 +95,37 @@ def _partly(found: Array, expected: Array, tolerance: float) -> str:
     if 0 < len(rows) <= _SOME * len(found):
         return f"{off} from the source's, in {len(rows)} of {len(found)} rows from row {rows[0]}"
     return f"{off} from the source's"
+
+
+_WRITERS = frozenset(
+    (
+        "attn_output",
+        "attn_o",
+        "ffn_down",
+        "ffn_down_exps",
+        "ffn_down_shexp",
+        "ssm_out",
+        "token_embd",
+    )
+)
+"""Roles of matrices whose results are added to the residual stream."""
+
+
+def what_made(rank: int, roles: Collection[str]) -> str:
+    """What makes several matrices differ by one of low rank, in words.
+
+    Args:
+        rank: of the differences.
+        roles: of the matrices: ``attn_output``, ``ffn_down``.
+    """
+    if is_abliteration(rank, roles):
+        return f"{ABLITERATION}, or an adapter of rank 1 is merged on one side alone"
+    return "an adapter is merged on one side alone"
+
+
+ABLITERATION = "a direction was taken out of what they write to the residual stream (abliteration)"
+
+
+def is_abliteration(rank: int, roles: Collection[str]) -> bool:
+    """Whether differences of that rank fit a direction that was taken out."""
+    return rank == 1 and _WRITERS.issuperset(roles)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.parallel import each
 from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
 
 
@@ -101,6 +102,25 @@ class DifferenceSum:
         for block, bound in zip(blocks_of(r), largest, strict=True):
             if not bound <= self._max:  # NaN is not below anything
                 self._find_max(r, q, block.start + np.flatnonzero(good[block]), token)
+
+    def add_sums(
+        self, dots: RowDots, largest: float, row: int, channel: int, token: Callable[[int], int]
+    ) -> None:
+        """Take in sums of rows that were computed where the rows lie.
+
+        Args:
+            dots: of rows of which none is doubtful.
+            largest: ``|d|``.
+            row: at which it stands.
+            channel: within the row.
+            token: tells the number of a row's token.
+        """
+        self._dd += float(dots.dd.sum())
+        self._dr += float(dots.dr.sum())
+        self._rr += float(dots.rr.sum())
+        self._rows += len(dots.rr)
+        if largest > self._max:
+            self._max, self._max_at = largest, (token(row), channel)
 
     def _find_max(
         self,
@@ -224,17 +244,33 @@ class PeakSum:
     def add(self, v: NDArray[np.float32], first_token: int, n_tokens: int, stride: int = 1) -> None:
         """Take in ``(rows, channels)``; the rest as in :func:`compare`."""
         if v.size:
-            self._add(v, 0, _tokens(len(v), first_token, n_tokens, stride))
+            self._add(v, _range(v), 0, token_of_row(len(v), first_token, n_tokens, stride))
 
-    def _add(self, v: NDArray[np.float32], start: int, token: Callable[[int], int]) -> None:
-        high, low = float(v.max()), float(v.min())
+    def _add(
+        self,
+        v: NDArray[np.float32],
+        extent: tuple[float, float],
+        start: int,
+        token: Callable[[int], int],
+    ) -> None:
+        high, low = extent
         if not (math.isfinite(high) and math.isfinite(low)):
             v = np.where(np.isfinite(v), v, np.float32(0))
-            high, low = float(v.max()), float(v.min())
+            high, low = _range(v)
         value = high if high >= -low else low
         if self.peak is None or abs(value) > abs(self.peak.value):
             row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
             self.peak = Peak(value, token(start + row), channel)
+
+    def add_peak(self, value: float, token: int, channel: int) -> None:
+        """Take in the value of largest magnitude of an array."""
+        if self.peak is None or abs(value) > abs(self.peak.value):
+            self.peak = Peak(value, token, channel)
+
+
+def _range(v: NDArray[np.float32]) -> tuple[float, float]:
+    """The largest and the smallest value; NaN if there is one."""
+    return float(v.max()), float(v.min())
 
 
 def compare(
@@ -244,6 +280,7 @@ def compare(
     n_tokens: int,
     stride: int = 1,
     peaks: Sequence[PeakSum] = (),
+    n_threads: int = 1,
 ) -> None:
     """Compare arrays with a reference, which is read once for all of them.
 
@@ -255,6 +292,7 @@ def compare(
             (several rows belong to one token at a per-head norm).
         stride: from the number of one token to that of the next.
         peaks: of the reference and of the first array, to be found on the way.
+        n_threads: that compare blocks of rows.
 
     Raises:
         ValueError: the shapes differ.
@@ -264,24 +302,33 @@ def compare(
             raise ValueError(f"cannot compare shapes {r.shape} and {q.shape}")
     if r.size == 0:
         return
-    token = _tokens(len(r), first_token, n_tokens, stride)
+    token = token_of_row(len(r), first_token, n_tokens, stride)
     rr = np.zeros(len(r))
     dots = [RowDots.beside(rr) for _ in observed]
-    largest: list[list[float]] = [[] for _ in observed]
-    with np.errstate(invalid="ignore", over="ignore"):
-        for block in blocks_of(r):
-            part = r[block]
+    seen = [v for _peak, v in zip(peaks, (r, observed[0][1]), strict=False)]
+
+    def fill(block: slice) -> tuple[list[float], list[tuple[float, float]]]:
+        """A block's sums, its largest ``|d|`` of each array, and the extents of peaks."""
+        part = r[block]
+        with np.errstate(invalid="ignore", over="ignore"):
             # First what reads two arrays at once: it waits less for the memory.
-            for (_sum, q), sums, bounds in zip(observed, dots, largest, strict=True):
-                bounds.append(0.0 if q is r else sums.fill(block, part, q[block]))
+            bounds = [
+                0.0 if q is r else sums.fill(block, part, q[block])
+                for (_sum, q), sums in zip(observed, dots, strict=True)
+            ]
             rr[block] = row_dot(part, part)
-            for peak, v in zip(peaks, (r, observed[0][1]), strict=False):
-                peak._add(v[block], block.start, token)
-    for (total, q), sums, bounds in zip(observed, dots, largest, strict=True):
-        total._add(r, q, sums, bounds, token)
+            return bounds, [_range(v[block]) for v in seen]
+
+    blocks = list(blocks_of(r))
+    found = each(fill, blocks, n_threads)
+    for block, (_bounds, extents) in zip(blocks, found, strict=True):
+        for peak, v, extent in zip(peaks, seen, extents, strict=True):
+            peak._add(v[block], extent, block.start, token)
+    for i, ((total, q), sums) in enumerate(zip(observed, dots, strict=True)):
+        total._add(r, q, sums, [bounds[i] for bounds, _extents in found], token)
 
 
-def _tokens(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:
+def token_of_row(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:
     """Tells the number of a row's token; see :func:`compare`."""
     rows_per_token = max(1, rows // max(1, n_tokens))
     return lambda row: first_token + row // rows_per_token * stride
@@ -303,6 +350,11 @@ class ChannelSum:
                 error, reference = (np.einsum("ij,ij->j", v, v) for v in (d, part))
                 self.error += np.where(np.isfinite(error), error, 0.0)
                 self.reference += np.where(np.isfinite(reference), reference, 0.0)
+
+    def add_sums(self, reference: NDArray[np.float32], error: NDArray[np.float32]) -> None:
+        """Take in energies that were summed where the values lie; all finite."""
+        self.reference += reference
+        self.error += error
 
     @property
     def typical(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.formula import Formula, best_formula
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
@@ -93,6 +95,61 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A linear layer behind the pooling of an embedding model.
+
+    Attributes:
+        name: of its folder.
+        weight: ``(out, in)``.
+        bias: ``(out,)``; None without.
+        activation: the class of the function behind it, ``Identity`` for none.
+    """
+
+    name: str
+    weight: Array
+    bias: Array | None
+    activation: str
+
+    def __str__(self) -> str:
+        n_out, n_in = self.weight.shape
+        behind = "" if self.activation == "Identity" else f", {self.activation}"
+        return f"{self.name} ({n_in} to {n_out}{behind})"
+
+    def apply(self, x: Array) -> Array | None:
+        """Its result; None where the width or the activation is none that is known here."""
+        activations: dict[str, Callable[[Array], Array]] = {
+            "Identity": lambda v: v,
+            "Tanh": np.tanh,
+            "ReLU": lambda v: np.maximum(v, 0),
+        }
+        function = activations.get(self.activation)
+        if function is None or x.shape[-1] != self.weight.shape[1]:
+            return None
+        y = x @ self.weight.T
+        return np.asarray(function(y if self.bias is None else y + self.bias), np.float32)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """What a source makes of a text alone, and beside a longer one in a padded batch.
+
+    Attributes:
+        n_tokens: of the text.
+        side: on which it is padded.
+        alone: its score, ``(labels,)``, or the states of its tokens, ``(n_tokens, channels)``;
+            None where the source fails.
+        padded: the same in the batch.
+        cause: why they differ, or why the source fails; empty where that is not known.
+    """
+
+    n_tokens: int
+    side: Literal["left", "right"]
+    alone: Array | None
+    padded: Array | None
+    cause: str
+
+
+@dataclass(frozen=True)
 class SourceOutput:
     """What a checkpoint gives for a text, besides predictions.
 
@@ -104,6 +161,12 @@ class SourceOutput:
         score: its logits, ``(labels,)``; None where there is none.
         head: the weights that make it of the states, by name.
         normalizes: whether it brings an embedding to length 1; None if it does not say.
+        dense: linear layers behind the pooling.
+        padded: the same text alone and in a padded batch; None where that was not looked at.
+        typed: the score with the second half of the text as a second one, where its tokens
+            get another type; None where all types are the same.
+        labels: ids of the tokens by the names of which a reranker answers.
+        predicted: logits behind the last token; None without.
     """
 
     states: Array | None
@@ -113,6 +176,11 @@ class SourceOutput:
     score: Array | None
     head: dict[str, Array]
     normalizes: bool | None = None
+    dense: tuple[Dense, ...] = ()
+    padded: Padded | None = None
+    typed: Array | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    predicted: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +217,11 @@ class ObservedRun:
             show them.
         behind: what comes out behind each layer, by the value's name; empty where there are
             norms to look at.
+        build: which llama.cpp ran it, and where; None for another engine.
         own_feed: whether it was fed other values than the source, as it normalizes its input
             otherwise.
+        predicts_times: factor of the predictions that the model has and that was left out of
+            the run, as llama.cpp leaves it out.
     """
 
     engine: str
@@ -163,7 +234,9 @@ class ObservedRun:
     result: Array | None = None
     outputs: tuple[ModelOutput, ...] = ()
     behind: Mapping[str, Array] = field(default_factory=dict)
+    build: Engine | None = None
     own_feed: bool = False
+    predicts_times: float = 1.0
 
 
 @dataclass(frozen=True)

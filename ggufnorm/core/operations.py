@@ -8,6 +8,7 @@ which no later result leads back, is where they part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,9 +138,12 @@ class Results:
         ]
         # Experts get their tokens together, and a token as often as it has experts.
         self._gathered = [
-            (i, TokenRows(o.value.reshape(1, -1)))
+            (i, o.value)
             for i, o in enumerate(operations)
-            if o.value is not None and n_tokens not in o.value.shape and not len(o.value) % n_tokens
+            if o.value is not None
+            and n_tokens not in o.value.shape
+            and o.value.size
+            and not len(o.value) % n_tokens
         ]
 
     def find(self, value: Array, tolerance: float) -> Match | None:
@@ -154,11 +158,10 @@ class Results:
             return None
         found = [m for i, r in self._rows if (m := _match(rows, i, r, tolerance)) is not None]
         if not found:
-            every, near = TokenRows(value.reshape(1, -1)), min(tolerance, SAME_GATHERED)
             found = [
                 m
                 for i, r in self._gathered
-                if r.rows.size == value.size and (m := _match(every, i, r, near)) is not None
+                if r.size == value.size and (m := _match_gathered(value, i, r, tolerance))
             ]
         if not found:
             return None
@@ -192,6 +195,27 @@ def _match(rows: TokenRows, index: int, other: TokenRows, tolerance: float) -> M
     width = max(rows.rows.shape[1], other.rows.shape[1])
     distance = _distance(rows.sorted(width), other.sorted(width), other.norm)
     return Match(index, distance, False) if distance <= tolerance else None
+
+
+def _match_gathered(value: Array, index: int, other: Array, tolerance: float) -> Match | None:
+    """A match whose rows, one of each token and expert, stand in the order of the experts."""
+    rows, others = value.reshape(-1, other.shape[-1]), other.reshape(-1, other.shape[-1])
+    norm = l2_norm(others)
+    if not abs(l2_norm(rows) - norm) <= tolerance * norm:
+        return None
+    distance = _distance(np.sort(rows, axis=None), np.sort(others, axis=None), norm)
+    if distance > min(tolerance, SAME_GATHERED):
+        order = _nearest(rows, others)
+        distance = math.inf if order is None else _distance(rows, others[order], norm)
+    return Match(index, distance, False) if distance <= tolerance else None
+
+
+def _nearest(rows: Array, others: Array) -> NDArray[np.intp] | None:
+    """The other row that is nearest to each; None if that is one row for several."""
+    a, b = rows.astype(np.float64), others.astype(np.float64)
+    squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+    order = squares.argmin(axis=1)
+    return order if len(np.unique(order)) == len(order) else None
 
 
 def _distance(a: Array, b: Array, norm: float) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ggufnorm.core.drift import ModelFacts, RunCost
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.result import Result
 
@@ -97,6 +98,7 @@ class RecipeReport(Result):
         verdict: the findings in a few sentences.
         skipped: what could not be tried, and why.
         cost: time that it took; None in a report that was read from a document.
+        engine: the llama.cpp that ran the model under test, and where.
     """
 
     reference: ModelFacts
@@ -118,6 +120,7 @@ class RecipeReport(Result):
     verdict: str
     skipped: tuple[Skipped, ...]
     cost: RunCost | None = None
+    engine: Engine | None = None
 
 
 Options = Mapping[str, Sequence[Option]]

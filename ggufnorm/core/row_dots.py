@@ -45,6 +45,13 @@ class RowDots:
         self.dd[block], self.dr[block] = row_dot(d, d), row_dot(d, r)
         return float(np.maximum(d.max(), -d.min()))
 
+    def doubtful(self) -> NDArray[np.bool_]:
+        """Which rows have to be summed again from their values; see :meth:`settle`."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            qq = self.rr + 2 * self.dr + self.dd
+            found: NDArray[np.bool_] = ~(qq >= self.rr / 2) | ~np.isfinite(qq)
+        return found
+
     def settle(self, r: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Compute the sums of doubtful rows again, in float64.
 
@@ -54,9 +61,8 @@ class RowDots:
         Returns:
             which rows are finite in ``r``, ``q`` and ``d``.
         """
+        doubtful = self.doubtful()
         with np.errstate(invalid="ignore", over="ignore"):
-            qq = self.rr + 2 * self.dr + self.dd
-            doubtful = ~(qq >= self.rr / 2) | ~np.isfinite(qq)
             for block in blocks_of(r) if doubtful.any() else ():
                 rows = block.start + np.flatnonzero(doubtful[block])
                 self._widen(rows, r[rows], q[rows])

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Tokens = NDArray[np.int32]
 
 
 def tokens_first(value: Array, n_tokens: int, *, channels_last: bool = True) -> Array | None:
@@ -18,6 +19,20 @@ def tokens_first(value: Array, n_tokens: int, *, channels_last: bool = True) -> 
     """
     axes = value.shape[:-1] if channels_last else value.shape
     return np.moveaxis(value, axes.index(n_tokens), 0) if n_tokens in axes else None
+
+
+def halves(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """What an encoder reads of a text and what its decoder writes: as many tokens each.
+
+    With an odd number, where the text allows it: no other axis of an array is as long, most
+    likely.
+
+    Args:
+        tokens: two at least.
+    """
+    half = len(tokens) // 2
+    half -= half > 2 and half % 2 == 0
+    return tokens[:half], tokens[half : 2 * half]
 
 
 def token_rows(value: Array, n_tokens: int) -> Array:

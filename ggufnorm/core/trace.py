@@ -142,6 +142,7 @@ class TraceFacts:
         skipped: what was not observed, and why.
         pieces: token id, as text, to the token's text.
         build: the build of llama.cpp, and where it ran; None for another engine.
+        layers: how many of the first layers were run; None for all.
     """
 
     model: ModelFacts
@@ -164,6 +165,7 @@ class TraceFacts:
     skipped: tuple[Skipped, ...]
     pieces: dict[str, str]
     build: Engine | None = None
+    layers: int | None = None
 
 
 def kept(first: int, n_tokens: int, stride: int) -> range:

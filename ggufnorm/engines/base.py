@@ -227,7 +227,7 @@ class Activation(Protocol):
         """Its rows, of every ``stride``-th token (:func:`ggufnorm.core.trace.every`)."""
 
     def replace(self, values: Array) -> None:
-        """Go on with other values; a value that has gaps in memory stays."""
+        """Go on with other values; on a device, a value that has gaps in memory stays."""
 
 
 OnActivation = Callable[[int, Activation], bool]

@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ggufnorm.engines.frames import read_frame, with_arrays, write_frame
-from ggufnorm.engines.worker import Child, error_frame, import_task, start_process
+from ggufnorm.engines.worker import (
+    Child,
+    error_frame,
+    import_task,
+    open_frames,
+    send,
+    start_process,
+)
 
 Read = Callable[[], Any]
 """The next question, None when the parent has gone."""
@@ -75,21 +82,20 @@ class Peer:
 
 def main() -> None:
     """The child: run what the command line names."""
-    out, stdin = os.fdopen(os.dup(1), "wb"), os.fdopen(os.dup(0), "rb")
-    os.dup2(2, 1)  # whatever else prints must not disturb the frames
+    out, stdin = open_frames(), os.fdopen(os.dup(0), "rb")
 
     def read() -> Any:
         frame = read_frame(stdin)
         return None if frame is None else with_arrays(*frame)
 
     def write(answer: Any) -> None:
-        write_frame(out, {"answer": answer})
+        send(out, {"answer": answer})
 
     try:
         import_task(sys.argv[1])(read, write, sys.argv[2])
     except BrokenPipeError:
         pass
     except Exception as error:
-        write_frame(out, error_frame(error))
+        send(out, error_frame(error))
     out.flush()
     os._exit(0)  # without the interpreter's teardown, which backends do not always survive

@@ -6,7 +6,7 @@ import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +99,21 @@ class Tokenizer:
             return len(text), len(text)
         start, end = offsets[position]
         return int(start), int(end)
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """Where it pads the shorter texts of a batch."""
+        return "left" if getattr(self._inner, "padding_side", "right") == "left" else "right"
+
+    @property
+    def gives_types(self) -> bool:
+        """Whether it gives the tokens of a second text another type."""
+        return "token_type_ids" in getattr(self._inner, "model_input_names", ())
+
+    def id_of(self, token: str) -> int | None:
+        """Id of a token; None where it knows none of that name."""
+        found = self._inner.get_vocab().get(token)
+        return found if isinstance(found, int) else None
 
     @property
     def special_ids(self) -> dict[str, int]:

@@ -61,6 +61,8 @@ FINISHING = "interrupted: finishing this chunk; once more ends it"
 """What the first Ctrl-C is answered, at once."""
 
 _LOG_LINES = 12
+SERVERS = "ggufnorm: server of llama.cpp's RPC backend: "
+"""How a line of a child's log begins that names a server that it depends on."""
 _PATIENCE = 5.0
 """Seconds for a child that has failed to end."""
 
@@ -155,8 +157,9 @@ class Child:
         assert process.stderr
         self.process, self.stdin = process, process.stdin
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
+        self.servers: list[str] = []
         self.logger = threading.Thread(
-            target=_keep_last, args=(process.stderr, self.log), daemon=True
+            target=_keep_last, args=(process.stderr, self.log, self.servers), daemon=True
         )
         self.logger.start()
 
@@ -231,6 +234,9 @@ class Child:
         if code == -signal.SIGKILL:
             how = "the engine was killed (SIGKILL): most likely the system ran out of memory"
             return MemoryLimitError(how, tuple(self.log))
+        lost = _lost(self.servers, tuple(self.log))
+        if lost is not None:
+            return EngineError(lost, tuple(self.log))
         if code < 0:
             how = f"llama.cpp crashed ({signal.Signals(-code).name})"
         else:
@@ -252,9 +258,21 @@ class Child:
 _NOISE = re.compile(r"^(llama_|load|print_info|init_|\.+$|create_|sched_|graph_|resolve_|set_|~)")
 
 
-def _keep_last(stream: IO[bytes], log: deque[str]) -> None:
+def _lost(servers: list[str], log: tuple[str, ...]) -> str | None:
+    """Whether a child ended by a server that it depended on."""
+    if not servers:
+        return None
+    from ggufnorm.engines.llama.rpc_servers import lost
+
+    return lost(servers, log)
+
+
+def _keep_last(stream: IO[bytes], log: deque[str], servers: list[str]) -> None:
     for raw in stream:
         line = raw.decode(errors="replace").rstrip()
+        if line.startswith(SERVERS):
+            servers.append(line.removeprefix(SERVERS))
+            continue
         important = re.search(
             r"error|fail|assert|abort|invalid|support|does not|cannot", line, re.I
         )
@@ -291,8 +309,7 @@ def peak_memory() -> int | None:
 
 def main() -> None:
     """Run the task that the command line names on the job that standard input brings."""
-    frames = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever else prints must not disturb the frames
+    frames = open_frames()
     stdin = os.fdopen(os.dup(0), "rb")
     read = read_frame(stdin)
     channel = Channel(_sender(frames))
@@ -308,9 +325,9 @@ def main() -> None:
     try:
         task = import_task(sys.argv[1])
         result = task(rebuild(task, "job", *read), channel)
-        write_frame(frames, {"result": result})
+        send(frames, {"result": result})
     except Exception as error:
-        write_frame(frames, error_frame(error))
+        send(frames, error_frame(error))
     frames.close()
     os._exit(0)  # without the interpreter's teardown, which backends do not always survive
 
@@ -331,11 +348,36 @@ def error_frame(error: Exception) -> dict[str, Any]:
     return {"error": {"kind": type(error).__name__, "args": args, "text": str(error)}}
 
 
+_FRAMES: list[IO[bytes]] = []
+"""Where this process's frames go, if it is a child."""
+_SENDING = threading.Lock()
+
+
+def open_frames() -> IO[bytes]:
+    """The stream of a child's frames, in the place of its standard output."""
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever else prints must not disturb the frames
+    _FRAMES.append(frames)
+    return frames
+
+
+def send(frames: IO[bytes], message: Any) -> None:
+    """Write a frame; from any thread."""
+    with _SENDING:
+        write_frame(frames, message)
+
+
+def abandon(error: GgufnormError) -> None:
+    """End this child at once with an error: what runs waits for something that never comes.
+
+    Raises:
+        GgufnormError: the error, where this process is no child.
+    """
+    if not _FRAMES:
+        raise error
+    send(_FRAMES[0], error_frame(error))
+    os._exit(0)
+
+
 def _sender(frames: IO[bytes]) -> OnProgress:
-    lock = threading.Lock()
-
-    def send(progress: Progress) -> None:
-        with lock:
-            write_frame(frames, {"progress": progress})
-
-    return send
+    return lambda progress: send(frames, {"progress": progress})

@@ -104,6 +104,25 @@ def _require_regular(found: os.stat_result, path: str, limit: int | None) -> Non
         raise _too_large(found.st_size, limit, path)
 
 
+def no_such_file(path: str | os.PathLike[str]) -> str:
+    """Words for a path that leads nowhere, with the file beside it that may have been meant."""
+    from difflib import get_close_matches
+
+    name = os.fspath(path)
+    folder, last = Path(name).parent, Path(name).name
+    try:
+        others = [other.name for other in folder.iterdir()]
+    except (OSError, ValueError):
+        others = []
+    near = get_close_matches(last, others, 1, _NEAR)
+    hint = f": did you mean {folder / near[0]}?" if near else ""
+    return f"cannot open {name}: {os.strerror(errno.ENOENT)}{hint}"
+
+
+_NEAR = 0.75
+"""How alike two names are, of which one was meant by the other."""
+
+
 def read_text(path: str | os.PathLike[str]) -> str:
     """The text to run.
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ggufnorm.core.trace import SCHEMA
 from ggufnorm.errors import InputError
+from ggufnorm.formats.contents import content_of
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.safetensors import SafetensorsReader
@@ -21,14 +22,19 @@ Scheme = Literal["path", "http", "hub", "ollama", "checkpoint"]
 
 Kind = Literal[
     "gguf", "mmproj", "adapter", "vocabulary", "imatrix", "trace", "safetensors", "onnx",
-    "checkpoint", "folder", "unknown",
+    "checkpoint", "folder", "models", "directory", "picture", "sound", "array", "text", "report",
+    "pickle", "repository", "webpage", "unknown",
 ]  # fmt: skip
 """What a location names.
 
 Of GGUF files, ``gguf`` is a model, whole or a shard of one, ``adapter`` a LoRA, ``vocabulary``
 a tokenizer without weights, ``imatrix`` an importance matrix. A ``folder`` has a
-``config.json`` and was not written as ``hf:FOLDER``. A path is ``unknown`` where there is no
-file, or a file of no other kind.
+``config.json`` and was not written as ``hf:FOLDER``; ``models`` is one without it that has GGUF
+files, ``directory`` any other. ``picture`` to ``pickle`` are files that are no model
+(:data:`~ggufnorm.formats.contents.ContentKind`). A ``repository`` is written ``org/repo``, and
+there is no such path; a ``webpage`` is an address of the Hub's that a browser shows. A path is
+``unknown`` where there is no file, or a file of no other kind. A file named ``.gguf`` is never one
+of another format: whoever opens it says what is wrong with it.
 """
 
 GGUF_KINDS: frozenset[Kind] = frozenset({"gguf", "mmproj", "adapter", "vocabulary", "imatrix"})
@@ -135,6 +141,8 @@ class Location:
             return "checkpoint"
         if self.engine == "onnxruntime":
             return "onnx"
+        if self.scheme == "http" and web_page(self.name) is not None:
+            return "webpage"
         return _kind_of_file(Path(self.name)) if self.scheme == "path" else "gguf"
 
 
@@ -155,16 +163,60 @@ def parse(location: AnyLocation | Location) -> Location:
     return Location(text, "path", text)
 
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?", re.ASCII)
+"""How a repository on the Hugging Face Hub is written, in front of ``:`` and a quantization."""
+_MODEL_SUFFIXES = (".gguf", ".safetensors", ".onnx", ".json", ".npy", ".bin", ".txt")
+_WEB_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/?|/tree/[^?#]*|/blob/(?P<revision>[^/?#]+)/(?P<file>[^?#]+))(?:[?#].*)?"
+)
+"""Addresses that a browser shows: of a repository, or of one of its files."""
+
+
+def web_page(url: str) -> str | None:
+    """The location behind an address that a browser shows; None if it is no such page."""
+    found = _WEB_PAGE.fullmatch(url)
+    if found is None:
+        return None
+    if found["file"] is None:
+        return f"hf://{found['repo']}"
+    at = "" if found["revision"] == "main" else f"@{found['revision']}"
+    return f"hf://{found['repo']}{at}/{found['file']}"
+
+
 def _kind_of_file(path: Path) -> Kind:
     try:
         if path.is_dir():
-            return "folder" if (path / "config.json").is_file() else "unknown"
+            return _kind_of_folder(path)
+        if not path.exists():
+            return _kind_of_nothing(path)
     except (OSError, ValueError):
         return "unknown"
     start = _start(path)
     if not start:
         return "unknown"
-    return _kind_of_gguf(path, start) if start[:4] == b"GGUF" else _kind_of_safetensors(path)
+    if start[:4] == b"GGUF":
+        return _kind_of_gguf(path, start)
+    kind = _kind_of_safetensors(path)
+    if kind != "unknown" or path.suffix.lower() == ".gguf":
+        return kind
+    content = content_of(start)
+    return "unknown" if content is None or content == "pointer" or content == "page" else content
+
+
+def _kind_of_folder(path: Path) -> Kind:
+    if (path / "config.json").is_file():
+        return "folder"
+    here = any(found for depth in ("*.gguf", "*/*.gguf") for found in path.glob(depth))
+    return "models" if here else "directory"  # deeper, a home folder would take too long
+
+
+def _kind_of_nothing(path: Path) -> Kind:
+    """What may have been meant by a path that leads nowhere."""
+    text = path.as_posix()
+    is_model = path.suffix.lower() in _MODEL_SUFFIXES
+    is_there = path.parent.is_dir()
+    return "repository" if _REPOSITORY.fullmatch(text) and not (is_model or is_there) else "unknown"
 
 
 def _start(path: Path) -> bytes:

@@ -23,6 +23,7 @@ from gguf import GGUFReader, GGUFValueType
 
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import GGUFError, TensorDataError
+from ggufnorm.formats.contents import words_for
 from ggufnorm.formats.gguf_cursor import ByteOrder as ByteOrder
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
 from ggufnorm.formats.gguf_cursor import value_of as value_of
@@ -44,6 +45,8 @@ _SMALLEST_METADATA = 8 + 1 + 4 + 1  # key, type, value
 _SMALLEST_TENSOR = 8 + 4 + 4 + 8  # name, number of dimensions, type, offset
 
 _MAX_SHOWN = 40
+_PEEK = 1 << 10
+"""Bytes that tell what a file is that is no GGUF file."""
 _DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT in ggml/include/gguf.h
 _MAX_NESTING = 8
 _FIRST_READ = 1 << 16
@@ -160,7 +163,9 @@ class _Values(Cursor):
         self.fetched(n)
         found = bytes(self.front.buffer[:n])
         if found != b"GGUF":
-            raise self.fail("magic", f"this is not a GGUF file (it begins with {found!r})")
+            what = words_for(bytes(self.front.buffer[:_PEEK]))
+            instead = f" but {what}" if what else ""
+            raise self.fail("magic", f"this is not a GGUF file{instead} (it begins with {found!r})")
         self.pos = n
 
     def metadata(self, n: int) -> dict[str, tuple[int, int]]:

@@ -152,15 +152,24 @@ class Source:
         Raises:
             InputError: it cannot be had, or is not UTF-8.
         """
+        data = self.read_bytes(name)
+        try:
+            return None if data is None else data.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{name}: is not valid UTF-8") from None
+
+    def read_bytes(self, name: str) -> bytes | None:
+        """Another file of the checkpoint, whole; None if there is none.
+
+        Raises:
+            InputError: it cannot be had, or is too large.
+        """
         storage = None if self._folder is None else _opened(self._folder, name)
         if storage is None:
             return None
         if storage.size > MAX_CONFIG:
             raise InputError(f"{storage.name}: {storage.size:,} bytes are too many")
-        try:
-            return bytes(storage.read(0, storage.size)).decode()
-        except UnicodeDecodeError:
-            raise InputError(f"{storage.name}: is not valid UTF-8") from None
+        return bytes(storage.read(0, storage.size))
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a file of that name."""

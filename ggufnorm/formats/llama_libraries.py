@@ -65,6 +65,10 @@ class LlamaLibraries:
         beside = sorted(p.resolve() for p in self.folder.iterdir() if _is_ggml(p.name))
         return [p for p in dict.fromkeys(beside) if p != self.llama.resolve()]
 
+    def backend(self, name: str) -> Path | None:
+        """The plugin of a backend (``ggml-rpc``) beside it; None where there is none."""
+        return _library_in(self.folder, f"ggml-{name}")
+
     def others(self) -> list[Path]:
         """The libraries beside it that make up ggml, in order of their names."""
         found = {p.resolve() for p in self.folder.iterdir() if _stem(p.name) in _GGML}

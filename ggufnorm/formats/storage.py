@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ggufnorm.errors import GGUFError, InputError
-from ggufnorm.formats.files import open_descriptor
+from ggufnorm.formats.files import no_such_file, open_descriptor
 
 _KEPT_OPEN = 64
 """Files that are held open: a model may have more shards than a process may have files."""
@@ -122,6 +123,8 @@ class LocalStorage:
         try:
             descriptor = _Descriptor(open_descriptor(self.name))
         except OSError as error:
+            if error.errno == errno.ENOENT:
+                raise InputError(no_such_file(self.name)) from None
             raise InputError(f"cannot open {self.name}: {error.strerror}") from None
         found = os.fstat(descriptor.number)
         if getattr(self, "_identity", None) not in (None, (found.st_dev, found.st_ino)):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from ggufnorm.report.formatting import printable
-from ggufnorm.report.view import Cell, Figure, Report, Section, Sentence, Table
+from ggufnorm.report.view import MARKS, Cell, Figure, Report, Section, Sentence, Status, Table
 
 if TYPE_CHECKING:
     from ggufnorm.core.result import Result
 
 _MOST_ROWS = 100
+
+_COLORS: Mapping[Status, str] = {
+    "ok": "; color: #0f8a63", "warning": "; color: #b07400", "error": "; color: #d1433a",
+}  # fmt: skip
+"""Of words whose status matters, to be read on white and on black."""
 
 
 def to_fragment(result: Result) -> str:
@@ -25,7 +30,8 @@ def to_fragment(result: Result) -> str:
 def _report(report: Report) -> Iterator[str]:
     yield f"<h3>{_text(report.title)}</h3>"
     if report.headline:
-        yield f"<p><b>{_text(report.headline)}</b></p>"
+        mark = MARKS.get(report.status, "")
+        yield f"<p{_style(report.status)}><b>{mark}{_text(report.headline)}</b></p>"
     yield from _sentences(report.verdict)
     if report.figures:
         yield from _figures(report.figures)
@@ -69,25 +75,31 @@ def _section(section: Section) -> Iterator[str]:
 def _sentences(sentences: Sequence[Sentence]) -> Iterator[str]:
     for s in sentences:
         label = f"<b>{_text(s.label)}</b> " if s.label else ""
-        yield f"<p>{label}{_text(s.text)}</p>"
+        yield f"<p{_style(s.status)}>{label}{_text(s.text)}</p>"
 
 
 def _table(table: Table) -> Iterator[str]:
     sides = ["left" if c.left else "right" for c in table.columns]
-    yield "<table><thead><tr>"
+    yield '<div style="overflow-x: auto"><table><thead><tr>'
     for column, side in zip(table.columns, sides, strict=True):
         yield f'<th style="text-align: {side}">{_text(column.title)}</th>'
     yield "</tr></thead><tbody>"
     most = _MOST_ROWS if table.most is None else table.most
     for row, status in zip(table.rows[:most], table.statuses, strict=False):
         yield "<tr>"
-        for cell, side in zip(map(_cell, row), sides, strict=True):
-            shown = f"<b>{cell}</b>" if status == "error" else cell
-            yield f'<td style="text-align: {side}">{shown}</td>'
+        for cell, side in zip(row, sides, strict=True):
+            shown = f"<b>{_cell(cell)}</b>" if status == "error" else _cell(cell)
+            color = _COLORS.get(status if cell.status == "neutral" else cell.status, "")
+            yield f'<td style="text-align: {side}{color}">{shown}</td>'
         yield "</tr>"
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
     if len(table.rows) > most:
         yield f"<p>… and {len(table.rows) - most} more</p>"
+
+
+def _style(status: Status) -> str:
+    color = _COLORS.get(status, "").removeprefix("; ")
+    return f' style="{color}"' if color else ""
 
 
 def _cell(cell: Cell) -> str:

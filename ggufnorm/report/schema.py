@@ -106,9 +106,12 @@ _ATTRIBUTE = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """A class's attributes, as its docstring describes them in google style."""
-    _, _, listed = (inspect.getdoc(kind) or "").partition("\nAttributes:\n")
-    return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(listed)}
+    """A class's attributes, as its docstring and its bases' describe them in google style."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
+        found |= {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(listed)}
+    return found
 
 
 def write_schemas(folder: Path) -> None:

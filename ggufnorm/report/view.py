@@ -6,12 +6,15 @@ CSV each render it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 Status = Literal["ok", "warning", "error", "neutral"]
 """How good something is: of a report, a sentence, a row or a cell."""
+
+MARKS: Mapping[Status, str] = {"ok": "✓ ", "error": "✗ "}
+"""What stands before a headline: nothing where not all was looked at."""
 
 Layout = Literal["grid", "facts", "records"]
 """How a table is shown where columns are scarce:
@@ -125,6 +128,18 @@ class Table:
     notes: tuple[Sentence, ...] = ()
     layout: Layout = "grid"
     export: Export | None = None
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether its rows hold sentences, which need a line of their own on a narrow screen."""
+        return self.layout != "facts" and any(c.prose for c in self.columns)
+
+    @property
+    def main(self) -> int:
+        """The column that says what a row is about: it stays in sight where the others scroll."""
+        named = [i for i, c in enumerate(self.columns) if c.least and not c.prose]
+        left = [i for i, c in enumerate(self.columns) if c.left and not c.prose]
+        return next(iter(named or left), 0)
 
 
 def table(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
 
-from ggufnorm.core.progress import OnProgress, Progress, size
 from ggufnorm.core.trace import NetworkFacts
-from ggufnorm.engines.llama.session import MAX_BATCH
+from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import MemoryLimitError, MismatchError
 from ggufnorm.formats.model_file import ModelFile
 
@@ -37,48 +37,49 @@ def require_extent(n_ctx: int, chunks: int | None, budget: float | None = None) 
         raise ValueError(f"budget must be a number of seconds above 0, not {budget}")
 
 
-def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> int:
-    """Bytes that a run takes.
+@dataclass(frozen=True)
+class Costs:
+    """What one context of a model takes, in bytes.
 
-    Counted are the files, and per replica the cache of keys and values (F16), the logits of
-    half a chunk, and the activations of one batch.
-
-    Args:
-        files: whose weights are loaded.
-        n_ctx: tokens of a chunk.
-        n_replicas: contexts.
+    Attributes:
+        n_layers: of the model.
+        cache_of_layer: keys and values of a layer, in F16.
+        activations: of one batch.
+        logits: of half a chunk.
     """
-    m, arch = files[0].metadata, files[0].architecture
-    n_layer = m.integer(f"{arch}.block_count") or 0
+
+    n_layers: int
+    cache_of_layer: int
+    activations: int
+    logits: int
+
+
+def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
+    """Estimated from the metadata."""
+    m, arch = file.metadata, file.architecture
     n_embd = m.integer(f"{arch}.embedding_length") or 0
     n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
-    n_vocab = vocabulary_size(files[0])
-    batch = min(n_ctx, MAX_BATCH)
-    cache = 2 * 2 * n_layer * n_embd * n_ctx
-    activations = 4 * batch * (8 * n_embd + 3 * n_ff + n_vocab)
-    need = sum(f.size for f in files)
-    return need + n_replicas * (cache + activations + 4 * n_ctx // 2 * n_vocab)
+    n_vocab = vocabulary_size(file)
+    batch = min(options.n_ctx, options.n_ubatch)
+    return Costs(
+        n_layers=m.integer(f"{arch}.block_count") or 0,
+        cache_of_layer=2 * 2 * n_embd * options.n_ctx,
+        activations=4 * batch * (8 * n_embd + 3 * n_ff + n_vocab),
+        logits=4 * options.n_ctx // 2 * n_vocab,
+    )
 
 
-def tell_memory(
-    files: Sequence[ModelFile],
-    n_ctx: int,
-    n_replicas: int,
-    on_progress: OnProgress,
-    disk: str = "nothing on disk",
-) -> None:
-    """Say what a run takes, before it begins; how long it takes its first chunk tells.
+def memory_needed(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> int:
+    """Bytes of the computer's memory that a run takes: files, and each replica's :class:`Costs`.
 
     Args:
         files: whose weights are loaded.
         n_ctx: tokens of a chunk.
         n_replicas: contexts.
-        on_progress: gets it as a note.
-        disk: what is written beside the result.
     """
-    need, free = memory_needed(files, n_ctx, n_replicas), free_memory()
-    text = f"memory: about {size(need)} of {size(free)} that are free; {disk}"
-    on_progress(Progress(text, note=True))
+    c = costs_of(files[0], EngineOptions(n_ctx, 1))
+    each = c.n_layers * c.cache_of_layer + c.activations + c.logits
+    return sum(f.size for f in files) + n_replicas * each
 
 
 def free_memory() -> int:
@@ -93,7 +94,7 @@ def vocabulary_size(file: ModelFile) -> int:
 
 
 def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:
-    """Refuse to load what does not fit into the memory that is free.
+    """Refuse to load into the computer's memory what does not fit into what is free.
 
     Raises:
         MemoryLimitError: :func:`memory_needed` is more than that.

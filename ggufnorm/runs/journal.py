@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.errors import OutputError
+from ggufnorm.runs.identity import Identity
 from ggufnorm.runs.loop import Checkpoint
 
 T = TypeVar("T")
@@ -17,17 +18,17 @@ class Journal:
 
     Args:
         path: of the file; None keeps nothing.
-        digest: of everything that decides the results, see :func:`ggufnorm.runs.loop.digest`.
+        job: everything that decides the results.
         on_progress: is warned if the file cannot be written.
 
     Raises:
         InputError: the file belongs to other work, or is damaged.
     """
 
-    def __init__(self, path: str | None, digest: str, on_progress: OnProgress) -> None:
+    def __init__(self, path: str | None, job: Identity, on_progress: OnProgress) -> None:
         self._done: dict[str, Any] = {}
         self._on_progress = on_progress
-        self._file = None if path is None else Checkpoint(path, digest)
+        self._file = None if path is None else Checkpoint(path, job)
         if self._file:
             self._file.load({"steps": self})
 

@@ -13,11 +13,12 @@ next hook point is the error that the operations in between make by themselves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, Runner
+from ggufnorm.engines.llama.runner import pin
 
 OnHook = Callable[[HookPoint, Batch, Sequence[Activation]], None]
 """Sees the values of all replicas at a hook point.
@@ -53,18 +54,58 @@ class Match:
     indices: tuple[tuple[int, ...], ...]
     skipped: tuple[Skipped, ...]
 
+    def only(self, nodes: Container[int]) -> Match:
+        """The same with the hook points at some of the first graph's nodes."""
+        kept = [k for k, hook in enumerate(self.hooks) if hook.index in nodes]
+        hooks = tuple(self.hooks[k] for k in kept)
+        indices = tuple(tuple(of_graph[k] for k in kept) for of_graph in self.indices)
+        return Match(hooks, indices, self.skipped)
+
+
+class Unwatched:
+    """Runs all replicas through one batch after another, and shows nothing of it.
+
+    Without a hook point there is nothing to learn a graph for, and none to wait at.
+
+    Attributes:
+        matches: none.
+    """
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self.replicas = replicas
+        self.matches: list[Match] = []
+
+    def run(self, k: int, batch: Batch, _on_hook: OnHook) -> None:
+        """Run the chunk's k-th batch in all replicas.
+
+        Raises:
+            EngineError: a replica failed.
+        """
+        for replica in self.replicas:
+            replica.runner.forward(k, batch, (), lambda _n, _value: True)
+
 
 class Lockstep:
     """Runs all replicas through one batch after another.
+
+    Args:
+        replicas: of which each has learned its graphs.
+        watch: which nodes of the first one's graph to stop at, if they are hook points; None
+            for every hook point.
 
     Attributes:
         matches: for each batch of a chunk, the hook points that all replicas share.
     """
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    def __init__(
+        self, replicas: Sequence[Replica], watch: Callable[[Graph], Container[int]] | None = None
+    ) -> None:
         self.replicas = replicas
         graphs = [replica.runner.graphs for replica in replicas]
         self.matches = [match_hooks(of_batch) for of_batch in zip(*graphs, strict=True)]
+        if watch is not None:
+            pairs = zip(self.matches, graphs[0], strict=True)
+            self.matches = [match.only(watch(graph)) for match, graph in pairs]
 
     def run(self, k: int, batch: Batch, on_hook: OnHook) -> None:
         """Run the chunk's k-th batch in all replicas.
@@ -147,7 +188,7 @@ class _Turns:
         self.on_hook(hook, self.batch, values)
         for replica, value in zip(self.replicas, values, strict=True):
             if replica.pinned and hook.pin:
-                value.replace(values[0].value)
+                pin(value, values[0])
 
 
 def match_hooks(graphs: Sequence[Graph]) -> Match:

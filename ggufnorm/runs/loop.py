@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ggufnorm.core.progress import Progress, duration
-from ggufnorm.engines.llama.library import identity
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, OutputError
 from ggufnorm.formats.files import read_regular
 from ggufnorm.formats.output import write_text
+from ggufnorm.runs.identity import Identity
 
 _SCHEMA = "ggufnorm/checkpoint"
 _MAX_BYTES = 1 << 30
@@ -81,7 +81,7 @@ class Loop:
     Args:
         channel: progress goes out and cancellation comes in here.
         policy: how the work is done.
-        digest: of everything that decides the result, see :func:`digest`.
+        job: everything that decides the result.
         keeps: what gathers, by name.
         n_tokens: of a unit, for the speed.
         quiet: whether progress is shown by who works, in finer steps.
@@ -98,7 +98,7 @@ class Loop:
         self,
         channel: Channel,
         policy: Policy,
-        digest: str,
+        job: Identity,
         keeps: Mapping[str, Keeps],
         n_tokens: int,
         *,
@@ -112,7 +112,7 @@ class Loop:
         self._started = self._saved = time.monotonic()
         self._clock = policy.clock()
         self._phases: dict[str, int] = {}
-        self._file = None if policy.resume is None else Checkpoint(policy.resume, digest)
+        self._file = None if policy.resume is None else Checkpoint(policy.resume, job)
         if self._file:
             self._phases = self._file.load(keeps)
             self.done = self.begun = sum(self._phases.values())
@@ -187,27 +187,10 @@ class Loop:
         self._saved = time.monotonic()
 
 
-PLACES = ("library", "origin", "llama_cpp")
-"""Fields that say where a build lies, which decides nothing."""
-
-
-def digest(**decisive: Any) -> str:
-    """A digest of everything that decides a result, plain data by name, and of the engine."""
-    build = identity()
-    if build is not None:
-        decisive["engine"] = build
-    text = json.dumps(decisive, sort_keys=True, default=_digest_of_array)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _digest_of_array(values: Any) -> str:
-    return hashlib.sha256(values.tobytes()).hexdigest()
-
-
 class Checkpoint:
     """A file that holds what was gathered after some unit, replaced as a whole."""
 
-    def __init__(self, path: str, job: str) -> None:
+    def __init__(self, path: str, job: Identity) -> None:
         self.path, self._job = Path(path), job
 
     def load(self, keeps: Mapping[str, Keeps]) -> dict[str, int]:
@@ -229,10 +212,10 @@ class Checkpoint:
             schema, job, checksum = data["schema"], data["job"], data["sha256"]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"{self.path} is not a checkpoint of ggufnorm") from None
-        if schema != _SCHEMA or job != self._job:
+        if schema != _SCHEMA or job != self._job.digest:
             raise InputError(
-                f"{self.path} belongs to another run (other models, text, options or version):"
-                " give another file, or remove it"
+                f"{self.path} belongs to another run ({self._differences(data)}): give another"
+                " file, or remove it"
             )
         try:
             if checksum != _checksum(body):
@@ -247,6 +230,10 @@ class Checkpoint:
         except _DAMAGE:
             raise InputError(f"the checkpoint {self.path} is damaged: remove it") from None
 
+    def _differences(self, head: Mapping[str, Any]) -> str:
+        found = self._job.differences(head.get("facts"))
+        return "; ".join(found) if "facts" in head else "of another version"
+
     def save(self, phases: Mapping[str, int], keeps: Mapping[str, Keeps]) -> None:
         """Write what was gathered; the old file stays until the new is whole.
 
@@ -255,7 +242,8 @@ class Checkpoint:
         """
         state = {"phases": phases, "keeps": {name: kept.state() for name, kept in keeps.items()}}
         body = json.dumps(state)
-        head = {"schema": _SCHEMA, "job": self._job, "sha256": _checksum(body)}
+        job = {"job": self._job.digest, "facts": self._job.facts}
+        head = {"schema": _SCHEMA, **job, "sha256": _checksum(body)}
         write_text(f"{json.dumps(head)}\n{body}", self.path)
 
 

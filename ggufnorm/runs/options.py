@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
-from ggufnorm.core.plain import to_plain
-from ggufnorm.engines.llama.session import CacheType, EngineOptions, FlashAttention
+from ggufnorm.core.engine import ALL, AUTO, GpuLayers, Placement, placement_of
+from ggufnorm.engines.llama.session import MAX_BATCH, CacheType, EngineOptions, FlashAttention
 
 
 @dataclass(frozen=True)
-class SideOptions:
+class SideOptions(Placement):
     """How one side is run; see :class:`~ggufnorm.engines.llama.session.EngineOptions`.
 
     ``n_gpu_layers`` is None where it is the same on both sides.
@@ -22,20 +22,31 @@ class SideOptions:
     use_extra_bufts: bool = False
     unfused_norms: bool = False
     llama_cpp: str | None = None
-    n_gpu_layers: int | None = None
+    n_gpu_layers: GpuLayers | None = None
+    n_ubatch: int = MAX_BATCH
 
-    def engine(self, n_ctx: int, n_threads: int | None, n_gpu_layers: int = 0) -> EngineOptions:
-        """The same with what both sides share.
+    def engine(
+        self, n_ctx: int, n_threads: int | None, n_gpu_layers: GpuLayers | None = None
+    ) -> EngineOptions:
+        """The same with what both sides share; to be settled before a model is loaded.
 
         Args:
             n_ctx: tokens of a chunk.
             n_threads: CPU threads; None for all.
-            n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
+            n_gpu_layers: layers to put on devices; None for none, or where devices are named
+                for as many as fit.
         """
-        threads = n_threads or os.cpu_count() or 1
-        layers = n_gpu_layers if self.n_gpu_layers is None else self.n_gpu_layers
-        own = to_plain(self, leave_out=("n_gpu_layers",))
-        return EngineOptions(n_ctx, threads, layers, **own)
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        wanted = own.pop("n_gpu_layers")
+        wanted = n_gpu_layers if wanted is None else wanted
+        return EngineOptions(n_ctx, n_threads or os.cpu_count() or 1, self._layers(wanted), **own)
+
+    def _layers(self, wanted: GpuLayers | None) -> int:
+        if self.offload_devices == ():
+            return 0
+        if wanted is None:
+            wanted = "auto" if self.offload_devices or self.rpc else 0
+        return {"auto": AUTO, "all": ALL}[wanted] if isinstance(wanted, str) else wanted
 
 
 PLAIN = SideOptions()
@@ -43,3 +54,29 @@ PLAIN = SideOptions()
 EXACT = SideOptions(flash_attention="off", cache_type_k="f32", cache_type_v="f32")
 """Nothing is rounded that need not be: what differs from a float32 run elsewhere is in the
 file and in the kernels."""
+
+
+def placed(options: SideOptions, where: SideOptions) -> SideOptions:
+    """Options with the build, the devices and the batches of others."""
+    return replace(
+        options,
+        llama_cpp=where.llama_cpp,
+        n_gpu_layers=where.n_gpu_layers,
+        n_ubatch=where.n_ubatch,
+        **vars(placement_of(where)),
+    )
+
+
+SERVERS_VARIABLE = "LLAMA_ARG_RPC"
+"""llama.cpp's own variable for ``--rpc``."""
+
+
+def on_servers(side: SideOptions) -> SideOptions:
+    """The same on the servers that :data:`SERVERS_VARIABLE` names, if it names some.
+
+    For runs whose caller does not choose how they are run (``audit --run``, ``compare`` across
+    frameworks).
+    """
+    named = os.environ.get(SERVERS_VARIABLE, "").strip()
+    servers = tuple(part.strip() for part in named.split(",")) if named not in ("", "none") else ()
+    return replace(side, rpc=servers)

@@ -8,7 +8,7 @@ from typing import Any
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import Activation, Batch, HookPoint, Runner, Tokens
 from ggufnorm.errors import TextError
-from ggufnorm.runs.lockstep import Lockstep, Match, Replica
+from ggufnorm.runs.lockstep import Lockstep, Match, Replica, Unwatched
 
 
 class Probe:
@@ -43,6 +43,7 @@ class Session:
         tokens: of the text.
         n_ctx: tokens of a chunk; each chunk starts afresh.
         cutter: the runner whose batches all run; None for the first replica's.
+        lockstep: how the replicas run; None to stop at every hook point.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Session:
         tokens: Tokens,
         n_ctx: int,
         cutter: Runner | None = None,
+        lockstep: Lockstep | Unwatched | None = None,
     ) -> None:
         self.replicas, self.probes = replicas, probes
         self.runners = [replica.runner for replica in replicas]
-        self.lockstep = Lockstep(replicas)
+        self.lockstep = lockstep or Lockstep(replicas)
         self._tokens, self._n_ctx = tokens, n_ctx
         self._cutter = cutter or self.runners[0]
 
@@ -81,7 +83,9 @@ class Session:
             probe.observe(hook, batch, values)
 
     def skipped(self) -> list[Skipped]:
-        """Hook points that are not observed, and why."""
+        """Hook points that are not observed, and why; none where none was to be."""
+        if not self.matches:
+            return []
         found = {id(graph): graph for runner in self.runners for graph in runner.graphs}
         skipped = [s for graph in found.values() for s in graph.skipped]
         return skipped + [s for match in self.matches for s in match.skipped]

@@ -12,7 +12,7 @@ from ggufnorm.core.model import Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import AnyLocation
 from ggufnorm.formats.location import expand
-from ggufnorm.verbs.kinds import require_kinds, wrong_turn
+from ggufnorm.verbs.kinds import require_kinds, require_source, wrong_turn
 
 if TYPE_CHECKING:
     from ggufnorm.analysis.audit.fleet.run import Fleet
@@ -131,9 +131,9 @@ def audit(
             and safetensors, or ``hf://org/repo[@revision]``.
         run: whether to run each in llama.cpp too; then it must be on this machine.
         full: whether to read all tensors, not just the norms.
-        select: prefixes of the ids of the rules to check (``N``, ``N3``, ``E104``); empty
-            for all.
-        ignore: prefixes of the ids of the rules not to check.
+        select: the rules to check: beginnings of ids (``N``, ``N3``, ``E104``) or names
+            (``norm-duplicated``); empty for all.
+        ignore: the rules not to check, named in the same way.
         accepted: findings that are known and accepted
             (:func:`ggufnorm.analysis.audit.ignores.read_ignores`).
         severities: of rules, by the beginning of their ids, where they are not their own.
@@ -154,7 +154,7 @@ def audit(
     Raises:
         InputError: the model or the source cannot be found, opened or read.
         GGUFError: the model is not well-formed GGUF.
-        ConfigError: a selector is the prefix of no rule's id.
+        ConfigError: a selector names no rule.
         KeyboardInterrupt: a Ctrl-C before the first model was checked.
     """
     from ggufnorm.analysis.audit import run as audits
@@ -165,6 +165,7 @@ def audit(
     )
     if isinstance(location, (str, os.PathLike)):
         require_kinds("audit", location)
+        require_source("audit", location, source)
         return audits.audit(location, **vars(options))
     reports: list[AuditReport] = []
     others: list[Skipped] = []

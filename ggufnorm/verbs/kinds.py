@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import GGUF_KINDS, AnyLocation, Kind, Location, parse
+from ggufnorm.verbs.meant import (
+    MEANT,
+    MODELS,
+    SHAPES,
+    SOURCE_KINDS,
+    command,
+    corrected,
+    is_checkpoint,
+    models_in,
+    quoted_folder,
+    sentence_for,
+)
+from ggufnorm.verbs.meant import example as example
 
 Verb = Literal[
-    "inspect",
-    "audit",
-    "fix",
-    "diff",
-    "drift",
-    "quants",
-    "attribute",
-    "recipe",
-    "trace",
-    "compare",
-    "verify",
-]
+    "check", "inspect", "audit", "fix", "diff", "drift", "quants", "attribute", "recipe", "trace",
+    "compare", "verify", "pixels", "audio", "report",
+]  # fmt: skip
 """A command, and the function of the same name."""
 
 TAKES: Mapping[str, frozenset[Kind]] = {
-    "inspect": GGUF_KINDS | {"onnx"},
-    "audit": frozenset({"gguf", "mmproj", "imatrix"}),
+    "check": SOURCE_KINDS | {"gguf", "mmproj", "text", "picture", "sound"},
+    "inspect": GGUF_KINDS | {"onnx", "models", "directory"},
+    "audit": frozenset({"gguf", "mmproj", "imatrix", "models", "directory"}),
     "fix": frozenset({"gguf", "mmproj"}),
     "diff": GGUF_KINDS,
     "drift": frozenset({"gguf", "onnx"}),
@@ -37,28 +42,11 @@ TAKES: Mapping[str, frozenset[Kind]] = {
     "verify": frozenset({"gguf", "mmproj"}),
     "trace": frozenset({"gguf", "onnx", "checkpoint"}),
     "compare": frozenset({"gguf", "mmproj", "trace", "onnx", "checkpoint"}),
+    "pixels": frozenset({"picture"}),
+    "audio": frozenset({"sound"}),
+    "report": frozenset({"report"}),
 }
 """Kinds by verb. An unknown file is taken by all: whoever opens it says what is wrong with it."""
-
-_MERGE = "`llama-export-lora -m MODEL --lora {it} -o MERGED` first, then the merged model"
-_LOOK, _SOURCE = "inspect {it}", "audit MODEL --source {folder}"
-
-_MEANT: Mapping[Kind, tuple[str, str, str]] = {
-    # what it is; the command that was meant by a verb of one model; by a verb of several
-    "trace": ("is a saved trace", "compare {it} MODEL", "compare {all}"),
-    "onnx": ("is an ONNX model", "inspect {it}", "compare {all}"),
-    "mmproj": ("is an image or audio encoder", "compare hf:FOLDER {it}", "compare hf:FOLDER {it}"),
-    "adapter": ("is a LoRA adapter", _MERGE, _MERGE),
-    "vocabulary": ("is a vocabulary without weights", _LOOK, _LOOK),
-    "imatrix": ("is an importance matrix", "audit {it}", "audit {it}"),
-    "safetensors": ("is a checkpoint's safetensors file", _SOURCE, _SOURCE),
-    "checkpoint": ("is a checkpoint", "audit MODEL --source {name}", "compare {all}"),
-    "folder": ("is a checkpoint's folder", "audit MODEL --source {name}", "compare {all}"),
-}
-
-_MODELS: frozenset[Kind] = frozenset({"gguf", "mmproj"})
-_SOURCES: tuple[Kind, ...] = ("checkpoint", "folder", "onnx")
-"""What may be the source of a comparison across frameworks, the likeliest first."""
 
 
 def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
@@ -70,23 +58,59 @@ def wrong_turn(verb: str, locations: Sequence[AnyLocation]) -> str | None:
     """
     places = [parse(location) for location in locations]
     for place in places:
-        if TAKES[verb] >= GGUF_KINDS and place.is_gguf:
+        if verb == "check" and place.kind == "safetensors" and is_checkpoint(place):
+            continue  # stands for its folder
+        if TAKES[verb] >= GGUF_KINDS and place.is_gguf and place.kind != "webpage":
             continue  # which of them it is takes the whole header to tell
-        if place.kind == "folder" and "checkpoint" in TAKES[verb]:
-            return f"{place.text} is a checkpoint's folder: use {_command(verb, places)}"
+        if place.kind == "folder" and verb in ("inspect", "audit") and models_in(place):
+            continue  # a repository with both
+        if place.kind == "folder" and verb == "compare":
+            return f"{place.text} is a checkpoint's folder: use {command(verb, places)}"
         if place.kind not in {"unknown", *TAKES[verb], *_taken_together(verb, places)}:
-            what, alone, together = _MEANT[place.kind]
-            template = alone if len(places) == 1 else together
-            return f"{place.text} {what}: use {_filled(template, place, places)}"
+            return sentence_for(verb, place, places)
     if verb == "drift":
         return _two_engines(places)
+    if verb == "check" and not any(place.kind in {*MODELS, "unknown"} for place in places):
+        return sentence_for(verb, places[0], places) if places else None
     return _wrong_comparison(places) if verb == "compare" else None
 
 
-def _taken_together(verb: str, places: Sequence[Location]) -> frozenset[Kind]:
-    """Kinds that a verb takes if all are of that kind: two versions of an encoder."""
-    kinds = {place.kind for place in places}
-    return frozenset(kinds) if verb == "drift" and kinds == {"mmproj"} else frozenset()
+def wrong_source(verb: str, model: AnyLocation, source: AnyLocation) -> str | None:
+    """The sentence on a ``--source`` that is no checkpoint; None if it may be one.
+
+    Args:
+        verb: one of :data:`Verb`.
+        model: that it is to be the source of.
+        source: as it was given.
+    """
+    it, place = parse(source), parse(model)
+    is_remote = it.kind == "gguf" and it.scheme in ("http", "hub")
+    if it.kind in ("unknown", *SOURCE_KINDS) or is_remote:
+        return None
+    required = SHAPES[verb][1] if verb in SHAPES else ""
+    asked = f"ggufnorm {verb} {shlex.quote(place.text)} --source"
+    if it.kind == "safetensors" and is_checkpoint(it):
+        return f"{it.text} is a file of a checkpoint: use {asked} {quoted_folder(it)}{required}"
+    if it.kind in ("repository", "webpage"):
+        meant = corrected(it)
+        return f"{it.text} {MEANT[it.kind].what}: use {asked} {shlex.quote(meant)}{required}"
+    if it.kind == "gguf":
+        is_better = verb == "check"
+        meant = command("check", [place, it]) if is_better else command("diff", [it, place])
+        return f"{it.text} is a GGUF model: use {meant}"
+    if it.kind == "onnx":
+        return f"{it.text} is an ONNX model: use {command('compare', [it, place])}"
+    return f"{it.text} {MEANT[it.kind].what}, and no checkpoint: use {asked} FOLDER{required}"
+
+
+def wrong_text(verb: str, text: AnyLocation) -> str | None:
+    """The sentence on a text to run that is none; None if it may be one."""
+    it = parse(os.fspath(text))
+    if it.kind in ("text", "report", "unknown", "repository") or it.scheme != "path":
+        return None
+    names, required = SHAPES[verb]
+    asked = f"ggufnorm {verb} {' '.join(names)} -f TEXT{required}"
+    return f"{it.text} {MEANT[it.kind].what}, and no text: use {asked}"
 
 
 def require_kinds(verb: str, *locations: AnyLocation) -> None:
@@ -100,16 +124,33 @@ def require_kinds(verb: str, *locations: AnyLocation) -> None:
         raise InputError(sentence)
 
 
+def require_source(verb: str, model: AnyLocation, source: AnyLocation | None) -> None:
+    """Make sure that ``--source`` may be a checkpoint.
+
+    Raises:
+        InputError: it is something else; the message has the command that was meant.
+    """
+    sentence = None if source is None else wrong_source(verb, model, source)
+    if sentence is not None:
+        raise InputError(sentence)
+
+
+def _taken_together(verb: str, places: Sequence[Location]) -> frozenset[Kind]:
+    """Kinds that a verb takes if all are of that kind: two versions of an encoder."""
+    kinds = {place.kind for place in places}
+    return frozenset(kinds) if verb == "drift" and kinds == {"mmproj"} else frozenset()
+
+
 def _wrong_comparison(places: Sequence[Location]) -> str | None:
     kinds = [place.kind for place in places]
-    if len(places) > 1 and _MODELS.issuperset(kinds):
-        return f"both are models: use {_command('drift', places[:2])}"
+    if len(places) > 1 and MODELS.issuperset(kinds):
+        return f"both are models: use {command('drift', places[:2])}"
     if "trace" in kinds and "checkpoint" in kinds:
         checkpoint = places[kinds.index("checkpoint")]
-        command = _command("trace", [checkpoint])
-        return f"{checkpoint.text} must be run first: use {command} -o FILE, and compare FILE"
-    if kinds[0] in _MODELS and not _MODELS.union({"trace", "unknown"}).issuperset(kinds):
-        return f"the source comes first: use {_command('compare', places)}"
+        run = command("trace", [checkpoint])
+        return f"{checkpoint.text} must be run first: use {run} -o FILE, and compare FILE"
+    if kinds[0] in MODELS and not MODELS.union({"trace", "unknown"}).issuperset(kinds):
+        return f"the source comes first: use {command('compare', places)}"
     return None
 
 
@@ -118,29 +159,4 @@ def _two_engines(places: Sequence[Location]) -> str | None:
     found = [place for place in places if place.kind == "onnx"]
     if not found or all(place.kind in ("onnx", "unknown") for place in places):
         return None
-    return f"{found[0].text} {_MEANT['onnx'][0]}: use {_command('compare', places)}"
-
-
-def _filled(template: str, it: Location, places: Sequence[Location]) -> str:
-    if template.startswith("`"):  # another program's
-        return template.format(it=shlex.quote(it.text))
-    verb, _, rest = template.partition(" ")
-    if rest == "{all}":
-        return _command(verb, places)
-    names = {"it": it.text, "name": it.name, "folder": str(Path(it.name).parent)}
-    return f"ggufnorm {verb} " + rest.format(**{n: shlex.quote(v) for n, v in names.items()})
-
-
-def _command(verb: str, places: Sequence[Location]) -> str:
-    """A command line with these locations, the source of a comparison in front."""
-    if verb == "compare":
-        places = sorted(places, key=_position)
-    return " ".join(["ggufnorm", verb, *(shlex.quote(_corrected(place)) for place in places)])
-
-
-def _position(place: Location) -> int:
-    return _SOURCES.index(place.kind) if place.kind in _SOURCES else len(_SOURCES)
-
-
-def _corrected(place: Location) -> str:
-    return f"hf:{place.name}" if place.kind == "folder" else place.text
+    return f"{found[0].text} {MEANT['onnx'].what}: use {command('compare', places)}"

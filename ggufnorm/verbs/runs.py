@@ -13,6 +13,7 @@ from ggufnorm.verbs.kinds import require_kinds
 if TYPE_CHECKING:
     from ggufnorm.analysis.trace.ids import Tokens
     from ggufnorm.core.drift import DriftReport
+    from ggufnorm.core.engine import GpuLayers
     from ggufnorm.core.frameworks import FrameworksReport
     from ggufnorm.core.progress import Progress
     from ggufnorm.core.trace import TraceFacts, TraceType
@@ -29,13 +30,15 @@ def trace(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     logits: bool = True,
     dtype: TraceType = "f32",
     budget: int | None = None,
     ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
+    layers: tuple[int, int] | None = None,
+    after: str | os.PathLike[str] | None = None,
     trust_remote_code: bool = False,
     check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
@@ -62,6 +65,9 @@ def trace(
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep to it.
         ask_above: refuse a file of more bytes, if there is no budget; None for any size.
         resume: file to save progress to, and to resume from if it exists.
+        layers: the first and the last layer to run; None for all. GGUF only.
+        after: the trace of the layers before, from which the first one starts and which goes into
+            ``out``. GGUF only.
         trust_remote_code: run Python files of the checkpoint. ``hf:`` only.
         check_memory: refuse a GGUF model that does not fit into the free memory.
         on_progress: called as the run goes on; before it, with the size of the file.
@@ -85,6 +91,8 @@ def trace(
         "n_gpu_layers": n_gpu_layers or None,
         "options": options,
         "ids": ids,
+        "layers": layers,
+        "after": after,
         "trust_remote_code": trust_remote_code or None,
     }
     _refuse(special, _TRACE_ARGUMENTS[place.engine], place.text)
@@ -106,7 +114,7 @@ def trace(
 
         options = options or _side_options()
         common.update(n_gpu_layers=n_gpu_layers, options=options, check_memory=check_memory)
-        return traces.trace(model, out, **common)
+        return traces.trace(model, out, **common, layers=layers, after=after)
     if isinstance(ids, (str, os.PathLike)):
         from ggufnorm.analysis.trace.ids import read_ids
 
@@ -123,7 +131,7 @@ def trace(
 
 
 _TRACE_ARGUMENTS: Mapping[Engine, frozenset[str]] = {
-    "llama.cpp": frozenset({"n_gpu_layers", "options"}),
+    "llama.cpp": frozenset({"n_gpu_layers", "options", "layers", "after"}),
     "transformers": frozenset({"ids", "trust_remote_code"}),
     "onnxruntime": frozenset({"ids"}),
 }
@@ -167,7 +175,7 @@ def compare(
     n_tokens: int | None = None,
     image: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     resume: str | os.PathLike[str] | None = None,
     budget: float | None = None,

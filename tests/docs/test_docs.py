@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.samples import sample_model, sample_path
 from tests import checkpoints, framework_models, models, sounds, towers, vision
+from tests.docs import outputs, symptoms
 from tests.paths import ROOT
 from tests.servers import HubServer, Repo, running
 
@@ -63,8 +65,16 @@ def commands() -> Iterator[Typed]:
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """A folder with the files that the documentation speaks of."""
+    with a_folder() as here:
+        yield here
+
+
+@contextmanager
+def a_folder() -> Iterator[Path]:
+    """The same, for whoever writes outputs into pages."""
     with tempfile.TemporaryDirectory(prefix="ggufnorm-docs-") as name:
         here = Path(name)
+        symptoms.write(here)
         shutil.copyfile(sample_model(), here / "model-f16.gguf")
         shutil.copyfile(sample_model(), here / "model.gguf")
         for quant in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_1"):
@@ -182,6 +192,12 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def environment(folder: Path) -> Iterator[dict[str, str]]:
+    with an_environment(folder) as found:
+        yield found
+
+
+@contextmanager
+def an_environment(folder: Path) -> Iterator[dict[str, str]]:
     """Where ``hf://org/repo`` is a stand-in that this test runs."""
     files = {
         f"model-{q}.gguf": (folder / f"model-{q}.gguf").read_bytes() for q in ("Q8_0", "Q4_K_M")
@@ -197,9 +213,17 @@ def environment(folder: Path) -> Iterator[dict[str, str]]:
 def test_every_command_does_what_its_page_promises(
     typed: Typed, folder: Path, environment: dict[str, str]
 ) -> None:
+    done = run(typed.line, folder, environment)
+
+    assert done.returncode == typed.exit_code, done.stderr
+    for shown in outputs.shown_by(typed.page, typed.line):
+        outputs.require_same(shown, done.stdout)
+
+
+def run(line: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     script = "from ggufnorm.cli.main import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *shlex.split(typed.line)[1:]],
+    return subprocess.run(
+        [sys.executable, "-c", script, *shlex.split(line)[1:]],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -207,12 +231,12 @@ def test_every_command_does_what_its_page_promises(
         timeout=300,
         check=False,
     )
-    assert done.returncode == typed.exit_code, done.stderr
 
 
 def test_there_are_commands_on_every_how_to_page() -> None:
     with_commands = {typed.page for typed in commands()}
     assert set((ROOT / "docs" / "how-to").glob("*.md")) <= with_commands
+    assert set((ROOT / "docs" / "symptoms").glob("*.md")) <= with_commands
     assert {ROOT / "README.md", ROOT / "docs" / "tutorial.md"} <= with_commands
 
 

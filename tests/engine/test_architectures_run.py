@@ -11,6 +11,7 @@ import pytest
 import ggufnorm
 from ggufnorm.core.drift import DriftReport, OperationDrift
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.errors import EngineError
 from ggufnorm.runs.options import SideOptions
 from tests import in_process, models, plain_decode
 
@@ -202,3 +203,11 @@ def test_unfused_norms_compute_what_fused_ones_do(arch: str, zoo: Zoo) -> None:
         assert o.local.rel_l2 is not None
         assert o.local.rel_l2 < 1e-6
     assert report.culprit is None
+
+
+@pytest.mark.parametrize("n_head", [8, 16])
+def test_heads_that_the_kernel_of_rwkv7_overruns_are_refused(tmp_path: Path, n_head: int) -> None:
+    """The child died of it: "double free or corruption", or with a segmentation fault."""
+    path = models.rwkv7(tmp_path / "m.gguf", models.Shape(n_head=n_head))
+    with pytest.raises(EngineError, match=r"wkv\.head_size is .* multiple of 64: it cannot be run"):
+        ggufnorm.drift(path, path, text="the rain in spain " * 40, n_threads=1, **WITNESS)

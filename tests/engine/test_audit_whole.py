@@ -246,6 +246,21 @@ def adapter(made: Whole) -> str | None:
     return "matrices" if n_changed >= 3 else None
 
 
+def abliterated(made: Whole) -> str | None:
+    """One direction is taken out of all that is written to the residual stream."""
+    direction = np.random.default_rng(3).normal(size=WIDTH).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+    names = [
+        n
+        for n in made.tensors
+        if n.endswith(("attn_output.weight", "ffn_down.weight", "ssm_out.weight"))
+    ]
+    for n in names:
+        w = made.tensors[n]
+        made.tensors[n] = w - np.outer(direction, direction @ w)
+    return "residual stream" if len(names) >= 3 else None
+
+
 def rows_damaged(made: Whole) -> str | None:
     name = matrix(made)
     if name:
@@ -466,7 +481,7 @@ def pooled(made: Whole) -> str | None:
 
 def tokenizer(made: Whole, config: dict[str, object], **keys: object) -> str:
     made.keys |= {f"tokenizer.ggml.{k}": v for k, v in keys.items()}
-    made.keys["tokenizer.ggml.tokens"] = [f"t{i}" for i in range(80)]
+    made.keys["tokenizer.ggml.tokens"] = ["t", "tt", *(f"t{i}" for i in range(78))]
     made.extra["tokenizer_config.json"] = json.dumps(config)
     return "tokenizer.ggml"
 
@@ -483,15 +498,17 @@ def no_bos(made: Whole) -> str | None:
 def other_split(made: Whole) -> str | None:
     split = {"type": "ByteLevel", "use_regex": True}
     made.extra["tokenizer.json"] = json.dumps({"pre_tokenizer": split})
-    return tokenizer(made, {}, model="gpt2", pre="tekken")
+    return tokenizer(made, {}, model="gpt2", pre="tekken", merges=["t t"])
 
 
 def listed(change: Callable[[list[str], list[str]], None]) -> Fault:
     """The file's tokens and merges, changed; tokenizer.json has them as they were."""
 
     def spoil(made: Whole) -> str:
-        tokens = [f"t{i}" for i in range(TOKENS)]
-        merges = [f"t{i} t{i + 1}" for i in range(40)]
+        merges = [f"{a} {b}" for a in "abcde" for b in "abcdefgh"]
+        letters = [f"{a}{b}" for a, b in (m.split() for m in merges)]
+        tokens = [*"abcdefgh", *letters]
+        tokens += [f"t{i}" for i in range(len(tokens), TOKENS)]
         model = {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": merges[:]}
         made.extra["tokenizer.json"] = json.dumps({"model": model})
         change(tokens, merges)
@@ -559,6 +576,8 @@ FAULTS = (
     Planted("quantized by way of Q4_0", by_way_of("Q4_0"), ("T207",), "Q4_0",
             file_types=("F16", "Q8_0")),
     Planted("adapter not merged", adapter, ("T208",), "rank 4"),
+    Planted("a direction taken out", abliterated, ("T208",), "abliteration",
+            file_types=("F32", "F16"), names=tuple(n for n in KNOWN if n != "t5")),
     Planted("some rows damaged", rows_damaged, ("T209",), "3 of"),
     Planted("other values", other_values, ("T209",), "not its source's"),
     Planted("values of a further training", fine_tuned, ("T209",), "not its source's"),
@@ -671,7 +690,7 @@ def is_misnamed(o: Outcome) -> bool:
 
 _BESIDE = {
     "K202": {"K201"}, "H101": {"K101"}, "T101": {"S101", "S208", "T209"},
-    "K101": {"H101", "K201"}, "T203": set(), "K401": {"K402"},
+    "K101": {"H101", "K201"}, "T203": set(), "K401": {"K402"}, "K403": {"H301"},
 }  # fmt: skip
 """Rules that a fault concerns too."""
 

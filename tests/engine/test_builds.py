@@ -10,15 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ggufnorm
 from ggufnorm.engines import worker
 from ggufnorm.engines.llama import layouts
+from ggufnorm.engines.llama.api import Api
 from ggufnorm.engines.llama.layouts import parse_struct, verified_layout
+from ggufnorm.engines.llama.quantize import quantize, quantized_sizes
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import EngineMissingError
-from ggufnorm.formats.llama_libraries import VARIABLE
+from ggufnorm.errors import EngineMissingError, NoQuantizerError
+from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.llama_libraries import VARIABLE, find_libraries
+from ggufnorm.formats.pure import quantize_purely
 from ggufnorm.runs.options import SideOptions
 
 
@@ -50,6 +55,41 @@ def test_a_build_gives_the_figures_of_the_binding(
     assert ours.build.layout in ("the known layout of v0.5.0", "the build's llama.h")
     assert ours.devices == theirs.devices == ("CPU",)
     assert re.fullmatch(r"llama\.cpp \d.*", ours.build.name)
+
+
+def test_a_build_quantizes_as_the_binding_does(
+    tiny: dict[str, Path], build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importance = {"blk.0.ffn_up.weight": np.arange(1, 257, dtype=np.float32)}
+    n_embd = GGUFFile(tiny["llama"]).tensors["blk.0.ffn_up.weight"].shape[0]
+    importance = {name: values[:n_embd] for name, values in importance.items()}
+    given: dict[str, Any] = {"tensor_types": {"ffn_down": "Q8_0"}, "importance": importance}
+    quantize(tiny["llama"], tmp_path / "binding.gguf", "Q4_K_M", **given)
+    monkeypatch.setenv(VARIABLE, str(build))
+    quantize(tiny["llama"], tmp_path / "alone.gguf", "Q4_K_M", **given)
+    assert (tmp_path / "alone.gguf").read_bytes() == (tmp_path / "binding.gguf").read_bytes()
+    sizes = quantized_sizes(tiny["llama"], ["Q4_0", "Q8_0"])
+    assert sizes["Q4_0"] < sizes["Q8_0"]
+
+
+def test_a_build_without_a_quantizer_says_which_has_one(build: Path) -> None:
+    api = Api.__new__(Api)
+    api.libraries, api.handles, api.layouts = find_libraries(build), object(), {}
+    with pytest.raises(NoQuantizerError, match="does not quantize: use llama-cpp-python or"):
+        api.llama_model_quantize_default_params()
+
+
+def test_a_model_is_quantized_purely_where_no_build_does(
+    tiny: dict[str, Path], tmp_path: Path
+) -> None:
+    quantize(tiny["llama"], tmp_path / "llama.gguf", "Q4_0")
+    quantize_purely(tiny["llama"], tmp_path / "pure.gguf", "Q4_0")
+    with GGUFFile(tmp_path / "llama.gguf") as theirs, GGUFFile(tmp_path / "pure.gguf") as ours:
+        assert ours.metadata.get("general.file_type") == theirs.metadata.get("general.file_type")
+        alike = [n for n, t in theirs.tensors.items() if t.dtype == "Q4_0"]
+        assert alike
+        for name in alike:
+            assert ours.read_bytes(name).tobytes() == theirs.read_bytes(name).tobytes()
 
 
 def test_what_a_build_lacks_fails_when_it_is_called(

@@ -21,7 +21,8 @@ import ggufnorm
 from ggufnorm.core.check import SUSPECTS, CheckReport, SuspectName
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.runs.options import SideOptions
-from tests import in_process, models
+from tests import conversions, in_process, models
+from tests.engine import test_tokenizer_faults as tokenizers
 from tests.engine.test_audit_whole import FAULTS, Planted
 from tests.engine.test_verdict import biased, halves
 from tests.pairs import NETWORKS, whole
@@ -98,6 +99,18 @@ def of_conversions(folder: Path) -> Iterator[Outcome]:
                 report = ggufnorm.check(*made.write(place))
             yield Outcome(planted.words, suspect_of(planted), tuple(accused(report)))
             break
+
+
+def of_tokenizers(folder: Path) -> Iterator[Outcome]:
+    """Each fault of tokenizers, options and types, in one architecture after the other."""
+    for i, fault in enumerate(tokenizers.FAULTS):
+        made = fault.make(whole(fault.names[i % len(fault.names)]))
+        fault.spoil(made)
+        place = folder / f"tokenizer-{i}"
+        place.mkdir()
+        with without_engines():
+            report = ggufnorm.check(*made.write(place))
+        yield Outcome(fault.words, fault.suspect, tuple(accused(report)))
 
 
 class without_engines:  # noqa: N801
@@ -218,6 +231,76 @@ def states(report: CheckReport) -> dict[SuspectName, str]:
     return {s.name: s.state for s in report.suspects}
 
 
+def other_entry(folder: Path, arch: str, name: str, at: int, value: object) -> Path:
+    """A sound model with another entry in one of its tokenizer's lists."""
+    path = sound(folder, arch)
+    reader = gguf.GGUFReader(path)
+    values = reader.fields[f"tokenizer.ggml.{name}"].contents()
+    values[at] = value
+    return models.rewritten(path, folder / "other.gguf", arrays={f"tokenizer.ggml.{name}": values})
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value"), [("scores", 270, -5000.0), ("tokens", 270, "zz"), ("token_type", 1, 1)]
+)
+def test_another_tokenizer_than_the_better_quants_is_named(
+    name: str, at: int, value: object, tmp_path: Path
+) -> None:
+    ref = sound(tmp_path, "llama")
+
+    report = check(to_q8(other_entry(tmp_path, "llama", name, at, value)), ref)
+
+    assert accused(report)[0] == "tokenizer"
+    assert f"tokenizer.ggml.{name} at {at}" in report.answer
+
+
+def test_a_window_that_no_text_reached_is_not_cleared(tmp_path: Path) -> None:
+    plain = sound(tmp_path, "gemma3")
+    windows = [
+        models.rewritten(plain, tmp_path / f"{n}.gguf", {"gemma3.attention.sliding_window": n})
+        for n in (512, 4096)
+    ]
+
+    report = check(to_q8(windows[1]), windows[0])
+
+    assert accused(report) == ["file against source"]
+    assert "gemma3.attention.sliding_window is 512 in the better quant" in report.answer
+    quantization = next(s for s in report.suspects if s.name == "quantization")
+    assert "in texts of more than 64 tokens was not run" in quantization.sentence
+
+
+def test_an_encoder_of_another_size_is_named(tmp_path: Path) -> None:
+    model = sound(tmp_path, "gemma3")
+    small = conversions.write(tmp_path / "mmproj.gguf", conversions.encoder())
+
+    report = check(model, small)
+
+    assert accused(report) == ["preprocessing"]
+    assert "its encoder ends in vectors of 64, and its own are 256 wide" in report.answer
+
+
+def test_cache_types_that_llama_cpp_refuses_are_told(tmp_path: Path) -> None:
+    side = SideOptions(cache_type_v="q4_0", flash_attention="off")
+
+    report = check(sound(tmp_path, "llama"), options=side)
+
+    assert accused(report) == ["K/V cache"]
+    assert "refuses -ctv q4_0 with -fa off" in report.answer
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3moe"])
+def test_a_layer_of_zeros_is_found_in_the_file_alone(arch: str, tmp_path: Path) -> None:
+    name = "blk.1.attn_output.weight"
+    path = models.rewritten(
+        sound(tmp_path, arch), tmp_path / "zero.gguf", tensors={name: np.zeros_like}
+    )
+
+    report = check(path)
+
+    assert accused(report) == ["file against source"]
+    assert f"{name} is zero everywhere" in report.answer
+
+
 def test_an_embedding_model_that_states_no_pooling_is_not_cleared_of_it(tmp_path: Path) -> None:
     path = models.bert(tmp_path / "bert.gguf")
     lacking = models.rewritten(path, tmp_path / "lacking.gguf", {"bert.pooling_type": None})
@@ -272,7 +355,7 @@ def table() -> str:
     found: dict[SuspectName, list[bool]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for o in of_conversions(folder):
+        for o in (*of_conversions(folder), *of_tokenizers(folder)):
             found.setdefault(o.suspect, []).append(o.is_right)
         for _words, suspect, make, archs in RUNS:
             for arch in archs:
@@ -289,9 +372,9 @@ def table() -> str:
 
 
 def test_each_fault_of_a_conversion_is_laid_at_the_right_door(tmp_path: Path) -> None:
-    outcomes = list(of_conversions(tmp_path))
+    outcomes = [*of_conversions(tmp_path), *of_tokenizers(tmp_path)]
 
-    assert len(outcomes) == len(FAULTS) - len(_HARMLESS)
+    assert len(outcomes) == len(FAULTS) - len(_HARMLESS) + len(tokenizers.FAULTS)
     assert [o for o in outcomes if not o.is_right] == []
     told = re.findall(r"^\| ([a-zA-Z/ ]+) \| (\d+) \| (\d+) \|$", DOCUMENT.read_text("utf-8"), re.M)
     of_document = {suspect: (int(n), int(right)) for suspect, n, right in told}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +25,7 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.report.document import to_json
+from ggufnorm.runs.options import SideOptions
 from tests import in_process
 from tests.fault_table import fault
 
@@ -275,3 +278,86 @@ def test_an_attribution_goes_on(
             assert call(resume=tmp_path / "progress").interrupted
         assert (tmp_path / "progress").exists()
         assert to_json(call(resume=tmp_path / "progress")) == to_json(whole)
+
+
+# -- another engine --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama-cpp-python's libraries once more, of which one has other bytes."""
+    spec = importlib.util.find_spec("llama_cpp")
+    assert spec
+    assert spec.origin
+    folder = tmp_path_factory.mktemp("build")
+    for path in (Path(spec.origin).parent / "lib").iterdir():
+        (folder / path.name).symlink_to(path)
+    library = folder / "libllama.so"
+    content = library.read_bytes()
+    library.unlink()
+    library.write_bytes(content + b"\0")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["drift", "trace", "compare", "attribute", "recipe"])
+@fault("Reading", "a file to resume from that another engine wrote", then="refused: what differs")
+def test_no_run_goes_on_in_another_engine(
+    tiny: dict[str, Path],
+    quant: Path,
+    text: str,
+    other_build: Path,
+    tmp_path: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"n_threads": 1, "resume": tmp_path / "progress"}
+    text_given = {"text": text * 60, "n_ctx": 32, "chunks": 2, **given}
+    model, trace = tiny["llama"], tmp_path / "trace.safetensors"
+    run = {
+        "drift": lambda: ggufnorm.drift(model, quant, **text_given),
+        "trace": lambda: ggufnorm.trace(model, tmp_path / "out", **text_given),
+        "compare": lambda: ggufnorm.compare(trace, quant, **given),
+        "attribute": lambda: ggufnorm.attribute(model, quant, budget=60.0, **text_given),
+        "recipe": lambda: ggufnorm.recipe(
+            model, quant, types=("Q4_K", "Q5_K"), max_growth=0.03, budget=60.0, **text_given
+        ),
+    }[command]
+    with in_process.engine():
+        if command == "compare":
+            options = {**text_given, "resume": None}
+            ggufnorm.trace(model, trace, **options)
+        stopped = Cancelled(1) if command == "trace" else in_process.call_here  # or no file is left
+        with mock.patch.object(worker, "call", stopped), contextlib.suppress(KeyboardInterrupt):
+            run()
+    before = (tmp_path / "progress").read_bytes()
+    monkeypatch.setenv("GGUFNORM_LLAMA_CPP", str(other_build))
+    with pytest.raises(InputError, match=r"belongs to another run \(.*digest was \w+… and is \w+"):
+        run()
+    assert (tmp_path / "progress").read_bytes() == before
+
+
+def test_where_a_build_lies_does_not_matter_to_a_run_that_goes_on(
+    run: Callable[..., DriftReport],
+    other_build: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GGUFNORM_LLAMA_CPP", str(other_build))
+    first = run(resume=tmp_path / "run")
+    moved = tmp_path / "moved"
+    shutil.copytree(other_build, moved, symlinks=True)
+    monkeypatch.setenv("GGUFNORM_LLAMA_CPP", str(moved))
+    seen: list[Progress] = []
+    again = run(resume=tmp_path / "run", on_progress=seen.append)
+    assert all(p.total == 0 for p in seen)
+    assert again.operations == first.operations
+
+
+def test_other_options_are_named(run: Callable[..., DriftReport], tmp_path: Path) -> None:
+    with in_process.engine():
+        run(resume=tmp_path / "run")
+        with pytest.raises(InputError, match=r"options\.cache_type_k was f16 and is q8_0"):
+            run(resume=tmp_path / "run", options=SideOptions(cache_type_k="q8_0"))
+        side = SideOptions(n_ubatch=16)
+        with pytest.raises(InputError, match=r"n_ubatch was 512 and is 16"):
+            run(resume=tmp_path / "run", options=side, options_ref=side)

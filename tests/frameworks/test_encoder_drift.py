@@ -1,4 +1,4 @@
-"""``drift`` of image encoders: quantized, damaged, with another model's constants."""
+"""``drift`` of encoders of pictures and sounds: quantized, damaged, with other constants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ggufnorm
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.errors import InputError, MismatchError
 from ggufnorm.report.kinds import reports_of
-from tests import models, towers, vision
+from tests import models, sounds, towers, vision
 from tests.processes import ggufnorm as run
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -45,7 +45,7 @@ def quantized(
             writer.add_key_value(name, field.contents(), field.types[0], inner)
     for t in reader.tensors:
         values = (changes or {}).get(t.name, lambda w: w)(np.array(t.data))
-        if t.name.startswith("v.blk.") and values.ndim == 2:
+        if t.name.startswith(("v.blk.", "a.blk.")) and values.ndim == 2:
             raw = gguf.quants.quantize(values.astype(np.float32), ggml_type)
             writer.add_tensor(t.name, raw, raw_dtype=ggml_type)
         else:
@@ -126,6 +126,66 @@ def test_several_pictures_are_run_and_named(encoders: dict[str, Path], tmp_path:
     assert done.returncode == 0
     assert f"pictures   {pictures[0]}" in done.stdout
     assert "1 picture " in done.stdout
+
+
+# -- sounds ------------------------------------------------------------------------------------
+
+_PROJECTORS = {"qwen2a": 80, "qwen3a": 128, "ultravox": 80}
+every_projector = pytest.mark.parametrize("projector", _PROJECTORS)
+
+
+def hearing(folder: Path, projector: str) -> Path:
+    path = folder / f"{projector}.gguf"
+    return sounds.write_audio_mmproj(path, _PROJECTORS[projector], projector, width=64)
+
+
+@every_projector
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_a_quantized_audio_encoder_is_measured_and_not_accused(
+    projector: str, kind: str, tmp_path: Path
+) -> None:
+    ref = hearing(tmp_path, projector)
+    report = drift(ref, quantized(ref, tmp_path / "q.gguf", kind))
+    assert report.culprit is None, report.verdict
+    assert report.embedding is not None
+    assert 0 < (report.embedding.rel_l2 or 0) < (0.03 if kind == "Q8_0" else 0.3)
+    assert report.run.text == "generated sound"
+    (view,) = reports_of(report)
+    assert view.figures[0].label == "Audio embedding"
+    assert (view.headline, view.status) == ("Nothing is out of line", "ok")
+
+
+@every_projector
+def test_a_damaged_matrix_of_an_audio_encoder_is_named(projector: str, tmp_path: Path) -> None:
+    ref, tensor = hearing(tmp_path, projector), "a.blk.0.attn_q.weight"
+    assert drift(ref, ref).verdict.startswith("No drift")
+    changed = {tensor: models.noise(0.5)}
+    plain = models.rewritten(ref, tmp_path / "plain.gguf", tensors=changed)
+    for other in (plain, quantized(ref, tmp_path / "q.gguf", changes=changed)):
+        report = drift(ref, other)
+        assert report.culprit is not None
+        assert (report.culprit.tensor, report.culprit.layer) == (tensor, 0)
+
+
+def test_sounds_are_run_and_named(tmp_path: Path) -> None:
+    ref = hearing(tmp_path, "qwen2a")
+    wavs = [sounds.write_wav(tmp_path / f"{i}.wav", sounds.sound(1.0, seed=i)) for i in range(2)]
+    target = quantized(ref, tmp_path / "q.gguf")
+    both = drift(ref, target, sounds=wavs)
+    assert (both.run.n_chunks, both.run.text) == (2, f"{wavs[0]}, {wavs[1]}")
+    done = run("drift", ref, target, "--sound", wavs[0])
+    assert done.returncode == 0
+    assert f"sounds     {wavs[0]}" in done.stdout
+    assert "1 sound " in done.stdout
+    slow = sounds.write_wav(tmp_path / "slow.wav", sounds.sound(1.0, 8_000), 8_000)
+    with pytest.raises(InputError, match="takes sounds of 16,000 Hz, not 8,000 Hz"):
+        drift(ref, target, sounds=[slow])
+    with pytest.raises(InputError, match="2 rates"):
+        drift(ref, target, sounds=[slow, wavs[0]])
+    with pytest.raises(InputError, match="no image encoder"):
+        drift(ref, target, images=[vision.write_picture(tmp_path / "x.png", 40, 48)])
+    with pytest.raises(InputError, match="pictures or sounds"):
+        drift(ref, target, images=["x.png"], sounds=wavs)
 
 
 def test_what_does_not_go_together_is_refused(encoders: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from ggufnorm.analysis.attribution.tensors import role_of
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport
 from ggufnorm.core.drift import RunCost
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.core.progress import OnProgress, Progress, duration
 from ggufnorm.core.recipe import (
     Assignment,
@@ -66,6 +68,8 @@ class Work:
     journal: Journal
     phase: str = ""
     """What is being done, for a person."""
+    engine: Engine | None = None
+    """That ran the last copy."""
     overhead: int = 0
     """Bytes of a quantized file that no tensor takes."""
 
@@ -98,6 +102,7 @@ class Work:
                 measured, uniform = self._apply(apply, base, arguments)
             except (EngineError, OutputError) as error:
                 failure = error
+        engine = self.journal.step("engine", lambda: to_plain(self.engine))
         n_bytes = rest + total_bytes(chosen)
         predicted = total_kld(chosen)
         report = RecipeReport(
@@ -120,6 +125,7 @@ class Work:
             verdict=recipe_verdict(predicted, n_bytes, quant, measured, uniform),
             skipped=skipped,
             cost=RunCost(time.monotonic() - started, 0.0, None),
+            engine=None if engine is None else from_plain(Engine, engine),
         )
         if failure is not None:
             failure.result = report
@@ -230,6 +236,7 @@ class Work:
         )
         if report.interrupted:
             raise KeyboardInterrupt
+        self.engine = report.run.engine_quant
         return report
 
     def _anchors(

@@ -14,8 +14,10 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.imatrix import write_imatrix
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import ONCE, PLACES, Loop, Policy, digest
+from ggufnorm.runs.loop import ONCE, Loop, Policy
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.importance import ImportanceSums
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
@@ -49,11 +51,12 @@ def collect_importance(job: ImportanceJob, channel: Channel) -> bool:
         n_chunks = count_chunks(len(tokens), n_ctx, job.chunks)
         channel.emit(Progress("computing the importance matrix"))
         runner.plan(chunk_batches(runner, tokens, 0, n_ctx))
+        warn_of_placement(runner.info, channel.emit)
         sums = ImportanceSums()
         session = Session([Replica(runner)], [sums], tokens, n_ctx)
         decisive = to_plain(job, leave_out=("policy", "out"))
-        job_digest = digest(engine=to_plain(runner.info, PLACES), **decisive)
-        loop = Loop(channel, job.policy, job_digest, {"importance": sums}, n_ctx)
+        identity = identify(runner.info, **decisive)
+        loop = Loop(channel, job.policy, identity, {"importance": sums}, n_ctx)
         for i in loop.units(n_chunks, "computing the importance matrix"):
             session.chunk(i)
         if loop.cut:

@@ -10,7 +10,8 @@ from ggufnorm.core.plain import to_plain
 from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.runs.corpus import Corpus
-from ggufnorm.runs.loop import PLACES, Policy, digest
+from ggufnorm.runs.identity import Identity, identify
+from ggufnorm.runs.loop import Policy
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,6 @@ class AttributionJob:
     side_by_side: int
     policy: Policy
 
-    def digest(self, engine: EngineInfo) -> str:
-        """Of all but the policy, and of the engine that runs it."""
-        return digest(engine=to_plain(engine, PLACES), **to_plain(self, leave_out=("policy",)))
+    def identity(self, *engines: EngineInfo) -> Identity:
+        """All but the policy, and the engines that run it."""
+        return identify(*engines, **to_plain(self, leave_out=("policy",)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,24 +12,29 @@ from pathlib import Path
 
 from ggufnorm.analysis.attribution.choice import Work
 from ggufnorm.analysis.attribution.run import check_arguments, run_job
+from ggufnorm.analysis.diff.order import quantized, require_finer
 from ggufnorm.analysis.inspection import model_facts
-from ggufnorm.core.plain import to_plain
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress, size
 from ggufnorm.core.recipe import (
     RecipeReport,
 )
+from ggufnorm.engines.llama.devices import as_words
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import InputError
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.output import replacing, require_writable, temporary_folder, work_folder
-from ggufnorm.runs.checks import check_same_network, tell_memory
+from ggufnorm.runs.checks import check_same_network
 from ggufnorm.runs.corpus import make_corpus
+from ggufnorm.runs.devices import known_engine
 from ggufnorm.runs.execute import execute
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.journal import Journal
-from ggufnorm.runs.loop import ONCE, Policy, digest
+from ggufnorm.runs.loop import ONCE, Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 from ggufnorm.version import __version__
 
@@ -57,7 +63,7 @@ def recipe(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
@@ -127,6 +133,7 @@ def recipe(
         reference = stack.enter_context(open_model(local_path(ref)))
         under_test = stack.enter_context(open_model(local_path(quant)))
         check_same_network(reference, under_test)
+        _require_floats(reference, under_test)
         inputs = [s.path for file in (reference, under_test) for s in file.shards]
         inputs += [os.fspath(imatrix)] if imatrix not in (None, AUTO) else []
         for out in (apply, save_imatrix, resume):
@@ -134,9 +141,11 @@ def recipe(
                 require_writable(out, inputs)
         folder = stack.enter_context(_workplace(reference, apply))
         copies = f"on disk up to {size(reference.size)} in {folder.parent}"
-        tell_memory([reference, reference], n_ctx, 4, on_progress, copies)
+        most = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 4)
+        settle((most,), check_memory=False, on_progress=on_progress, disk=copies)
         if imatrix == AUTO:
-            engine = options.engine(n_ctx, n_threads, n_gpu_layers)
+            side = Side(reference, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
+            (engine,) = settle((side,), check_memory=check_memory)
             computed = save_imatrix or folder / "imatrix.gguf"
             policy = ONCE if resume is None else Policy(f"{os.fspath(resume)}.imatrix")
             _collect(reference, computed, text, text_name, chunks, engine, policy, on_progress)
@@ -147,13 +156,17 @@ def recipe(
         importance = read_imatrix(matrix) if matrix else None
         if max_growth is not None:
             max_bytes = int(under_test.size * (1 + max_growth))
-        decisive = digest(
+        known = known_engine(options.engine(n_ctx, n_threads, n_gpu_layers))
+        job = identify(
+            build=known.build,
+            devices=[as_words(device) for device in known.devices if device.kind != "CPU"],
             version=__version__,
-            files=[to_plain(model_facts(file)) for file in (reference, under_test)],
+            files=[model_facts(file) for file in (reference, under_test)],
             text=text,
             importance=importance,
             types=tensor_types,
-            run=[n_ctx, chunks, n_threads, n_gpu_layers, to_plain(options), budget],
+            run=[n_ctx, chunks, n_threads, n_gpu_layers, budget],
+            options=options,
             wanted=[max_bytes, target_kld],
         )
         work = Work(
@@ -166,7 +179,7 @@ def recipe(
             importance=importance,
             n_threads=n_threads,
             on_progress=on_progress,
-            journal=Journal(None if resume is None else os.fspath(resume), decisive, on_progress),
+            journal=Journal(None if resume is None else os.fspath(resume), job, on_progress),
         )
         named = save_imatrix or imatrix
         imatrix_name = None if named is None else os.fspath(named)
@@ -188,6 +201,17 @@ def known_types(types: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise ValueError("there must be a type to try")
     return names
+
+
+def _require_floats(reference: ModelFile, quant: ModelFile) -> None:
+    """llama-quantize refuses a file that is quantized already."""
+    require_finer("recipe", reference, quant)
+    types = quantized(reference)
+    if types is not None:
+        raise InputError(
+            f"{reference.path} is quantized ({types}), and the reference of a recipe is not:"
+            f" use ggufnorm recipe F16.gguf {shlex.quote(quant.path)}"
+        )
 
 
 @contextmanager

@@ -8,23 +8,21 @@ from dataclasses import replace
 
 from ggufnorm.analysis.attribution.job import AttributionJob, Wanted
 from ggufnorm.analysis.attribution.patch import most_side_by_side
+from ggufnorm.analysis.diff.order import require_finer
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.core.attribution import AttributionReport, By
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
-from ggufnorm.errors import EngineError
+from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.errors import MemoryLimitError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.checks import (
-    check_same_network,
-    network_facts,
-    require_extent,
-    require_memory,
-    tell_memory,
-)
+from ggufnorm.runs.checks import check_same_network, network_facts, require_extent
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import ONCE, Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 
 
@@ -41,7 +39,7 @@ def attribute(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
@@ -118,7 +116,7 @@ def run_job(
     n_ctx: int,
     chunks: int | None,
     n_threads: int | None,
-    n_gpu_layers: int,
+    n_gpu_layers: GpuLayers | None,
     options: SideOptions,
     check_memory: bool,
     on_progress: OnProgress,
@@ -134,13 +132,12 @@ def run_job(
     text, text_name = text_to_run(text, text_name)
     with open_model(local_path(ref)) as a, open_model(local_path(quant)) as b:
         check_same_network(a, b)
+        require_finer("attribute", a, b)
         facts = [model_facts(file) for file in (a, b)]
         n_seq = most_side_by_side(n_ctx, network_facts(a).n_vocab)
-        loaded = [a] if a.path == b.path else [a, b]
-        if check_memory:
-            n_seq = _that_fit(loaded, n_ctx, n_seq)
-        if tells:
-            tell_memory(loaded, n_ctx, 2 + 2 * n_seq, on_progress)
+        asked = options.engine(n_ctx, n_threads, n_gpu_layers)
+        tell = on_progress if tells else no_progress
+        n_seq, engine = _that_fit((a, b), asked, n_seq, check_memory, tell)
     from ggufnorm.analysis.attribution.task import run_attribution
 
     job = AttributionJob(
@@ -152,7 +149,7 @@ def run_job(
         shares=wanted.shares,
         corpus=make_corpus(text, text_name, [fact.path for fact in facts]),
         chunks=chunks,
-        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        options=engine,
         side_by_side=n_seq,
         policy=replace(policy, budget=budget, begun=begun),
     )
@@ -170,18 +167,23 @@ def check_arguments(n_ctx: int, chunks: int | None, rest: float, budget: float) 
         raise ValueError(f"rest must be from 0 to 1, not {rest}")
 
 
-def _that_fit(files: list[ModelFile], n_ctx: int, n_seq: int) -> int:
-    """How many runs at once fit into the memory that is free.
+def _that_fit(
+    files: tuple[ModelFile, ModelFile],
+    options: EngineOptions,
+    n_seq: int,
+    check_memory: bool,
+    on_progress: OnProgress,
+) -> tuple[int, EngineOptions]:
+    """How many runs at once fit into the memory that is free, and how they run.
 
     Raises:
-        EngineError: not even one.
+        EngineError: not even one fits, or a device is not there.
     """
-    while n_seq > 1:
+    while True:
+        sides = [Side(file, options, 1 + n_seq) for file in files]
         try:
-            require_memory(files, n_ctx, 2 + 2 * n_seq)
-        except EngineError:
+            return n_seq, settle(sides, check_memory=check_memory, on_progress=on_progress)[0]
+        except MemoryLimitError:
+            if n_seq == 1:
+                raise
             n_seq //= 2
-        else:
-            return n_seq
-    require_memory(files, n_ctx, 4)
-    return 1

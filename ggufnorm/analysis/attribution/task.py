@@ -38,6 +38,7 @@ from ggufnorm.errors import InputError
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.lockstep import Replica
 from ggufnorm.runs.loop import INTERRUPTED, Loop
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.probes.patches import PatchValues
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 
@@ -73,14 +74,6 @@ class _Attribution:
             for model, file in zip(self.models, self.files, strict=True)
         ]
         self.measured = Divergences()
-        self.loop = Loop(
-            channel,
-            job.policy,
-            job.digest(self.runners[REFERENCE].info),
-            {"divergences": self.measured},
-            self.n_ctx,
-            quiet=True,
-        )
         self.done = self.total = 0
         """Decodes of this run."""
         self.cut: str | None = None
@@ -103,6 +96,14 @@ class _Attribution:
                 f"{self.files[REFERENCE].path} makes no next-token predictions:"
                 " there is no KL divergence to attribute (try drift)"
             )
+        self.loop = Loop(
+            self.channel,
+            self.job.policy,
+            self.job.identity(*(runner.info for runner in self.runners)),
+            {"divergences": self.measured},
+            self.n_ctx,
+            quiet=True,
+        )
         replicas = [Replica(r, pinned=i == PINNED) for i, r in enumerate(self.runners)]
         self.session = Session(replicas, (), self.tokens, self.n_ctx)
         self.sites = self._sites()
@@ -149,6 +150,7 @@ class _Attribution:
             begun = time.monotonic()
             runner.plan(first)  # the first time llama.cpp also warms up
             seconds = max(seconds, time.monotonic() - begun)
+        warn_of_placement(self.runners[PINNED].info, self.channel.emit)
         return seconds
 
     # -- what there is to patch ---------------------------------------------------------
@@ -413,7 +415,8 @@ class _Attribution:
             part = todo[at : at + patcher.n_seq]
             found = patcher.run(batches, [given for _patch, given in part])
             for (patch, _given), logits in zip(part, found, strict=True):
-                klds.setdefault(patch.name, KldSum()).add(chunk, _divergences(expected, logits))
+                kld = _divergences(expected, logits, self.options.n_threads)
+                klds.setdefault(patch.name, KldSum()).add(chunk, kld)
             self._progress(len(part))
             if self.loop.ends():
                 return
@@ -430,9 +433,10 @@ class _Attribution:
         return RunCost(seconds, self.done * self.n_ctx / max(seconds, 1e-9), peak_memory())
 
 
-def _divergences(expected: Sequence[Array], observed: Sequence[Array]) -> Any:
+def _divergences(expected: Sequence[Array], observed: Sequence[Array], n_threads: int) -> Any:
     """Of each position of a chunk, batch by batch."""
-    return np.concatenate([kl_divergences(e, x) for e, x in zip(expected, observed, strict=True)])
+    pairs = zip(expected, observed, strict=True)
+    return np.concatenate([kl_divergences(e, x, n_threads) for e, x in pairs])
 
 
 def _restorations(norms: Iterable[Norm]) -> list[Patch]:

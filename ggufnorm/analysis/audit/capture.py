@@ -15,7 +15,7 @@ from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.runs.checks import require_memory
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.options import PLAIN
+from ggufnorm.runs.options import PLAIN, on_servers
 from ggufnorm.runs.probes.norms import NormCaptures
 from ggufnorm.runs.session import Session
 from ggufnorm.samples import default_text
@@ -69,7 +69,7 @@ def capture(
             n_tokens, file.metadata.integer(f"{file.architecture}.context_length") or n_tokens
         )
         require_memory([file], n_ctx, 1)
-    options = PLAIN.engine(n_ctx, n_threads)
+    options = on_servers(PLAIN).engine(n_ctx, n_threads)
     name, text = os.fspath(path), (text or default_text())[: _LETTERS * n_ctx]
     return worker.call(run_capture, CaptureJob(name, name, text, options))
 
@@ -86,4 +86,4 @@ def run_capture(job: CaptureJob, _channel: Channel) -> Capture:
         runner.plan(runner.batches(tokens, 0))
         norms = NormCaptures(runner.graphs, file)
         Session([Replica(runner)], [norms], tokens, len(tokens)).chunk(0)
-        return norms.result(len(tokens), runner.info.engine)
+        return norms.result(len(tokens), runner.info)

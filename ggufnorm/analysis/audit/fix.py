@@ -46,7 +46,7 @@ def fix(
         output: the copy, which appears only when it is complete. Of a split model all shards
             are written, under this name with ``-00001-of-0000N.gguf`` behind it.
         source: what the model was converted from; see :func:`ggufnorm.audit`.
-        select: beginnings of the ids of the rules whose findings are mended; empty for all.
+        select: the rules whose findings are mended: beginnings of ids, or names; empty for all.
         on_plan: is given what will be changed, before anything is written.
         on_progress: is told how far the copy is.
 
@@ -56,7 +56,7 @@ def fix(
     Raises:
         InputError: the model or the source cannot be found, opened or read.
         OutputError: the copy cannot be written, or is the model itself.
-        ConfigError: a selector is the beginning of no rule's id.
+        ConfigError: a selector names no rule.
     """
     path = local_path(location)
     with ExitStack() as stack:

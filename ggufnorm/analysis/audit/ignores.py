@@ -3,7 +3,7 @@
 Such a file holds a table for each::
 
     [[ignore]]
-    rule = "N303"                 # an id, or its beginning
+    rule = "N303"                 # an id, its beginning, or a name
     tensor = "blk.*.ffn_norm.*"   # optional: a shell pattern
     model = "tiny-*.gguf"         # optional: a shell pattern for the path's end
     reason = "never trained: all ones in the checkpoint too"
@@ -29,6 +29,7 @@ from glob import escape
 from pathlib import Path, PurePath
 from typing import Any
 
+from ggufnorm.analysis.audit.rules import BY_ID, names_rule
 from ggufnorm.core.audit import SEVERITIES, AuditReport, Finding, Ignored, Severity
 from ggufnorm.errors import ConfigError
 from ggufnorm.formats.files import open_regular
@@ -52,7 +53,7 @@ class Ignore:
     """An entry of an ignore file.
 
     Attributes:
-        rule: an id or its beginning.
+        rule: an id, its beginning, or a rule's name.
         reason: why what it finds is accepted.
         tensor: shell pattern; None for every finding, empty for those of the file as a whole.
         model: shell pattern for the end of the model's path; None for all.
@@ -66,7 +67,7 @@ class Ignore:
     def covers(self, finding: Finding, path: str) -> bool:
         """Whether a finding about the model of that path is accepted."""
         return (
-            finding.rule.startswith(self.rule.upper())
+            names_rule(self.rule, BY_ID[finding.rule])
             and (self.tensor is None or fnmatchcase(finding.tensor or "", self.tensor))
             and (self.model is None or fnmatchcase(path, f"*{self.model}"))
         )

@@ -14,7 +14,7 @@ from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.manifest import read_manifest
 from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
-from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, why_not_for
+from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, names_rule, no_such_rule, why_not_for
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import (
@@ -123,29 +123,37 @@ def audit(
     Raises:
         InputError: the model or the source cannot be found, opened or read.
         GGUFError: the model is not well-formed GGUF.
-        ConfigError: a selector is the beginning of no rule's id.
+        ConfigError: a selector names no rule.
     """
     options = AuditOptions(source, run, full, select, ignore, accepted, severities or {}, manifest)
     return audit_opened(location, options, choose_rules(select, ignore))
 
 
 def choose_rules(select: Sequence[str], ignore: Sequence[str]) -> tuple[Rule, ...]:
-    """The rules whose id begins with one of ``select`` and with none of ``ignore``.
+    """The rules that ``select`` names and ``ignore`` does not.
+
+    Args:
+        select: beginnings of ids (``N``, ``N4``, ``N402``) or names (``norm-duplicated``); empty
+            for all rules.
+        ignore: the same.
 
     Raises:
-        ConfigError: one of them is the beginning of no rule's id.
+        ConfigError: one of them names no rule.
     """
-    select, ignore = [s.upper() for s in select], [s.upper() for s in ignore]
-    for selector in (*select, *ignore):
-        if not selector or not any(r.id.startswith(selector) for r in RULES):
+    chosen, left_out = _named(select), _named(ignore)
+    return tuple(r for r in RULES if (not select or r.id in chosen) and r.id not in left_out)
+
+
+def _named(selectors: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for selector in selectors:
+        ids = {r.id for r in RULES if names_rule(selector, r)}
+        if not ids:
             raise ConfigError(
-                f"{selector!r} is the beginning of no rule's id: `ggufnorm rules` lists them"
+                no_such_rule(selector, "the beginning of no rule's id, and no rule's name")
             )
-    return tuple(
-        r
-        for r in RULES
-        if (not select or r.id.startswith(tuple(select))) and not r.id.startswith(tuple(ignore))
-    )
+        found |= ids
+    return found
 
 
 def audit_opened(
@@ -291,6 +299,7 @@ def _report(
         not_run=tuple(not_run),
         summary=_summary(findings, len(ignored), len(subject.sites), ran),
         provenance=_provenance(subject.file),
+        engine=None if subject.run is None else getattr(subject.outcome, "build", None),
     )
 
 

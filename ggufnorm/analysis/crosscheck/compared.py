@@ -22,7 +22,8 @@ from ggufnorm.analysis.crosscheck.graphs import (
 )
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.layers import layers_sentence
-from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.output import OutputComparison
+from ggufnorm.analysis.crosscheck.padding import padding_sentence
 from ggufnorm.analysis.crosscheck.pinned import OwnErrors
 from ggufnorm.analysis.crosscheck.results import first_wrong_output
 from ggufnorm.analysis.crosscheck.stretches import NotFollowedError, follow_stretches
@@ -39,6 +40,7 @@ from ggufnorm.analysis.crosscheck.verdict import (
 from ggufnorm.core.feed import FeedFinding
 from ggufnorm.core.frameworks import (
     EngineComparison,
+    EngineDifference,
     FirstWrong,
     RunSide,
     SiteComparison,
@@ -49,6 +51,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
+from ggufnorm.core.tokens import halves
 from ggufnorm.core.tolerances import SAME_OPERATION, SAME_PRODUCT, STRETCH_OF_COST
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
@@ -66,7 +69,7 @@ L2 distance up to which two results are the same."""
 
 def side(run: ObservedRun) -> RunSide:
     """One side of a comparison."""
-    return RunSide(run.location, run.engine, len(run.norms), run.rounding)
+    return RunSide(run.location, run.engine, len(run.norms), run.rounding, run.build)
 
 
 def compare_runs(
@@ -137,7 +140,7 @@ def compare_runs(
     wrong = earliest(first_wrong(sites, names[1], off), sites, graphs, names[1])
     costs: Mapping[str, float] = {}
     own_costs: Mapping[str, float] = {}
-    if cost is not None and _needs_cost(engine.rounding, wrong):
+    if cost is not None and _needs_cost(wrong):
         measured = cost()
         costs = _by_site(measured.moved, joined.pairs)
         own_costs = {**_by_site(measured.own, joined.pairs), LOGITS: measured.own_logits}
@@ -160,6 +163,9 @@ def compare_runs(
         lambda seen: first_wrong(seen, names[1], off, own_costs),
         names[0],
     )
+    of_output = () if output is None else output.known
+    known_differences = (*_of_predictions(source, logits), *of_output, *followed.known)
+    padding = None if output is None else output.padding
     sites, wrong = followed.sites, with_operation(followed.wrong, followed.operation, names[1])
     if both == _BOTH_ONNX and wrong is not None and _is_followed(wrong):
         wrong = with_layer(wrong, sites, graphs, source, engine)
@@ -174,10 +180,11 @@ def compare_runs(
     examined = examine(seen, logits, result, token_ids, output, graphs.outputs,
                        of_text=tokens is not None)  # fmt: skip
     said = (
-        verdict(sites, wrong, engine.rounding, examined, costs, followed.known),
+        verdict(sites, wrong, engine.rounding, examined, costs, known_differences),
         _behind_front(graphs.front, behind),
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
+        padding_sentence(padding, is_right=wrong is None),
         examined.sentence,
     )
     return EngineComparison(
@@ -191,7 +198,8 @@ def compare_runs(
         verdict=" ".join(filter(None, said)),
         skipped=(*(s for s in known if s.what not in told), *why_not, *followed.skipped, *skipped),
         operations=followed.operations,
-        known=followed.known,
+        known=known_differences,
+        padding=padding,
         folds=folds.found,
         result=result,
         pixels=pixels,
@@ -199,6 +207,26 @@ def compare_runs(
         not_compared=examined.not_compared,
         layers=graphs.layers.found,
         outputs=graphs.outputs,
+    )
+
+
+def _of_predictions(
+    source: ObservedRun, logits: LogitStatistics | None
+) -> tuple[EngineDifference, ...]:
+    """The factor of a T5's predictions, which no graph of llama.cpp has (src/models/t5.cpp)."""
+    factor = source.predicts_times
+    if factor == 1.0 or logits is None:
+        return ()
+    reason = (
+        f"the source multiplies what goes into its head with {factor:.4g}"
+        " (scale_decoder_outputs), and llama.cpp does not; the likeliest token is the same, but"
+        " what is sampled is not (the figures are without it): sample with a temperature of"
+        f" {1 / factor:.4g} times yours"
+    )
+    return (
+        EngineDifference(
+            "the scale of predictions", "MUL_MAT", reason, abs(1 / factor - 1), n_sites=0
+        ),
     )
 
 
@@ -226,10 +254,9 @@ def _by_site(values: Mapping[str, float], pairs: Sequence[Pair]) -> dict[str, fl
     return {p.key: v for p in pairs if (v := values.get(p.source.name)) is not None}
 
 
-def _needs_cost(rounding: float, wrong: FirstWrong | None) -> bool:
-    """Whether to measure: quantized matrices hide mistakes, and half precision looks like one."""
-    quantized = rounding > HALF_ULP["BF16"]
-    return quantized if wrong is None else wrong.where == "before"
+def _needs_cost(wrong: FirstWrong | None) -> bool:
+    """Whether to measure what types cost: a norm that is wrong by itself is so in any type."""
+    return wrong is None or wrong.where == "before"
 
 
 def _record(
@@ -324,8 +351,9 @@ def _logits(
     a, b = source.logits, engine.logits
     if tokens is None:
         return None, ()
-    if a is None or b is None or len(tokens) < MIN_TOKENS:
+    if a is None or b is None or len(a) != len(b) or len(a) < MIN_TOKENS:
         return None, (Skipped("logits", "one side makes no next-token predictions"),)
+    tokens = halves(tokens)[1] if len(a) < len(tokens) else tokens  # what a decoder reads
     n = min(a.shape[1], b.shape[1])
     # Checkpoints pad their vocabulary, and converters take the padding off.
     note = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, STATES, OutputComparison, pool
+from ggufnorm.analysis.crosscheck.output import EMBEDDING, STATES, OutputComparison, skipped
+from ggufnorm.analysis.crosscheck.outputs import pool
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import Array, SourceOutput
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 from ggufnorm.engines.onnx.tail import Tail, recognize_tail
@@ -30,18 +30,19 @@ def compare_embedding(
     if mode is None or source.states is None:
         return None
     theirs = pool(source.states, mode)
-    if theirs is None or source.modules:
-        why = f"pooling by {mode}" if theirs is None else f"{', '.join(source.modules)} behind it"
-        return _skipped(f"{why} is not computed here")
+    behind = [*source.modules, *map(str, source.dense)]
+    if theirs is None or behind:
+        why = f"pooling by {mode}" if theirs is None else f"{', '.join(behind)} behind it"
+        return skipped(EMBEDDING, f"{why} is not computed here")
     try:
         tail = recognize_tail(location, tokens)
     except EngineError as error:
-        return _skipped(str(error))
+        return skipped(EMBEDDING, str(error))
     if tail is None:
-        return _skipped(f"{location} takes no padding to tell its pooling by")
+        return skipped(EMBEDDING, f"{location} takes no padding to tell its pooling by")
     if tail.pooling == "none":  # as usual: what runs it pools
         if result is None or result.size != source.states.size:
-            return _skipped("it gives states of another size")
+            return skipped(EMBEDDING, "it gives states of another size")
         off = relative_l2(source.states, result.reshape(source.states.shape))
         return OutputComparison(STATES, off)
     reason = _reason(source, tail, mode)
@@ -69,7 +70,3 @@ def _reason(source: SourceOutput, tail: Tail, mode: str) -> str:
 
 def _unit(values: Array) -> Array:
     return values / max(float(np.linalg.norm(values)), 1e-12)
-
-
-def _skipped(why: str) -> OutputComparison:
-    return OutputComparison(EMBEDDING, None, skipped=Skipped(EMBEDDING, why))

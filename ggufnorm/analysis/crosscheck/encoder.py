@@ -13,6 +13,7 @@ from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines import worker
 from ggufnorm.engines.images import Levels
 from ggufnorm.engines.llama.encoder import EncoderRunner
+from ggufnorm.engines.llama.vision import picture_bitmap
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.runs.checks import require_memory
@@ -80,7 +81,9 @@ def encode(job: EncodeJob, _channel: Channel) -> EncoderRun:
     """The child's part of :func:`run_encoder`."""
     with (
         open_model(job.mmproj) as file,
-        EncoderRunner(file, job.picture, job.pixels, job.n_threads) as runner,
+        EncoderRunner(
+            file, picture_bitmap(file.path, job.picture), job.pixels, job.n_threads
+        ) as runner,
     ):
         (batch,) = runner.batches(np.empty(0, np.int32), 0)
         runner.plan([batch])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+from ggufnorm.analysis.crosscheck.output import OutputComparison
 from ggufnorm.analysis.crosscheck.results import not_compared
 from ggufnorm.analysis.crosscheck.token_ids import TokenIds
 from ggufnorm.core.frameworks import OutputDifference, TokenizerFinding
@@ -88,6 +88,8 @@ def _compared(
         yield "the model's first output"
     if output is not None and output.skipped is None:
         yield output.what
+        if output.padding is not None and output.padding.source is not None:
+            yield f"the same beside another text, padded on the {output.padding.side}"
     if token_ids is not None and token_ids.skipped is None:
         yield f"token ids of {token_ids.n_texts} texts"
 
@@ -100,6 +102,10 @@ def _left(
 ) -> Iterator[Skipped]:
     if output is not None and output.skipped is not None:
         yield output.skipped
+    elif output is not None:
+        yield from output.left
+        if output.padding is not None and output.padding.source is None:
+            yield Skipped("padded batches", f"the source takes none: {output.padding.reason}")
     elif output is None and logits is None and result is None:
         yield Skipped(
             "logits, embedding or score", "one side makes no predictions, and neither pools"

@@ -13,9 +13,10 @@ from itertools import chain
 
 import numpy as np
 
+from ggufnorm.analysis.crosscheck.parts import latent_parts, parts
 from ggufnorm.core.changes import changes, named_factors
 from ggufnorm.core.matrices import distance, explain_matrix
-from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, l2_norm
+from ggufnorm.core.operations import Array, Match, Operation, Results, Segment, TokenRows, l2_norm
 from ggufnorm.core.rope import Rope
 from ggufnorm.core.tolerances import SAME_FACTOR
 
@@ -26,6 +27,9 @@ _SMALLEST = 1e-6
 _MOST_USES = 3
 _FACTORS = ("scal", "multiplier", "factor", "cap")
 """What the names of factors in a configuration hold."""
+
+_ATTENDS = ("matmul", "scaled_dot_product_attention")
+"""What an attention does with Q and K."""
 
 
 class Hypotheses:
@@ -48,26 +52,40 @@ class Hypotheses:
         source: str,
     ) -> None:
         self.operations, self.matches, self.results = segment.engine, matches, results
+        self.n_tokens = segment.n_tokens
         self.weights, self.numbers = segment.weights, segment.numbers
         self.tolerance, self.source = tolerance, source
         self.factors = named_factors(segment.numbers)
 
-    def of(self, index: int) -> tuple[int, str]:
-        """The wrong operation and why, given the first that has no counterpart.
+    def of(self, index: int) -> tuple[int, str, bool]:
+        """The wrong operation, why, and whether that mends it, given the first without counterpart.
 
         They differ where a product is right and the bias behind it is not, and where a result
         has the right values in another order, which shows only behind it.
         """
-        elsewhere = next(chain(self._bias(index), self._reordered(index)), None)
+        elsewhere = next(
+            chain(self._bias(index), self._adds_nothing(index), self._reordered(index)), None
+        )
         if elsewhere is not None:
-            return elsewhere
+            return *elsewhere, True
         operation = self.operations[index]
         reason = next(self._tested(operation), None)
         if reason is None:
             behind = next(self._behind(index), None)
             if behind is not None:
-                return behind
-        return index, reason or self._nowhere(operation)
+                return *behind, True
+            hidden = self._hidden(index)
+            if hidden != index:
+                what = f"{self.source} has nowhere what {operation.name} makes of its result"
+                return hidden, what, False
+        return index, reason or self._nowhere(operation), reason is not None
+
+    def certain(self, index: int) -> Iterator[str]:
+        """What mends an operation that comes of another without counterpart."""
+        operation = self.operations[index]
+        yield from self._changed(operation)
+        yield from self._matrix(operation)
+        yield from self._latent(operation)
 
     def _behind(self, index: int) -> Iterator[tuple[int, str]]:
         """What goes in is found nowhere either, though one of several uses of it is right."""
@@ -81,6 +99,19 @@ class Hypotheses:
                 yield from ((i, reason) for reason in self._changed(self.operations[i]))
             waiting += self.operations[i].inputs
 
+    def _hidden(self, index: int) -> int:
+        """The operation with a tensor before, whose result has no row for each token.
+
+        ggml's scans give the last states behind the results of all tokens.
+        """
+        for i in self.operations[index].inputs:
+            found = self._computed(i)
+            before = self.operations[found]
+            rows = None if before.value is None else TokenRows.of(before.value, self.n_tokens)
+            if rows is None and before.computes and before.tensor and self.matches[found] is None:
+                return found
+        return index
+
     def _changed(self, operation: Operation) -> Iterator[str]:
         for change in changes(operation, self._inputs(operation), self.numbers):
             if self._find(change.value) is not None:
@@ -89,6 +120,7 @@ class Hypotheses:
     def _tested(self, operation: Operation) -> Iterator[str]:
         yield from self._changed(operation)
         yield from self._matrix(operation)
+        yield from self._latent(operation)
         yield from self._embedding(operation)
         yield from self._sum(operation)
         yield from self._scale(operation)
@@ -96,11 +128,18 @@ class Hypotheses:
 
     def _nowhere(self, operation: Operation) -> str:
         """What the source does with the same inputs."""
-        uses = [u.name for i in self._origins(operation) for u in self.results.users(i)]
+        uses = [u for i in self._origins(operation) for u in self.results.users(i)]
+        turned = Rope.of_params(operation.params) if operation.op == "ROPE" else None
+        if turned is not None and any(u.op in _ATTENDS for u in uses):
+            return f"it turns {turned}; {self.source} takes it to the attention without RoPE"
+        nowhere = f"{self.source} has its result nowhere"
+        if operation.op == "SCALE":
+            factor = self._number(struct.unpack_from("f", operation.params)[0])
+            nowhere = f"it multiplies with {factor}; {nowhere}"
         if not uses:
-            return f"{self.source} has its result nowhere"
-        shown = ", ".join(list(dict.fromkeys(uses))[:_MOST_USES])
-        return f"{self.source} has its result nowhere; with the same input it runs {shown}"
+            return nowhere
+        shown = ", ".join(list(dict.fromkeys(u.name for u in uses))[:_MOST_USES])
+        return f"{nowhere}; with the same input it runs {shown}"
 
     def _find(self, value: Array) -> Match | None:
         return self.results.find(value, self.tolerance)
@@ -133,10 +172,8 @@ class Hypotheses:
         match = self.matches[self.operations.index(operation)]
         if match is not None:
             users = (u for u in users if u is self.results.operations[match.index])
-        found = [(u, u.weight) for u in users if u.weight is not None]
-        return sorted(
-            ((u, w) for u, w in found if w.size == ours.size), key=lambda p: distance(ours, p[1])
-        )
+        found = [(u, w) for u in users if u.weight is not None for w in parts(u.weight, ours)]
+        return sorted(found, key=lambda p: distance(ours, p[1]))
 
     def _weight(self, operation: Operation) -> Array | None:
         """The matrix, its rows in the source's order where the converter changes it."""
@@ -178,6 +215,17 @@ class Hypotheses:
                     yield i, f"its bias differs by {off:.3g} from the source's ({name})"
             yield index, f"the source's bias behind it ({name}) is not added"
 
+    def _adds_nothing(self, index: int) -> Iterator[tuple[int, str]]:
+        """Biases before that are all zero, where the source adds something."""
+        for i, operation in enumerate(self.operations[:index]):
+            bias = self.weights.get(operation.tensor or "")
+            if operation.op != "ADD" or bias is None or bias.any():
+                continue
+            users = (u for k in self._origins(operation) for u in self.results.users(k))
+            added = next((u.name for u in users if u.op in ("add", "__add__")), None)
+            if added is not None:
+                yield i, f"its bias is all zero; {self.source} adds one ({added})"
+
     def _reordered(self, index: int) -> Iterator[tuple[int, str]]:
         """Products before whose results stand in another order than the source's."""
         for i, (operation, match) in enumerate(zip(self.operations, self.matches, strict=True)):
@@ -193,6 +241,16 @@ class Hypotheses:
             what = explain_matrix(ours, weight, others, self.tolerance)
             if what is not None:
                 yield f"its matrix {what} ({theirs.tensor})"
+
+    def _latent(self, operation: Operation) -> Iterator[str]:
+        """Of K and V of a latent attention, which a file has by themselves, head by head."""
+        ours = self.weights.get(operation.tensor or "")
+        if operation.op != "MUL_MAT" or ours is None or ours.ndim != 3:
+            return
+        for part in latent_parts(ours, self.results.operations):
+            what = explain_matrix(ours, part, {}, self.tolerance)
+            if what is not None:
+                yield f"its matrix {what.replace('expert', 'head')}"
 
     def _embedding(self, operation: Operation) -> Iterator[str]:
         if operation.op != "GET_ROWS" or operation.value is None:
@@ -219,7 +277,10 @@ class Hypotheses:
                 continue
             (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
             both = min(abs(a), abs(b)) > SAME_FACTOR
-            if both and self._find((terms @ (a, b)).astype(np.float32).reshape(y.shape)):
+            # Rounding of either input fits a factor near 1.
+            unlike = max(abs(a - 1), abs(b - 1)) > max(SAME_FACTOR, self.tolerance)
+            made = (terms @ (a, b)).astype(np.float32).reshape(y.shape)
+            if both and unlike and self._find(made) is not None:
                 yield (
                     f"it adds its two inputs as they are; {self.source} adds {self._number(a)}"
                     f" times the first and {self._number(b)} times the second"
@@ -232,6 +293,12 @@ class Hypotheses:
         (used,) = struct.unpack_from("f", operation.params)
         index = self.operations.index(operation)
         yield from self._soft_cap(operation, index, used)
+        for factor, _ in self._multiples(operation):
+            if self._name(used * factor) is not None:
+                yield (
+                    f"it multiplies with {used:.6g}; what {self.source} has comes of"
+                    f" {self._number(used * factor)}"
+                )
         for user in self.operations:
             if user.op != "MUL_MAT" or index not in map(self._computed, user.inputs):
                 continue
@@ -288,4 +355,8 @@ class Hypotheses:
             for name, number in self.factors.items()
             if number != 1 and abs(value - number) <= SAME_FACTOR * number
         ]
+        if not names:  # a factor that rounding has moved is the one that is stated as such
+            stated = {k: n for k, n in self.numbers.items() if any(w in k for w in _FACTORS)}
+            near = [k for k, n in stated.items() if abs(value - n) <= self.tolerance * abs(n)]
+            return near[0] if len(near) == 1 and stated[near[0]] != 1 else None
         return min(names, key=lambda n: (not any(w in n for w in _FACTORS), "√" in n), default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gguf
 import numpy as np
@@ -16,6 +16,7 @@ from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING, quantized
+from ggufnorm.core.tokens import halves
 from ggufnorm.core.trace import NormFacts
 from ggufnorm.engines import worker
 from ggufnorm.engines.base import Batch, Graph
@@ -26,7 +27,7 @@ from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.checks import require_memory
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 from ggufnorm.runs.recompute import WeightCache
 from ggufnorm.runs.values import KeptRun, keep_norms
 
@@ -60,11 +61,13 @@ class LlamaRun:
 
     Attributes:
         tokens: ids that were run.
+        n_rows: tokens of one pass through the network: of an encoder-decoder half of them.
         kept: its norms.
-        logits: ``(tokens, vocabulary)``; None of an embedding model.
+        logits: ``(n_rows, vocabulary)``; None of a model that predicts nothing.
     """
 
     tokens: Tokens
+    n_rows: int
     kept: KeptRun
     logits: Array | None
 
@@ -95,8 +98,8 @@ def run_llama(
         What was observed, and the ids that were run.
 
     Raises:
-        InputError: the model cannot be opened, is not on this machine or is an
-            encoder-decoder, or an id is not in its vocabulary.
+        InputError: the model cannot be opened or is not on this machine, or an id is not in
+            its vocabulary.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp does not load the model, or fails or crashes with it.
     """
@@ -106,24 +109,43 @@ def run_llama(
         n_ctx = min(n_tokens if tokens is None else len(tokens), longest, MAX_BATCH)
         if check_memory:
             require_memory([file], n_ctx, 1)
-        job = RunJob(os.fspath(path), EXACT.engine(n_ctx, n_threads), text, tokens)
+        job = RunJob(os.fspath(path), on_servers(EXACT).engine(n_ctx, n_threads), text, tokens)
         found = worker.call(observe, job)
-        run = observed_run(file, os.fspath(location), found.kept, len(found.tokens), found.logits)
+        run = observed_run(file, os.fspath(location), found.kept, found.n_rows, found.logits)
         return run, found.tokens
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A model with the graph of all tokens in one batch, in which every token gives an output."""
+    """A model with its graphs, in which every token gives an output.
+
+    Attributes:
+        tokens: that are run.
+        batches: one with all tokens; of an encoder-decoder one for each of its parts, which
+            read half of them each.
+    """
 
     file: ModelFile
     runner: LlamaRunner
-    batch: Batch
+    tokens: Tokens
+    batches: tuple[Batch, ...]
 
     @property
-    def graph(self) -> Graph:
-        """Of the batch."""
-        return self.runner.graphs[0]
+    def n_rows(self) -> int:
+        """Tokens of one batch."""
+        return len(self.batches[-1].tokens)
+
+    @property
+    def parts(self) -> list[tuple[Graph, Batch]]:
+        """Each batch with its graph."""
+        return list(zip(self.runner.graphs, self.batches, strict=True))
+
+    def logits(self) -> Array | None:
+        """Of the last run, ``(n_rows, vocabulary)``; None of a model that predicts nothing."""
+        if not self.runner.capabilities.predicts or self.runner.model.is_embedding:
+            return None
+        found: Array = self.runner.all_logits(self.batches[-1])[0].copy()
+        return found
 
 
 @contextmanager
@@ -131,30 +153,32 @@ def planned(job: RunJob) -> Iterator[Planned]:
     """The model of a job, ready to run its tokens; for the child.
 
     Raises:
-        InputError: it is an encoder-decoder, or a token is not in its vocabulary.
-        EngineError: llama.cpp does not load it, or cuts its text into no tokens.
+        InputError: a token is not in its vocabulary.
+        EngineError: llama.cpp does not load it, or cuts its text into too few tokens.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open_model(job.model))
         model = stack.enter_context(LlamaModel(job.model, job.options))
-        if model.has_encoder:
-            raise InputError(f"{file.path}: encoder-decoder models are not compared yet")
         runner = stack.enter_context(LlamaRunner(model, job.options, file))
         tokens = _ids(job, model)[: job.options.n_ctx]
-        # Every token gives an output: or the last block's norms would show some rows only.
-        batch = Batch(tokens, 0, len(tokens), tokens[:0], 0, 0, 0)
-        runner.plan([batch])
-        yield Planned(file, runner, batch)
+        batches = [replace(_whole(tokens), encode=model.encodes_only)]
+        if model.has_encoder:
+            read, written = halves(tokens)
+            batches = [replace(_whole(read), encode=True), _whole(written)]
+        runner.plan(batches)
+        yield Planned(file, runner, tokens, tuple(batches))
+
+
+def _whole(tokens: Tokens) -> Batch:
+    """All tokens with an output each: or the last block's norms would show some rows only."""
+    return Batch(tokens, 0, len(tokens), tokens[:0], 0, 0, 0)
 
 
 def observe(job: RunJob, _channel: Channel) -> LlamaRun:
     """The child's part of :func:`run_llama`."""
     with planned(job) as run:
-        kept = keep_norms(run.runner, run.batch)
-        logits = None
-        if not run.runner.model.is_embedding:
-            logits = run.runner.all_logits(run.batch)[0].copy()
-        return LlamaRun(run.batch.tokens, kept, logits)
+        kept = keep_norms(run.runner, *run.batches)
+        return LlamaRun(run.tokens, run.n_rows, kept, run.logits())
 
 
 def _ids(job: RunJob, model: LlamaModel) -> Tokens:
@@ -182,7 +206,7 @@ def observed_run(
         file: that it ran.
         location: of the model, as given.
         kept: its norms.
-        n_tokens: how many were run; 0 in an image encoder.
+        n_tokens: of one pass through the network; 0 in an image encoder.
         logits: where there are some.
     """
     weights = WeightCache(file)
@@ -194,6 +218,7 @@ def observed_run(
             skipped.append(Skipped(norm.key, str(error)))
     return ObservedRun(
         engine=kept.engine,
+        build=kept.build,
         location=location,
         norms=tuple(norms),
         logits=logits,

@@ -13,9 +13,10 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.base import Activation, Array, Graph, Node
 from ggufnorm.engines.llama.binding import is_readable
 from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
+from ggufnorm.engines.llama.runner import operand
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 _COPIES = VIEW_OPS | COPY_OPS | {"SET_ROWS"}
 
@@ -85,7 +86,7 @@ def watch_nodes(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     segment = worker.call(observe_nodes, SegmentJob(job, start, end, dict(pins)))
     return [
@@ -105,41 +106,71 @@ def watch_nodes(
 def observe_nodes(job: SegmentJob, _channel: Channel) -> Segment:
     """The child's part of :func:`watch_nodes`."""
     with planned(job.run) as run:
-        nodes = _between(run.graph, job.start, job.end)
-        readable = [n.index for n in nodes if is_readable(n.dtype)]
-        values = _values(run, job, readable, nodes[-1].index)
-
-        def tensors(node: Node) -> list[str]:
-            return [s for s in node.sources if isinstance(s, str)]
-
-        place: dict[int | str, int] = {n.index: i for i, n in enumerate(nodes)}
-        written = _written(nodes)
-        return Segment(
-            tuple(
-                SegmentNode(
-                    key=n.key,
-                    op=n.op,
-                    inputs=_inputs(n, place, written),
-                    tensor=next((s for s in tensors(n) if s in run.file.tensors), None),
-                    params=n.params,
-                    value=values.get(n.index),
-                )
-                for n in nodes
-            )
-        )
+        part = _part(run, job.end)
+        nodes = _between(run.runner.graphs[part], job.start, job.end)
+        values, given = _values(run, job, part, nodes)
+        place: dict[int | str, int] = {name: i for i, name in enumerate(given)}
+        place |= {n.index: len(given) + i for i, n in enumerate(nodes)}
+        written = {name: len(given) + i for name, i in _written(nodes).items()}
+        leaves = [SegmentNode(name, "INPUT", (), None, b"", given[name]) for name in given]
+        return Segment((*leaves, *(_segment_node(run, n, place, written, values) for n in nodes)))
 
 
-def _values(run: Planned, job: SegmentJob, at: Sequence[int], last: int) -> dict[int, Array]:
-    """What the nodes hold: the source's values where norms get those, but for the last one."""
-    pins = pins_of(run.runner, job.pins, len(run.batch.tokens))
+def _segment_node(
+    run: Planned,
+    node: Node,
+    place: Mapping[int | str, int],
+    written: Mapping[str, int],
+    values: Mapping[int, Array],
+) -> SegmentNode:
+    return SegmentNode(
+        key=node.key,
+        op=node.op,
+        inputs=_inputs(node, place, written),
+        tensor=next(
+            (s for s in node.sources if isinstance(s, str) and s in run.file.tensors), None
+        ),
+        params=node.params,
+        value=values.get(node.index),
+    )
+
+
+def _part(run: Planned, end: str | None) -> int:
+    """Number of the batch in which a stretch ends: where a norm is, or else the last one."""
+    held = (k for k, (g, _) in enumerate(run.parts) if any(n.key == end for n in g.norms))
+    return next(held, len(run.parts) - 1)
+
+
+def _values(
+    run: Planned, job: SegmentJob, part: int, nodes: Sequence[Node]
+) -> tuple[dict[int, Array], dict[str, Array]]:
+    """What nodes hold, and what is given to products from outside, by the leaf's name.
+
+    Norms hold the source's values where they get those, but for the last node.
+    """
+    pins = [pins_of(graph, job.pins, run.n_rows) for graph, _ in run.parts]
+    known = {n.index: n for n in nodes if is_readable(n.dtype)}
     values: dict[int, Array] = {}
+    given: dict[str, Array] = {}
 
-    def keep(index: int, value: Activation) -> None:
-        own = index == last or index not in pins
-        values[index] = value.value.copy() if own else pins[index]
+    def keep(_part: int, index: int, value: Activation) -> None:
+        own = index == nodes[-1].index or index not in pins[part]
+        values[index] = value.value.copy() if own else pins[part][index]
+        leaf = _leaf(run, known[index])
+        if leaf is not None and leaf not in given:
+            given[leaf] = operand(value).product()[1]
 
-    run_pinned(run.runner, run.batch, pins, at, keep)
-    return values
+    watched = [list(known) if k == part else [] for k in range(len(run.parts))]
+    run_pinned(run.runner, run.batches, pins, watched, keep)
+    return values, given
+
+
+def _leaf(run: Planned, node: Node) -> str | None:
+    """What a product with a matrix of the file gets from outside the graph: an encoder's states."""
+    if node.op != "MUL_MAT" or node.sources[0] not in run.file.tensors:
+        return None
+    x = node.sources[1]
+    return x if isinstance(x, str) and x not in run.file.tensors else None
 
 
 def _written(nodes: Sequence[Node]) -> dict[str, int]:
@@ -168,6 +199,7 @@ def _inputs(
 
 def _between(graph: Graph, start: str | None, end: str | None) -> tuple[Node, ...]:
     inputs = {norm.key: norm.input for norm in graph.norms}
-    first = 0 if start is None else inputs[start]
+    # A stretch that begins in the encoder begins with the decoder's first node.
+    first = inputs.get(start or "", 0)
     last = len(graph.nodes) - 1 if end is None else inputs[end]
     return graph.nodes[first : last + 1]

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.hypotheses import Hypotheses
+from ggufnorm.analysis.crosscheck.routing import Ties, ties
 from ggufnorm.core.changes import known_difference
 from ggufnorm.core.frameworks import (
     EngineDifference,
@@ -35,18 +34,13 @@ class Matched:
         operations: of the engine, with the source's that has its result.
         wrong: the first whose result the source has nowhere; None if there is none.
         known: where the engines are known to differ.
-        ties: tokens that got other experts because their scores are tied within rounding, where
-            that is all that is wrong.
+        tied: tokens that got other experts, where that is all that is wrong.
     """
 
     operations: tuple[OperationMatch, ...]
     wrong: WrongOperation | None
     known: tuple[EngineDifference, ...] = ()
-    ties: int = 0
-
-
-_EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
-"""What configurations call the number of experts of a token."""
+    tied: Ties | None = None
 
 
 def match_operations(segment: Segment, source: str) -> Matched:
@@ -59,15 +53,18 @@ def match_operations(segment: Segment, source: str) -> Matched:
     results = Results(segment.source, segment.n_tokens)
     matches, tolerances, known = _matches(segment, results)
     listed = list(_listed(segment, matches, known))
-    ties = _ties(segment, matches)
-    if ties:
-        return Matched(tuple(m for _, m in listed), None, tuple(known.values()), ties)
-    nowhere = next(_suspects(segment, matches, results, tolerances, listed, source), None)
-    misplaced = next(chain(_non_finite(segment), _misplaced(segment, matches)), None)
+    tied = ties(segment, matches)
+    if tied is not None:
+        return Matched(tuple(m for _, m in listed), None, tuple(known.values()), tied)
+    suspects = list(_suspects(segment, matches, results, tolerances, listed, source))
+    bad = next(_non_finite(segment), None)
+    if bad is not None and suspects and suspects[0] < bad[0]:
+        bad = None  # what goes in is wrong already
+    misplaced = bad or next(_misplaced(segment, matches), None)
     if misplaced is not None:
         at, reason = misplaced
-    elif nowhere is not None:
-        at, reason = Hypotheses(segment, matches, results, tolerances[nowhere], source).of(nowhere)
+    elif suspects:
+        at, reason = _reason(segment, matches, results, tolerances, suspects, source)
     else:
         return Matched(tuple(m for _, m in listed), None, tuple(known.values()))
     first = next((i for i, m in listed if m.status == "wrong"), len(segment.engine))
@@ -75,6 +72,28 @@ def match_operations(segment: Segment, source: str) -> Matched:
     operation = segment.engine[at]
     wrong = WrongOperation(operation.name, operation.op, operation.tensor, reason)
     return Matched(tuple(m for _, m in listed), wrong, tuple(known.values()))
+
+
+def _reason(
+    segment: Segment,
+    matches: Sequence[Match | None],
+    results: Results,
+    tolerances: Sequence[float],
+    suspects: Sequence[int],
+    source: str,
+) -> tuple[int, str]:
+    """The wrong operation and why: the first suspect, or a later one that a change mends.
+
+    An engine may compute in a way that has results of its own, as the absorbed matrices of a
+    latent attention: what the source has nowhere is not wrong for that.
+    """
+    tried = [Hypotheses(segment, matches, results, tolerances[i], source) for i in suspects]
+    at, reason, is_explained = tried[0].of(suspects[0])
+    if not is_explained:
+        for hypotheses, i in zip(tried, suspects, strict=True):
+            for told in hypotheses.certain(i):
+                return i, told
+    return at, reason
 
 
 def _suspects(
@@ -95,44 +114,6 @@ def _suspects(
             tried = Hypotheses(segment, matches, results, tolerances[i], source)
             if i == last or not tried.is_right(i):
                 yield i
-
-
-def _ties(segment: Segment, matches: Sequence[Match | None]) -> int:
-    """Tokens with other experts than in the source, where all others end as they should.
-
-    The scores that both choose by are the same but for rounding: where the order of two is
-    another, they are tied.
-    """
-    n_used = int(max((n for k, n in segment.numbers.items() if k in _EXPERTS_USED), default=0))
-    ours = segment.engine[-1].value if segment.engine else None
-    theirs = segment.source[-1].value if segment.goal is None else segment.goal
-    if not n_used or ours is None or theirs is None or ours.size != theirs.size:
-        return 0
-    other = np.zeros(segment.n_tokens, bool)
-    for operation in segment.engine:
-        if operation.op in ("ARGSORT", "TOP_K"):
-            for i in operation.inputs:
-                other |= _other_choice(segment, i, matches[i], n_used)
-    rows, expected = (v.reshape(segment.n_tokens, -1)[~other] for v in (ours, theirs))
-    if not other.any() or other.all() or relative_l2(expected, rows) > segment.tolerance:
-        return 0
-    return int(other.sum())
-
-
-def _other_choice(
-    segment: Segment, index: int, match: Match | None, n_used: int
-) -> NDArray[np.bool_]:
-    """Which tokens choose other experts by the scores of an operation than by the source's."""
-    ours = segment.engine[index].value
-    theirs = None if match is None else segment.source[match.index].value
-    if ours is None or theirs is None or ours.size != theirs.size or match is None:
-        return np.zeros(segment.n_tokens, bool)
-    chosen = (
-        np.sort(np.argsort(-v.reshape(segment.n_tokens, -1), axis=1)[:, :n_used], axis=1)
-        for v in (ours, theirs)
-    )
-    a, b = chosen
-    return np.asarray((a != b).any(axis=1))
 
 
 def _non_finite(segment: Segment) -> Iterator[tuple[int, str]]:

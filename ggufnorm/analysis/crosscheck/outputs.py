@@ -2,72 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens
+from ggufnorm.analysis.crosscheck.llama import Tokens
+from ggufnorm.analysis.crosscheck.output import EMBEDDING, STATES, OutputComparison, skipped
+from ggufnorm.analysis.crosscheck.padding import compare_padding
+from ggufnorm.analysis.crosscheck.pooled import POOLING, RANK, Output, run_output
+from ggufnorm.analysis.crosscheck.scores import compare_answer, compare_score
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import Array, SourceOutput
-from ggufnorm.engines import worker
-from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.session import LlamaContext, LlamaModel
-from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import EngineError
-from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.options import EXACT
 
-EMBEDDING, SCORE, STATES = "pooled embedding", "score", "token embeddings"
-POOLING = ("none", "mean", "cls", "last", "rank")
-"""``enum llama_pooling_type`` in ``llama.h``."""
-_RANK = POOLING.index("rank")
-
-
-@dataclass(frozen=True)
-class OutputJob:
-    """A text to be made one embedding or score of.
-
-    Attributes:
-        run: the model and its tokens.
-        pooling: number in :data:`POOLING`.
-        n_values: of the result; of each token without pooling.
-    """
-
-    run: RunJob
-    pooling: int
-    n_values: int
-
-
-@dataclass(frozen=True)
-class Output:
-    """What came of it; None where llama.cpp gives nothing."""
-
-    value: Array | None
-
-
-@dataclass(frozen=True)
-class OutputComparison:
-    """A file's embedding or score beside the source's.
-
-    Attributes:
-        what: it is.
-        off: relative L2 distance, of a score relative to the terms that it is the sum of; None
-            where it was not compared or is not finite.
-        reason: why it is another, empty where none is known.
-        is_wrong: whether it is another whatever the size, by what the file states.
-        skipped: why it was not compared; None if it was.
-    """
-
-    what: str
-    off: float | None
-    reason: str = ""
-    is_wrong: bool = False
-    skipped: Skipped | None = None
+_BY_ROOT = "mean by the root of the length"
+_READS_DENSE = ("gemma-embedding", "lfm2")
+"""Architectures that llama.cpp reads ``dense_2`` and ``dense_3`` of (``src/models/*.cpp``)."""
+_CLOSER = 0.1
 
 
 def compare_output(
@@ -88,34 +43,12 @@ def compare_output(
     with open_model(local_path(location)) as file:
         stated = file.metadata.integer(f"{file.architecture}.pooling_type")
         if source.classifier is not None:
-            return _compare_score(source, file, tokens, n_threads)
+            return compare_score(source, file, tokens, n_threads)
+        if stated == RANK and source.pooling is None:
+            return compare_answer(source, file, tokens, n_threads)
         if source.pooling is None and not stated:
             return None if predicts else _compare_states(source, file, tokens, n_threads)
         return _compare_pooled(source, file, stated, tokens, n_threads)
-
-
-def _run(
-    file: ModelFile, tokens: Tokens, pooling: int, n_values: int, n_threads: int | None
-) -> Array | None:
-    options = EXACT.engine(len(tokens), n_threads)
-    job = RunJob(os.fspath(file.path), options, None, tokens)
-    return worker.call(observe_output, OutputJob(job, pooling, n_values)).value
-
-
-def observe_output(job: OutputJob, _channel: Channel) -> Output:
-    """The child's part of :func:`compare_output`."""
-    tokens = job.run.tokens
-    assert tokens is not None
-    with (
-        LlamaModel(job.run.model, job.run.options) as model,
-        LlamaContext(model, job.run.options, None, pooling=job.pooling) as context,
-    ):
-        if model.n_result(scores=job.pooling == _RANK) != job.n_values:
-            return Output(None)
-        context.decode(Batch(tokens, 0, len(tokens), tokens[:0], 0, 0, 0))
-        if job.pooling:
-            return Output(context.pooled(job.n_values))
-        return Output(context.embeddings(len(tokens), job.n_values))
 
 
 # -- one embedding --------------------------------------------------------------------------
@@ -123,9 +56,19 @@ def observe_output(job: OutputJob, _channel: Channel) -> Output:
 
 def pool(states: Array, mode: str) -> Array | None:
     """One embedding of the states of all tokens; None in a way that is not known."""
-    ways = {"mean": states.mean(axis=0), "cls": states[0], "last": states[-1],
-            "max": states.max(axis=0)}  # fmt: skip
-    return ways.get(mode)
+    n = len(states)
+    weights = np.arange(1, n + 1, dtype=np.float32)[:, None]
+    ways: dict[str, Callable[[], Array]] = {
+        "mean": lambda: states.mean(axis=0),
+        "cls": lambda: states[0],
+        "last": lambda: states[-1],
+        "max": lambda: states.max(axis=0),
+        "weighted mean": lambda: (states * weights).sum(axis=0) / weights.sum(),
+        _BY_ROOT: lambda: states.sum(axis=0) / np.float32(np.sqrt(n)),
+    }
+    parts = [ways[part]() if part in ways else None for part in mode.split(" + ")]
+    found = [p for p in parts if p is not None]
+    return np.concatenate(found) if found and len(found) == len(parts) else None
 
 
 def _compare_pooled(
@@ -141,22 +84,115 @@ def _compare_pooled(
     if source.pooling is not None and ours == "none":
         reason = f"the source pools by {mode} (1_Pooling/config.json), and the file states no {key}"
         return OutputComparison(EMBEDDING, None, f"{reason}: llama.cpp does not pool", True)
-    theirs = None if source.states is None else pool(source.states, mode)
-    if theirs is None or ours == "rank":
-        return _skipped(EMBEDDING, f"pooling by {mode} is not computed here")
-    if source.modules:
-        return _skipped(EMBEDDING, f"the source runs {', '.join(source.modules)} behind it")
-    value = _run(file, tokens, POOLING.index(ours), len(theirs), n_threads)
-    if value is None:
-        return _skipped(EMBEDDING, "llama.cpp gives none")
-    off = relative_l2(theirs, value)
-    if ours == mode:
-        return OutputComparison(EMBEDDING, off)
-    reason = f"the file pools by {ours} ({key} {stated}), the source by {mode}"
-    mend = (
-        f" (1_Pooling/config.json): it should be {POOLING.index(mode)}" if mode in POOLING else ""
+    if ours == "rank":
+        reason = f"the source pools by {mode} (1_Pooling/config.json), and {key} is 4: a score"
+        return OutputComparison(EMBEDDING, None, reason, True)
+    dense = _dense_of(source, file)
+    if isinstance(dense, OutputComparison):
+        return dense
+    embed, left = dense
+    result = partial(_embedding, mode=mode, behind=embed)
+    theirs = None if source.states is None else result(source.states)
+    if theirs is None or source.states is None:
+        return skipped(EMBEDDING, f"pooling by {mode} is not computed here")
+    n_short = None if source.padded is None else source.padded.n_tokens
+    n_values = source.states.shape[1]
+    output = run_output(file, tokens, POOLING.index(ours), n_values, n_threads, n_short)
+    if output.value is None:
+        return skipped(EMBEDDING, "llama.cpp gives none")
+    found = OutputComparison(
+        EMBEDDING,
+        None,
+        left=left,
+        padding=compare_padding(EMBEDDING, source.padded, output, result),
     )
-    return OutputComparison(EMBEDDING, off, reason + mend, True)
+    if mode == _BY_ROOT and ours == "mean":
+        # The same but for its length, which is told by itself.
+        longer = f"it is √{len(tokens)} times llama.cpp's; normalizing removes that"
+        if not source.normalizes:
+            found = replace(found, left=(*left, Skipped("length of the embedding", longer)))
+        return replace(found, off=relative_l2(_unit(theirs), _unit(output.value)))
+    off = relative_l2(theirs, output.value) if theirs.shape == output.value.shape else None
+    if ours == mode:
+        reason = _masked(file, output, theirs, off)
+        return replace(found, off=off, reason=reason, is_wrong=bool(reason))
+    return replace(found, off=off, reason=_other_pooling(key, stated, ours, mode), is_wrong=True)
+
+
+def _embedding(states: Array, mode: str, behind: Callable[[Array], Array | None]) -> Array | None:
+    pooled = pool(states, mode)
+    return None if pooled is None else behind(pooled)
+
+
+def _other_pooling(key: str, stated: int | None, ours: str, mode: str) -> str:
+    said = (
+        f"the file pools by {ours} ({key} {stated}), the source by {mode} (1_Pooling/config.json)"
+    )
+    if mode in POOLING:
+        return f"{said}: it should be {POOLING.index(mode)}"
+    return f"{said}, which llama.cpp cannot: take the embeddings of tokens (--pooling none)"
+
+
+def _masked(file: ModelFile, output: Output, theirs: Array, off: float | None) -> str:
+    """Why an encoder alone gives something else than it encodes: ``llama_decode`` masks it."""
+    if output.encoded is None or off is None or output.encoded.shape != theirs.shape:
+        return ""
+    if relative_l2(theirs, output.encoded) > _CLOSER * off:
+        return ""
+    key = f"{file.architecture}.attention.causal"
+    return (
+        f"the file has no {key}, and llama-server and llama-embedding, which call llama_decode,"
+        f" hide later tokens from earlier ones; with --override-kv {key}=bool:false they do not"
+    )
+
+
+def _unit(values: Array) -> Array:
+    return values / max(float(np.linalg.norm(values)), 1e-12)
+
+
+# -- what runs behind the pooling -------------------------------------------------------------
+
+
+def _dense_of(
+    source: SourceOutput, file: ModelFile
+) -> OutputComparison | tuple[Callable[[Array], Array | None], tuple[Skipped, ...]]:
+    """What to do with the source's pooled states before they are compared; what is left out."""
+    names = [n for n in ("dense_2.weight", "dense_3.weight") if n in file.tensors]
+    listed = " and ".join(map(str, source.dense))
+    left = tuple(
+        Skipped(module, f"the source runs it behind the pooling, and llama.cpp has no {module}")
+        for module in source.modules
+    )
+    if names and not source.dense:
+        reason = f"the file runs {' and '.join(names)} behind the pooling, and modules.json none"
+        return OutputComparison(EMBEDDING, None, reason, True, left=left)
+    if source.dense and not names and file.architecture in _READS_DENSE:
+        reason = (
+            f"the source runs {listed} behind the pooling (modules.json), and the file has no"
+            " dense_2.weight: convert it with --sentence-transformers-dense-modules"
+        )
+        return OutputComparison(EMBEDDING, None, reason, True, left=left)
+    if source.dense and not names:
+        why = (
+            f"the source runs it behind the pooling, and llama.cpp has no place for it in"
+            f" {file.architecture}: the embedding before it is compared; apply it yourself"
+        )
+        return _as_it_is, (*left, *(Skipped(str(d), why) for d in source.dense))
+    return partial(_applied, source=source), left
+
+
+def _as_it_is(pooled: Array) -> Array | None:
+    return pooled
+
+
+def _applied(pooled: Array, source: SourceOutput) -> Array | None:
+    value: Array | None = pooled
+    for dense in source.dense:
+        value = None if value is None else dense.apply(value)
+    return value
+
+
+# -- states of tokens -------------------------------------------------------------------------
 
 
 def _compare_states(
@@ -165,63 +201,10 @@ def _compare_states(
     """What leaves the last layer, where neither side says how it is pooled."""
     states = source.states
     if states is None:
-        return _skipped(STATES, "Transformers shows none")
-    value = _run(file, tokens, 0, states.shape[1], n_threads)
-    if value is None:
-        return _skipped(STATES, "llama.cpp gives none")
-    return OutputComparison(STATES, relative_l2(states, value))
-
-
-def _skipped(what: str, why: str) -> OutputComparison:
-    return OutputComparison(what, None, skipped=Skipped(what, why))
-
-
-# -- a score ---------------------------------------------------------------------------------
-
-
-def _compare_score(
-    source: SourceOutput, file: ModelFile, tokens: Tokens, n_threads: int | None
-) -> OutputComparison:
-    if source.score is None:
-        return _skipped(SCORE, f"Transformers does not load {source.classifier}")
-    if not any(name in file.tensors for name in ("cls.output.weight", "cls.weight")):
-        return _skipped(
-            SCORE, f"the file has no cls.output.weight, the source is {source.classifier}"
-        )
-    try:
-        value = _run(file, tokens, _RANK, len(source.score), n_threads)
-    except EngineError as error:
-        return _skipped(SCORE, str(error))
-    if value is None:
-        return _skipped(SCORE, "llama.cpp gives none")
-    # A score near zero is the difference of large terms, and rounding is relative to those.
-    n = len(source.score)
-    last = [w for w in source.head.values() if w.ndim == 2 and len(w) == n]
-    terms = [float(np.linalg.norm(w) * np.sqrt(w.shape[1] / n)) for w in last]
-    size = max(float(np.linalg.norm(source.score)), *terms, 0.0)
-    off = float(np.linalg.norm(source.score - value)) / size if size else 0.0
-    lost = _lost(source.head, file)
-    numbers = f"{_shown(source.score)} in the source, {_shown(value)} in llama.cpp"
-    names = f"; {', '.join(lost)} of the source became nothing in the file" if lost else ""
-    return OutputComparison(SCORE, off if np.isfinite(off) else None, numbers + names)
-
-
-def _shown(values: Array) -> str:
-    return ", ".join(f"{v:.4g}" for v in values[:4].tolist())
-
-
-def _lost(head: Mapping[str, Array], file: ModelFile) -> list[str]:
-    """Weights behind the network that are in no tensor of the file's head."""
-    ours = []
-    for name in file.tensors:
-        if name.startswith("cls."):
-            ours.append(np.squeeze(read_tensor(file, name)))
-    return [
-        name
-        for name, values in head.items()
-        if not any(_is_same(np.squeeze(values), other) for other in ours)
-    ]
-
-
-def _is_same(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and relative_l2(a, b) < 0.1
+        return skipped(STATES, "Transformers shows none")
+    output = run_output(file, tokens, 0, states.shape[1], n_threads)
+    if output.value is None:
+        return skipped(STATES, "llama.cpp gives none")
+    off = relative_l2(states, output.value)
+    reason = _masked(file, output, states, off)
+    return OutputComparison(STATES, off, reason, bool(reason))

@@ -17,10 +17,10 @@ from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import Array, by_token
 from ggufnorm.engines import worker
-from ggufnorm.engines.base import Activation, Batch, Runner
+from ggufnorm.engines.base import Activation, Batch, Graph, Runner
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT
+from ggufnorm.runs.options import EXACT, on_servers
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def own_errors(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = EXACT.engine(len(tokens), n_threads)
+    options = on_servers(EXACT).engine(len(tokens), n_threads)
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     run = worker.call(observe_pinned, PinnedJob(job, source_inputs(pairs)))
     return OwnErrors(
@@ -107,37 +107,34 @@ def _logits_off(source: Array | None, engine: Array | None) -> float | None:
 def observe_pinned(job: PinnedJob, _channel: Channel) -> PinnedRun:
     """The child's part of :func:`own_errors`."""
     with planned(job.run) as run:
-        pins = pins_of(run.runner, job.values, len(run.batch.tokens))
-        seen: dict[int, Array] = {}
+        seen: dict[int, dict[int, Array]] = {}
 
-        def keep(index: int, value: Activation) -> None:
-            seen[index] = value.value.copy()
+        def keep(part: int, index: int, value: Activation) -> None:
+            seen.setdefault(part, {})[index] = value.value.copy()
 
-        run_pinned(run.runner, run.batch, pins, list(pins), keep)
-        logits = None
-        if not run.runner.model.is_embedding:
-            logits = run.runner.all_logits(run.batch)[0].copy()
-        n_tokens = len(run.batch.tokens)
+        pins = [pins_of(graph, job.values, run.n_rows) for graph, _ in run.parts]
+        run_pinned(run.runner, run.batches, pins, [list(p) for p in pins], keep)
         inputs = {
-            norm.key: by_token(seen[norm.input], n_tokens, job.values[norm.key].shape[-1])
-            for norm in run.graph.norms
-            if norm.key in job.values and norm.input in seen
+            norm.key: by_token(seen[k][norm.input], run.n_rows, job.values[norm.key].shape[-1])
+            for k, (graph, _) in enumerate(run.parts)
+            for norm in graph.norms
+            if norm.key in job.values and norm.input in seen.get(k, {})
         }
-        return PinnedRun(inputs, logits)
+        return PinnedRun(inputs, run.logits())
 
 
-def pins_of(runner: Runner, values: Mapping[str, Array], n_tokens: int) -> dict[int, Array]:
+def pins_of(graph: Graph, values: Mapping[str, Array], n_tokens: int) -> dict[int, Array]:
     """What to put into which node, laid out as the node is, by the node's index.
 
     Args:
-        runner: planned.
+        graph: of a batch.
         values: ``(tokens, heads, channels)`` by the norm's key.
         n_tokens: of the batch.
     """
     pins: dict[int, Array] = {}
-    for norm in runner.graphs[0].norms:
+    for norm in graph.norms:
         if norm.key in values and norm.input not in pins:
-            shape = (*reversed(runner.graphs[0].nodes[norm.input].shape),)
+            shape = (*reversed(graph.nodes[norm.input].shape),)
             laid_out = _laid_out(values[norm.key], shape, n_tokens)
             if laid_out is not None:
                 pins[norm.input] = laid_out
@@ -159,29 +156,30 @@ def _laid_out(values: Array, shape: tuple[int, ...], n_tokens: int) -> Array | N
 
 def run_pinned(
     runner: Runner,
-    batch: Batch,
-    pins: Mapping[int, Array],
-    at: Sequence[int],
-    on_value: Callable[[int, Activation], None],
+    batches: Sequence[Batch],
+    pins: Sequence[Mapping[int, Array]],
+    at: Sequence[Sequence[int]],
+    on_value: Callable[[int, int, Activation], None],
 ) -> None:
-    """Run a planned model's one batch with some nodes' values replaced.
+    """Run a planned model's batches with some nodes' values replaced.
 
     Args:
         runner: planned.
-        batch: its one batch.
-        pins: by node, laid out as the node is.
-        at: the nodes to look at.
-        on_value: called with each of those and its own value, before it is replaced.
+        batches: as planned.
+        pins: of each batch, by node, laid out as the node is.
+        at: of each batch, the nodes to look at.
+        on_value: called with each of those, the batch's number first, and with its own value,
+            before it is replaced.
     """
-    every = sorted({*pins, *at})
-    watched = set(at)
-
-    def meet(k: int, value: Activation) -> bool:
-        if every[k] in watched:
-            on_value(every[k], value)
-        if every[k] in pins:
-            value.replace(pins[every[k]])
-        return True
-
     runner.begin_chunk()
-    runner.forward(0, batch, every, meet)
+    for part, batch in enumerate(batches):
+        every = sorted({*pins[part], *at[part]})
+
+        def meet(k: int, value: Activation, part: int = part, every: list[int] = every) -> bool:
+            if every[k] in at[part]:
+                on_value(part, every[k], value)
+            if every[k] in pins[part]:
+                value.replace(pins[part][every[k]])
+            return True
+
+        runner.forward(part, batch, every, meet)

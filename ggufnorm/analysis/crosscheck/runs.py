@@ -19,12 +19,12 @@ from ggufnorm.core.observed import ObservedRun, SourceOutput, TypeCost
 from ggufnorm.core.progress import Progress
 from ggufnorm.engines.tokenizer import Tokenizer
 from ggufnorm.engines.tokenizer import needs as tokenizer_needs
-from ggufnorm.errors import EngineMissingError, MemoryLimitError
+from ggufnorm.errors import EngineMissingError, InputError, MemoryLimitError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
 
 if TYPE_CHECKING:
-    from ggufnorm.analysis.crosscheck.outputs import OutputComparison
+    from ggufnorm.analysis.crosscheck.output import OutputComparison
     from ggufnorm.analysis.crosscheck.pinned import OwnErrors
     from ggufnorm.analysis.crosscheck.token_ids import TokenIds
     from ggufnorm.core.operations import Segment
@@ -46,6 +46,7 @@ class Runs:
         tokens: that all get; None before the first run.
         outputs: what each checkpoint gives besides predictions, by location.
         tokenizers: of the checkpoints, by location; None for one without.
+        decoder_starts: the token that a checkpoint's decoder begins with; None without one.
     """
 
     def __init__(
@@ -64,6 +65,9 @@ class Runs:
         self.tokens: Tokens | None = None
         self.outputs: dict[str, SourceOutput] = {}
         self.tokenizers: dict[str, Tokenizer | None] = {}
+        self.decoder_starts: dict[str, int | None] = {}
+        self._architectures: set[str] = set()
+        self._has_decoder = False
         self.tokens_are_random = False
         self._first: tuple[ObservedRun, Front | None] | None = None
 
@@ -91,30 +95,65 @@ class Runs:
         )
         if self.tokens is None:
             self.tokens = tokens
+        with open_model(local_path(location)) as file:
+            self._architectures.add(file.architecture)
+            self._has_decoder |= file.architecture == "t5"
         return run
 
     def _checkpoint(self, location: str) -> HFModel:
-        return open_checkpoint(location, self.n_threads, self.trust_remote_code, self.check_memory)
+        return open_checkpoint(
+            location,
+            self.n_threads,
+            self.trust_remote_code,
+            self.check_memory,
+            encoder_alone=self._architectures == {"t5encoder"},
+        )
+
+    def _require_halves(self, location: str, model: HFModel) -> None:
+        """Refuse models of which one is an encoder alone and another has a decoder besides.
+
+        Raises:
+            InputError: so it is.
+        """
+        if "t5" in self._architectures and not model.is_encoder_decoder:
+            raise InputError(
+                f"{location}: it is an encoder alone, and the GGUF file has a decoder: give the"
+                " checkpoint of both"
+            )
+        if model.is_encoder_decoder and self._architectures - {"t5"}:
+            raise InputError(
+                f"{location}: it is an encoder-decoder; compare files with and without a decoder"
+                " one at a time"
+            )
+        self._has_decoder |= model.is_encoder_decoder
 
     def _transformers(self, location: str) -> ObservedRun:
         model = self._checkpoint(location)
+        self._require_halves(location, model)
         self.tokenizers[location] = tokenizer = model.tokenizer
+        self.decoder_starts[location] = model.decoder_start
         if self.tokens is None:
             ids = None if tokenizer is None else tokenizer.ids(self.text)
             self.tokens = self._ids(ids, lambda: model.n_vocab)
         run = model.run(self.tokens)
         from ggufnorm.engines.hf.outputs import source_output
 
-        self.outputs[location] = source_output(model, self.tokens)
+        self.outputs[location] = source_output(model, self.tokens, run.logits)
         return run
 
     def cost(self, source: str, engine: str) -> Callable[[], TypeCost] | None:
         """How to measure what the types of the engine's file do to the source itself.
 
-        None where that is not possible: only a checkpoint is rounded as a GGUF file is.
+        None where that is not possible, only a checkpoint being rounded as a GGUF file is, and
+        where the file holds nothing but float32.
         """
+        from ggufnorm.analysis.crosscheck.llama import rounding
+
         if (parse(source).engine, parse(engine).engine) != ("transformers", "llama.cpp"):
             return None
+        with open_model(local_path(engine)) as file:
+            if not rounding(file):
+                return None
 
         def measure() -> TypeCost:
             from ggufnorm.analysis.crosscheck.llama import type_rounding
@@ -147,13 +186,19 @@ class Runs:
         """The source's tokenizer beside the engine's; None where no GGUF file is the engine."""
         if parse(engine).engine != "llama.cpp":
             return None
-        from ggufnorm.analysis.crosscheck.token_ids import TOKEN_IDS, TokenIds, compare_token_ids
+        from ggufnorm.analysis.crosscheck.token_ids import (
+            TOKEN_IDS,
+            TokenIds,
+            compare_token_ids,
+            with_decoder_start,
+        )
 
         if source not in self.tokenizers:
             return TokenIds(None, 0, Skipped(TOKEN_IDS, "the source has no tokenizer"))
         self.on_progress(Progress(f"comparing token ids of {engine}"))
         missing = tokenizer_needs(checkpoint_folder(source))
-        return compare_token_ids(self.tokenizers[source], engine, self.text, missing)
+        found = compare_token_ids(self.tokenizers[source], engine, self.text, missing)
+        return with_decoder_start(found, self.decoder_starts[source], engine)
 
     def output(self, source: str, engine: str) -> OutputComparison | None:
         """The engine's embedding or score beside the source's; None where neither is given."""
@@ -207,6 +252,10 @@ class Runs:
     def _onnx(self, location: str) -> ObservedRun:
         from ggufnorm.engines.onnx.session import OnnxSession
 
+        if self._has_decoder:
+            raise InputError(
+                f"{location}: encoder-decoders are compared in Transformers and llama.cpp alone"
+            )
         session = OnnxSession(location, n_threads=self.n_threads)
         if self.tokens is None:
             self.tokens = self._onnx_ids(location, session) if session.takes_tokens else _NO_TOKENS
@@ -233,9 +282,16 @@ def in_order(locations: Iterable[str]) -> list[str]:
 
 
 def open_checkpoint(
-    location: str, n_threads: int | None, trust_remote_code: bool, check_memory: bool
+    location: str,
+    n_threads: int | None,
+    trust_remote_code: bool,
+    check_memory: bool,
+    *,
+    encoder_alone: bool = False,
 ) -> HFModel:
     """The model of ``hf:FOLDER`` or ``hf:org/repo`` in Transformers, in float32.
+
+    ``encoder_alone`` loads of an encoder-decoder the encoder.
 
     Raises:
         MemoryLimitError: it does not fit into the memory that is free.
@@ -246,7 +302,12 @@ def open_checkpoint(
     folder = checkpoint_folder(location)
     if check_memory:
         _require_room(folder)
-    return HFModel(folder, n_threads=n_threads, trust_remote_code=trust_remote_code)
+    return HFModel(
+        folder,
+        n_threads=n_threads,
+        trust_remote_code=trust_remote_code,
+        encoder_alone=encoder_alone,
+    )
 
 
 def _require_room(folder: Path) -> None:

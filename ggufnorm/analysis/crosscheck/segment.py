@@ -16,6 +16,7 @@ from ggufnorm.engines.hf.model import HFModel, Tokens
 from ggufnorm.formats.conversion import tensor_of
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
+from ggufnorm.formats.naming.names import part_of
 
 
 def record_segment(
@@ -44,18 +45,21 @@ def record_segment(
     from ggufnorm.engines.hf.values import watch_values
 
     start, end = _first_of_block(pairs, wrong.after), _pair(pairs, wrong.key)
+    crosses = start is not None and part_of(start.engine.role) != _part_at(pairs, end)
+    if crosses:
+        start = None  # the decoder begins with its own tokens
     first, last = (None if p is None else p.engine.name for p in (start, end))
     engine = watch_nodes(
         location, tokens, first, last, pins=source_inputs(pairs), n_threads=n_threads
     )
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
-    source = watch_values(model, tokens, begin, stop)
+    source = watch_values(model, tokens, begin, stop, "decoder" if crosses else None)
     return Segment(
         engine=engine,
         source=source,
         goal=None if end is None else end.source.x,
-        n_tokens=len(tokens),
+        n_tokens=model.n_rows(tokens),
         tolerance=tolerance,
         weights=_weights(location, engine),
         numbers=model.numbers(),
@@ -72,7 +76,12 @@ def _first_of_block(pairs: Sequence[Pair], key: str | None) -> Pair | None:
     last = _pair(pairs, key)
     if last is None or last.engine.layer is None:
         return last
-    return next(p for p in pairs if p.engine.layer == last.engine.layer)
+    return next(p for p in pairs if _block(p) == _block(last))
+
+
+def _block(pair: Pair) -> tuple[str | None, int | None]:
+    """An encoder's blocks are numbered like its decoder's."""
+    return part_of(pair.engine.role), pair.engine.layer
 
 
 def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
@@ -80,7 +89,12 @@ def _behind_block(pairs: Sequence[Pair], end: Pair | None) -> Pair | None:
     if end is None:
         return None
     later = pairs[[p.key for p in pairs].index(end.key) + 1 :]
-    return next((p for p in later if p.engine.layer != end.engine.layer), None)
+    return next((p for p in later if _block(p) != _block(end)), None)
+
+
+def _part_at(pairs: Sequence[Pair], end: Pair | None) -> str | None:
+    """Whether a stretch ends in the encoder or the decoder; None where there are no parts."""
+    return part_of((end or pairs[-1]).engine.role)
 
 
 def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:

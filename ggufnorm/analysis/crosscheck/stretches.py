@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ggufnorm.analysis.crosscheck.operations import Matched, match_operations
+from ggufnorm.analysis.crosscheck.routing import Ties
 from ggufnorm.core.frameworks import (
     EngineDifference,
     FirstWrong,
@@ -25,9 +26,6 @@ Record = Callable[[FirstWrong, Sequence[SiteComparison]], Segment]
 """Records what leads to something wrong; raises :class:`NotFollowedError` where it cannot."""
 First = Callable[[Sequence[SiteComparison]], FirstWrong | None]
 """The first wrong site, or the predictions."""
-
-
-_TIES = "experts: {} times a token got others, whose scores are tied with the source's choice"
 
 
 class NotFollowedError(Exception):
@@ -74,7 +72,7 @@ def follow_stretches(
         source: what the source is called.
     """
     known: list[EngineDifference] = []
-    ties = 0
+    tied: Ties | None = None
     operations: tuple[OperationMatch, ...] = ()
     while wrong is not None and is_followed(wrong):
         try:
@@ -83,8 +81,8 @@ def follow_stretches(
             why = (Skipped("operations", str(error)),)
             return Followed(sites, wrong, None, (), tuple(known), why)
         operations = found.operations
-        if found.wrong is None and found.ties:
-            key, ties = wrong.key, ties + found.ties
+        if found.wrong is None and found.tied is not None:
+            key, tied = wrong.key, found.tied.with_more(tied)
             sites = _settled([replace(s, status="precision") if s.key == key else s for s in sites])
         elif found.wrong is not None or not found.known:
             known += [] if known else found.known
@@ -96,7 +94,7 @@ def follow_stretches(
         if following is not None and following.key == wrong.key:
             break
         wrong = following
-    skipped = (Skipped(*_TIES.format(ties).split(": ", 1)),) if ties else ()
+    skipped = () if tied is None else (Skipped("experts", str(tied)),)
     operations = () if wrong is None and not known else operations
     return Followed(sites, wrong, None, operations, tuple(known), skipped)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufnorm.core.frameworks import TokenizerFinding
 from ggufnorm.core.model import Skipped
@@ -55,15 +55,18 @@ _FLAGS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix",
 _IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id",
         "sep": "seperator_token_id"}  # fmt: skip
 """Transformers' names of special tokens, and the file's (``LLM_KV_NAMES`` in llama-arch.cpp)."""
-_PRE_TOKENIZERS = (
-    "default", "gpt-2", "llama-bpe", "qwen2", "qwen35", "deepseek-llm", "deepseek-coder",
-    "deepseek-v3", "deepseek-r1-qwen", "falcon", "mpt", "starcoder", "refact", "command-r",
-    "stablelm2", "olmo", "dbrx", "smaug-bpe", "poro-chat", "glm4", "chatglm-bpe", "viking",
-    "jais", "tekken", "smollm", "codeshell", "bloom", "gpt3-finnish", "exaone", "exaone4",
-    "chameleon", "minerva-7b", "megrez", "gpt-4o", "superbpe", "trillion", "bailingmoe",
-    "llama4", "pixtral", "seed-coder", "hunyuan", "hunyuan-dense", "kimi-k2", "grok-2", "afmoe",
-    "minimax-m2", "granite-docling", "jina-v2-en", "jina-v2-code", "roberta-bpe", "phi-2",
-)  # fmt: skip
+_NAMES = """
+default gpt-2 llama-bpe dbrx glm4 chatglm-bpe jais-2 minicpm5 qwen2 qwen35 stablelm2 seed-coder
+bailingmoe exaone-moe laguna ufakzeka grok-2 deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu
+falcon starcoder refact command-r smollm codeshell exaone minerva-7b mellum2 chameleon viking mpt
+olmo jais trillion granite-docling exaone4 roberta-bpe jina-v2-en jina-v2-code
+pixtral phi-2 modern-bert bloom poro-chat gpt3-finnish tekken gpt-4o llama4 minimax-m2
+granite-embed-multi-97m tiny_aya kimi-k2 superbpe
+hunyuan hunyuan-dense joyai-llm hy_v4 afmoe gemma4 sarvam-moe whitespace smaug-bpe megrez
+solar-open deepseek-r1-qwen
+"""
+
+_PRE_TOKENIZERS = tuple(_NAMES.split())
 """Values of ``tokenizer.ggml.pre`` (``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``);
 one that an installed llama.cpp does not know is passed over."""
 
@@ -121,6 +124,27 @@ def compare_token_ids(
     )
     finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left)
     return TokenIds(finding, len(texts), None)
+
+
+def with_decoder_start(ids: TokenIds, start: int | None, location: str) -> TokenIds:
+    """The same, and the token that an encoder-decoder's decoder begins with.
+
+    Args:
+        ids: what was found of the tokenizers.
+        start: of the source; None where there is no decoder, or it does not say.
+        location: of the GGUF file.
+    """
+    with open_model(local_path(location)) as file:
+        key = f"{file.architecture}.decoder_start_token_id"
+        ours = file.metadata.integer(key)
+    if start is None or ours == start or ids.finding is not None:
+        return ids
+    state = f"is {ours}" if ours is not None else "is missing"
+    message = f"{key} {state}, and the source's decoder starts with {start}"
+    told = f"{message}; with {(setting := f'{key}=int:{start}')} the file does too"
+    engine = () if ours is None else (ours,)
+    finding = TokenizerFinding(0, (start,), engine, told, "the decoder's start", keys=(setting,))
+    return replace(ids, finding=finding)
 
 
 def _not_compared(why: str) -> TokenIds:

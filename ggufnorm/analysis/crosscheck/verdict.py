@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.examined import Examined
-from ggufnorm.analysis.crosscheck.outputs import EMBEDDING, SCORE, STATES, OutputComparison
+from ggufnorm.analysis.crosscheck.output import EMBEDDING, SCORE, STATES, OutputComparison
 from ggufnorm.core.frameworks import (
     Cause,
     EngineDifference,
@@ -15,6 +15,7 @@ from ggufnorm.core.frameworks import (
     WrongOperation,
 )
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
+from ggufnorm.formats.naming.names import part_of
 
 LOGITS = "logits"
 """In the place of a site's key, where the norms are right and the predictions are not."""
@@ -134,7 +135,11 @@ def _of_network(
 ) -> str:
     n = f"{len(sites)} norms" if len(sites) > 1 else "1 norm"
     if wrong is not None:
-        where = f" (layer {wrong.layer})" if wrong.layer is not None else ""
+        part = next((part_of(s.role) for s in sites if s.key == wrong.key), None)
+        place = " ".join(
+            filter(None, (part, "" if wrong.layer is None else f"layer {wrong.layer}"))
+        )
+        where = f" ({place})" if place else ""
         others = sum(s.status == "mistake" for s in sites) - (wrong.where == "norm")
         more = f" {others} more of {n} are wrong by themselves." if others else ""
         return f"First wrong at {wrong.key}{where}: {wrong.reason}.{more}"

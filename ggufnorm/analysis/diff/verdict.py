@@ -75,7 +75,7 @@ def judge(findings: Findings) -> Judgement:
             *_about_outliers(f.tensors),
         ]
     if f.coarser:
-        sentences.insert(0, str(f.coarser))
+        sentences.insert(0, f.coarser.asked("diff"))
     sentences += _about_metadata(f.metadata)
     if not complete:
         n = len(f.unmatched) + len(f.skipped)

@@ -10,7 +10,8 @@ from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.engines.base import NormPlan, StatedNorm
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.lockstep import Match
-from ggufnorm.runs.probes.drift import FREE, REFERENCE, DriftSums, HookSum, NormSum
+from ggufnorm.runs.probes.drift import FREE, REFERENCE, DriftSums
+from ggufnorm.runs.probes.hook_sums import HookSum, NormSum
 from ggufnorm.runs.recompute import WeightCache
 
 

@@ -103,9 +103,18 @@ def other_keys(
 
 def key_text(d: MetadataDifference) -> str:
     """A key and its two values."""
-    a, b = (("missing" if v is None else str(v)) for v in (d.a, d.b))
+    a, b = (_value(v) for v in (d.a, d.b))
     at = "" if d.index is None else f" at {d.index}"
     return f"{d.key}{at} is {a} in the reference and {b} in the model under test"
+
+
+_SHOWN = 40
+"""Characters of a value that a sentence shows: a chat template has thousands."""
+
+
+def _value(value: object) -> str:
+    text = "missing" if value is None else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"
 
 
 def _lacking(files: Files, layer: int | None) -> list[str]:

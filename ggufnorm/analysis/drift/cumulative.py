@@ -1,4 +1,4 @@
-"""What cumulative drift alone shows, where a trace stands for a model."""
+"""What cumulative drift alone shows: a trace stands for a model, or no replica was pinned."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from ggufnorm.analysis.drift.norms import other_epsilon
 from ggufnorm.analysis.drift.wording import NO_DRIFT, enters_at, non_finite, nothing_drifts
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.node_names import node_words
 from ggufnorm.core.tolerances import FLOAT32_ROUNDING
 
-_CUMULATIVE_ONLY = (
-    "Judged by cumulative drift alone: which operation adds how much, only a drift run tells."
-)
+_CUMULATIVE_ONLY = "Judged by cumulative drift alone: which operation adds how much, only"
 
 
 def judge_cumulative(
@@ -20,6 +19,7 @@ def judge_cumulative(
     operations: Sequence[OperationDrift],
     logits: LogitStatistics | None,
     rounding: float = FLOAT32_ROUNDING,
+    teller: str = "a drift run",
 ) -> tuple[Culprit | None, str]:
     """Say what can be said without local errors.
 
@@ -28,6 +28,7 @@ def judge_cumulative(
         operations: in graph order.
         logits: None for a model without predictions, or where they were not kept.
         rounding: relative L2 up to which drift says nothing.
+        teller: what would say more.
 
     Returns:
         The culprit: the first NaN or infinity, or else a norm that drifts although nothing
@@ -37,7 +38,7 @@ def judge_cumulative(
         return None, NO_DRIFT
     culprit = non_finite(operations) or _drift_from_nothing(norms, rounding)
     start = _passing(operations, rounding) if culprit is None else enters_at(culprit)
-    return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY}"
+    return culprit, f"{start} {_about_epsilons(norms)}{_CUMULATIVE_ONLY} {teller} tells."
 
 
 def _drift_from_nothing(norms: Sequence[NormDrift], rounding: float) -> Culprit | None:
@@ -59,7 +60,8 @@ def _passing(operations: Sequence[OperationDrift], rounding: float) -> str:
         return "Drift is nowhere more than rounding."
     worst = max(seen, key=lambda o: o.cumulative.rel_l2 or 0.0)
     first, most = (
-        f"{o.tensor or o.node} ({o.cumulative.rel_l2:.3g} relative L2)" for o in (seen[0], worst)
+        f"{o.tensor or node_words(o.node)} ({o.cumulative.rel_l2:.3g} relative L2)"
+        for o in (seen[0], worst)
     )
     largest = "where it is also largest" if worst is seen[0] else f"and is largest at {most}"
     return f"Drift is first seen at {first}, {largest}."

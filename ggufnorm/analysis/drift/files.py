@@ -25,7 +25,7 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import parse_norm_name
 from ggufnorm.formats.read_keys import reads
 
-_BYTES = 1 << 26
+_BYTES = 1 << 22
 """Bytes of a tensor compared at a time."""
 _ELEMENTS = 1 << 20
 """Elements dequantized at a time."""
@@ -63,6 +63,8 @@ class Files:
 
     Attributes:
         keys: that differ, and that llama.cpp reads for this architecture.
+        tokenizer: keys of the tokenizer and the chat template that differ: a run of the same
+            token ids shows nothing of them.
         same: tensors with the same bytes in both files.
         changed: tensors of one type with other bytes, but norms, in the order asked for.
         n_matrices: that both files hold in one type, with the same bytes or not.
@@ -72,6 +74,7 @@ class Files:
     """
 
     keys: tuple[MetadataDifference, ...] = ()
+    tokenizer: tuple[MetadataDifference, ...] = ()
     same: frozenset[str] = frozenset()
     changed: tuple[Changed, ...] = ()
     n_matrices: int = 0
@@ -101,7 +104,8 @@ def read_files(reference: ModelFile, quant: ModelFile, names: Iterable[str]) -> 
         elif parse_norm_name(name) is None and (c := _changed(reference, quant, name)):
             changed.append(c)
     return Files(
-        keys=_keys(reference, quant),
+        keys=forward_keys(reference, quant),
+        tokenizer=tokenizer_keys(reference, quant),
         same=frozenset(same),
         changed=tuple(changed),
         n_matrices=n_matrices,
@@ -115,7 +119,17 @@ def _n_dims(tensor: Tensor) -> int:
     return sum(n > 1 for n in tensor.shape)
 
 
-def _keys(reference: ModelFile, quant: ModelFile) -> tuple[MetadataDifference, ...]:
+def tokenizer_keys(reference: ModelFile, quant: ModelFile) -> tuple[MetadataDifference, ...]:
+    """Keys of the tokenizer and the chat template that differ."""
+    return tuple(
+        d
+        for d in metadata_differences(reference, quant)
+        if d.affects == "tokens" or d.key.startswith("tokenizer.chat_template")
+    )
+
+
+def forward_keys(reference: ModelFile, quant: ModelFile) -> tuple[MetadataDifference, ...]:
+    """Keys that differ, that llama.cpp reads for the architecture, and that act on results."""
     architecture = quant.architecture
     is_encoder = architecture == "clip"  # read by tools/mtmd/clip.cpp, not by src/models
     found = [

@@ -19,7 +19,7 @@ from ggufnorm.core.drift import (
 )
 from ggufnorm.core.floats import F16_MAX
 from ggufnorm.core.logits import LogitSum
-from ggufnorm.runs.probes.drift import HookSum
+from ggufnorm.runs.probes.hook_sums import HookSum
 
 JUMP_Z = 6.0
 """Robust z-score from which a local error is called a jump."""

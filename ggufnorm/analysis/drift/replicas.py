@@ -14,12 +14,15 @@ from ggufnorm.engines.llama.library import choose_build
 from ggufnorm.engines.llama.remote import RemoteRunner
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.corpus import Corpus
+from ggufnorm.runs.placement import held_as
 
 Pair = tuple[EngineOptions, EngineOptions]
 Files = tuple[ModelFile, ModelFile]
+Loaded = LlamaRunner | RemoteRunner
+"""A model in this process, or in another build's."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +30,30 @@ class Replicas:
     """What is run side by side.
 
     Attributes:
-        runners: the reference, the model under test, the same to be pinned, and the reference
-            once more if a floor is wanted.
+        runners: the reference, the model under test, the same to be pinned if that is wanted,
+            and the reference once more if a floor is.
         tokens: of the text.
     """
 
-    runners: Sequence[Runner]
+    runners: Sequence[Loaded]
     tokens: Tokens
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which replicas are wanted beside the two sides.
+
+    Attributes:
+        pinned: the model under test, to be pinned.
+        floor: the reference once more.
+    """
+
+    pinned: bool
+    floor: bool
+
+
 def load_together(
-    stack: ExitStack, files: Files, options: Pair, corpus: Corpus, floor: bool, say: OnProgress
+    stack: ExitStack, files: Files, options: Pair, corpus: Corpus, wanted: Wanted, say: OnProgress
 ) -> Replicas:
     """Both in this process's llama.cpp.
 
@@ -46,7 +62,7 @@ def load_together(
         files: the reference and the model under test.
         options: how each is run.
         corpus: the text.
-        floor: whether to run the reference twice.
+        wanted: which replicas.
         say: gets progress.
     """
     choose_build(options[0].llama_cpp)
@@ -58,20 +74,20 @@ def load_together(
         say(Progress("loading the model under test"))
         quant = stack.enter_context(LlamaModel(files[1].path, options[1]))
     models = (reference, quant)
-    runners = [
+    runners: list[Loaded] = [
         stack.enter_context(LlamaRunner(models[side], options[side], files[side]))
-        for side in (0, 1, 1, *([0] if floor else []))
+        for side in (0, 1, *([1] if wanted.pinned else []), *([0] if wanted.floor else []))
     ]
     return Replicas(runners, corpus.encode(reference, quant))
 
 
 def _held_alike(a: EngineOptions, b: EngineOptions) -> bool:
     """Whether both sides can share one copy of the weights."""
-    return (a.use_extra_bufts, a.n_gpu_layers) == (b.use_extra_bufts, b.n_gpu_layers)
+    return held_as(a) == held_as(b)
 
 
 def load_apart(
-    stack: ExitStack, files: Files, options: Pair, corpus: Corpus, floor: bool, say: OnProgress
+    stack: ExitStack, files: Files, options: Pair, corpus: Corpus, wanted: Wanted, say: OnProgress
 ) -> Replicas:
     """The reference in this process, the model under test in another build in others.
 
@@ -79,18 +95,27 @@ def load_apart(
 
     Raises:
         InputError: the builds cut the text into different tokens.
+        ConfigError: the other build is to run on servers that take one client.
     """
+    if options[1].rpc:
+        raise ConfigError(
+            "--rpc does not go with another build beside the reference's: it runs in two processes,"
+            " and a server takes one client (--ref-rpc puts the reference on servers)"
+        )
     choose_build(options[0].llama_cpp)
     say(Progress("loading the reference"))
     reference = stack.enter_context(LlamaModel(files[0].path, options[0]))
     say(Progress("loading the model under test in the other build"))
-    remote = [stack.enter_context(RemoteRunner(options[1], files[1])) for _ in range(2)]
+    remote = [
+        stack.enter_context(RemoteRunner(options[1], files[1]))
+        for _ in range(2 if wanted.pinned else 1)
+    ]
     tokens = corpus.encode(reference)
     if corpus.text is not None and not np.array_equal(tokens, remote[0].tokenize(corpus.text)):
         raise InputError("the two builds of llama.cpp cut the text into different tokens")
     own = [
         stack.enter_context(LlamaRunner(reference, options[0], files[0]))
-        for _ in range(2 if floor else 1)
+        for _ in range(2 if wanted.floor else 1)
     ]
     return Replicas([own[0], *remote, *own[1:]], tokens)
 

@@ -47,8 +47,10 @@ from ggufnorm.analysis.drift.wording import (
     non_finite,
     nothing_drifts,
 )
+from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, NormDrift, OperationDrift
 from ggufnorm.core.logits import LogitStatistics
+from ggufnorm.core.matrices import ABLITERATION, is_abliteration
 from ggufnorm.formats.naming import layer_of
 
 
@@ -96,9 +98,7 @@ def judge(
         The culprit, or None; and the verdict.
     """
     if nothing_drifts(operations, logits):
-        return None, " ".join(
-            [NO_DRIFT, *_about_order(evidence.files), *_about_files(evidence.files, None)]
-        )
+        return None, " ".join([NO_DRIFT, *_about_order(evidence.files), *_about(evidence, None)])
     files = evidence.files
     noise = typical_local_error(operations)
     faults = norm_faults(norms, noise)
@@ -122,7 +122,7 @@ def judge(
     sentences = [
         *_about_order(files),
         start,
-        *_about_files(files, culprit),
+        *_about(evidence, culprit),
         *_about_grid(samples),
         about_norms(len(faults), norms),
     ]
@@ -170,7 +170,9 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
     which = f" (all {next(iter(kinds))})" if len(kinds) == 1 else ""
     layer = layer_of(changes[0].tensor)
     start = "" if layer is None else f", from layer {layer} on"
-    if how and how.startswith("by a rank"):
+    if how and is_abliteration(1 if how.startswith("by a rank-1 ") else 0, kinds):
+        guess = f"{how}: {ABLITERATION}, or an adapter of rank 1 that was not merged"
+    elif how and how.startswith("by a rank"):
         guess = f"{how}: an adapter that was not merged"
     elif how:
         guess = how
@@ -185,17 +187,22 @@ def _many(changes: Sequence[Changed], files: Files, how: str | None) -> str:
 
 
 def _about_order(files: Files) -> list[str]:
-    return [str(files.coarser)] if files.coarser else []
+    return [files.coarser.asked("drift")] if files.coarser else []
 
 
-def _about_files(files: Files, culprit: Culprit | None) -> list[str]:
+def _about(evidence: Evidence, culprit: Culprit | None) -> list[str]:
     """What the files show beside the culprit."""
-    found = []
+    files, found = evidence.files, []
     untold = [d for d in files.keys if culprit is None or d.key not in culprit.reason]
     if untold:
-        texts = "; ".join(map(key_text, untold[:3]))
-        more = f"; and {len(untold) - 3} more" if len(untold) > 3 else ""
-        found.append(f"Keys that llama.cpp reads differ: {texts}{more}.")
+        n_ctx = evidence.sides.quant.n_ctx  # 0 of an encoder
+        rest = f"; what they do in texts of more than {n_ctx:,} tokens was not run" if n_ctx else ""
+        found.append(f"Keys that llama.cpp reads differ: {_texts(untold)}{rest}.")
+    if files.tokenizer:
+        found.append(
+            "The tokenizers differ, which a run of the same token ids does not show:"
+            f" {_texts(files.tokenizer)}."
+        )
     again = [c for c in files.changed if not c.is_edited]
     if again:
         found.append(
@@ -209,6 +216,11 @@ def _about_files(files: Files, culprit: Culprit | None) -> list[str]:
             f"{len(edits)} tensors of the same type have other values, the first {edits[0].tensor}."
         )
     return found
+
+
+def _texts(keys: Sequence[MetadataDifference]) -> str:
+    more = f"; and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return "; ".join(map(key_text, keys[:3])) + more
 
 
 def _about_grid(samples: damage.Samples) -> list[str]:

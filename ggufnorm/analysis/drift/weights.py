@@ -19,12 +19,12 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from ggufnorm.core.metrics import difference
+from ggufnorm.core.metrics import Difference, DifferenceSum, difference
 from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tolerances import WEIGHT_RATIO
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
-from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows, read_tensor
+from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
@@ -84,12 +84,28 @@ def weight_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightErr
     """Measure one tensor; None where the files have it in different shapes or types unread."""
     if not _comparable(reference, quant, name):
         return None
+    rows, width = n_rows(reference, name), reference.tensors[name].shape[0]
+    sample = np.arange(0, rows, max(1, rows * width // _SAMPLE))
+    step = max(1, _SAMPLE // width)
+    total, shares = DifferenceSum(), []
     try:
-        values, observed = (_rows(read_tensor(file, name)) for file in (reference, quant))
-        sample = np.arange(0, len(values), max(1, values.size // _SAMPLE))
-        return _judged(values, observed, sample, _types(reference, quant, name))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            values, observed = (read_rows(f, name, start, stop) for f in (reference, quant))
+            total.add(values, observed, start, stop - start)
+            shares.append(_worst_shares(values, observed))
+        chosen = np.union1d(sample, _worst_rows(np.concatenate(shares)))
+        values, observed = (_chosen_rows(file, name, chosen) for file in (reference, quant))
+        is_sampled = np.isin(chosen, sample)
+        return _judged(total.result(), values, observed, is_sampled, _types(reference, quant, name))
     except (InputError, NotImplementedError):  # a type that ggml alone reads, and not here
         return None
+
+
+def _chosen_rows(file: ModelFile, name: str, chosen: NDArray[np.intp]) -> Array:
+    """Rows of a tensor by their numbers, ascending."""
+    runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1)
+    return np.concatenate([read_rows(file, name, int(r[0]), int(r[-1]) + 1) for r in runs])
 
 
 def sampled_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightError | None:
@@ -105,7 +121,8 @@ def sampled_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightEr
             )
             for file in (reference, quant)
         )
-        return _judged(values, observed, np.arange(len(values)), _types(reference, quant, name))
+        found, all_of_them = difference(values, observed), np.ones(len(values), np.bool_)
+        return _judged(found, values, observed, all_of_them, _types(reference, quant, name))
     except (InputError, NotImplementedError):
         return None
 
@@ -142,15 +159,26 @@ def _types(reference: ModelFile, quant: ModelFile, name: str) -> tuple[int, int]
 
 
 def _judged(
-    values: Array, observed: Array, sample: NDArray[np.intp], types: tuple[int, int]
+    found: Difference,
+    values: Array,
+    observed: Array,
+    is_sampled: NDArray[np.bool_],
+    types: tuple[int, int],
 ) -> WeightError:
-    found = difference(values, observed)
+    """Judge a tensor.
+
+    Args:
+        found: of the whole tensor.
+        values: rows of the reference, sampled or among the worst.
+        observed: the same of the model under test.
+        is_sampled: which of these rows are sampled.
+        types: of both tensors.
+    """
     if found.non_finite_rows:
         return WeightError(None, 0.0, 0.0)
-    chosen = np.union1d(sample, _worst_rows(values, observed))
-    again = _requantized(values[chosen], types[1])
-    some = values[sample]
-    fresh = difference(some, again[np.searchsorted(chosen, sample)]).rel_l2 or 0.0
+    again = _requantized(values, types[1])
+    some = values[is_sampled]
+    fresh = difference(some, again[is_sampled]).rel_l2 or 0.0
     # What a grid hides: the reference's own loss, and the type's on values that it made.
     own, cost = (type_cost(some, ggml_type) for ggml_type in types)
     on_grid = fresh < _ON_GRID * cost
@@ -162,10 +190,10 @@ def _judged(
         # A grid hides a part of what another type costs, too.
         on_grid, floor = True, floor + known[1] ** 2 + max(0.0, cost**2 - fresh**2)
         expected = float(np.sqrt(fresh**2 + floor))
-    worst = _worst_block(values[chosen], observed[chosen], again, floor)
+    worst = _worst_block(values, observed, again, floor)
     before = None
     if (found.rel_l2 or 0.0) > WEIGHT_RATIO * expected:
-        before = quantized_before(observed[sample], types[1])
+        before = quantized_before(observed[is_sampled], types[1])
     return WeightError(found.rel_l2, expected, worst, on_grid and plain, before)
 
 
@@ -190,10 +218,6 @@ def grid_of(values: Array) -> tuple[GGMLQuantizationType, float] | None:
     return None
 
 
-def _rows(values: Array) -> Array:
-    return values.reshape(-1, values.shape[-1])
-
-
 def _requantized(rows: Array, ggml_type: int) -> Array:
     return dequantize_rows(quantize_rows(rows, ggml_type), ggml_type)
 
@@ -206,9 +230,16 @@ def _energies(rows: Array) -> Array:
     return energies
 
 
-def _worst_rows(values: Array, observed: Array) -> NDArray[np.intp]:
-    share = _energies(observed - values) / np.maximum(_energies(values), np.float32(1e-30))
-    return np.argsort(-share.max(axis=1), kind="stable")[:_WORST_ROWS]
+def _worst_shares(values: Array, observed: Array) -> Array:
+    """Of each row's blocks, the largest error beside its energy."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        share = _energies(observed - values) / np.maximum(_energies(values), np.float32(1e-30))
+    worst: Array = share.max(axis=1)
+    return worst
+
+
+def _worst_rows(shares: Array) -> NDArray[np.intp]:
+    return np.argsort(-shares, kind="stable")[:_WORST_ROWS]
 
 
 def _worst_block(values: Array, observed: Array, again: Array, hidden: float) -> float:

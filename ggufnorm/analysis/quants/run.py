@@ -15,6 +15,7 @@ from ggufnorm.analysis.quants.task import Measured, QuantsJob, run_quants
 from ggufnorm.analysis.quants.text import TextJob, cut_text
 from ggufnorm.analysis.quants.verdict import verdict
 from ggufnorm.core.drift import ModelFacts, RunFacts
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.model import Skipped, TypesInside
 from ggufnorm.core.progress import OnProgress, Progress, no_progress, size
 from ggufnorm.core.quants import Candidate, QuantFile, QuantsReport, rank
@@ -33,12 +34,12 @@ from ggufnorm.runs.checks import (
     free_memory,
     memory_needed,
     require_extent,
-    require_memory,
     vocabulary_size,
 )
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, settle
 from ggufnorm.samples import text_to_run
 
 _LOGITS_SHARE = 0.25
@@ -58,7 +59,7 @@ def quants(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
@@ -81,7 +82,7 @@ def quants(
         n_ctx: tokens of a chunk, of which the second half is scored; most tokens of a chat.
         chunks: run at most so many chunks or chats; None for all.
         n_threads: CPU threads; None for all.
-        n_gpu_layers: layers to put on a GPU that llama.cpp was built for.
+        n_gpu_layers: layers to put on devices: a number, ``auto`` or ``all``.
         options: how all files are run.
         resume: a file in which progress is kept; if it holds some, the run goes on there.
         save_every: seconds between two saves of that file.
@@ -118,15 +119,18 @@ def quants(
         known = [(model_facts(m), types_inside(m)) for m in all_models]
         notes = [*_finer_than(reference, models), *cut.notes]
         notes += _other_templates(all_models) if chat is not None else []
-        together, block = _plan(all_models, cut.passages, check_memory, on_progress)
+        asked = replace(options, llama_cpp=build).engine(
+            max(MIN_CTX, cut.passages.longest), n_threads, n_gpu_layers
+        )
+        largest = max(all_models, key=lambda m: m.size)
+        (engine,) = settle((Side(largest, asked, 1),), check_memory=check_memory)
+        together, block = _plan(all_models, cut.passages, on_progress)
     measured = execute(
         run_quants,
         QuantsJob(
             models=tuple(facts for facts, _ in known),
             passages=cut.passages,
-            options=replace(options, llama_cpp=build).engine(
-                max(MIN_CTX, cut.passages.longest), n_threads, n_gpu_layers
-            ),
+            options=engine,
             together=together,
             block=block,
             policy=policy,
@@ -204,13 +208,9 @@ def _finer_than(reference: ModelFile, models: Sequence[ModelFile]) -> Iterator[S
 
 
 def _plan(
-    models: Sequence[ModelFile], passages: Passages, check: bool, on_progress: OnProgress
+    models: Sequence[ModelFile], passages: Passages, on_progress: OnProgress
 ) -> tuple[bool, int]:
-    """Whether all models fit together, and else how many passages' logits are kept at once.
-
-    Raises:
-        MemoryLimitError: a single model does not fit.
-    """
+    """Whether all models fit together, and else how many passages' logits are kept at once."""
     n_ctx = passages.longest
     together = sum(memory_needed([m], n_ctx, 1) for m in models)
     free = free_memory()
@@ -219,8 +219,6 @@ def _plan(
     if together <= free:
         how, block, need = "all loaded at once", 1, together
     else:
-        if check:
-            require_memory([largest], n_ctx, 1)
         block = max(1, int(min(_MOST_LOGITS, _LOGITS_SHARE * free) // logits))
         need = memory_needed([largest], n_ctx, 1) + min(block, len(passages)) * logits
         how = "one after the other"

@@ -24,14 +24,15 @@ from ggufnorm.core.logits import LogitStatistics, LogitSum
 from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress, duration
 from ggufnorm.core.quants import Contrast, Speed, contrast
-from ggufnorm.engines.base import Batch
+from ggufnorm.engines.base import Batch, EngineInfo
 from ggufnorm.engines.llama.binding import build
 from ggufnorm.engines.llama.library import choose_build
-from ggufnorm.engines.llama.runner import side_facts
+from ggufnorm.engines.llama.runner import engine_of, side_facts
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.worker import Channel, peak_memory
 from ggufnorm.errors import InputError
-from ggufnorm.runs.loop import PLACES, Loop, Policy, digest
+from ggufnorm.runs.identity import identify
+from ggufnorm.runs.loop import Loop, Policy
 
 _ONE_BY_ONE = 16
 """Tokens that are decoded singly to measure the speed of generation."""
@@ -153,8 +154,10 @@ class _Run:
 
     def execute(self) -> Measured:
         """Run block by block, and sum up."""
-        plain = to_plain(self.job, leave_out=("policy", "together", "block", *PLACES))
-        job = digest(**plain)
+        plain = to_plain(self.job, leave_out=("policy", "together", "block"))
+        o = self.job.options
+        info = EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine_of(o))
+        job = identify(info, **plain)
         self.loop = Loop(self.channel, self.job.policy, job, {"sums": self}, 1, quiet=True)
         blocks = list(self._blocks())
         for i in self.loop.units(len(blocks)):
@@ -280,7 +283,7 @@ class _Run:
             n_passages=self._ends[-1],
             cut=self.loop.cut,
             engine=build().name,
-            build=Engine(build(), o.n_gpu_layers),
+            build=engine_of(o),
             side=side_facts(o),
             n_threads=o.n_threads,
             cost=RunCost(seconds, self._decoded / max(seconds, 1e-9), peak_memory()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,8 +20,9 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import MismatchError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.checks import require_same_network
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import Loop, Policy, digest
+from ggufnorm.runs.loop import Loop, Policy
 from ggufnorm.runs.probes.drift import FREE, REFERENCE, DriftSums
 from ggufnorm.runs.probes.logits import LogitSums
 from ggufnorm.runs.session import Session
@@ -59,7 +60,8 @@ def compare_runs(
     sums = DriftSums(graphs, files, stride=stride, half=half)
     logits = LogitSums([FREE], stride)
     session = Session([Replica(r) for r in runners], [sums, logits], trace.tokens, f.n_ctx, cutter)
-    job = digest(sides=[[r.path, repr(r.info)] for r in runners], tokens=trace.tokens)
+    paths = [r.path for r in runners]
+    job = identify(*(r.info for r in runners), paths=paths, tokens=trace.tokens)
     loop = Loop(channel, policy, job, {"drift": sums, "logits": logits}, f.n_ctx)
     for i in loop.units(f.n_chunks, "comparing"):
         session.chunk(i)
@@ -72,17 +74,22 @@ def compare_runs(
         Text(f.text, trace.tokens, f.n_text_tokens, f.n_ctx, f.n_chunks),
         loop,
         partial(judge_cumulative, rounding=HALF_ROUNDING if half else FLOAT32_ROUNDING),
-        _untold(files, stride),
+        _untold(files, stride, [r.trace for r in runners if isinstance(r, TraceRunner)]),
     )
 
 
-def _untold(files: Mapping[int, ModelFile], stride: int) -> list[Skipped]:
+def _untold(files: Mapping[int, ModelFile], stride: int, traces: Sequence[Trace]) -> list[Skipped]:
     """What a trace cannot tell."""
     found = [Skipped("local errors", "they are told only by `drift`, from both models")]
     found += [
         Skipped(f"recompute of norms of {_NAMES[side]}", "a trace holds no weights")
         for side in _NAMES
         if side not in files
+    ]
+    found += [
+        Skipped("layers", f"{t.path} has the first {t.facts.layers} alone")
+        for t in traces
+        if t.facts.layers is not None
     ]
     if stride > 1:
         found.append(Skipped("tokens", f"1 of {stride} is compared: no more were kept"))

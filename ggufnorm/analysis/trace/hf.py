@@ -76,6 +76,8 @@ def trace_checkpoint(
     require_extent(n_ctx, chunks)
     path = checkpoint_folder(folder)
     model = HFModel(path, n_threads=n_threads, trust_remote_code=trust_remote_code)
+    if model.is_encoder_decoder:
+        raise InputError(f"{path}: encoder-decoders are traced from a GGUF file alone")
     if ids is None:
         text, text_name = text_to_run(text, text_name)
         if model.tokenizer is None:

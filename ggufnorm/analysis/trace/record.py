@@ -8,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
+from ggufnorm.analysis.trace.parts import joined
 from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.plain import to_plain
 from ggufnorm.core.progress import Progress, size
 from ggufnorm.core.tokens import token_rows
 from ggufnorm.core.trace import BatchFacts, NetworkFacts, StopFacts, TraceFacts, TraceType
 from ggufnorm.engines.base import Batch, Graph, HookPoint, Runner, Tokens, tokens_of
+from ggufnorm.engines.llama.runner import LlamaRunner
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.trace import layout
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError, TooLargeError
+from ggufnorm.runs.identity import identify
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.loop import ONCE, Loop, Policy, digest
+from ggufnorm.runs.loop import ONCE, Loop, Policy
 from ggufnorm.runs.probes.trace import TraceWriter
 from ggufnorm.runs.session import Session, chunk_batches, count_chunks
 from ggufnorm.runs.values import norm_facts
@@ -39,6 +43,8 @@ class Recording:
         budget: bytes that the file may take; evenly spaced tokens are chosen to keep it.
         ask_above: bytes that it may not exceed where there is no budget.
         policy: how long the run lasts.
+        layers: the first and the last layer to run; None for all.
+        part: trace of the layers before, which goes into the file; None where there are none.
     """
 
     out: str
@@ -50,6 +56,8 @@ class Recording:
     budget: int | None
     ask_above: int | None = None
     policy: Policy = ONCE
+    layers: Layers | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def record(
     what: Recording,
     n_chunks: int,
     channel: Channel,
+    part: Trace | None = None,
 ) -> TraceFacts | None:
     """Run a planned model chunk by chunk and write down what its hook points show.
 
@@ -95,6 +104,7 @@ def record(
         what: what the trace is to hold.
         n_chunks: of :func:`plan_chunks`.
         channel: for progress and cancellation.
+        part: trace of the layers before, which goes into the file.
 
     Returns:
         What the trace says of itself; None if the run ended before the trace was complete.
@@ -105,15 +115,18 @@ def record(
         EngineError: the engine fails.
     """
     facts = _describe(runner, network, source, what, n_chunks)
+    facts = facts if part is None else joined(part.facts, facts)
     facts = facts if what.budget is None else layout.thinned(facts, what.budget)
     _announce(facts, what, channel)
     try:
         with TraceWriter(Path(what.unfinished), facts) as writer:
             session = Session([Replica(runner)], [writer], source.tokens, what.n_ctx)
-            job = digest(facts=to_plain(facts), tokens=source.tokens)
+            job = identify(runner.info, facts=facts, tokens=source.tokens)
             loop = Loop(channel, what.policy, job, {"trace": writer}, what.n_ctx)
             for i in loop.units(n_chunks):
                 writer.write_tokens(i, source.tokens[i * what.n_ctx : (i + 1) * what.n_ctx])
+                if part is not None:
+                    writer.copy(part, i)
                 session.chunk(i)
             if loop.cut:
                 return None
@@ -159,7 +172,8 @@ def _describe(
 ) -> TraceFacts:
     """All facts, with every token kept."""
     tokens, info, can = source.tokens[: n_chunks * what.n_ctx], runner.info, runner.capabilities
-    logits = can.logits and what.logits
+    n_run = _layers_run(what.layers, runner)
+    logits = can.logits and what.logits and n_run is None
     skipped: dict[Skipped, None] = dict.fromkeys(s for g in runner.graphs for s in g.skipped)
     batches = chunk_batches(runner, tokens, 0, what.n_ctx)
     return TraceFacts(
@@ -186,7 +200,14 @@ def _describe(
         skipped=tuple(skipped),
         pieces=_pieces(runner, tokens),
         build=info.build,
+        layers=n_run,
     )
+
+
+def _layers_run(layers: Layers | None, runner: Runner) -> int | None:
+    """How many of the first layers a trace covers; None for all."""
+    ends_early = isinstance(runner, LlamaRunner) and runner.ends_early
+    return layers[1] + 1 if layers is not None and ends_early else None
 
 
 def _pieces(runner: Runner, tokens: Tokens) -> dict[str, str]:

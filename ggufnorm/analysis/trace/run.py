@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ggufnorm.analysis.inspection import model_facts
+from ggufnorm.analysis.trace.parts import require_layers
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import OnProgress, no_progress
 from ggufnorm.core.trace import TraceFacts, TraceType
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -22,14 +25,13 @@ from ggufnorm.runs.checks import (
     MIN_CTX,
     network_facts,
     require_extent,
-    require_memory,
     require_same_network,
-    tell_memory,
 )
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
 from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.placement import Side, keeping_others_here, settle
 from ggufnorm.samples import text_to_run
 
 
@@ -42,7 +44,7 @@ def trace(
     n_ctx: int = 512,
     chunks: int | None = None,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     logits: bool = True,
     dtype: TraceType = "f32",
@@ -50,6 +52,8 @@ def trace(
     ask_above: int | None = None,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
+    layers: Layers | None = None,
+    after: str | os.PathLike[str] | None = None,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
 ) -> TraceFacts:
@@ -73,6 +77,10 @@ def trace(
         resume: a file in which progress is kept; if it holds some, the run goes on there. The
             values so far lie beside it, in a file of the trace's size.
         save_every: seconds between two saves of that file.
+        layers: the first and the last layer to run; None for all. The weights of the others are
+            not touched.
+        after: the trace of the layers before, from whose last value the first one starts; it goes
+            into ``out``, which then has all layers up to the last one.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called as the run goes on; before it, with a note of what the file takes.
 
@@ -94,10 +102,20 @@ def trace(
     path = local_path(model)
     with open_model(path) as file:
         facts = model_facts(file)
-        if check_memory:
-            require_memory([file], n_ctx, 1)
-        tell_memory([file], n_ctx, 1, on_progress, f"on disk {os.fspath(out)}")
-        require_writable(out, [shard.path for shard in file.shards])
+        if layers is not None:
+            n_layers = network_facts(file).n_layers or 0
+            require_layers(layers, n_layers, has_part=after is not None)
+        elif after is not None:
+            raise ConfigError("--after goes with --layers")
+        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1, layers)
+        (engine,) = settle(
+            (keeping_others_here(side),),
+            check_memory=check_memory,
+            on_progress=on_progress,
+            disk=f"on disk {os.fspath(out)}",
+        )
+        inputs = [shard.path for shard in file.shards]
+        require_writable(out, [*inputs, *([] if after is None else [os.fspath(after)])])
     from ggufnorm.analysis.trace.record import Recording
     from ggufnorm.analysis.trace.task import TraceJob, run_trace
 
@@ -106,7 +124,7 @@ def trace(
         job = TraceJob(
             model=facts,
             corpus=make_corpus(text, text_name, [facts.path]),
-            options=options.engine(n_ctx, n_threads, n_gpu_layers),
+            options=engine,
             what=Recording(
                 out=os.fspath(out),
                 unfinished=os.fspath(unfinished),
@@ -117,6 +135,8 @@ def trace(
                 budget=budget,
                 ask_above=ask_above,
                 policy=policy,
+                layers=layers,
+                part=None if after is None else os.fspath(after),
             ),
         )
         found = execute(run_trace, job, on_progress, policy.resume).facts
@@ -152,7 +172,7 @@ def compare(
     quant: str | os.PathLike[str],
     *,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions = PLAIN,
     resume: str | os.PathLike[str] | None = None,
     save_every: float = 5.0,
@@ -202,16 +222,15 @@ def compare(
         (a_facts, a_is), (b_facts, b_is) = sides if models[0] else reversed(sides)
         require_same_network(a_facts, b_facts, a_is, b_is)
         facts, n_ctx = model_facts(file), t.facts.n_ctx
-        if check_memory:
-            require_memory([file], n_ctx, 1)
-        tell_memory([file], n_ctx, 1, on_progress)
+        side = Side(file, options.engine(n_ctx, n_threads, n_gpu_layers), 1)
+        (engine,) = settle((side,), check_memory=check_memory, on_progress=on_progress)
     from ggufnorm.analysis.trace.task import BesideJob, run_beside
 
     job = BesideJob(
         trace=os.fspath(trace_path),
         model=facts,
         model_is_reference=models[0],
-        options=options.engine(n_ctx, n_threads, n_gpu_layers),
+        options=engine,
         policy=policy,
     )
     return execute(run_beside, job, on_progress, policy.resume)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ggufnorm.analysis.trace.compare import compare_runs
+from ggufnorm.analysis.trace.parts import entering, require_part
 from ggufnorm.analysis.trace.record import Recording, Source, plan_chunks, record
 from ggufnorm.core.drift import DriftReport, ModelFacts
 from ggufnorm.core.progress import Progress
@@ -20,6 +21,7 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.runs.checks import network_facts
 from ggufnorm.runs.corpus import Corpus
 from ggufnorm.runs.loop import Policy
+from ggufnorm.runs.placement import warn_of_placement
 from ggufnorm.runs.session import chunk_batches
 
 
@@ -49,9 +51,17 @@ def run_trace(job: TraceJob, channel: Channel) -> Traced:
         source = Source(job.model, job.corpus.encode(model), job.corpus.name)
         runner = stack.enter_context(LlamaRunner(model, job.options, file))
         channel.emit(Progress("learning the graph"))
+        part = None if job.what.part is None else stack.enter_context(Trace(job.what.part))
+        if job.what.layers is not None:
+            enter = None if part is None else entering(part, runner)
+            runner.restrict(job.what.layers, enter)
         n_chunks = plan_chunks(runner, source, job.what)
+        if part is not None and job.what.layers is not None:
+            n_ctx, layers = job.what.n_ctx, job.what.layers
+            require_part(part, job.model, source.tokens, n_ctx, n_chunks, layers)
+        warn_of_placement(runner.info, channel.emit)
         network = network_facts(file)
-        return Traced(record(runner, network, source, job.what, n_chunks, channel))
+        return Traced(record(runner, network, source, job.what, n_chunks, channel, part))
 
 
 @dataclass(frozen=True)
@@ -74,8 +84,11 @@ def run_beside(job: BesideJob, channel: Channel) -> DriftReport:
         model = stack.enter_context(LlamaModel(file.path, job.options))
         runner = stack.enter_context(LlamaRunner(model, job.options, file))
         _require_same_start(runner, trace)
+        if trace.facts.layers is not None:
+            runner.restrict((0, trace.facts.layers - 1))
         channel.emit(Progress("learning the graph"))
         runner.plan(chunk_batches(runner, trace.tokens, 0, trace.facts.n_ctx))
+        warn_of_placement(runner.info, channel.emit)
         if len(runner.graphs) != len(trace.graphs):
             raise MismatchError(
                 f"{file.path} takes {len(runner.graphs)} decodes for a chunk, and"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from ggufnorm.analysis.diff.metadata import metadata_differences
+from ggufnorm.analysis.diff.order import coarser
 from ggufnorm.analysis.diff.run import DiffProgress
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.analysis.verify.tensors import Importance, prove
@@ -74,6 +75,7 @@ def verify(
         metadata = tuple(d for d in metadata_differences(a, b) if not _is_written(d.key))
         differing = [t for t in found if t.outcome == "differs"]
         trailing = sum(shard.n_trailing for shard in b.shards)
+        swapped = coarser(a, b)
         is_derived = not (differing or skipped or lacking or added or metadata or trailing)
         matrix = _matrix_of(b) if imatrix is None else None
         return VerifyReport(
@@ -87,8 +89,20 @@ def verify(
             metadata=metadata,
             skipped=tuple(skipped),
             is_derived=is_derived,
-            verdict=_verdict(
-                found, skipped, lacking, added, metadata, trailing, matrix, imatrix is not None
+            verdict=" ".join(
+                [
+                    *([swapped.asked("verify")] if swapped and not is_derived else []),
+                    _verdict(
+                        found,
+                        skipped,
+                        lacking,
+                        added,
+                        metadata,
+                        trailing,
+                        matrix,
+                        imatrix is not None,
+                    ),
+                ]
             ),
         )
 

@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, by_token
+from ggufnorm.core.tokens import halves
+from ggufnorm.engines.hf.classes import class_for, has_decoder
 from ggufnorm.engines.hf.norms import as_array, watch_norms
 from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
@@ -37,11 +39,14 @@ class HFModel:
         folder: with config.json and safetensors; nothing is fetched.
         n_threads: CPU threads; None leaves torch's choice.
         trust_remote_code: run the Python files in the folder; only for code that you trust.
+        encoder_alone: of an encoder-decoder load the encoder alone.
 
     Attributes:
         folder: as given.
         engine: what runs it.
         skipped: what is not as the checkpoint says.
+        predicts_times: factor of what goes into the head, which is left out here (T5's
+            ``scale_decoder_outputs``); 1 without.
 
     Raises:
         EngineMissingError: torch or transformers is not installed.
@@ -54,11 +59,13 @@ class HFModel:
         *,
         n_threads: int | None = None,
         trust_remote_code: bool = False,
+        encoder_alone: bool = False,
     ) -> None:
         self._torch, self._transformers = require_torch()
         self.folder = os.fspath(folder)
-        self._remote_code = trust_remote_code
+        self._remote_code, self._encoder_alone = trust_remote_code, encoder_alone
         self._n_threads = n_threads
+        self.predicts_times = 1.0
         self.engine = f"transformers {self._transformers.__version__}"
         self.model, self.skipped = self._load()
 
@@ -71,8 +78,6 @@ class HFModel:
         try:
             with quiet():
                 config = t.AutoConfig.from_pretrained(self.folder, **options)
-                if getattr(config, "is_encoder_decoder", False):
-                    raise InputError(f"{self.folder}: encoder-decoder models are not run yet")
                 self._require_size(config)
                 model, info = self._class(config).from_pretrained(
                     self.folder,
@@ -94,7 +99,13 @@ class HFModel:
             Skipped(name, "the checkpoint lacks it: Transformers gave it random values")
             for name in missing
         )
-        return model.eval(), skipped
+        # llama.cpp has no such factor: comparing starts behind it (``predicts_times``).
+        if getattr(model.config, "scale_decoder_outputs", False):
+            self.predicts_times = float(model.config.d_model**-0.5)
+            model.config.scale_decoder_outputs = False
+        from ggufnorm.engines.hf.padding_rows import restore_padding
+
+        return model.eval(), (*skipped, *restore_padding(model, self.folder))
 
     def _require_size(self, config: Any) -> None:
         """Refuse a config that makes another, larger network of keys that it does not name.
@@ -119,20 +130,49 @@ class HFModel:
             )
 
     def _class(self, config: Any) -> Any:
-        """With predictions where the checkpoint was made for them."""
-        t = self._transformers
-        made_for = " ".join(getattr(config, "architectures", None) or ())
-        predicts = "ForCausalLM" in made_for or "LMHead" in made_for
-        auto, kind = t.models.auto.modeling_auto, getattr(config, "model_type", "")
-        if predicts and (kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or self._remote_code):
-            return t.AutoModelForCausalLM
-        of_images = kind in auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        if of_images and "ForConditionalGeneration" in made_for:
-            return t.AutoModelForImageTextToText
-        of_classes = kind in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-        if of_classes and "ForImageClassification" in made_for:
-            return t.AutoModelForImageClassification
-        return t.AutoModel
+        return class_for(
+            self._transformers,
+            config,
+            remote_code=self._remote_code,
+            encoder_alone=self._encoder_alone,
+        )
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads a text and a decoder writes another."""
+        return has_decoder(self.model.config) and not self._encoder_alone
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token that the decoder of an encoder-decoder begins with; None where none is told."""
+        if not self.is_encoder_decoder:
+            return None
+        stated = (getattr(self.model, "generation_config", None), self.model.config)
+        found = (getattr(c, "decoder_start_token_id", None) for c in stated)
+        return next((int(token) for token in found if isinstance(token, int)), None)
+
+    @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """Where its tokenizer pads."""
+        return "right" if self.tokenizer is None else self.tokenizer.padding_side
+
+    @property
+    def padding_id(self) -> int:
+        """The token that is padded with; 0 where none is told."""
+        stated = getattr(self.model.config, "pad_token_id", None)
+        return stated if isinstance(stated, int) and 0 <= stated < self.n_vocab else 0
+
+    def n_rows(self, tokens: Tokens) -> int:
+        """Tokens of one pass through the network: of an encoder-decoder half of them."""
+        return len(halves(tokens)[0]) if self.is_encoder_decoder else len(tokens)
+
+    def inputs(self, tokens: Tokens) -> dict[str, Any]:
+        """What the model is called with: an encoder reads a half, its decoder writes the other."""
+        ids = self._torch.from_numpy(tokens.astype(np.int64))[None]
+        if not self.is_encoder_decoder:
+            return {"input_ids": ids}
+        read, written = halves(ids[0])
+        return {"input_ids": read[None], "decoder_input_ids": written[None]}
 
     @property
     def kind(self) -> str:
@@ -173,9 +213,9 @@ class HFModel:
                 f"{self.folder}: token {int(tokens.max())} is not in its vocabulary of"
                 f" {self.n_vocab}: it is another model"
             )
-        ids = self._torch.from_numpy(tokens.astype(np.int64))[None]
+        given, n_rows = self.inputs(tokens), self.n_rows(tokens)
         with self._threads(), self._watched_blocks() as blocks:
-            output, norms, skipped = self._watched(lambda: self.model(input_ids=ids), len(tokens))
+            output, norms, skipped = self._watched(lambda: self.model(**given), n_rows)
         logits = getattr(output, "logits", None)
         return ObservedRun(
             engine=self.engine,
@@ -183,7 +223,8 @@ class HFModel:
             norms=norms,
             logits=None if logits is None else as_array(logits[0]),
             skipped=(*self.skipped, *skipped),
-            residuals=_residuals(blocks, norms, len(tokens)),
+            residuals=_residuals(blocks, norms, n_rows),
+            predicts_times=self.predicts_times,
         )
 
     def _watched(

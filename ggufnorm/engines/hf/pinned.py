@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from ggufnorm.core.metrics import relative_l2
@@ -46,9 +45,8 @@ def norm_inputs(
     """
     seen = NormInputs()
     given: Mapping[str, Sequence[torch.Tensor]] = {} if pins is None else pins.calls
-    ids = torch.from_numpy(tokens.astype(np.int64))[None]
     with _kept(model.model, names, seen, given), quiet(), torch.inference_mode():
-        logits = getattr(model.model(input_ids=ids), "logits", None)
+        logits = getattr(model.model(**model.inputs(tokens)), "logits", None)
     seen.logits = None if logits is None else as_array(logits[0])
     return seen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,15 +18,22 @@ from ggufnorm.engines.pretrained import quiet
 _VIEWS = frozenset({
     "__get__", "__getitem__", "chunk", "clone", "contiguous", "detach", "dropout", "expand",
     "flatten", "float", "permute", "reshape", "split", "squeeze", "swapaxes", "to", "transpose",
-    "type_as", "unbind", "unflatten", "unsqueeze", "view",
+    "type", "type_as", "unbind", "unflatten", "unsqueeze", "view",
 })  # fmt: skip
 """Functions of torch that compute nothing when a model is not trained."""
 _UNINITIALISED = frozenset({"empty", "empty_like", "empty_strided", "new_empty"})
 """Functions whose result holds whatever lay in the memory."""
 
+_WITH_INDICES = frozenset({"max", "min", "sort", "topk"})
+"""Functions that return values and where they stood."""
+
 
 def watch_values(
-    model: HFModel, tokens: Tokens, start: str | None, end: str | None
+    model: HFModel,
+    tokens: Tokens,
+    start: str | None,
+    end: str | None,
+    part: Literal["decoder"] | None = None,
 ) -> list[Operation]:
     """Run token ids and keep what the functions of torch give between two modules.
 
@@ -36,15 +43,21 @@ def watch_values(
         start: name of the module at whose call it begins, with that module's input; None
             for the model's beginning.
         end: name of the module at whose call it ends; None for the model's end.
+        part: of an encoder-decoder, to begin with in the place of ``start``.
 
     Returns:
         In the order of the calls, named by the module that is running and the function; at
         the ends the inputs of the two modules.
     """
+    decoder = model.model.get_decoder() if model.is_encoder_decoder else None
+    if part is not None and decoder is not None:
+        start = next(name for name, module in model.model.named_modules() if module is decoder)
     watch = _Watch(model.model, recording=start is None)
-    ids = torch.from_numpy(tokens.astype(np.int64))[None]
     with ExitStack() as stack:
         stack.enter_context(watch.modules())
+        if decoder is not None:
+            seen = decoder.register_forward_pre_hook(watch.remember_encoder, with_kwargs=True)
+            stack.callback(seen.remove)
         for name, switch in ((start, watch.begin), (end, watch.finish)):
             if name is not None:
                 module = model.model.get_submodule(name)
@@ -53,7 +66,7 @@ def watch_values(
         stack.enter_context(quiet())
         stack.enter_context(torch.inference_mode())
         stack.enter_context(watch)
-        model.model(input_ids=ids)
+        model.model(**model.inputs(tokens))
     return watch.operations
 
 
@@ -68,6 +81,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.operations: list[Operation] = []
         self._recording = recording
+        self._read: torch.Tensor | None = None
         self._names = {id(module): name for name, module in model.named_modules()}
         self._weights = {id(p): name for name, p in model.named_parameters()}
         self._running: list[str] = []
@@ -96,10 +110,18 @@ class _Watch(TorchFunctionMode):
                 handle.remove()
 
     def begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook that begins the recording, with a module's input."""
+        """A hook that begins the recording, with what a module is given."""
         if not self.operations:
             self._recording = True
+            if self._read is not None:
+                self._keep("what the encoder gives", "input", (), self._read)
             self._keep_input(module, args, kwargs)
+
+    def remember_encoder(
+        self, _decoder: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A hook that sees what a decoder is given of its encoder."""
+        self._read = kwargs.get("encoder_hidden_states")
 
     def finish(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -113,6 +135,8 @@ class _Watch(TorchFunctionMode):
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         x = args[0] if args else next(iter(kwargs.values()))
+        if not x.is_floating_point():
+            return
         inputs = tuple(self._origins([x]))
         self._keep(f"input of {self._names[id(module)]}", "input", inputs, x)
 
@@ -141,6 +165,8 @@ class _Watch(TorchFunctionMode):
             self._see_written(args[0], inputs)
         elif name in _UNINITIALISED:
             return
+        elif name in _WITH_INDICES and isinstance(out, tuple):
+            self._keep(f"{self._module}: {name}", name, inputs, out[0])
         elif isinstance(out, torch.Tensor) and out.is_floating_point() and out.dim() > 1:
             module = self._module
             weight, bias, tensor = self._matrix(name, args, kwargs)

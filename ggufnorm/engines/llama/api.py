@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ggufnorm.engines.llama.layouts import Layout, find_header, verified_layout
-from ggufnorm.errors import EngineMissingError
+from ggufnorm.errors import EngineMissingError, NoQuantizerError
 from ggufnorm.formats.ggml import Handles
 from ggufnorm.formats.llama_libraries import LlamaLibraries
 
@@ -97,6 +97,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_n_ubatch": (_U, [_P]),
     "llama_n_seq_max": (_U, [_P]),
     "llama_n_threads": (_I, [_P]),
+    "llama_max_devices": (_S, []),
     "llama_supports_gpu_offload": (_B, []),
     "llama_version": (_T, []),
 }
@@ -159,18 +160,25 @@ class Api:
         """As llama.h has it.
 
         Raises:
-            EngineMissingError: this build does not quantize, or in an unknown way.
+            NoQuantizerError: this build does not quantize.
+            EngineMissingError: it does in an unknown way.
         """
         struct = self._quantize_layout().struct
         return self._function("llama_model_quantize_default_params", struct, [])()
 
     def llama_model_quantize(self, source: bytes, target: bytes, params: Any) -> int:
-        """As llama.h has it."""
+        """As llama.h has it; the parameters themselves, or a pointer to them."""
         call = self._function("llama_model_quantize", _U, [_T, _T, _P])
-        return int(call(source, target, ctypes.addressof(params)))
+        pointer = ctypes.byref(params) if isinstance(params, ctypes.Structure) else params
+        return int(call(source, target, pointer))
 
     def _quantize_layout(self) -> Layout:
         name = "llama_model_quantize_params"
+        if not hasattr(self.handles, "llama_model_quantize"):
+            raise NoQuantizerError(
+                f"the llama.cpp of {self.libraries.llama.name} ({self.libraries.origin}) does not"
+                " quantize: use llama-cpp-python or another build (ggufnorm engine get cpu)"
+            )
         if name not in self.layouts:
             layout = self._layout(name, None)  # the known one alone: the imatrix's meaning changed
             self.layouts[name] = layout

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -186,6 +187,10 @@ def _ggml(module: Any) -> Any:
 
 _TENSOR, _SIZE, _TEXT, _ANY = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_void_p
 _GGML: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_backend_load": (_ANY, [_TEXT]),
+    "ggml_backend_register": (None, [_ANY]),
+    "ggml_backend_reg_by_name": (_ANY, [_TEXT]),
+    "ggml_backend_reg_get_proc_address": (_ANY, [_ANY, _TEXT]),
     "ggml_op_name": (_TEXT, [ctypes.c_int]),
     "ggml_type_name": (_TEXT, [ctypes.c_int]),
     "ggml_get_name": (_TEXT, [_TENSOR]),
@@ -212,6 +217,34 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_description": (_TEXT, [_ANY]),
     "ggml_backend_dev_type": (ctypes.c_int, [_ANY]),
     "ggml_backend_dev_memory": (None, [_ANY, _ANY, _ANY]),
+    "ggml_backend_dev_init": (_ANY, [_ANY, _TEXT]),
+    "ggml_backend_dev_supports_op": (ctypes.c_bool, [_ANY, _TENSOR]),
+    "ggml_backend_dev_backend_reg": (_ANY, [_ANY]),
+    "ggml_backend_free": (None, [_ANY]),
+    "ggml_backend_graph_compute": (ctypes.c_int, [_ANY, _ANY]),
+    "ggml_backend_buffer_get_type": (_ANY, [_ANY]),
+    "ggml_backend_buffer_get_base": (_ANY, [_ANY]),
+    "ggml_backend_buffer_free": (None, [_ANY]),
+    "ggml_backend_buft_get_device": (_ANY, [_ANY]),
+    "ggml_backend_buft_alloc_buffer": (_ANY, [_ANY, _SIZE]),
+    "ggml_backend_buft_get_alignment": (_SIZE, [_ANY]),
+    "ggml_backend_tensor_alloc": (ctypes.c_int, [_ANY, _TENSOR, _ANY]),
+    "ggml_backend_tensor_copy": (None, [_TENSOR, _TENSOR]),
+    "ggml_backend_view_init": (ctypes.c_int, [_TENSOR]),
+    "ggml_graph_overhead_custom": (_SIZE, [_SIZE, ctypes.c_bool]),
+    "ggml_new_graph_custom": (_ANY, [_ANY, _SIZE, ctypes.c_bool]),
+    "ggml_build_forward_expand": (None, [_ANY, _TENSOR]),
+    "ggml_sub": (_TENSOR, [_ANY, _TENSOR, _TENSOR]),
+    "ggml_sqr": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_abs": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_sum_rows": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_argmax": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_get_rows": (_TENSOR, [_ANY, _TENSOR, _TENSOR]),
+    "ggml_reshape_2d": (_TENSOR, [_ANY, _TENSOR, ctypes.c_int64, ctypes.c_int64]),
+    "ggml_transpose": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_cont": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_backend_dev_buffer_type": (_ANY, [_ANY]),
+    "ggml_backend_buft_name": (_TEXT, [_ANY]),
     "ggml_row_size": (_SIZE, [ctypes.c_int, ctypes.c_int64]),
     "ggml_quantize_chunk": (_SIZE, [ctypes.c_int, _ANY, _ANY] + [ctypes.c_int64] * 3 + [_ANY]),
 }
@@ -299,6 +332,7 @@ class NodeView:
         sources: addresses of its sources.
         flags: ``enum ggml_tensor_flag``.
         target: address of the tensor whose memory it writes to or shows, 0 for its own.
+        number: ggml's of the operation.
     """
 
     address: int
@@ -310,16 +344,13 @@ class NodeView:
     sources: tuple[int, ...]
     flags: int
     target: int
+    number: int
 
     @classmethod
     def at(cls, address: int) -> NodeView:
         """Read the structure at ``address``."""
         t = TensorStruct.from_address(address)
-        name = t.name.decode(errors="replace")
-        parts = name.split("#")
-        # ggml_backend_sched_split_graph in ggml/src/ggml-backend.cpp names its copies so.
-        if len(parts) == 3 and parts[2].isdigit():
-            name = parts[1]
+        name, _ = _own_name(t.name.decode(errors="replace"))
         shape = list(t.ne)
         while len(shape) > 1 and shape[-1] == 1:
             shape.pop()
@@ -333,7 +364,13 @@ class NodeView:
             sources=tuple(s for s in t.src if s),
             flags=t.flags,
             target=t.view_src or 0,
+            number=t.op,
         )
+
+
+def set_op(address: int, number: int) -> None:
+    """Have a node that was not computed yet do another operation: 0, ``NONE``, for none."""
+    TensorStruct.from_address(address).op = number
 
 
 _READABLE: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16)}
@@ -386,6 +423,38 @@ def _read(address: int, dtype: np.dtype[Any], target: type[Any]) -> NDArray[Any]
     return np.array(_strided(t, dtype, raw), dtype=target, order="C")
 
 
+def shape_of(address: int) -> tuple[int, ...]:
+    """A node's shape, ``(ne[3], ne[2], ne[1], ne[0])``."""
+    return tuple(int(n) for n in TensorStruct.from_address(address).ne)[::-1]
+
+
+def read_part(address: int, n_tokens: int, first: int, n: int) -> NDArray[np.float32]:
+    """A copy of ``n`` tokens' values, from the ``first`` on, of a node that has ``n_tokens``.
+
+    Returns:
+        As :func:`read_node`, with ``n`` in place of ``n_tokens``.
+    """
+    t, shape = TensorStruct.from_address(address), shape_of(address)
+    axis = shape.index(n_tokens)
+    part = (*shape[:axis], n, *shape[axis + 1 :])
+    outermost = all(m == 1 for m in shape[:axis])
+    if not (outermost and is_contiguous(address) and type_name(t.type) == "F32"):
+        found = read_node(address)
+        return found[(*[slice(None)] * axis, slice(first, first + n))]
+    values, stride = np.empty(part, np.float32), int(t.nb[3 - axis])
+    ggml().ggml_backend_tensor_get(address, values.ctypes.data, first * stride, values.nbytes)
+    return values
+
+
+def copy_node(source: int, target: int) -> None:
+    """Copy a just-computed node's values over those of another, contiguous one of its size."""
+    a, b = (TensorStruct.from_address(address) for address in (source, target))
+    if a.type == b.type and tuple(a.ne) == tuple(b.ne) and is_contiguous(source):
+        ggml().ggml_backend_tensor_copy(source, target)
+    else:
+        write_node(target, read_node(source))
+
+
 def _span(t: TensorStruct, item_size: int) -> int:
     """Bytes from the first element to the end of the last."""
     return item_size + sum((int(n) - 1) * int(s) for n, s in zip(t.ne, t.nb, strict=True))
@@ -411,6 +480,19 @@ def write_node(
         ctypes.memmove(t.data + start, data.ctypes.data, data.nbytes)
     else:
         ggml().ggml_backend_tensor_set(address, data.ctypes.data, start, data.nbytes)
+
+
+def write_with_gaps(address: int, values: NDArray[np.float32]) -> None:
+    """Replace the values of an F32 node that has gaps in memory, as the view of a part has.
+
+    Args:
+        address: of a node; on another device than the CPU it stays as it is.
+        values: what :func:`read_node` gave for the same node of another context.
+    """
+    t = TensorStruct.from_address(address)
+    if type_name(t.type) == "F32" and 0 not in t.ne and _is_host(t):
+        raw = (ctypes.c_uint8 * _span(t, 4)).from_address(t.data)
+        _strided(t, np.dtype(np.float32), raw)[...] = values.reshape(tuple(t.ne)[::-1])
 
 
 def add_to_node(
@@ -439,12 +521,24 @@ def _part_of(
     return TensorStruct.from_address(address), data, sequence * data.nbytes
 
 
+def tensor_context(n_bytes: int) -> int:
+    """A context of ggml's for structures alone; their data is allocated by whoever makes them."""
+    context: int = ggml().ggml_init(_InitParams(n_bytes, None, True))
+    return context
+
+
+def is_host(address: int) -> bool:
+    """Whether a node's values lie in memory that this process reads."""
+    return _is_host(TensorStruct.from_address(address))
+
+
 def _is_host(t: TensorStruct) -> bool:
-    buffer = _buffer_of(t)
+    buffer = buffer_of(t)
     return buffer is None or bool(ggml().ggml_backend_buffer_is_host(buffer))
 
 
-def _buffer_of(t: TensorStruct) -> int | None:
+def buffer_of(t: TensorStruct) -> int | None:
+    """The buffer that holds a tensor's data, or that of the tensor it shows."""
     view = TensorStruct.from_address(t.view_src) if t.view_src else None
     return t.buffer or (view.buffer if view else None)
 
@@ -452,8 +546,40 @@ def _buffer_of(t: TensorStruct) -> int | None:
 def buffer_names(addresses: Iterable[int]) -> tuple[str, ...]:
     """Names of the buffers that tensors lie in, in order of appearance: ``CPU``, ``Vulkan0``."""
     tensors = (TensorStruct.from_address(address) for address in addresses)
-    buffers = dict.fromkeys(b for b in map(_buffer_of, tensors) if b is not None)
+    buffers = dict.fromkeys(b for b in map(buffer_of, tensors) if b is not None)
     return tuple(dict.fromkeys(ggml().ggml_backend_buffer_name(b).decode() for b in buffers))
+
+
+def weights_by_buffer(addresses: Iterable[int], names: Container[str]) -> dict[str, int]:
+    """Names of the buffers that weights are read from, and the bytes of them in each.
+
+    A weight that the scheduler copies to another device for each batch counts there, as
+    ``Vulkan0 (copied)``.
+
+    Args:
+        addresses: of nodes of a graph that still exists.
+        names: of the file's tensors; each counts once.
+    """
+    lib, found, seen = ggml(), Counter[str](), set()
+    for source in {s for a in addresses for s in TensorStruct.from_address(a).src if s}:
+        t = TensorStruct.from_address(source)
+        name, is_copy = _own_name(t.name.decode(errors="replace"))
+        if name in names and name not in seen and t.buffer:
+            seen.add(name)
+            where = lib.ggml_backend_buffer_name(t.buffer).decode()
+            found[f"{where} (copied)" if is_copy else where] += lib.ggml_nbytes(source)
+    return dict(found)
+
+
+def _own_name(name: str) -> tuple[str, bool]:
+    """A tensor's name without what the scheduler puts around it, and whether it does.
+
+    ``ggml_backend_sched_split_graph`` in ggml/src/ggml-backend.cpp names its copies
+    ``BACKEND#name#n``.
+    """
+    parts = name.split("#")
+    is_copy = len(parts) == 3 and parts[2].isdigit()
+    return (parts[1], True) if is_copy else (name, False)
 
 
 def is_contiguous(address: int) -> bool:

@@ -1,4 +1,4 @@
-"""An image encoder in mtmd as a runner: one picture, one batch."""
+"""An encoder of pictures or sounds in mtmd as a runner: one input, one batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
+from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import (
     Array,
@@ -22,11 +23,11 @@ from ggufnorm.engines.base import (
     StatedNorm,
     Tokens,
 )
-from ggufnorm.engines.llama.binding import engine_version
-from ggufnorm.engines.llama.mtmd import Encoder, input_leaf
+from ggufnorm.engines.llama.binding import build
+from ggufnorm.engines.llama.mtmd import Encoder, MakeBitmap, input_leaf
 from ggufnorm.engines.llama.runner import LlamaActivation
 from ggufnorm.engines.llama.stated import stated_norm
-from ggufnorm.engines.llama.vision import picture_bitmap, read_pixels, write_pixels
+from ggufnorm.engines.llama.vision import read_pixels, write_pixels
 from ggufnorm.engines.llama.watch import GraphWatch
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.model_file import ModelFile
@@ -36,21 +37,23 @@ _OPTIONS = SideFacts("off", "f32", "f32", use_extra_bufts=False, unfused_norms=F
 
 
 class EncoderRunner:
-    """An image encoder that runs one picture. A context manager.
+    """An encoder that runs one picture or one sound. A context manager.
 
-    See :class:`~ggufnorm.engines.base.Runner`. Of a picture that mtmd cuts into tiles the
-    first part is run.
+    See :class:`~ggufnorm.engines.base.Runner`. Of an input that mtmd cuts into parts the first
+    is run.
 
     Args:
         file: the mmproj file.
-        picture: levels, ``(height, width, 3)``.
+        bitmap: how mtmd takes the input
+            (:func:`~ggufnorm.engines.llama.vision.picture_bitmap`,
+            :func:`~ggufnorm.engines.llama.sound.sound_bitmap`).
         pixels: what the encoder is fed in the place of mtmd's pixels, of the same shape.
         n_threads: CPU threads; None for all.
 
     Raises:
         EngineMissingError: llama-cpp-python is not installed, or lacks mtmd.
         EngineError: llama.cpp does not load the file.
-        InputError: the file holds no image encoder.
+        InputError: the file holds no such encoder.
     """
 
     n_vocab = 0
@@ -59,7 +62,7 @@ class EncoderRunner:
     def __init__(
         self,
         file: ModelFile,
-        picture: NDArray[np.uint8],
+        bitmap: MakeBitmap,
         pixels: Pixels | None,
         n_threads: int | None,
     ) -> None:
@@ -70,7 +73,7 @@ class EncoderRunner:
         self._feed = _Feed(file.path, pixels)
         self._watch = GraphWatch(file.path, frozenset(file.tensors), on_node=self._feed.on_node)
         self._encoder = Encoder(file.path, self._watch.on_eval, n_threads)
-        self._parts = self._encoder.cut(picture_bitmap(file.path, picture))
+        self._parts = self._encoder.cut(bitmap)
 
     def __enter__(self) -> EncoderRunner:
         return self
@@ -92,7 +95,9 @@ class EncoderRunner:
     @property
     def info(self) -> EngineInfo:
         """Which llama.cpp."""
-        return EngineInfo(engine_version(), _OPTIONS, self._n_threads, 0)
+        watch = self._watch
+        engine = Engine(build(), 0, watch.devices, weights=watch.weights)
+        return EngineInfo(build().name, _OPTIONS, self._n_threads, 0, engine)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -108,15 +113,15 @@ class EncoderRunner:
         return ""
 
     def batches(self, tokens: Tokens, first: int) -> list[Batch]:
-        """The picture."""
+        """The one input."""
         return [Batch(tokens[:0], 0, 0, tokens[:0], 0, 0, 0)]
 
     def plan(self, chunk: Sequence[Batch]) -> None:
-        """Run the picture once and learn the graph."""
+        """Run the input once and learn the graph."""
         graph = self._watch.plan(self._encode)
         if len(self._parts) > 1:
             n = len(self._parts)
-            tiles = Skipped("tiles", f"mtmd cuts the picture into {n} parts: the first is run")
+            tiles = Skipped("tiles", f"mtmd cuts the input into {n} parts: the first is run")
             graph = replace(graph, skipped=(*graph.skipped, tiles))
         self.graphs = [graph]
 
@@ -124,7 +129,7 @@ class EncoderRunner:
         """An encoder remembers nothing."""
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
-        """Run the picture; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+        """Run the input; see :meth:`ggufnorm.engines.base.Runner.forward`."""
 
         def on_node(n: int, address: int) -> bool:
             return on_activation(n, LlamaActivation(address, batch))
@@ -133,7 +138,7 @@ class EncoderRunner:
 
     def logits(self, k: int, batch: Batch, positions: range) -> Array:
         """There are none."""
-        raise EngineError(f"{self.path}: an image encoder gives no logits")
+        raise EngineError(f"{self.path}: an encoder gives no logits")
 
     def _encode(self) -> None:
         if not self._encoder.encode(self._parts[0]) and not self._watch.failed:

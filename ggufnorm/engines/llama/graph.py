@@ -50,6 +50,7 @@ def build_graph(
     *,
     prefix: str = "",
     unfused_norms: bool = False,
+    alone: bool = False,
 ) -> Graph:
     """Make sense of the nodes that one decode showed.
 
@@ -58,13 +59,14 @@ def build_graph(
         tensors: names of the tensors in the model's file.
         prefix: put before each key: an encoder and a decoder use the same labels.
         unfused_norms: make each norm operation a hook point of its own.
+        alone: make every operation one.
     """
     nodes = _nodes(views, tensors, prefix)
     finder = _NormFinder(nodes, tensors)
     norms, skipped = finder.find()
     idle = idle_nodes(views, nodes)
     norms = tuple(n for n in norms if n.output not in idle)
-    hooks = _HookFinder(nodes, norms, finder, unfused_norms).find(idle)
+    hooks = _HookFinder(nodes, norms, finder, unfused_norms, alone=alone).find(idle)
     return Graph(nodes, norms, hooks, skipped)
 
 
@@ -242,6 +244,8 @@ class _HookFinder:
         norms: tuple[NormPlan, ...],
         finder: _NormFinder,
         unfused_norms: bool,
+        *,
+        alone: bool,
     ) -> None:
         self.nodes, self.tensor = nodes, finder.tensor
         self.outputs = {n.output for n in norms}
@@ -250,6 +254,7 @@ class _HookFinder:
         self.inside = {i for n in norms for i in range(n.norm, n.output)} - self.inputs
         self.cores = {n.norm for n in norms} if unfused_norms else set()
         self.labelled_attention = any(_ATTENTION.search(n.key) for n in nodes)
+        self.alone = alone
 
     def find(self, idle: Container[int]) -> tuple[HookPoint, ...]:
         """All but nodes that bear on no result."""
@@ -270,6 +275,10 @@ class _HookFinder:
         return tuple(hooks)
 
     def role(self, node: Node, reads_file: bool) -> OperationRole | None:
+        found = self.chosen_role(node, reads_file)
+        return "other" if found is None and self.alone and node.op not in VIEW_OPS else found
+
+    def chosen_role(self, node: Node, reads_file: bool) -> OperationRole | None:
         if node.index in self.outputs or node.index in self.cores:
             return "norm"
         if node.index in self.inside and node.op not in _MATMUL_OPS:

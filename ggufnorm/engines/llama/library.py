@@ -15,7 +15,7 @@ from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.llama_libraries import VARIABLE as CHOICE
 from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries, find_libraries
 
-__all__ = ["CHOICE", "choose_build", "chosen_library", "digest_of", "find_library", "identity"]
+__all__ = ["CHOICE", "choose_build", "chosen_library", "digest_of", "find_library"]
 
 _PART = 1 << 22
 
@@ -79,21 +79,6 @@ def choose_build(place: str | None) -> None:
         raise EngineMissingError(
             f"this process has loaded another llama.cpp than {place or 'the one wanted'}"
         )
-
-
-def identity() -> str | None:
-    """What tells a chosen build from any other: the digest of its libraries.
-
-    Returns:
-        None for llama-cpp-python's own, which its version tells, and where there is none.
-
-    Raises:
-        EngineMissingError: the place that was named holds none.
-    """
-    libraries = chosen_libraries()
-    if libraries is None or libraries.origin == "llama-cpp-python":
-        return None
-    return digest_of(libraries)
 
 
 def digest_of(libraries: LlamaLibraries) -> str:

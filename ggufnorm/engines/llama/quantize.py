@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines import worker
-from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.binding import build, llama
 from ggufnorm.engines.worker import Channel, Result, Task
-from ggufnorm.errors import EngineError, RefusedError
+from ggufnorm.errors import EngineError, NoQuantizerError, RefusedError
 from ggufnorm.formats.output import replacing
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -160,6 +160,8 @@ def _parameters(job: QuantizeJob) -> tuple[Any, list[Any]]:
     params = lib.llama_model_quantize_default_params()
     params.ftype, params.nthread = job.file_type, job.n_threads
     kept: list[Any] = []
+    if job.tensor_types or job.importance:
+        _require_arrays(lib, params)
     if job.tensor_types:  # both arrays end with a null name
         overrides = (lib.llama_model_tensor_override * (len(job.tensor_types) + 1))()
         for entry, (pattern, name) in zip(overrides, job.tensor_types.items(), strict=False):
@@ -175,6 +177,20 @@ def _parameters(job: QuantizeJob) -> tuple[Any, list[Any]]:
         params.imatrix = matrix
         kept += [matrix, importance]
     return params, kept
+
+
+def _require_arrays(lib: Any, params: Any) -> None:
+    """Refuse a release that takes types and importance as C++ objects (before July 2026).
+
+    Raises:
+        NoQuantizerError: it is one.
+    """
+    fields = {name for name, *_ in params._fields_}
+    if "tt_overrides" not in fields or not hasattr(lib, "llama_model_imatrix_data"):
+        raise NoQuantizerError(
+            f"{build().name} is too old to be given types of tensors or an importance matrix: use a"
+            " newer one"
+        )
 
 
 def _run(source: str, target: str, params: Any) -> tuple[int, str]:

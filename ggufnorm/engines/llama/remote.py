@@ -174,6 +174,10 @@ class RemoteRunner:
         self.graphs, self._facts = other.graphs, other._facts
         self._memory.grow(other._memory.size)
 
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise; see :meth:`ggufnorm.engines.llama.runner.LlamaRunner.vary`."""
+        self._call("vary", max_batch=max_batch, alone=alone)
+
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self._call("begin")
@@ -256,6 +260,10 @@ class _Server:
         n_bytes = max(4 * int(np.prod(node.shape)) for node in nodes)
         self.memory.grow(n_bytes)
         return Planned(graphs, self.facts(), n_bytes)
+
+    def do_vary(self, max_batch: int, alone: bool) -> Any:
+        self.runner.vary(max_batch, alone=alone)
+        return {}
 
     def do_begin(self) -> Any:
         self.runner.begin_chunk()

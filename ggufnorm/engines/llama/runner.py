@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.drift import SideFacts
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import Engine, placement_of
 from ggufnorm.core.rows import Rows
 from ggufnorm.engines.base import (
     Activation,
@@ -25,20 +25,32 @@ from ggufnorm.engines.base import (
     Tokens,
     predicts,
     rows_of,
+    tokens_of,
 )
 from ggufnorm.engines.llama.binding import (
     NodeView,
     build,
+    copy_node,
     is_contiguous,
+    is_host,
     read_integers,
     read_node,
+    read_part,
+    shape_of,
     view_node,
     write_node,
+    write_with_gaps,
 )
+from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
+from ggufnorm.engines.llama.stretch import Layers
 from ggufnorm.engines.llama.watch import GraphWatch
+from ggufnorm.errors import RefusedError
 from ggufnorm.formats.model_file import ModelFile
+
+Enter = Callable[[int, int], Array]
+"""What enters a range of layers: ``(batch of its chunk, number of the chunk's first token)``."""
 
 
 class LlamaActivation:
@@ -60,10 +72,34 @@ class LlamaActivation:
         """Its rows, of every ``stride``-th token."""
         return rows_of(self.value, self._batch).subsample(self._batch.chunk_start, stride)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies in memory that NumPy reads."""
+        return is_host(self.address)
+
     def replace(self, values: Array) -> None:
         """Go on with other values."""
         if is_contiguous(self.address):
             write_node(self.address, values)
+        else:
+            write_with_gaps(self.address, values)
+
+    def of_tokens(self, first: int, n: int) -> Array:
+        """A part of it: the values of some of its batch's tokens, by their numbers in it.
+
+        No more is fetched than these, where the tokens lie one behind the other.
+        """
+        return read_part(self.address, tokens_of(self.shape, self._batch)[0], first, n)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(ne[3], ne[2], ne[1], ne[0])``."""
+        return shape_of(self.address)
+
+    @property
+    def batch(self) -> Batch:
+        """That gave it."""
+        return self._batch
 
     def product(self) -> tuple[tuple[int, ...], Array, NDArray[np.int32] | None]:
         """Of a matrix product: the weight's shape, the input, and the experts' numbers.
@@ -100,6 +136,8 @@ class LlamaRunner:
         tensors = frozenset(file.tensors)
         self._watch = GraphWatch(model.path, tensors, unfused_norms=options.unfused_norms)
         self.context = LlamaContext(model, options, self._watch.on_eval, n_seq)
+        self._max_batch = self.context.max_batch
+        self._enter: Enter | None = None
 
     def __enter__(self) -> LlamaRunner:
         self.context.__enter__()
@@ -117,7 +155,7 @@ class LlamaRunner:
     def info(self) -> EngineInfo:
         """Which llama.cpp, and how it runs the model."""
         o = self.options
-        engine = Engine(build(), o.n_gpu_layers, self._watch.devices)
+        engine = engine_of(o, self._watch)
         return EngineInfo(build().name, side_facts(o), o.n_threads, o.n_gpu_layers, engine)
 
     @property
@@ -137,25 +175,75 @@ class LlamaRunner:
 
     def batches(self, tokens: Tokens, first: int) -> list[Batch]:
         """Cut a chunk into batches; see :func:`cut_chunk`."""
-        return cut_chunk(self.model, tokens, first, self.context.max_batch)
+        return cut_chunk(self.model, tokens, first, self._max_batch)
+
+    def vary(self, max_batch: int, *, alone: bool) -> None:
+        """Plan and run otherwise from now on.
+
+        Args:
+            max_batch: most tokens in one batch, up to what the context was made for.
+            alone: make every operation a hook point, so that none is fused with another.
+        """
+        self._max_batch = min(max_batch, self.context.max_batch)
+        self._watch.alone = alone
+
+    def restrict(self, layers: Layers, enter: Enter | None = None) -> None:
+        """Compute a range of layers alone, from the next plan on.
+
+        Args:
+            layers: the first and the last.
+            enter: what the range before ended with; None where the range is the first.
+
+        Raises:
+            RefusedError: the model has two stacks of layers.
+        """
+        if self.model.has_encoder:
+            raise RefusedError(
+                f"{self.path} has layers in an encoder and in a decoder: a range (--layers) is for"
+                " one stack of them"
+            )
+        n_layers = self.file.metadata.integer(f"{self.file.architecture}.block_count") or 0
+        self._watch.layers = layers, n_layers
+        self._enter = enter
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether there are layers behind those that are computed."""
+        return self._watch.ends_early
 
     def plan(self, chunk: Sequence[Batch]) -> None:
         """Decode a chunk once and learn the graph of each of its batches."""
         self.begin_chunk()
         self.graphs.clear()
         for batch in chunk:
-            decode = functools.partial(self.context.decode, batch)
-            self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
+            self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
+        """Decode a batch and learn its graph."""
+        decode = functools.partial(self.context.decode, batch)
+        self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
 
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self.context.clear()
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
-        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`."""
+        """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`.
+
+        Where nothing is to be observed, a graph that was not planned is learned on the way.
+        """
+        if not at and k == len(self.graphs):
+            self._learn(batch)
+            return
+        entry = self._watch.entry_of(self.graphs[k])
 
         def on_node(n: int, address: int) -> bool:
-            return on_activation(n, LlamaActivation(address, batch))
+            value = LlamaActivation(address, batch)
+            if at[n] == entry:
+                assert self._enter is not None
+                value.replace(self._enter(k, batch.chunk_start).reshape(value.value.shape))
+                value = LlamaActivation(address, batch)  # the other may have read what was there
+            return on_activation(n, value)
 
         decode = functools.partial(self.context.decode, batch)
         self._watch.forward(self.graphs[k], at, decode, on_node)
@@ -178,6 +266,11 @@ def _within(batch: Batch, positions: range) -> slice:
     return slice(start, start + positions.stop - positions.start, positions.step)
 
 
+def is_operand(value: Activation) -> bool:
+    """Whether a value is a node of this process's llama.cpp."""
+    return isinstance(value, LlamaActivation)
+
+
 def operand(value: Activation) -> LlamaActivation:
     """A value of llama.cpp's, of which more can be told.
 
@@ -189,6 +282,38 @@ def operand(value: Activation) -> LlamaActivation:
     return value
 
 
+def engine_of(options: EngineOptions, watch: GraphWatch | None = None) -> Engine:
+    """This process's llama.cpp with what it was told.
+
+    Args:
+        options: how it runs a model.
+        watch: which saw the graph; None where nothing is watched.
+    """
+    offloads = options.n_gpu_layers or options.tensor_overrides
+    usable = used_devices(find_devices(), options) if offloads else []
+    return Engine(
+        build(),
+        options.n_gpu_layers,
+        watch.devices if watch else (),
+        tuple(map(as_words, usable)),
+        watch.weights if watch else (),
+        **vars(placement_of(options)),
+    )
+
+
+def pin(value: Activation, reference: Activation) -> None:
+    """Let a replica go on with the reference's value; on one device it does not leave it."""
+    if (
+        isinstance(value, LlamaActivation)
+        and isinstance(reference, LlamaActivation)
+        and not value.is_here
+        and is_contiguous(value.address)
+    ):
+        copy_node(reference.address, value.address)
+    else:
+        value.replace(reference.value)
+
+
 def side_facts(options: EngineOptions) -> SideFacts:
     """What a report says of one side's options."""
     return SideFacts(
@@ -197,6 +322,7 @@ def side_facts(options: EngineOptions) -> SideFacts:
         cache_type_v=options.cache_type_v,
         use_extra_bufts=options.use_extra_bufts,
         unfused_norms=options.unfused_norms,
+        n_ubatch=options.n_ubatch,
     )
 
 
@@ -207,11 +333,29 @@ def start_token(model: LlamaModel) -> int | None:
     return model.decoder_start if model.has_encoder else model.bos
 
 
+_MOST_LOGITS = 3 << 24
+"""Logits of one batch: 200 MB, which llama.cpp holds twice for each replica."""
+
+
+_TILE = 64
+"""Tokens that ggml's flash attention takes at a time (GGML_FA_TILE_Q in ggml-cpu/common.h): a batch
+cut elsewhere would be rounded otherwise."""
+
+
+def most_outputs(wanted: int, n_vocab: int) -> int:
+    """How many positions of one batch may give logits, of as many as are wanted of all."""
+    n_batches = -(-wanted * n_vocab // _MOST_LOGITS)
+    if n_batches < 2:
+        return max(1, wanted)
+    return -(-wanted // n_batches // _TILE) * _TILE
+
+
 def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> list[Batch]:
     """Cut a chunk into the batches that its model wants.
 
     - A decoder gets the chunk in batches, its first token replaced by BOS if the model
-      wants one, and gives logits for the second half, as llama-perplexity does.
+      wants one, and gives logits for the second half, as llama-perplexity does; with a large
+      vocabulary a part of that half in each batch.
     - An encoder-decoder reads the first half and predicts the second.
     - An embedding model gets all at once and gives no logits.
 
@@ -236,10 +380,13 @@ def cut_chunk(model: LlamaModel, tokens: Tokens, first: int, max_batch: int) -> 
         ]
     if model.bos is not None:
         tokens = np.concatenate([np.array([model.bos], np.int32), tokens[1:]])
-    cut = []
-    for at in range(0, len(tokens), max_batch):
-        part = tokens[at : at + max_batch]
-        end = at + len(part)
+    cut, end = [], 0
+    step = most_outputs(len(tokens) - half, model.n_vocab)
+    while end < len(tokens):
+        at, end = end, min(end + max_batch, len(tokens))
+        if end > half:
+            end = min(end, max(at, half) + step)
+        part = tokens[at:end]
         n_outputs = max(0, min(len(part), end - half))
         following = tokens[end - n_outputs + 1 : end + 1]
         scored_from = first + end - n_outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -11,13 +11,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.engine import Placement
 from ggufnorm.engines.base import Batch
-from ggufnorm.engines.llama.binding import devices, llama
+from ggufnorm.engines.llama import rpc
+from ggufnorm.engines.llama.binding import llama
+from ggufnorm.engines.llama.devices import place
 from ggufnorm.engines.llama.library import choose_build
-from ggufnorm.errors import EngineError, RefusedError
+from ggufnorm.errors import EngineError
 
 MAX_BATCH = 512
-"""Most tokens in one decode: llama.cpp's own default for ``-ub``."""
+"""Most tokens in one decode where nothing else is asked for: llama.cpp's default of ``-ub``."""
 
 
 FlashAttention = Literal["auto", "on", "off"]
@@ -30,13 +33,13 @@ Setting = bool | int | str
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Placement):
     """How llama.cpp is to run one model, in its own words.
 
     Attributes:
         n_ctx: ``-c``: tokens of one chunk.
         n_threads: ``-t``.
-        n_gpu_layers: ``-ngl``.
+        n_gpu_layers: ``-ngl``; -1 for all; 0 for the CPU alone.
         flash_attention: ``-fa``.
         cache_type_k: ``-ctk``: type of the cached keys.
         cache_type_v: ``-ctv``: type of the cached values.
@@ -47,6 +50,8 @@ class EngineOptions:
             with the MUL behind it.
         llama_cpp: the build to run, as for ``--llama-cpp``; None for the one that
             :func:`~ggufnorm.formats.llama_libraries.chosen_libraries` finds.
+        n_ubatch: ``-ub``: most tokens in one decode; a model that attends to all of its tokens
+            at once takes them all.
     """
 
     n_ctx: int
@@ -58,6 +63,7 @@ class EngineOptions:
     use_extra_bufts: bool = False
     unfused_norms: bool = False
     llama_cpp: str | None = None
+    n_ubatch: int = MAX_BATCH
 
 
 class LlamaModel:
@@ -70,8 +76,8 @@ class LlamaModel:
         overrides: keys of the metadata that are set to other values than the file's.
 
     Raises:
-        RefusedError: layers are to be put on a GPU, and there is none.
-        EngineError: llama.cpp does not load the file.
+        RefusedError: a device that it is to be put on is not there.
+        EngineError: a server of ``--rpc`` does not answer, or llama.cpp does not load the file.
     """
 
     def __init__(
@@ -85,23 +91,22 @@ class LlamaModel:
         if options.llama_cpp is not None:
             choose_build(options.llama_cpp)
         lib = llama()
-        if options.n_gpu_layers > 0 and not lib.llama_supports_gpu_offload():
-            # It would run on the CPU, and the report would speak of GPU layers.
-            raise RefusedError(
-                f"{options.n_gpu_layers} layers cannot be put on a GPU: this llama.cpp has only"
-                f" {', '.join(devices())}; leave out -ngl, or name a build with --llama-cpp"
-            )
+        options = rpc.connect(options, options.n_gpu_layers)
         params = lib.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
+        # What llama.cpp is pointed to.
+        self._held = [*place(params, options.n_gpu_layers, options), rpc.report_progress(params)]
         params.use_extra_bufts = options.use_extra_bufts
         params.vocab_only = vocab_only
         if overrides:
             changed = _overrides(overrides)
             params.kv_overrides = changed
         self.path = path
-        self.handle = lib.llama_model_load_from_file(path.encode(), params)
+        with rpc.watched(f"loading {path}"):
+            self.handle = lib.llama_model_load_from_file(path.encode(), params)
         if not self.handle:
             raise EngineError(f"llama.cpp cannot load {path}")
+        if not vocab_only:
+            self._require_kernels()
         self._vocab = lib.llama_model_get_vocab(self.handle)
         self.n_vocab = int(lib.llama_vocab_n_tokens(self._vocab))
 
@@ -114,13 +119,38 @@ class LlamaModel:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        llama().llama_model_free(self.handle)
+        with rpc.watched("freeing a model"):
+            llama().llama_model_free(self.handle)
+
+    def _require_kernels(self) -> None:
+        """Refuse what llama.cpp loads and then writes beyond its memory with.
+
+        Raises:
+            EngineError: it is such a model.
+        """
+        arch = self._metadata("general.architecture")
+        width = self._metadata(f"{arch}.wkv.head_size")
+        if arch in _WKV7 and width.isdecimal() and int(width) % WKV7_STEP:
+            llama().llama_model_free(self.handle)
+            raise EngineError(
+                f"{self.path}: {arch}.wkv.head_size is {width}, and llama.cpp's RWKV 7 kernels"
+                f" write beyond their memory unless it is a multiple of {WKV7_STEP}: it cannot"
+                " be run"
+            )
 
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder must run before the decoder (T5)."""
         lib = llama()
         return bool(lib.llama_model_has_encoder(self.handle)) and bool(
+            lib.llama_model_has_decoder(self.handle)
+        )
+
+    @property
+    def encodes_only(self) -> bool:
+        """Whether it is the encoder of an encoder-decoder alone (``t5encoder``)."""
+        lib = llama()
+        return bool(lib.llama_model_has_encoder(self.handle)) and not bool(
             lib.llama_model_has_decoder(self.handle)
         )
 
@@ -226,7 +256,7 @@ class LlamaContext:
         params.n_seq_max = n_seq
         # An encoder attends to the whole chunk: it cannot be cut into batches.
         whole = model.is_embedding or model.has_encoder
-        self.max_batch = options.n_ctx if whole else min(options.n_ctx, MAX_BATCH)
+        self.max_batch = options.n_ctx if whole else min(options.n_ctx, options.n_ubatch)
         params.n_batch = params.n_ubatch = self.max_batch * n_seq
         params.embeddings = model.is_embedding or pooling is not None
         if pooling is not None:
@@ -236,18 +266,19 @@ class LlamaContext:
         params.type_v = _cache_type(options.cache_type_v)
         params.n_threads = params.n_threads_batch = options.n_threads
         params.no_perf = True
-        if options.n_gpu_layers == 0:
-            # Without layers llama.cpp would still offload large products and the K/V cache.
-            params.op_offload = params.offload_kqv = False
+        # Without layers llama.cpp would still offload large products and the K/V cache.
+        params.op_offload = options.op_offload and options.n_gpu_layers != 0
+        params.offload_kqv = options.kv_offload and options.n_gpu_layers != 0
         if on_eval is not None:
             # Kept on self: ctypes does not keep a callback alive.
             self._callback = lib.ggml_backend_sched_eval_callback(
-                lambda tensor, ask, _data: on_eval(tensor, ask)
+                lambda tensor, ask, _data: rpc.beat() and on_eval(tensor, ask)
             )
             params.cb_eval = self._callback
         self.model = model
         self.n_seq = n_seq
-        self.handle = lib.llama_init_from_model(model.handle, params)
+        with rpc.watched(f"making a context for {model.path}"):
+            self.handle = lib.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise EngineError(
                 f"llama.cpp cannot make a context for {model.path}: it may be too large for"
@@ -268,7 +299,8 @@ class LlamaContext:
     ) -> None:
         lib = llama()
         lib.llama_batch_free(self._batch)
-        lib.llama_free(self.handle)
+        with rpc.watched("freeing a context"):
+            lib.llama_free(self.handle)
 
     def _check(self, params: Any) -> None:
         """Ask the context for what it was told: a structure that lies otherwise was misread.
@@ -291,7 +323,8 @@ class LlamaContext:
         lib = llama()
         memory = lib.llama_get_memory(self.handle)
         if memory:  # an encoder keeps none
-            lib.llama_memory_clear(memory, True)
+            with rpc.watched("clearing a cache"):
+                lib.llama_memory_clear(memory, True)
 
     def decode(self, batch: Batch) -> None:
         """Run one batch: through the encoder or the decoder, as it says.
@@ -311,25 +344,49 @@ class LlamaContext:
                 raw.seq_id[at][0] = sequence
                 raw.logits[at] = i >= n - batch.n_outputs
         run = lib.llama_encode if batch.encode else lib.llama_decode
-        status = run(self.handle, raw)
+        with rpc.watched("running"):
+            status = run(self.handle, raw)
         if status != 0:
             name = "llama_encode" if batch.encode else "llama_decode"
             raise EngineError(f"{self.model.path}: {name} failed with status {status}")
 
-    def pooled(self, n_values: int) -> NDArray[np.float32] | None:
-        """What the last batch's first sequence was pooled to; None where nothing is pooled."""
-        return _floats(llama().llama_get_embeddings_seq(self.handle, 0), (n_values,))
+    def decode_texts(self, texts: Sequence[NDArray[np.int32]]) -> None:
+        """Run several texts in one batch, each a sequence of its own.
+
+        Raises:
+            EngineError: llama.cpp reports a failure.
+        """
+        raw = self._batch
+        raw.n_tokens = sum(map(len, texts))
+        at = 0
+        for sequence, tokens in enumerate(texts):
+            for position, token in enumerate(tokens.tolist()):
+                raw.token[at], raw.pos[at] = token, position
+                raw.n_seq_id[at], raw.seq_id[at][0] = 1, sequence
+                raw.logits[at] = True
+                at += 1
+        with rpc.watched("running a batch"):
+            status = llama().llama_decode(self.handle, raw)
+        if status != 0:
+            raise EngineError(f"{self.model.path}: llama_decode failed with status {status}")
+
+    def pooled(self, n_values: int, sequence: int = 0) -> NDArray[np.float32] | None:
+        """What a sequence of the last batch was pooled to; None where nothing is pooled."""
+        with rpc.watched("reading an embedding"):
+            return _floats(llama().llama_get_embeddings_seq(self.handle, sequence), (n_values,))
 
     def embeddings(self, n_outputs: int, width: int) -> NDArray[np.float32] | None:
         """The last batch's states, ``(n_outputs, width)``; None where they are pooled."""
-        return _floats(llama().llama_get_embeddings(self.handle), (n_outputs, width))
+        with rpc.watched("reading states"):
+            return _floats(llama().llama_get_embeddings(self.handle), (n_outputs, width))
 
     def logits(self, n_outputs: int) -> NDArray[np.float32]:
         """The last batch's logits, ``(n_seq · n_outputs, vocabulary)``: a view, good until decode.
 
         The rows of one sequence stand behind those of the other.
         """
-        pointer = llama().llama_get_logits(self.handle)
+        with rpc.watched("reading logits"):
+            pointer = llama().llama_get_logits(self.handle)
         address = ctypes.cast(pointer, ctypes.c_void_p).value
         if address is None:
             raise EngineError(f"{self.model.path}: llama.cpp gives no logits")
@@ -360,6 +417,12 @@ def _overrides(settings: Mapping[str, Setting]) -> Any:
         else:
             entry.tag, entry.value.val_str = lib.LLAMA_KV_OVERRIDE_TYPE_STR, value.encode()
     return array
+
+
+_WKV7 = ("rwkv7", "arwkv7")
+WKV7_STEP = 64
+"""Values that ``ggml_compute_forward_rwkv_wkv7_f32`` (``ggml/src/ggml-cpu/ops.cpp``) reads and
+writes at once with AVX-512 (``GGML_F32_STEP``), whatever is left of a head; CUDA asserts it."""
 
 
 FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines import worker
-from ggufnorm.engines.llama.mtmd import InputJob, Inputs, capture_inputs
+from ggufnorm.engines.llama.mtmd import InputJob, Inputs, MakeBitmap, capture_inputs
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import InputError
 
@@ -44,18 +44,24 @@ def capture_sound(
 
 def watch_sound(job: InputJob, _channel: Channel) -> Inputs:
     """The child's part of :func:`capture_sound`."""
-    samples, rate = job.given, job.rate
+    return capture_inputs(job.mmproj, sound_bitmap(job.mmproj, job.given, job.rate))
+
+
+def sound_bitmap(mmproj: str, samples: NDArray[np.float32], rate: int) -> MakeBitmap:
+    """How mtmd takes a sound of one channel.
+
+    What is returned raises InputError if the file holds no audio encoder, or one for sounds of
+    another rate.
+    """
 
     def bitmap(mtmd: Any, context: Any) -> int:
         takes = mtmd.mtmd_get_audio_sample_rate(context)
         if takes < 0:
-            raise InputError(
-                f"{job.mmproj}: no audio encoder: give the mmproj file of an audio model"
-            )
+            raise InputError(f"{mmproj}: no audio encoder: give the mmproj file of an audio model")
         if takes != rate:
-            raise InputError(f"{job.mmproj}: takes sounds of {takes:,} Hz, not {rate:,} Hz")
+            raise InputError(f"{mmproj}: takes sounds of {takes:,} Hz, not {rate:,} Hz")
         data = samples.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         made: int = mtmd.mtmd_bitmap_init_from_audio(len(samples), data)
         return made
 
-    return capture_inputs(job.mmproj, bitmap)
+    return bitmap

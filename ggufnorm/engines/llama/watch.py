@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ggufnorm.engines.base import Graph
-from ggufnorm.engines.llama.binding import NodeView, buffer_names
+from ggufnorm.engines.llama.binding import NodeView, buffer_names, set_op, weights_by_buffer
 from ggufnorm.engines.llama.graph import build_graph
+from ggufnorm.engines.llama.stretch import Layers, Stretch, cut
 from ggufnorm.errors import EngineError
 
 Run = Callable[[], None]
 """Computes one graph, under the eyes of :meth:`GraphWatch.on_eval`."""
+
+
+@dataclass(frozen=True)
+class _Range:
+    """A range of layers in a planned graph.
+
+    Attributes:
+        stretch: what of it is computed.
+        operations: ggml's number of each node's operation, 0 for those that are not.
+    """
+
+    stretch: Stretch
+    operations: Sequence[int]
 
 
 class GraphWatch:
@@ -24,6 +39,10 @@ class GraphWatch:
 
     Attributes:
         devices: names of the buffers that the planned graph's results are on.
+        alone: whether the next plan makes every operation a hook point.
+        layers: the range that is computed from the next plan on, and how many layers there are;
+            None for the whole model.
+        weights: names of the buffers that its weights are in, and bytes in each.
     """
 
     def __init__(
@@ -44,6 +63,11 @@ class GraphWatch:
         self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
         self.devices: tuple[str, ...] = ()
+        self.alone = False
+        self.layers: tuple[Layers, int] | None = None
+        self._ranges: dict[int, _Range] = {}
+        self._range: _Range | None = None
+        self.weights: tuple[tuple[str, int], ...] = ()
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
     def plan(self, run: Run, prefix: str = "") -> Graph:
@@ -57,10 +81,36 @@ class GraphWatch:
         run()
         self._raise()
         # The sources are read while the graph still exists.
-        self.devices = buffer_names(view.address for view in self._views)
-        graph = build_graph(self._views, self._tensors, prefix=prefix, unfused_norms=self._unfused)
-        self._views = None
-        return graph
+        addresses = [view.address for view in self._views]
+        self.devices = buffer_names(addresses)
+        self.weights = tuple(sorted(weights_by_buffer(addresses, self._tensors).items()))
+        graph = build_graph(
+            self._views,
+            self._tensors,
+            prefix=prefix,
+            unfused_norms=self._unfused,
+            alone=self.alone,
+        )
+        views, self._views = self._views, None
+        return graph if self.layers is None else self._cut(graph, views)
+
+    def _cut(self, graph: Graph, views: Sequence[NodeView]) -> Graph:
+        assert self.layers is not None
+        stretch = cut(graph, self.layers[0], self._tensors, self.layers[1])
+        operations = [0 if v in stretch.empty else view.number for v, view in enumerate(views)]
+        # The graph is kept, so that its id stays its own.
+        self._ranges[id(stretch.graph)] = _Range(stretch, operations)
+        return stretch.graph
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether layers are behind the range that is computed."""
+        return any(not found.stretch.is_last for found in self._ranges.values())
+
+    def entry_of(self, graph: Graph) -> int | None:
+        """The node of a range's graph that is to be set to what the range before ended with."""
+        found = self._ranges.get(id(graph))
+        return None if found is None else found.stretch.entry
 
     def forward(
         self, graph: Graph, at: Sequence[int], run: Run, on_done: Callable[[int, int], bool]
@@ -70,7 +120,7 @@ class GraphWatch:
         Raises:
             EngineError: the run failed, or the graph is not the one that was planned.
         """
-        self._graph, self._next = graph, 0
+        self._graph, self._next, self._range = graph, 0, self._ranges.get(id(graph))
         self._wanted = {index: k for k, index in enumerate(at)}
         self._on_node_done = on_done
         run()
@@ -86,8 +136,12 @@ class GraphWatch:
                 self._on_node(address)
             if self._views is not None:
                 self._views.append(NodeView.at(address))
+                if self.layers is not None:
+                    set_op(address, 0)  # nothing is computed to learn a graph
                 return False
             if ask:
+                if self._range is not None and self._next < len(self._range.operations):
+                    set_op(address, self._range.operations[self._next])
                 self._next += 1
                 return self._next - 1 in self._wanted
             return self._arrive(address)
@@ -111,6 +165,7 @@ class GraphWatch:
         assert self._graph is not None
         index = self._next - 1
         node, now = self._graph.nodes[index], NodeView.at(address)
-        if (node.name, node.op, node.shape) != (now.name, now.op, now.shape):
+        op = node.op if self._range is None or self._range.operations[index] else now.op
+        if (node.name, op, node.shape) != (now.name, now.op, now.shape):
             raise self._changed(f"node {index} was {node.name} and now is {now.name}")
         return self._on_node_done(self._wanted[index], address)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from gguf.constants import TENSOR_NAMES
 
@@ -221,6 +222,14 @@ def parse_norm_name(
     if weight_or_bias and is_norm_like(stem):
         return NormName(layer, _guess_role(stem), inferred=True)
     return None
+
+
+def part_of(role: str) -> Literal["encoder", "decoder"] | None:
+    """Which half of an encoder-decoder a norm of that role stands in; None for other networks."""
+    part = role.partition(".")[0]
+    if part == "enc":
+        return "encoder"
+    return "decoder" if part == "dec" else None
 
 
 def excluded(tensor: str) -> str | None:

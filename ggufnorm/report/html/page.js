@@ -8,6 +8,19 @@ for (const [id, spec] of Object.entries(charts)) {
     console.error(error);
   });
 }
+// Tables that do not fit say so, and keep the column that names their rows.
+function fit() {
+  for (const box of document.querySelectorAll(".wide:has(> table)")) {
+    const scrolls = box.scrollWidth > box.clientWidth + 1;
+    if (scrolls === box.classList.contains("scrolls")) continue;
+    box.classList.toggle("scrolls", scrolls);
+    if (scrolls) box.insertAdjacentHTML("beforebegin", '<p class="hint">More columns: scroll →</p>');
+    else box.previousElementSibling?.matches(".hint") && box.previousElementSibling.remove();
+  }
+}
+fit();
+addEventListener("resize", fit);
+addEventListener("toggle", fit, true);
 // What a link leads to is shown.
 for (const link of document.querySelectorAll('a[href^="#"]')) {
   link.addEventListener("click", () => {

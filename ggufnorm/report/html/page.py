@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ggufnorm.report.formatting import printable
 from ggufnorm.report.html.charts.library import library
 from ggufnorm.report.html.charts.parts import Charts
-from ggufnorm.report.view import Report
+from ggufnorm.report.view import MARKS, Report
 from ggufnorm.version import __version__
 
 
@@ -49,6 +49,7 @@ def to_html(reports: Sequence[Report], charts: Sequence[Charts]) -> str:
         script=Markup(script),
         policy=_policy(bundle, script),
         version=__version__,
+        marks=MARKS,
     )
 
 

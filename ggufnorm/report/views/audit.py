@@ -21,7 +21,13 @@ from ggufnorm.report.view import (
     table,
 )
 from ggufnorm.report.views.audit_fleet import glance
-from ggufnorm.report.views.common import command, sentences, severity_status, skipped_section
+from ggufnorm.report.views.common import (
+    command,
+    ran_section,
+    sentences,
+    severity_status,
+    skipped_section,
+)
 
 _MOST_MODELS = 50
 """Models that are told of one by one; of more, those without a finding are counted."""
@@ -99,10 +105,13 @@ def _headline_of_all(result: AuditSet) -> str:
         sum(getattr(m.summary, kind) for m in result.models) for kind in ("errors", "warnings")
     )
     said = f"{counted(errors, 'error')} and {counted(warnings, 'warning')} in {counted(n, 'model')}"
+    found = [(m.summary.errors, m.summary.warnings) for m in result.models]
+    if n > 1 and max(found) > min(found):
+        said += f", most in {Path(result.models[found.index(max(found))].path).name}"
     return f"{lost} of {n + lost} models were not read; {said}" if lost else said
 
 
-_STATUSES: tuple[Status, ...] = ("error", "warning", "ok")
+_STATUSES: tuple[Status, ...] = ("error", "warning", "neutral", "ok")
 
 
 def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
@@ -114,6 +123,7 @@ def _report(report: AuditReport, told: Collection[NotRun] = ()) -> Report:
         status=_status(report),
         verdict=(Sentence(_outcome(report), _status(report)),),
         next_step=_next_step(report),
+        facts=ran_section(report.engine),
         sections=(
             Section(
                 "Findings",
@@ -157,7 +167,14 @@ def _headline(report: AuditReport) -> str:
 
 def _status(report: AuditReport) -> Status:
     s = report.summary
-    return "error" if s.errors else "warning" if s.warnings or not s.rules_run else "ok"
+    if s.errors or s.warnings or not s.rules_run:
+        return "error" if s.errors else "warning"
+    return "neutral" if "T" in _unseen_families(report) or _not_compared(report) else "ok"
+
+
+def _unseen_families(report: AuditReport) -> set[str]:
+    """Families of rules of which none was run."""
+    return {n.rule[:1] for n in report.not_run} - {r[:1] for r in report.summary.rules_run}
 
 
 def _next_step(report: AuditReport) -> str:
@@ -169,8 +186,7 @@ def _next_step(report: AuditReport) -> str:
         return f"{mended}{more} shows what it would change"
     if found:
         return "convert again, or accept the finding (.ggufnorm-ignore.toml)"
-    families = {n.rule[:1] for n in report.not_run} - {r[:1] for r in report.summary.rules_run}
-    if families >= {"T", "C"}:
+    if _unseen_families(report) >= {"T", "C"}:
         return "--source FOLDER compares every tensor with the checkpoint, --run looks at a run"
     return ""
 

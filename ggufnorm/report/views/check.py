@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ggufnorm.core.check import CheckReport, State, Suspect
+from ggufnorm.core.check import FIXABLE, CheckReport, State, Suspect
 from ggufnorm.report.view import (
     Cell,
     Column,
@@ -44,8 +44,8 @@ def check_view(report: CheckReport) -> tuple[Report, ...]:
             subject=report.path,
             headline=_headline(report),
             status=status,
-            verdict=(Sentence(report.answer, status),),
-            next_step=report.next_step or "",
+            verdict=(Sentence(_verdict(report), status),),
+            next_step=_next(report),
             facts=Section("What was examined", table=facts("given", _given(report)), folded=True),
             sections=(
                 Section("Suspects", table=table("suspects", _SUSPECTS, report.suspects,
@@ -76,9 +76,31 @@ def _status(report: CheckReport) -> Status:
 def _headline(report: CheckReport) -> str:
     if not report.guilty:
         n = sum(s.state == "cleared" for s in report.suspects)
-        return f"Nobody is found guilty; {n} of {len(report.suspects)} suspects are cleared"
+        return f"{_NOBODY}; {n} of {len(report.suspects)} suspects are cleared"
     first = report.guilty[0]
     return f"{_WORDS[first.state].capitalize()}: {first.name}"
+
+
+def _verdict(report: CheckReport) -> str:
+    """The answer without the words that the headline has."""
+    said = report.answer
+    for words in (f"{_headline(report)}: ", f"{_NOBODY}. "):
+        said = said.removeprefix(words)
+    return said[:1].upper() + said[1:] if not report.guilty else said
+
+
+def _next(report: CheckReport) -> str:
+    """What to do, with the command line in the place of its pattern."""
+    command = report.next_command
+    if command.startswith("ggufnorm fix "):
+        return report.next_step.replace(f"({FIXABLE})", f"({command})", 1)
+    pattern, _, _ = report.next_step.rpartition("ggufnorm check ")
+    if pattern and command.startswith("ggufnorm check "):
+        return pattern + command
+    return report.next_step
+
+
+_NOBODY = "Nobody is found guilty"
 
 
 def _given(report: CheckReport) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.drift import ModelFacts, SideFacts
-from ggufnorm.core.engine import Engine
+from ggufnorm.core.engine import ALL, Engine, Placement
 from ggufnorm.core.feed import FeedFinding, is_refuted
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.formatting import counted, model_line
@@ -21,6 +21,7 @@ from ggufnorm.report.view import (
     Section,
     Sentence,
     Status,
+    facts,
     table,
 )
 
@@ -74,30 +75,62 @@ def option_facts(reference: SideFacts, quant: SideFacts) -> Iterable[tuple[str, 
 
 def engine_facts(reference: Engine | None, quant: Engine | None) -> Iterable[tuple[str, str]]:
     """Which builds of llama.cpp ran both sides and on what, once if alike."""
-    if reference == quant:
-        if reference is not None:
-            yield "engine", _engine(reference)
+    if reference is None and quant is None:
+        return
+    if reference and quant and _engine(reference) == _engine(quant):
+        yield "engine", _engine(reference)
         return
     for name, side in (("reference", reference), ("quant", quant)):
         label = "engine" if name == "reference" else ""
         yield label, f"{name}: {'a trace' if side is None else _engine(side)}"
 
 
+def ran_section(engine: Engine | None) -> Section | None:
+    """Which build of llama.cpp ran one model; None where none did."""
+    if engine is None:
+        return None
+    return Section("How it was run", table=facts("run", engine_facts(engine, engine)), folded=True)
+
+
 def _engine(engine: Engine) -> str:
     b = engine.build
-    layers = "all layers" if engine.n_gpu_layers < 0 else counted(engine.n_gpu_layers, "layer")
-    asked = f" (-ngl asked for {layers})" if engine.n_gpu_layers else ""
     ggml = "" if b.ggml in b.name else f", {b.ggml}"
+    asked = placement_words(engine)
+    weights = [f"{n / 1e6:,.1f} MB in {name}" for name, n in engine.weights]
     return (
         f"{b.name}{ggml}, by {b.origin}, libraries {b.digest[:12]}, structures by {b.layout}, on"
-        f" {', '.join(engine.devices) or 'devices that were not seen'}{asked}"
+        f" {', '.join(engine.devices) or 'devices that were not seen'}"
+        + (f", weights {', '.join(weights)}" if weights and asked else "")
+        + (f"; {', '.join(engine.hardware)}" if engine.hardware else "")
+        + (f"; asked for by {' '.join(asked)}" if asked else "")
     )
+
+
+def placement_words(engine: Engine) -> list[str]:
+    """The options that say where a model is put, as llama.cpp spells them; none by default."""
+    e, plain = engine, Placement()
+    layers = "all" if e.n_gpu_layers == ALL else str(e.n_gpu_layers)
+    experts = "-cmoe" if e.n_cpu_moe == ALL else f"-ncmoe {e.n_cpu_moe}"
+    given = {
+        f"-ngl {layers}": e.n_gpu_layers,
+        f"-dev {','.join(e.offload_devices or ()) or 'none'}": e.offload_devices is not None,
+        f"--rpc {','.join(e.rpc)}": e.rpc,
+        f"-sm {e.split_mode}": e.split_mode != plain.split_mode,
+        f"-ts {','.join(f'{n:g}' for n in e.tensor_split)}": e.tensor_split,
+        f"-mg {e.main_gpu}": e.main_gpu != plain.main_gpu,
+        **{f"-ot {pattern}={buffer}": True for pattern, buffer in e.tensor_overrides},
+        experts: e.n_cpu_moe,
+        "-nkvo": not e.kv_offload,
+        "--no-op-offload": not e.op_offload,
+    }
+    return [words for words, is_given in given.items() if is_given]
 
 
 def _options(side: SideFacts) -> str:
     parts = [
         f"flash attention {side.flash_attention}",
         f"K/V cache {side.cache_type_k}/{side.cache_type_v}",
+        *([f"{counted(side.n_ubatch, 'token')} a decode"] if side.n_ubatch != 512 else []),
         *(["repacked weights"] if side.use_extra_bufts else []),
         *(["unfused norms"] if side.unfused_norms else []),
     ]

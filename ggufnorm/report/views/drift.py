@@ -14,9 +14,9 @@ from ggufnorm.core.drift import (
     OperationDrift,
     TokenDrift,
 )
-from ggufnorm.core.engine import KernelError
 from ggufnorm.core.floats import epsilon_text
 from ggufnorm.core.metrics import Difference
+from ggufnorm.core.node_names import node_words
 from ggufnorm.core.severity import FEW_POSITIONS
 from ggufnorm.report.formatting import (
     bars,
@@ -50,6 +50,7 @@ from ggufnorm.report.views.common import (
     sentences,
     skipped_section,
 )
+from ggufnorm.report.views.kernels import kernel_sections
 from ggufnorm.report.views.predictions import (
     exceeded_type,
     prediction_figures,
@@ -59,7 +60,8 @@ from ggufnorm.report.views.predictions import (
 
 _MOST_OPERATIONS = 8
 _MOST_TOKENS = 5
-_PARTS = ("tokens", "tiles", "experts")
+_UNASKED = ("operations", "own errors")
+_PARTS = ("tokens", "tiles", "encoders", "experts", "layers", *_UNASKED)
 """What may be left out of everything that is compared: :attr:`DriftReport.skipped` says why."""
 
 
@@ -77,7 +79,7 @@ def drift_view(report: DriftReport) -> tuple[Report, ...]:
             next_step=next_step(report),
             facts=Section("How it was run", table=facts("run", _run_facts(report)), folded=True),
             sections=(
-                *([_kernels(report)] if report.kernels else []),
+                *kernel_sections(report),
                 _norms(report),
                 largest_errors(report),
                 _experts(report),
@@ -102,7 +104,15 @@ def status(report: DriftReport) -> Status:
     """Fine only if all was compared, nothing is out of line, and predictions drift little."""
     if report.culprit is not None:
         return "error"
-    return "warning" if exceeded_type(report.logits) or limits(report) else "ok"
+    if exceeded_type(report.logits) or limits(report):
+        return "warning"
+    return "neutral" if _has_drift_alone(report) else "ok"
+
+
+def _has_drift_alone(report: DriftReport) -> bool:
+    """Whether there is drift, and no operation's own error was measured: beside a trace."""
+    drifts = any(o.cumulative.rel_l2 for o in report.operations)
+    return drifts and not _have_own_errors(report.operations)
 
 
 def limits(report: DriftReport) -> list[str]:
@@ -111,11 +121,12 @@ def limits(report: DriftReport) -> list[str]:
     found = []
     if run.cut or run.n_chunks < run.n_chunks_planned:
         why = f" ({run.cut})" if run.cut else ""
-        unit = "pictures" if _of_pictures(report) else "chunks"
+        unit = f"{_input(report)}s" if _of_encoder(report) else "chunks"
         found.append(f"only {run.n_chunks} of {run.n_chunks_planned} {unit} were run{why}")
     if not report.operations:
         found.append("no operation was compared")
-    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in _PARTS]
+    parts = _PARTS if report.operations else _PARTS[: -len(_UNASKED)]
+    found += [f"of the {s.what} {s.reason}" for s in report.skipped if s.what in parts]
     if s is not None and s.n_tokens < FEW_POSITIONS:
         found.append(f"only {counted(s.n_tokens, 'scored position')}")
     if s is not None and s.non_finite_tokens:
@@ -140,10 +151,23 @@ def _answer(report: DriftReport) -> str:
         s = report.logits
         usual = exceeded_type(s) if s is not None and s.n_tokens >= FEW_POSITIONS else None
         more = f", but predictions drift more than Llama 3 8B's in {usual}" if usual else ""
+        if _has_drift_alone(report):
+            return f"Where drift stands was compared, not which operation adds it{more}"
+        if not report.operations and s is not None and s.mean_kld is not None:
+            # Of what nobody looked at nothing may be said.
+            drift_of = f"Predictions drift by {number(s.mean_kld)} nats"
+            return f"{drift_of}, more than Llama 3 8B's in {usual}" if usual else drift_of
+        if _is_partial(report):
+            return f"Nothing that was watched is out of line{more}"
         return f"Nothing is out of line{more}"
-    where = report.culprit.tensor or report.culprit.node
+    where = report.culprit.tensor or node_words(report.culprit.node)
     at = "" if report.culprit.layer is None else f", layer {report.culprit.layer}"
     return f"Out of line: {where}{at}"
+
+
+def _is_partial(report: DriftReport) -> bool:
+    """Whether less was asked for than to compare every operation."""
+    return any(s.what in _UNASKED for s in report.skipped)
 
 
 def next_step(report: DriftReport) -> str:
@@ -151,6 +175,8 @@ def next_step(report: DriftReport) -> str:
     ref, quant = report.reference.path, report.quant.path
     culprit = report.culprit
     if culprit is None:
+        if _is_partial(report):
+            return f"{command('drift', ref, quant)} compares every operation"
         if limits(report):
             return "run more text (-f FILE, --chunks N)"
         if exceeded_type(report.logits) is None:
@@ -171,22 +197,31 @@ def _figures(report: DriftReport) -> Iterator[Figure]:
     yield from prediction_figures(report.logits)
     if report.embedding is not None:
         d = report.embedding
-        rows = counted(d.rows, "row" if _of_pictures(report) else "chunk")
+        rows = counted(d.rows, "row" if _of_encoder(report) else "chunk")
         note = f"relative L2 over {rows}; cosine {number(d.cosine, 7)}"
-        label = "Image embedding" if _of_pictures(report) else "Pooled output"
+        label = "Pooled output"
+        if _of_encoder(report):
+            label = "Image embedding" if _input(report) == "picture" else "Audio embedding"
         yield Figure(label, number(d.rel_l2), note)
     worst = max(report.operations, key=lambda o: o.local.rel_l2 or 0.0, default=None)
     if worst is not None and _have_own_errors(report.operations):
         note = f"{worst.tensor or worst.node}, {types(worst.dtype_ref, worst.dtype)}"
-        yield Figure("Largest own error", number(worst.local.rel_l2), note)
+        label = "Largest error of a stretch" if _is_partial(report) else "Largest own error"
+        yield Figure(label, number(worst.local.rel_l2), note)
     layers = report.localisation.layers
     if layers:
         yield Figure("Drift at the end", number(layers[-1].rel_l2), _growth(report.localisation))
 
 
-def _of_pictures(report: DriftReport) -> bool:
+def _of_encoder(report: DriftReport) -> bool:
     """Whether an encoder was run, which has no context of tokens."""
     return report.run.n_ctx == 0
+
+
+def _input(report: DriftReport) -> str:
+    """What an encoder was run on: its blocks' tensors are ``v.blk…`` or ``a.blk…``."""
+    first = {o.tensor.partition(".")[0] for o in report.operations if o.tensor}
+    return "sound" if "a" in first and "v" not in first else "picture"
 
 
 def _growth(found: Localisation) -> str:
@@ -199,8 +234,8 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     run = report.run
     yield from model_facts("reference", report.reference)
     yield from model_facts("quant", report.quant)
-    if _of_pictures(report):
-        yield "pictures", run.text
+    if _of_encoder(report):
+        yield f"{_input(report)}s", run.text
     else:
         yield "text", f"{run.text}, {counted(run.n_text_tokens, 'token')}"
     stopped = run.n_chunks < run.n_chunks_planned
@@ -208,39 +243,14 @@ def _run_facts(report: DriftReport) -> Iterator[tuple[str, str]]:
     taken = "" if report.cost is None else f" in {report.cost.seconds:.1f} s"
     threads = counted(run.n_threads, "thread") if run.n_threads else "all threads"
     where = f"{run.engine}, {threads}"
-    where += f", {counted(run.n_gpu_layers, 'GPU layer')}" if run.n_gpu_layers else ""
+    if run.n_gpu_layers and run.engine_quant is None:  # of a document that does not say more
+        where += f", {counted(run.n_gpu_layers, 'GPU layer')}"
     unit = f"chunks of {run.n_ctx} tokens"
-    if _of_pictures(report):
-        unit = "picture" if run.n_chunks == 1 and not of else "pictures"
+    if _of_encoder(report):
+        unit = _input(report) + ("" if run.n_chunks == 1 and not of else "s")
     yield "run", f"{run.n_chunks}{of} {unit}{taken} ({where})"
     yield from engine_facts(run.engine_ref, run.engine_quant)
     yield from option_facts(run.reference, run.quant)
-
-
-# -- kernels ---------------------------------------------------------------------------
-
-_KERNELS: Columns[KernelError] = (
-    Column("Operation", lambda k: k.op, left=True),
-    Column("Type", lambda k: k.dtype or "–", left=True),
-    Column("Number", lambda k: numeric(k.n)),
-    Column("NMSE", lambda k: numeric(k.nmse, 2)),
-    Column("Allowed", lambda k: numeric(k.limit, 1)),
-    Column("Largest at", lambda k: k.worst, left=True),
-    Column("First beyond", lambda k: k.first or "–", left=True, priority=1),
-)
-
-
-def _kernels(report: DriftReport) -> Section:
-    return Section(
-        "Kernels: one file in two engines, each operation given the reference's input, beside what"
-        " llama.cpp's test-backend-ops allows",
-        table=table(
-            "kernels",
-            _KERNELS,
-            report.kernels,
-            status=lambda k: "error" if k.first else "neutral",
-        ),
-    )
 
 
 # -- norms -------------------------------------------------------------------------------
@@ -348,6 +358,8 @@ def largest_errors(report: DriftReport, *, charts: bool = True) -> Section:
     title = f"Largest drift of {n}, all that is upstream counted in"
     if own:
         title = f"Largest errors of {n}, each given the reference's input"
+        if _is_partial(report):
+            title = f"Largest errors of {n} and what is before each, up to the last one watched"
     names = ("own", "heat", "cumulative") if own else ("cumulative", "heat")
     return Section(
         title,
@@ -394,7 +406,9 @@ def _places(found: Localisation) -> Section:
 def _place_sentences(found: Localisation) -> Iterator[Sentence]:
     if (bad := found.first_non_finite) is not None:
         at = "" if bad.token is None else f", token {bad.token}"
-        yield Sentence(f"{bad.tensor or bad.node}{at}", "error", "first NaN or infinity")
+        yield Sentence(
+            f"{bad.tensor or node_words(bad.node)}{at}", "error", "first NaN or infinity"
+        )
     if found.layers:
         first, last = found.layers[0], found.layers[-1]
         yield Sentence(
@@ -403,18 +417,19 @@ def _place_sentences(found: Localisation) -> Iterator[Sentence]:
             label="by layer",
         )
     if (jump := found.first_jump) is not None:
-        text = f"{jump.tensor or jump.node}, robust z {number(jump.value)}"
+        text = f"{jump.tensor or node_words(jump.node)}, robust z {number(jump.value)}"
         yield Sentence(text, label="first jump")
     for i, c in enumerate(found.outlier_channels):
         yield Sentence(
             f"{c.channel} holds {c.error_share:.0%} of the error and {c.energy_share:.0%} of"
-            f" the energy at {c.node}",
+            f" the energy at {node_words(c.node)}",
             label="" if i else "channels",
         )
     if (peak := found.peak) is not None and found.f16_headroom is not None:
         yield Sentence(
-            f"{number(peak.value)} at {peak.node}, token {peak.token}, channel {peak.channel}:"
-            f" half precision holds {number(found.f16_headroom)} times that",
+            f"{number(peak.value)} at {node_words(peak.node, peak.tensor)}, token {peak.token},"
+            f" channel {peak.channel}: half precision holds"
+            f" {number(found.f16_headroom)} times that",
             label="largest value",
         )
 

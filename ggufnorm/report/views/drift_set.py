@@ -21,7 +21,8 @@ def drift_set_view(result: DriftSet) -> tuple[Report, ...]:
     return (
         Report(
             f"{counted(len(reports), 'model')} under test, side by side",
-            headline=f"{_unseen(reports)}{wrong or 'None'} of {len(reports)} out of line",
+            headline=f"{_unseen(reports)}{wrong or 'None'} of {len(reports)} out of line"
+            f"{_best_and_worst(reports)}",
             status=worst,
             verdict=tuple(_verdict(result)),
             sections=(
@@ -34,6 +35,20 @@ def drift_set_view(result: DriftSet) -> tuple[Report, ...]:
         ),
         *map(_model, reports),
     )
+
+
+def _best_and_worst(reports: Sequence[DriftReport]) -> str:
+    """Which predict most and least like the reference, where all were asked the same."""
+    found = {
+        _name(r): r.logits.mean_kld for r in reports if r.logits and r.logits.mean_kld is not None
+    }
+    same = len(
+        {(r.reference.fingerprint, r.run.text, r.run.n_ctx, r.run.n_chunks) for r in reports}
+    )
+    if len(found) < max(2, len(reports)) or same > 1:
+        return ""
+    best, worst = min(found, key=lambda n: found[n]), max(found, key=lambda n: found[n])
+    return f"; best {best} (KL divergence {found[best]:.3g}), worst {worst} ({found[worst]:.3g})"
 
 
 def _unseen(reports: Sequence[DriftReport]) -> str:

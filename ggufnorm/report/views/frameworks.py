@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from ggufnorm.core.frameworks import (
     EngineComparison,
@@ -23,7 +24,7 @@ from ggufnorm.report.view import (
     Status,
     table,
 )
-from ggufnorm.report.views.common import severity_status, skipped_section
+from ggufnorm.report.views.common import ran_section, severity_status, skipped_section
 from ggufnorm.report.views.predictions import prediction_figures, predictions_section
 
 _MOST_OPERATIONS = 8
@@ -32,7 +33,35 @@ _MOST_NOTES = 12
 
 def frameworks_view(result: FrameworksReport) -> tuple[Report, ...]:
     """Where each engine parts from the source."""
-    return tuple(_report(result, comparison) for comparison in result.comparisons)
+    reports = tuple(_report(result, comparison) for comparison in result.comparisons)
+    return (_summary(result), *reports) if len(reports) > 1 else reports
+
+
+def _summary(result: FrameworksReport) -> Report:
+    """Which of several conversions is right."""
+    comparisons = result.comparisons
+    found = [(_name(c), _answer(c)) for c in comparisons]
+    wrong = [name for name, answer in found if answer == "error"]
+    right = [name for name, answer in found if answer == "ok"]
+    n = len(found)
+    worst: Status = next((s for s in _WORST_FIRST if s in {a for _, a in found}), "neutral")
+    said = f"{len(wrong)} of {n} conversions are wrong: {', '.join(wrong)}" if wrong else (
+        f"All {n} conversions agree with the source" if len(right) == n
+        else f"None of {n} conversions is found wrong"
+    )  # fmt: skip
+    return Report(
+        f"{n} conversions of {result.source.location}",
+        headline=said,
+        status=worst,
+        verdict=tuple(Sentence(f"{_name(c)}: {_headline(c)}", _answer(c)) for c in comparisons),
+    )
+
+
+def _name(comparison: EngineComparison) -> str:
+    return Path(comparison.engine.location).name
+
+
+_WORST_FIRST: tuple[Status, ...] = ("error", "warning", "neutral", "ok")
 
 
 def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
@@ -44,6 +73,7 @@ def _report(result: FrameworksReport, comparison: EngineComparison) -> Report:
         status=answer,
         figures=tuple(_figures(comparison)),
         verdict=(Sentence(comparison.verdict, answer),),
+        facts=ran_section(comparison.engine.build),
         sections=(
             Section(
                 "Norms",
@@ -97,9 +127,10 @@ def _input(result: FrameworksReport) -> str:
 
 
 def _answer(comparison: EngineComparison) -> Status:
-    if comparison.first_wrong or comparison.tokenizer:
+    padding = comparison.padding
+    if comparison.first_wrong or comparison.tokenizer or (padding and padding.in_engine):
         return "error"
-    return "warning" if comparison.not_compared else "ok"
+    return "warning" if comparison.not_compared or (padding and padding.in_source) else "ok"
 
 
 def _headline(comparison: EngineComparison) -> str:
@@ -108,12 +139,25 @@ def _headline(comparison: EngineComparison) -> str:
         return "Token ids are not the source's"
     if wrong is None and comparison.not_compared:
         left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
-        return f"No mistake in what was compared; not compared: {left}"
+        return f"No mistake in what was compared; not compared: {left}{_beside(comparison)}"
     if wrong is None:
-        return "No mistake"
+        return f"No mistake{_beside(comparison)}"
     if wrong.operation is not None:
         return f"First wrong: {wrong.operation.op} {wrong.operation.name}"
     return f"First wrong at {wrong.key}"
+
+
+def _beside(comparison: EngineComparison) -> str:
+    """What changes a result that people use, though the file is right."""
+    padding, said = comparison.padding, []
+    if padding is not None and padding.in_engine:
+        said.append(f"llama.cpp's {padding.what} depends on what else is in the batch")
+    if padding is not None and padding.in_source:
+        said.append(f"the {padding.what} of the source depends on padding")
+    # Those that reach norms are in the verdict.
+    said += [f"the engines differ in {known.name}" for known in comparison.known
+             if not known.n_sites]  # fmt: skip
+    return f"; beside the file: {', '.join(said)}" if said else ""
 
 
 def _figures(comparison: EngineComparison) -> Iterator[Figure]:

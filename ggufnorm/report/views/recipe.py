@@ -28,7 +28,7 @@ from ggufnorm.report.view import (
     facts,
     table,
 )
-from ggufnorm.report.views.common import skipped_section
+from ggufnorm.report.views.common import engine_facts, skipped_section
 
 _MOST_CHANGES = 20
 
@@ -82,6 +82,7 @@ def _facts(report: RecipeReport) -> Iterator[tuple[str, str]]:
         yield "goal", f"the smallest file of {number(report.target_kld)} nats"
     yield "shares", f"measured in {', '.join(report.anchors)}, scaled to other types"
     yield "imatrix", report.imatrix or "none"
+    yield from engine_facts(report.engine, report.engine)
 
 
 _CHOICES: Columns[Choice] = (

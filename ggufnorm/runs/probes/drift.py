@@ -3,81 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
+from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
-from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan, rows_of
-from ggufnorm.engines.llama.runner import operand
+from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
+from ggufnorm.engines.llama.runner import is_operand, operand
+from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.probes.device import Kept, Recomputed, is_elsewhere, kept_rows, sums_of
+from ggufnorm.runs.probes.hook_sums import HookSum, NormSum, hook_from_state, hook_state
 from ggufnorm.runs.recompute import WeightCache, recompute
 from ggufnorm.runs.session import Probe
 
 REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
 """The replicas of a drift run; the last is the reference again, if its own noise is asked for.
-The first two are its sides."""
+The first two are its sides. Without a pinned replica the last stands in that one's place."""
+
+_BY_CHANNEL = {"residual": FREE, "attention": PINNED}
+"""Roles whose errors are wanted per channel, and of which replica."""
 
 _OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
 """ggml's product with stacked experts, whose weight has a third dimension: the experts."""
-
-
-@dataclass
-class NormSum:
-    """The sums of one norm.
-
-    Attributes:
-        plan: in the model under test.
-        ref_plan: in the reference.
-        input_key: of the hook point that holds the input.
-        output_key: of the hook point that holds the result.
-        kernel: llama.cpp's result against NumPy's, under test.
-        kernel_ref: the same in the reference.
-        weight: the reference's recompute with the other weight and bias against itself.
-        epsilon: with the other epsilon.
-        input: with the other input.
-    """
-
-    plan: NormPlan
-    ref_plan: NormPlan
-    input_key: str
-    output_key: str
-    kernel: DifferenceSum = field(default_factory=DifferenceSum)
-    kernel_ref: DifferenceSum = field(default_factory=DifferenceSum)
-    weight: DifferenceSum = field(default_factory=DifferenceSum)
-    epsilon: DifferenceSum = field(default_factory=DifferenceSum)
-    input: DifferenceSum = field(default_factory=DifferenceSum)
-
-    PARTS = ("kernel", "kernel_ref", "weight", "epsilon", "input")
-
-
-@dataclass
-class HookSum:
-    """The sums of one hook point.
-
-    Attributes:
-        free: drift in the free run.
-        pinned: drift with the reference's values upstream.
-        peak: largest value in the free run.
-        peak_ref: largest value in the reference.
-        channels: energies per channel, of residual sums in the free run, and of attention
-            with the reference's values upstream.
-        experts: of a product with stacked experts, with the reference's values upstream.
-        bad_ref: whether the reference itself shows NaN or infinity.
-    """
-
-    free: DifferenceSum = field(default_factory=DifferenceSum)
-    pinned: DifferenceSum = field(default_factory=DifferenceSum)
-    peak: PeakSum = field(default_factory=PeakSum)
-    peak_ref: PeakSum = field(default_factory=PeakSum)
-    channels: ChannelSum | None = None
-    experts: ExpertSum | None = None
-    bad_ref: bool = False
 
 
 class DriftSums(Probe):
@@ -91,6 +44,10 @@ class DriftSums(Probe):
         files: by side, REFERENCE and FREE; a side without one is left out.
         stride: compare one of so many tokens.
         half: compare in half precision, because a side holds no more.
+        n_sides: replicas to look at, from the first on: with the pinned one or without.
+        n_threads: that compute sums, while all replicas wait.
+        recompute_rows: tokens of each batch for which norms are recomputed where the values
+            would have to be fetched from a device; None for all.
 
     Attributes:
         hooks: per hook point's key.
@@ -105,13 +62,19 @@ class DriftSums(Probe):
         *,
         stride: int = 1,
         half: bool = False,
+        n_sides: int = FLOOR,
+        n_threads: int = 1,
+        recompute_rows: int | None = None,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
         self._stride, self._half = stride, half
+        self._n_sides, self._n_threads = n_sides, n_threads
         self._weights = {side: WeightCache(file) for side, file in files.items()}
-        self._inputs: dict[int, dict[str, Array]] = {REFERENCE: {}, FREE: {}}
+        self._inputs: dict[int, dict[str, Kept]] = {REFERENCE: {}, FREE: {}}
+        self._recomputed = Recomputed(recompute_rows)
+        self._device = DeviceSums(n_threads)
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
@@ -138,19 +101,31 @@ class DriftSums(Probe):
         return found
 
     @cached_property
+    def _plan_of_input(self) -> dict[str, NormPlan]:
+        """For each norm input's key, the plan of a norm that takes it."""
+        return {norm.input_key: norm.ref_plan for norm in self.norms.values()}
+
+    @cached_property
     def _last_use(self) -> dict[str, str]:
         """For each norm input's key, the output's key of the last norm that takes it."""
         return {norm.input_key: norm.output_key for norm in self.norms.values()}
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
-        """All replicas at a hook point; a replica beyond PINNED is not looked at."""
-        rows = [value.rows(self._stride) for value in values[:FLOOR]]
-        self._add(hook, *(map(_in_half, rows) if self._half else rows))
-        if hook.op == _OF_EXPERTS and len(rows) > PINNED:
-            self._add_experts(hook, values[REFERENCE], rows[REFERENCE], rows[PINNED])
-        for side in self._weights:
-            if hook.key in self._last_use:
-                self._inputs[side][hook.key] = values[side].value.copy()
+        """All replicas at a hook point; one beyond the sides is not looked at."""
+        sides = values[: self._n_sides]
+        if not self._add_where_they_lie(hook, batch, sides):
+            rows = [value.rows(self._stride) for value in sides]
+            self._add(hook, *(map(_in_half, rows) if self._half else rows))
+            if hook.op == _OF_EXPERTS and len(rows) > PINNED:
+                # Routing is the reference's in both, and one of them is a node of this process's.
+                told = next(v for v in (values[REFERENCE], values[PINNED]) if is_operand(v))
+                self._add_experts(hook, told, rows[REFERENCE], rows[PINNED])
+        if (plan := self._plan_of_input.get(hook.key)) is not None:
+            for side in self._weights:
+                kept = self._recomputed.keep(plan, values[side])
+                self._inputs[side][hook.key] = replace(kept, array=kept.array.copy())
+            if self._recomputed.left_out:
+                self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
             if self._weights:
                 self._split(norm, batch, values)
@@ -158,11 +133,34 @@ class DriftSums(Probe):
                 for held in self._inputs.values():
                     held.pop(norm.input_key, None)
 
+    def _add_where_they_lie(
+        self, hook: HookPoint, batch: Batch, values: Sequence[Activation]
+    ) -> bool:
+        """Add sums of values on a device; False where the values themselves are needed."""
+        if hook.op == _OF_EXPERTS or not all(map(is_elsewhere, values)):
+            return False
+        by_channel = _BY_CHANNEL.get(hook.role, REFERENCE)
+        wanted = by_channel if REFERENCE < by_channel < len(values) else None
+        told = sums_of(self._device, batch, values, wanted)
+        if told is None:
+            return False
+        total = self.hooks.setdefault(hook.key, HookSum())
+        sums = (total.free, total.pinned)
+        for of_side, dots, d in zip(sums, told.dots, told.largest, strict=False):
+            of_side.add_sums(dots, abs(d.value), d.row, d.channel, told.token)
+        for peak, p in zip((total.peak_ref, total.peak), told.peaks, strict=True):
+            peak.add_peak(p.value, told.token(p.row), p.channel)
+        if told.channels is not None:
+            total.channels = total.channels or ChannelSum(len(told.channels[0]))
+            total.channels.add_sums(*told.channels)
+        return True
+
     def _add(self, hook: HookPoint, reference: Rows, free: Rows, *pinned: Rows) -> None:
         """The values at a hook point beside the reference's."""
         total = self.hooks.setdefault(hook.key, HookSum())
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
-        reference.compare(*observed, peaks=(total.peak_ref, total.peak))
+        peaks = (total.peak_ref, total.peak)
+        reference.compare(*observed, peaks=peaks, n_threads=self._n_threads)
         if total.free.non_finite_rows and not total.bad_ref:
             total.bad_ref = not np.isfinite(reference.values).all()
         by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())
@@ -186,6 +184,7 @@ class DriftSums(Probe):
         norm: NormSum,
         batch: Batch,
         shape: tuple[int, ...],
+        part: range | None,
         *,
         x: int,
         plan: int,
@@ -197,22 +196,30 @@ class DriftSums(Probe):
             return None
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
-            return rows_of(recompute(chosen, held, shape, self._weights[weights]), batch)
+            x_part, of_file = held.cut(part), self._weights[weights]
+            found = recompute(chosen, x_part, shape, of_file, self._n_threads)
+            return kept_rows(found, part, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
             return None
 
     def _split(self, norm: NormSum, batch: Batch, values: Sequence[Activation]) -> None:
         """Add to a norm's kernel residuals and to the parts of its drift."""
-        shape = values[next(iter(self._weights))].value.shape
-        expect = partial(self._expect, norm, batch, shape)
+        kept = {side: self._recomputed.keep(norm.plan, values[side]) for side in self._weights}
+        inputs = [held[norm.input_key] for held in self._inputs.values() if norm.input_key in held]
+        # Input and result may lie on two devices.
+        part = next((k.part for k in (*inputs, *kept.values()) if k.part), None)
+        results = {side: k.cut(part) for side, k in kept.items()}
+        shape = next(iter(results.values())).shape
+        expect = partial(self._expect, norm, batch, shape, part)
+        rows = {side: kept_rows(result, part, batch) for side, result in results.items()}
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
-            free.compare((norm.kernel, values[FREE].rows()))
+            free.compare((norm.kernel, rows[FREE]), n_threads=self._n_threads)
         if base is None:
             return
-        observed = [(norm.kernel_ref, values[REFERENCE].rows())]
+        observed = [(norm.kernel_ref, rows[REFERENCE])]
         if free is not None:
             same_weight = self._same_weight(norm)
             same_epsilon = norm.plan.epsilon == norm.ref_plan.epsilon
@@ -228,7 +235,7 @@ class DriftSums(Probe):
                 else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
             }
             observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
-        base.compare(*observed)
+        base.compare(*observed, n_threads=self._n_threads)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
@@ -238,7 +245,7 @@ class DriftSums(Probe):
     def state(self) -> dict[str, Any]:
         """All that was gathered, as plain data that JSON keeps exactly."""
         return {
-            "hooks": {key: _hook_state(total) for key, total in self.hooks.items()},
+            "hooks": {key: hook_state(total) for key, total in self.hooks.items()},
             "norms": {
                 key: {part: getattr(norm, part).state() for part in NormSum.PARTS}
                 for key, norm in self.norms.items()
@@ -248,50 +255,12 @@ class DriftSums(Probe):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state` of the same job."""
-        self.hooks = {key: _hook_from_state(data) for key, data in state["hooks"].items()}
+        self.hooks = {key: hook_from_state(data) for key, data in state["hooks"].items()}
         for key, parts in state["norms"].items():
             for part, data in parts.items():
                 setattr(self.norms[key], part, DifferenceSum.from_state(data))
         for what, reason in state["skipped"]:
             self._skip(what, reason)
-
-
-def _hook_state(total: HookSum) -> dict[str, Any]:
-    peaks = {
-        name: None if peak is None else [peak.value, peak.token, peak.channel]
-        for name, peak in (("peak", total.peak.peak), ("peak_ref", total.peak_ref.peak))
-    }
-    channels = total.channels and [
-        total.channels.reference.tolist(),
-        total.channels.error.tolist(),
-    ]
-    return {
-        "free": total.free.state(),
-        "pinned": total.pinned.state(),
-        "channels": channels,
-        "experts": total.experts and total.experts.state(),
-        "bad_ref": total.bad_ref,
-        **peaks,
-    }
-
-
-def _hook_from_state(data: dict[str, Any]) -> HookSum:
-    channels = None
-    if data["channels"]:
-        channels = ChannelSum(len(data["channels"][0]))
-        channels.reference, channels.error = (np.array(v) for v in data["channels"])
-    experts = None
-    if data["experts"]:
-        experts = ExpertSum.from_state(data["experts"])
-    return HookSum(
-        free=DifferenceSum.from_state(data["free"]),
-        pinned=DifferenceSum.from_state(data["pinned"]),
-        peak=PeakSum(data["peak"] and Peak(*data["peak"])),
-        peak_ref=PeakSum(data["peak_ref"] and Peak(*data["peak_ref"])),
-        channels=channels,
-        experts=experts,
-        bad_ref=bool(data["bad_ref"]),
-    )
 
 
 def _in_half(rows: Rows) -> Rows:

@@ -14,7 +14,7 @@ from ggufnorm.core.metrics import DifferenceSum, Peak, PeakSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.tokens import token_rows
 from ggufnorm.core.tolerances import KERNEL_RESIDUAL
-from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan, rows_of
+from ggufnorm.engines.base import Activation, Batch, EngineInfo, Graph, HookPoint, NormPlan, rows_of
 from ggufnorm.engines.llama.stated import stated_norm
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
@@ -145,7 +145,7 @@ class NormCaptures(Probe):
         if norm.sample is None:
             norm.sample = _sample(norm.plan, x, y, self._weights)
 
-    def result(self, n_tokens: int, engine: str) -> Capture:
+    def result(self, n_tokens: int, engine: EngineInfo) -> Capture:
         """All that was seen.
 
         Args:
@@ -166,7 +166,8 @@ class NormCaptures(Probe):
             peaks=tuple(self._sighting(hook, peak) for hook, peak in self._peaks.values()),
             skipped=tuple(self._skipped.values()),
             n_tokens=n_tokens,
-            engine=engine,
+            engine=engine.engine,
+            build=engine.build,
         )
 
     def _norm(self, norm: _NormSum, residual: float | None, sample: Sample | None) -> NormCapture:

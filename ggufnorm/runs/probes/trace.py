@@ -11,6 +11,7 @@ import numpy as np
 from ggufnorm.core.trace import TraceFacts
 from ggufnorm.engines.base import Activation, Array, Batch, HookPoint, Runner
 from ggufnorm.engines.trace import layout
+from ggufnorm.engines.trace.reader import Trace
 from ggufnorm.errors import InputError
 from ggufnorm.formats.safetensors import SafetensorsWriter
 from ggufnorm.runs.session import Probe
@@ -52,6 +53,13 @@ class TraceWriter(Probe):
     def write_tokens(self, chunk: int, tokens: Any) -> None:
         """Write a chunk's ids."""
         self._open().write(layout.TOKENS, chunk, tokens)
+
+    def copy(self, part: Trace, chunk: int) -> None:
+        """Write what a trace of earlier layers has of a chunk."""
+        for k, batch in enumerate(part.facts.batches):
+            for i, stop in enumerate(batch.stops):
+                values = part.rows(k, i, chunk, 1).values
+                self._open().write(layout.hook_name(k, stop.key), chunk, values)
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """Write a value's rows, of the tokens that are kept."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ggufnorm.core.check import INTERRUPTED, SUSPECTS, CheckReport, CheckStep
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import Progress
 from ggufnorm.errors import GGUFError, GgufnormError
 from ggufnorm.formats.files import read_text
 from ggufnorm.formats.forms import AnyLocation
 from ggufnorm.verbs.check.case import Case, RunOptions, open_case
 from ggufnorm.verbs.check.given import Evidence, sort_evidence
-from ggufnorm.verbs.check.suspects import Judgement, answer, weigh
+from ggufnorm.verbs.check.suspects import Judgement, answer, next_command, weigh
 
 if TYPE_CHECKING:
     from ggufnorm.runs.options import SideOptions
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 OnProgress = Callable[[Progress], None]
 
 _NO_ENCODER = "no encoder was given"
+INTERRUPTED_CODE = 130
+"""Of a command that a Ctrl-C ended."""
 FOUND = "a culprit was found before; --all goes on"
 
 
@@ -34,7 +38,7 @@ def check(
     n_ctx: int = 512,
     chunks: int | None = 4,
     n_threads: int | None = None,
-    n_gpu_layers: int = 0,
+    n_gpu_layers: GpuLayers | None = None,
     options: SideOptions | None = None,
     check_memory: bool = True,
     go_on: bool = False,
@@ -124,6 +128,10 @@ def _notes_only(on_progress: OnProgress) -> OnProgress:
 def _report(case: Case, said: list[Judgement], done: list[CheckStep]) -> CheckReport:
     suspects = weigh([*said, *_unspoken(case, said)])
     told, do = answer(suspects)
+    guilty = any(s.state == "guilty" for s in suspects)
+    if not guilty:
+        told = " ".join([told, *(f"Note: {j.note}." for j in said if j.note)])
+    interrupted = any(step.skipped == INTERRUPTED for step in done)
     return CheckReport(
         path=case.evidence.model,
         architecture=case.architecture,
@@ -134,6 +142,10 @@ def _report(case: Case, said: list[Judgement], done: list[CheckStep]) -> CheckRe
         next_step=do,
         suspects=suspects,
         steps=tuple(done),
+        next_command=next_command(
+            suspects, said, shlex.quote(case.evidence.model), case.fix_command
+        ),
+        exit_code=INTERRUPTED_CODE if interrupted else int(guilty),
     )
 
 
@@ -155,4 +167,17 @@ def _unreadable(evidence: Evidence, error: GGUFError) -> CheckReport:
     suspects = weigh(said)
     told, do = answer(suspects)
     steps = (CheckStep("read the header", f"ggufnorm inspect {os.fspath(evidence.model)}"),)
-    return CheckReport(evidence.model, "", None, "", evidence.given, told, do, suspects, steps)
+    command = "" if "://" not in evidence.model else f"ggufnorm check {shlex.quote(evidence.model)}"
+    return CheckReport(
+        path=evidence.model,
+        architecture="",
+        name=None,
+        types="",
+        answer=told,
+        next_step=do,
+        next_command=command,
+        exit_code=1,
+        suspects=suspects,
+        given=evidence.given,
+        steps=steps,
+    )

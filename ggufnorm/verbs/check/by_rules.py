@@ -6,16 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, Finding
-from ggufnorm.core.check import State, SuspectName
+from ggufnorm.core.check import FIXABLE, State, SuspectName
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.verbs.check.case import FLOATS, Case
 from ggufnorm.verbs.check.suspects import Judgement
 
 _OF_RULES: tuple[tuple[str, SuspectName], ...] = (
     ("N601", "download"),
     ("H202", "download"),
-    ("H203", "tokenizer"),
+    ("H204", "download"),
+    ("H203", "quantization"),
+    ("H3", "tokenizer"),
     ("N602", "quantization"),
+    ("N603", "file against source"),
     ("T207", "quantization"),
+    ("K104", "pooling"),
     ("K4", "tokenizer"),
     ("C1", "engine and device"),
     ("C3", "engine and device"),
@@ -39,6 +44,9 @@ belongs to the checkpoint."""
 _DOUBTFUL = ("C101",)
 """Rules whose findings may be another suspect's doing: a damaged file does not run either."""
 
+_CONVERT_WIDER = (
+    "Convert again to BF16 or F32: the source holds it too, or a value that F16 cannot hold"
+)
 _POOLING = frozenset({"pooler", "classifier", "score", "pooling_type"})
 """Elements of the names of keys and tensors that make one vector or score of a text."""
 
@@ -49,7 +57,10 @@ def accusations(report: AuditReport, command: str) -> Iterator[Judgement]:
         if finding.severity != "info" and not _is_note(finding):
             is_certain = finding.severity == "error" and finding.rule not in _DOUBTFUL
             state: State = "guilty" if is_certain else "probable"
-            yield Judgement(suspect_of(finding), state, _sentence(finding), _do(finding), command)
+            yield Judgement(
+                suspect_of(finding), state, _sentence(finding), _do(finding), command,
+                finding.rule, finding.evidence, finding.mend is not None,
+            )  # fmt: skip
 
 
 def notes(report: AuditReport) -> list[str]:
@@ -96,7 +107,9 @@ def _do(finding: Finding) -> str:
     mend = finding.mend
     if mend is not None:
         option = f", or run with {mend.override_kv}" if mend.override_kv else ""
-        return f"{mend.action} (ggufnorm fix does it){option}"
+        return f"{mend.action} ({FIXABLE}){option}"
+    if finding.rule == "N602" and finding.evidence.get("dtype") in FLOATS:
+        return _CONVERT_WIDER
     rule = BY_ID.get(finding.rule)
     return " ".join(rule.sections["What to do"].replace("``", "").split()) if rule else ""
 
@@ -125,6 +138,9 @@ def of_file_alone(report: AuditReport, case: Case, command: str) -> Iterator[Jud
     if n and checked:
         norms = f"{checked} rules find nothing wrong with its {n} norms, taken by themselves"
         yield Judgement("normalization", "partly", norms, add, command)
+    if ran(report, "H301"):
+        words = "its lists, special tokens and merges agree with each other"
+        yield Judgement("tokenizer", "partly", words, add, command)
     if case.is_encoder and ran(report, "V"):
         constants = "mean and deviation of pixels are plausible, taken by themselves"
         yield Judgement("preprocessing", "partly", constants, add, command)
@@ -155,7 +171,9 @@ def of_source(report: AuditReport, case: Case, command: str) -> Iterator[Judgeme
         words = f"no tensor is quantized ({case.types}), nor went through a coarser type"
         yield Judgement("quantization", "cleared", words, "", command)
     if ran(report, "K401"):
-        words = "the tokenizer's keys are the source's"
+        also = ("tokens", "K403"), ("types", "K404")
+        words = ", ".join(["keys", *(name for name, rule in also if ran(report, rule))])
+        words = f"the tokenizer's {words} are the source's"
         run = "run both tokenizers: ggufnorm compare hf:FOLDER MODEL"
         yield Judgement("tokenizer", "partly", words, run, command)
     if ran(report, "K101") and case.pools:
@@ -180,6 +198,38 @@ def _uncompared(report: AuditReport) -> bool:
     return bool(found.get("n_compared", 0) < found.get("n_tensors", 0))
 
 
+_ELSEWHERE = (
+    "record a run on the other device or build, to compare it here:"
+    " ggufnorm trace MODEL -o there.safetensors"
+)
+
+
+def of_encoder(encoder: ModelFile, model: ModelFile, command: str) -> Iterator[Judgement]:
+    """Whether an encoder's projector is as wide as the model (``mtmd_context`` in tools/mtmd)."""
+    width = model.metadata.integer(f"{model.architecture}.embedding_length")
+    stated = {encoder.metadata.integer(f"clip.{kind}.projection_dim") for kind in _SENSES}
+    shapes = [t.shape for name, t in encoder.tensors.items() if name.startswith(_PROJECTORS)]
+    if not width or (not shapes and stated <= {None}):
+        words = "its encoder's width is not known"
+        yield Judgement("preprocessing", "not examined", words, _ADD_BOTH, command)
+    elif width in stated or any(width in shape for shape in shapes):
+        words = f"its encoder ends in vectors of {width:,}, as wide as its own"
+        yield Judgement("preprocessing", "partly", words, _ADD_BOTH, command)
+    else:
+        found = sorted(n for n in stated if n) or [shape[-1] for shape in shapes][-1:]
+        words = (
+            f"its encoder ends in vectors of {found[0]:,}, and its own are {width:,} wide: the"
+            " encoder is another model's"
+        )
+        do = "take the mmproj file that was published with the model"
+        yield Judgement("preprocessing", "guilty", words, do, command)
+
+
+_SENSES = ("vision", "audio")
+_PROJECTORS = ("mm.", "resampler.", "v.mm", "a.mm")
+_ADD_BOTH = "look at the encoder beside its source: ggufnorm check MMPROJ FOLDER"
+
+
 def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
     """What llama.cpp's run says of the engine, beside the accusations."""
     checked = ran(report, "C301", "C401")
@@ -188,9 +238,11 @@ def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
             "on this machine's processor llama.cpp computes every norm as NumPy does, without"
             " NaN or infinity"
         )
-        elsewhere = "on another device or build: record a trace there, and compare it here"
-        yield Judgement("engine and device", "partly", joined([words, *notes(report)]), elsewhere,
-                        command)  # fmt: skip
+        limits = notes(report)
+        yield Judgement(
+            "engine and device", "partly", joined([words, *limits]), _ELSEWHERE, command,
+            note="; ".join(limits),
+        )  # fmt: skip
     else:
         why = why_not(report, "C301") or why_not(report, "C")
         yield Judgement("engine and device", "not examined", why, "", command)

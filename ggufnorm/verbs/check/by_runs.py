@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from ggufnorm.analysis.drift.causes import key_text
+from ggufnorm.analysis.drift.files import forward_keys, tokenizer_keys
 from ggufnorm.core.check import State, SuspectName
+from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, DriftReport
 from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.severity import FEW_POSITIONS, severity
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.verbs.check import by_rules
 from ggufnorm.verbs.check.case import Case
 from ggufnorm.verbs.check.suspects import Judgement
 
@@ -50,11 +55,44 @@ def _wrong(found: EngineComparison, command: str) -> Judgement:
     layer = "" if wrong.layer is None else f" (layer {wrong.layer})"
     words = f"first wrong at {at}{layer}: {wrong.reason}"
     do = "mend the file, or convert it again"
-    return Judgement(suspect, "guilty", words, do, command)
+    figures = {"key": wrong.key} | ({} if wrong.layer is None else {"layer": wrong.layer})
+    return Judgement(suspect, "guilty", words, do, command, figures=figures)
 
 
 def _lower(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
+
+
+# -- two headers ------------------------------------------------------------------------
+
+
+def of_headers(better: ModelFile, model: ModelFile, command: str) -> Iterator[Judgement]:
+    """What the keys of a better quant of the same model say."""
+    keys, tokens = forward_keys(better, model), tokenizer_keys(better, model)
+    if keys:
+        words = f"keys are not the better quant's: {_keys(keys)}"
+        do = "find out which of the two is right: add the checkpoint"
+        yield Judgement("file against source", "probable", words, do, command)
+    else:
+        words = "its keys are the better quant's"
+        yield Judgement("file against source", "partly", words, by_rules.ADD_SOURCE, command)
+    lists = [d for d in tokens if d.key not in _MENDED]
+    if lists:
+        words = f"keys of the tokenizer are not the better quant's: {_keys(lists)}"
+        do = "find out which of the two is right: add the checkpoint"
+        yield Judgement("tokenizer", "probable", words, do, command)
+        return
+    also = "; the chat template is another one, as publishers mend them" if tokens else ""
+    words = f"its tokenizer's keys are the better quant's{also}"
+    yield Judgement("tokenizer", "partly", words, by_rules.ADD_SOURCE, command)
+
+
+_MENDED = ("tokenizer.chat_template", "tokenizer.chat_templates")
+
+
+def _keys(found: Sequence[MetadataDifference]) -> str:
+    more = f"; and {len(found) - 2} more" if len(found) > 2 else ""
+    return "; ".join(map(key_text, found[:2])).replace("the reference", "the better quant") + more
 
 
 # -- two runs of llama.cpp ---------------------------------------------------------------
@@ -63,14 +101,57 @@ def _lower(sentence: str) -> str:
 def of_cache(report: DriftReport, command: str) -> Iterator[Judgement]:
     """What the user's cache types and attention do to the same file."""
     side = report.run.quant
-    types = f"-ctk {side.cache_type_k} -ctv {side.cache_type_v} -fa {side.flash_attention}"
+    state = _state(report.culprit, report.logits)
+    words = f"{_predictions(report.logits)}{_verdict(report)}"
+    figures = _figures(report)
+    changed = {"-ctk": side.cache_type_k, "-ctv": side.cache_type_v}
+    if set(changed.values()) == {_DEFAULT_TYPE}:  # the kernel of the attention, then
+        mode = side.flash_attention
+        yield Judgement("K/V cache", "not examined", CACHED_IN_F16, NAME_TYPES)
+        yield Judgement(
+            "engine and device",
+            "partly" if state == "cleared" else state,
+            f"-fa {mode}: {words}",
+            f"run with -fa {'off' if mode == 'on' else 'auto'}",
+            command,
+            figures=figures,
+        )
+        return
+    types = " ".join(f"{option} {name}" for option, name in changed.items())
     yield Judgement(
         "K/V cache",
-        _state(report.culprit, report.logits),
-        f"{types}: {_predictions(report.logits)}{_verdict(report)}",
-        "run with -ctk f16 -ctv f16, or q8_0",
+        state,
+        f"{types} -fa {side.flash_attention}: {words}",
+        _better_cache(changed),
         command,
+        figures=figures,
     )
+
+
+_DEFAULT_TYPE = "f16"
+CACHED_IN_F16 = "keys and values are cached in f16, llama.cpp's default"
+NAME_TYPES = "name the types that you run with: -ctk q8_0 -ctv q8_0"
+
+
+def _better_cache(types: Mapping[str, str]) -> str:
+    """The options of a finer cache, for the types that are not f16."""
+    coarse = [option for option, name in types.items() if name != _DEFAULT_TYPE]
+    finest = " ".join(f"{option} {_DEFAULT_TYPE}" for option in coarse)
+    finer = " ".join(f"{option} q8_0" for option in coarse)
+    is_fine = all(types[option] in ("q8_0", "bf16", "f32") for option in coarse)
+    return f"run with {finest}" if is_fine else f"run with {finest}, or {finer}"
+
+
+def _figures(report: DriftReport) -> dict[str, float | str]:
+    """The numbers of a run, for scripts."""
+    found: dict[str, float | str | None] = {}
+    s, culprit = report.logits, report.culprit
+    if s is not None:
+        found |= {"mean_kld": s.mean_kld, "same_top1": s.same_top1, "ppl_ratio": s.ppl_ratio,
+                  "n_tokens": s.n_tokens}  # fmt: skip
+    if culprit is not None:
+        found |= {"node": culprit.node, "tensor": culprit.tensor, "layer": culprit.layer}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def of_drift(report: DriftReport, command: str) -> Iterator[Judgement]:
@@ -79,11 +160,13 @@ def of_drift(report: DriftReport, command: str) -> Iterator[Judgement]:
     state = _state(culprit, report.logits)
     words = f"{_predictions(report.logits)}{_verdict(report)}"
     if culprit is None:
-        yield Judgement("quantization", state, words, "take a larger quant", command)
+        yield Judgement(
+            "quantization", state, words, "take a larger quant", command, figures=_figures(report)
+        )
         return
     suspect = _suspect_of(culprit, report)
     do = "quantize again from the source" if suspect == "quantization" else "convert again"
-    yield Judgement(suspect, "guilty", words, do, command)
+    yield Judgement(suspect, "guilty", words, do, command, figures=_figures(report))
     if suspect != "quantization":
         others = "what else the types cost is hidden behind that"
         yield Judgement("quantization", "not examined", others, "mend that first", command)

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.hf import open_source
@@ -43,7 +44,7 @@ class RunOptions:
     n_ctx: int = 512
     chunks: int | None = 4
     n_threads: int | None = None
-    n_gpu_layers: int = 0
+    n_gpu_layers: GpuLayers | None = None
     side: SideOptions = PLAIN
     check_memory: bool = True
 
@@ -92,6 +93,16 @@ class Case:
             return None
         found = _DIGEST.fullmatch(self.path.resolve().name)
         return found[1] if found else None
+
+    @property
+    def fix_command(self) -> str:
+        """The command that writes a corrected copy beside the model."""
+        source = self.evidence.source
+        fixed = Path(self.evidence.model).stem if self.path is None else self.path.stem
+        return self.command(
+            "fix", self.evidence.model, *(("--source", source) if source else ()),
+            "-o", f"{fixed}-fixed.gguf",
+        )  # fmt: skip
 
     def command(self, verb: str, *parts: str | None) -> str:
         """A command line."""

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from ggufnorm.core.check import Given
 from ggufnorm.errors import InputError
-from ggufnorm.formats.forms import AnyLocation, Location, parse
-from ggufnorm.verbs.kinds import wrong_turn
+from ggufnorm.formats.files import no_such_file
+from ggufnorm.formats.forms import AnyLocation, Kind, Location, parse
+from ggufnorm.verbs.kinds import require_kinds, require_source
 
-_TEXTS = (".txt", ".md", ".text")
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_SOUNDS = (".wav",)
+_ROLES: dict[Kind, str] = {
+    "checkpoint": "source", "folder": "source", "safetensors": "source", "mmproj": "encoder",
+    "text": "text", "picture": "image", "sound": "sound",
+}  # fmt: skip
+"""What a location is taken for; a GGUF model is the model, or the reference of one."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,21 @@ def sort_evidence(
         InputError: there is no model, there are two of something, or one is of a kind that
             another command takes.
     """
+    require_kinds("check", *locations)
     found = Evidence(
         source=None if source is None else _source(os.fspath(source)),
         reference=None if reference is None else os.fspath(reference),
     )
     for location in locations:
-        found = _with(found, parse(location))
+        place = parse(location)
+        if place.scheme == "path" and not Path(place.name).exists():
+            raise InputError(no_such_file(place.name))
+        found = _with(found, place)
     if not found.model and found.encoder:
         found = replace(found, model=found.encoder, encoder=None)
     if not found.model:
-        raise InputError("there is no model to check: name a GGUF file")
+        raise InputError("there is no model to check: use ggufnorm check MODEL")
+    require_source("check", found.model, source)
     return found
 
 
@@ -102,35 +110,10 @@ _NAMES = {
 
 
 def _role(found: Evidence, place: Location) -> str:
-    suffix = Path(place.name).suffix.lower()
-    for role, suffixes in (("text", _TEXTS), ("image", _PICTURES), ("sound", _SOUNDS)):
-        if place.scheme == "path" and suffix in suffixes:
-            return role
-    if place.kind in ("checkpoint", "folder"):
-        return "source"
-    if place.kind == "safetensors" and (Path(place.name).parent / "config.json").is_file():
-        return "source"
-    if place.kind == "mmproj":
-        return "encoder"
-    if place.scheme == "path" and Path(place.name).is_dir():
-        raise InputError(f"{place.text} is a folder{_models_in(Path(place.name))}")
-    if place.kind == "onnx":
-        raise InputError(
-            f"{place.text} is an ONNX model: use ggufnorm compare SOURCE {place.text}, or"
-            f" ggufnorm inspect {place.text}"
-        )
-    turn = wrong_turn("audit", [place.text])
-    if turn is not None:
-        raise InputError(turn)
+    role = _ROLES.get(place.kind)
+    if role is not None:
+        return role
     return "model" if not found.model else "reference"
-
-
-def _models_in(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.gguf"))
-    if not names:
-        return " without config.json and without a GGUF file: name the model"
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f" with {shown}: name one of them, the suspected one first"
 
 
 def _source(location: str) -> str:

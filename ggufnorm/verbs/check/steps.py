@@ -16,7 +16,7 @@ from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines.chat import CHAT_TEMPLATE
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import open_model
-from ggufnorm.runs.options import PLAIN
+from ggufnorm.runs.options import PLAIN, placed
 from ggufnorm.verbs.check import by_rules, by_runs
 from ggufnorm.verbs.check.case import Case, memory, missing_packages, seconds, threads
 from ggufnorm.verbs.check.suspects import Judgement
@@ -35,7 +35,7 @@ class Step:
 
     Attributes:
         name: what it does.
-        clears: suspects that it can clear, in whole or in part.
+        clears: suspects that are not examined where it does not run.
         command: that does this alone.
         lacks: what it lacks, and what to do about that; None if it can run.
         cost: what it takes, for a person.
@@ -100,6 +100,37 @@ def _alone(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
     report = _audit(case, full=_is_read_alone(case))
     yield from by_rules.accusations(report, _alone_command(case))
     yield from by_rules.of_file_alone(report, case, _alone_command(case))
+
+
+# -- the file beside a better quant, and its encoder beside it ---------------------------
+
+
+def _headers_lacks(case: Case) -> tuple[str, str] | None:
+    return None if case.evidence.reference else ("no better quant was given", "")
+
+
+def _headers_command(case: Case) -> str:
+    return case.command("diff", case.evidence.reference or "BETTER.gguf", case.evidence.model)
+
+
+def _headers(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
+    assert case.evidence.reference is not None
+    with open_model(case.evidence.reference) as better, open_model(case.evidence.model) as model:
+        yield from by_runs.of_headers(better, model, _headers_command(case))
+
+
+def _encoder_lacks(case: Case) -> tuple[str, str] | None:
+    return None if case.evidence.encoder else ("no encoder was given", "")
+
+
+def _encoder_command(case: Case) -> str:
+    return case.command("inspect", case.evidence.encoder or "MMPROJ")
+
+
+def _encoder(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
+    assert case.evidence.encoder is not None
+    with open_model(case.evidence.encoder) as encoder, open_model(case.evidence.model) as model:
+        yield from by_rules.of_encoder(encoder, model, _encoder_command(case))
 
 
 # -- the file beside its source ----------------------------------------------------------
@@ -194,6 +225,9 @@ def _compare(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
 # -- llama.cpp twice ---------------------------------------------------------------------
 
 
+_UNQUANTIZED = ("f32", "f16", "bf16")
+
+
 def _cache_lacks(case: Case) -> tuple[str, str] | None:
     if _llama_lacks(case):
         return _llama_lacks(case)
@@ -201,10 +235,7 @@ def _cache_lacks(case: Case) -> tuple[str, str] | None:
     if (side.cache_type_k, side.cache_type_v, side.flash_attention) == (
         PLAIN.cache_type_k, PLAIN.cache_type_v, PLAIN.flash_attention,
     ):  # fmt: skip
-        return (
-            "keys and values are cached in f16, llama.cpp's default",
-            "name the types that you run with: -ctk q8_0 -ctv q8_0",
-        )
+        return by_runs.CACHED_IN_F16, by_runs.NAME_TYPES
     return None
 
 
@@ -246,7 +277,16 @@ def _drift(case: Case, reference: str, on_progress: OnProgress, **sides: Any) ->
 
 
 def _cache(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
-    report = _drift(case, case.evidence.model, on_progress, options=case.options.side)
+    side, plain = case.options.side, placed(PLAIN, case.options.side)
+    if side.flash_attention == "off" and side.cache_type_v not in _UNQUANTIZED:
+        words = (
+            f"llama.cpp refuses -ctv {side.cache_type_v} with -fa off: a quantized V cache needs"
+            " flash attention"
+        )
+        yield Judgement("K/V cache", "guilty", words, "run with -fa on, or with -ctv f16")
+        return
+    model = case.evidence.model
+    report = _drift(case, model, on_progress, options=side, options_ref=plain)
     yield from by_runs.of_cache(report, _cache_command(case))
 
 
@@ -277,7 +317,10 @@ def _quantization(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
         if exchanged is not None:
             yield exchanged
             return
-        report = _drift(case, case.evidence.reference, on_progress)
+        plain = placed(PLAIN, case.options.side)
+        report = _drift(
+            case, case.evidence.reference, on_progress, options=plain, options_ref=plain
+        )
         yield from by_runs.of_drift(report, _quantization_command(case))
 
 
@@ -319,6 +362,14 @@ STEPS: tuple[Step, ...] = (
         ("download", "file against source", "normalization", "pooling"),
         _alone_command, lambda _case: None,
         lambda case: seconds(case.size / _READ if _is_read_alone(case) else 3), _alone,
+    ),
+    Step(
+        "compare its keys with a better quant's", (),
+        _headers_command, _headers_lacks, lambda _case: seconds(1), _headers,
+    ),
+    Step(
+        "compare its encoder's width with its own", (),
+        _encoder_command, _encoder_lacks, lambda _case: seconds(1), _encoder,
     ),
     Step(
         "compare every tensor and key with the source",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ggufnorm.core.check import STATES, SUSPECTS, State, Suspect, SuspectName
 
@@ -18,6 +20,10 @@ class Judgement:
         sentence: see :class:`~ggufnorm.core.check.Suspect`.
         do: the same.
         command: the same.
+        rule: id of the rule of audit that says so; empty for none.
+        figures: see :class:`~ggufnorm.core.check.Suspect`.
+        fixable: whether ``ggufnorm fix`` mends it.
+        note: what accuses nobody, and belongs into the answer all the same.
     """
 
     suspect: SuspectName
@@ -25,6 +31,10 @@ class Judgement:
     sentence: str
     do: str = ""
     command: str = ""
+    rule: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    fixable: bool = False
+    note: str = ""
 
 
 def weigh(judgements: Sequence[Judgement]) -> tuple[Suspect, ...]:
@@ -57,7 +67,31 @@ def _one(name: SuspectName, said: Sequence[Judgement]) -> Suspect:
         shown, evidence = "; ".join(sentences), ()
         do = next((j.do for j in reversed(those) if j.do), "")
     command = next((j.command for j in those if j.command), "")
-    return Suspect(name, state, shown, evidence, do if state != "cleared" else "", command)
+    rules = tuple(dict.fromkeys(j.rule for j in said if j.rule and j.state in _ACCUSING))
+    figures = next((dict(j.figures) for j in those if j.figures), {})
+    do = do if state != "cleared" else ""
+    return Suspect(name, state, shown, evidence, do, command, rules, figures)
+
+
+def next_command(
+    suspects: Sequence[Suspect], judgements: Sequence[Judgement], model: str, fix: str
+) -> str:
+    """The command line to run next; empty where none helps.
+
+    Args:
+        suspects: all.
+        judgements: of all steps.
+        model: the location of the model, for a shell.
+        fix: the command line that mends it.
+    """
+    accused = [s for state in _ACCUSING for s in suspects if s.state == state]
+    if accused:
+        first = accused[0]
+        mends = any(j.fixable for j in judgements if j.suspect == first.name)
+        return fix if mends else first.command
+    _, do = answer(suspects)
+    found = re.search(r"ggufnorm .*", do)
+    return found[0].replace("MODEL", model, 1) if found else ""
 
 
 def answer(suspects: Sequence[Suspect]) -> tuple[str, str]:

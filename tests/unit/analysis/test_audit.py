@@ -110,6 +110,11 @@ def test_rules_are_chosen_by_the_beginning_of_their_id(
     assert rules_of(ggufnorm.audit(bad, select=select, ignore=ignore)) == found
 
 
+def test_rules_are_chosen_by_name_too(bad: Path) -> None:
+    assert rules_of(ggufnorm.audit(bad, select=["norm-zero"])) == ["N302"]
+    assert rules_of(ggufnorm.audit(bad, select=["N3"], ignore=["norm-zero"])) == ["N303"]
+
+
 @pytest.mark.parametrize("selector", ["X", "N9", "N3022", ""])
 def test_a_selector_that_means_no_rule_is_an_error(bad: Path, selector: str) -> None:
     with pytest.raises(ConfigError, match="is the beginning of no rule's id"):
@@ -332,7 +337,8 @@ def test_the_document_keeps_its_names_and_can_be_read_back(bad: Path) -> None:
     found = json.loads(run(bad, "--format", "json").stdout)
     assert (found.pop("schema"), found.pop("version")) == ("ggufnorm/audit", 1)
     assert set(found) == {
-        "path", "architecture", "name", "findings", "ignored", "not_run", "summary", "provenance"
+        "path", "architecture", "name", "findings", "ignored", "not_run", "summary", "provenance",
+        "engine",
     }  # fmt: skip
     assert set(found["findings"][0]) == {
         "rule", "severity", "tensor", "layer", "message", "evidence", "mend"
@@ -376,6 +382,27 @@ def test_annotations_cannot_be_broken_out_of() -> None:
         "\\x1b[31m, and: more",
         "::error file=no.gguf::is\\nempty",
     ]
+
+
+def test_annotations_fold_what_repeats() -> None:
+    def model(path: str, *findings: Finding) -> AuditReport:
+        return AuditReport(path, "llama", None, findings, (), (), AuditSummary(2, 0, 0, 0, 1, ()))
+
+    zeros = [
+        Finding("N302", "error", f"blk.{i}.attn_norm.weight", i, f"{i}: all are 0", {})
+        for i in range(8)
+    ]
+    other = Finding("E102", "error", None, None, "epsilon is 0", {})
+    found = AuditSet((model("a.gguf", *zeros, other), model("b.gguf", *zeros)), ())
+
+    lines = to_github(found).splitlines()
+
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "::error file=a.gguf,title=N302 norm-zero::0: all are 0 And 7 more: "
+    )
+    assert "blk.5.attn_norm.weight, … The same in 1 other file: b.gguf" in lines[0]
+    assert lines[1] == "::error file=a.gguf,title=E102 epsilon-zero::epsilon is 0"
 
 
 @pytest.mark.parametrize("severity", ["error", "warning", "notice"])
@@ -472,7 +499,11 @@ def test_a_rule_can_be_explained_and_all_be_listed() -> None:
     assert [line.split()[0] for line in listed] == [r.id for r in RULES]
     unknown = CliRunner().invoke(cli, ["rule", "N000"])
     assert unknown.exit_code == 2
-    assert "there is no rule N000" in unknown.output
+    assert "'N000' is no rule: `ggufnorm rules` lists them" in unknown.output
+    near = CliRunner().invoke(cli, ["rule", "norm-dup"])
+    assert "did you mean N402 norm-duplicated?" in near.output
+    by_name = CliRunner().invoke(cli, ["rule", "norm-zero"])
+    assert by_name.output == explained.output
 
 
 @pytest.mark.slow

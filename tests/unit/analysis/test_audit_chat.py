@@ -1,4 +1,4 @@
-"""H203: chat templates that fail, or lose what is said, and right ones."""
+"""H304: chat templates that fail, or lose what is said, and right ones."""
 
 from __future__ import annotations
 
@@ -247,9 +247,9 @@ def audited(tmp_path: Path, template: str | None) -> list[Finding]:
         return render_chats(job, Channel())
 
     with mock.patch.object(worker, "call", here):
-        report = audit(path, select=["H203"])
+        report = audit(path, select=["H304"])
     if template is None:
-        assert [n.reason for n in report.not_run if n.rule == "H203"] == [
+        assert [n.reason for n in report.not_run if n.rule == "H304"] == [
             "the file has no chat template"
         ]
     return list(report.findings)
@@ -257,7 +257,7 @@ def audited(tmp_path: Path, template: str | None) -> list[Finding]:
 
 def test_the_rule_names_the_line(tmp_path: Path) -> None:
     (found,) = audited(tmp_path, "{% for m in messages %}\n\n{{ m.text.x }}{% endfor %}")
-    assert found.rule == "H203"
+    assert found.rule == "H304"
     assert found.severity == "error"
     assert found.message == (
         "tokenizer.chat_template fails at line 3 on a question: 'dict object' has no attribute"

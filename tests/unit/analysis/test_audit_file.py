@@ -375,6 +375,9 @@ def data() -> Iterator[Case]:
     for arch in ("gpt2", "llama"):
         yield Case(arch, "N602", "infinity in F16", change(name, set_value(np.inf, 300)), name, 2,
                    full=True)  # fmt: skip
+    for arch in ("llama", "gemma2", "gpt2"):
+        yield Case(arch, "N603", "matrix all zero", change(name, np.zeros_like), name, 2,
+                   full=True)  # fmt: skip
 
 
 def epsilons() -> Iterator[Case]:

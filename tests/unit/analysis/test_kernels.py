@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from ggufnorm.analysis.drift.circumstances import Look
 from ggufnorm.analysis.drift.kernels import (
     Engines,
+    circumstances_of,
     engines_of,
     judge_engines,
     kernel_errors,
-    not_offloaded,
 )
 from ggufnorm.core.drift import OperationDrift, SideFacts
 from ggufnorm.core.engine import Build, Engine
@@ -20,6 +21,8 @@ from ggufnorm.engines.base import EngineInfo, Graph, HookPoint, Node
 from ggufnorm.report.document import from_json, to_json
 from ggufnorm.report.formats import render
 from ggufnorm.report.kinds import reports_of
+from ggufnorm.report.views.kernels import issue_text
+from ggufnorm.runs.placement import not_offloaded
 from tests.results import drift_report
 
 BUILD = Build("llama.cpp v0.5.0", "/home/me/libllama.so", "--llama-cpp", "ggml 0.25", "a" * 64, "x")
@@ -120,3 +123,78 @@ def test_layers_that_were_not_offloaded_are_told() -> None:
     said = not_offloaded(info(replace(CPU, n_gpu_layers=99)))
     assert said is not None
     assert said.startswith("-ngl 99 had no effect: all values were on CPU; llama.cpp v0.5.0")
+
+
+WRONG = [operation("Qcur-0", "MUL_MAT", 0.5)]
+RIGHT = [operation("Qcur-0", "MUL_MAT", 1e-4)]
+
+
+def look(batch: int, operations: list[OperationDrift], **facts: object) -> Look:
+    return replace(Look(batch, False, tuple(operations), ()), **facts)  # type: ignore[arg-type]
+
+
+def test_it_is_told_what_a_fault_depends_on() -> None:
+    looks = [look(32, WRONG), look(8, RIGHT), look(1, RIGHT), look(32, WRONG, alone=True)]
+    _, verdict = judge_engines(WRONG, None, ENGINES, [], looks)
+    assert "there in batches of 32 tokens, and not in batches of 8 tokens and 1 token" in verdict
+    assert "no fault of a fusion" in verdict
+
+
+def test_a_fault_that_no_large_batch_shows_is_named() -> None:
+    looks = [look(32, RIGHT), look(1, WRONG), look(1, RIGHT, alone=True)]
+    culprit, verdict = judge_engines(RIGHT, None, ENGINES, [], looks)
+    assert culprit is not None
+    assert culprit.node == "Qcur-0"
+    assert "there in batches of 1 token, and not in batches of 32 tokens" in verdict
+    assert "depends on the fusion" in verdict
+
+
+def test_the_operation_inside_is_named_where_each_was_watched() -> None:
+    base = [operation("kqv_out-0", "RESHAPE", 0.3, "attention", None)]
+    inside = [operation("Qcur-0@3", "ROPE", 0.3, "other", None), *base]
+    culprit, verdict = judge_engines(base, None, ENGINES, [], [look(8, inside, alone=True)])
+    assert culprit is not None
+    assert culprit.node == "Qcur-0@3"
+    assert "test-backend-ops test -o ROPE" in verdict
+
+
+@pytest.mark.parametrize(
+    ("whole", "watched", "accused"),
+    [(0.1, 1e-5, True), (0.1, 0.05, False), (1e-5, 0.0, False), (None, None, False)],
+)
+def test_engines_that_part_only_where_nothing_is_watched(
+    whole: float | None, watched: float | None, accused: bool
+) -> None:
+    looks = [look(32, RIGHT, whole=whole, watched=watched)]
+    culprit, verdict = judge_engines(RIGHT, None, ENGINES, [], looks)
+    assert (culprit is not None) is accused
+    assert ("fusion of operations, which watching prevents" in verdict) is accused
+
+
+def test_what_was_not_run_is_not_cleared() -> None:
+    _, verdict = judge_engines(RIGHT, None, ENGINES, [])
+    assert verdict.endswith("Other sizes of batches were not run.")
+    _, verdict = judge_engines(RIGHT, None, ENGINES, [], [look(32, RIGHT), look(1, RIGHT)])
+    assert verdict.endswith("The same holds in batches of 32 tokens and 1 token.")
+
+
+def test_an_issue_has_nothing_private() -> None:
+    looks = [look(32, WRONG), look(1, RIGHT, alone=True)]
+    culprit, verdict = judge_engines(WRONG, None, ENGINES, [], looks)
+    plain = drift_report()
+    report = replace(
+        plain,
+        kernels=kernel_errors(WRONG),
+        circumstances=circumstances_of(looks),
+        culprit=culprit,
+        verdict=verdict,
+        run=replace(plain.run, engine_ref=CPU, engine_quant=OTHER, text="/home/me/diary.txt"),
+        quant=replace(plain.quant, path="/home/me/secret.gguf", name="Secret", fingerprint="f" * 9),
+    )
+    text = issue_text(report)
+    assert "| MUL_MAT | Q4_K | 1 | 0.25 | 0.0005 | Qcur-0 |" in text
+    assert "llama.cpp v0.4.0" in text
+    private = ("/home", "secret", "Secret", "diary", "fffff", *(
+        token.text for token in plain.localisation.worst_tokens))  # fmt: skip
+    assert not [word for word in private if word and word in text]
+    assert from_json(to_json(report), "report") == replace(report, cost=None)

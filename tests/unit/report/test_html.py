@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import vl_convert
 
-from ggufnorm.core.audit import AuditSet
+from ggufnorm.core.audit import AuditSet, NotRun
 from ggufnorm.core.drift import DriftSet
 from ggufnorm.core.model import InspectionSet, Skipped
 from ggufnorm.core.result import Result
@@ -23,6 +23,7 @@ from ggufnorm.errors import MissingPackageError
 from ggufnorm.report.formats import render
 from ggufnorm.report.html.charts.parts import Chart, Charts
 from ggufnorm.report.kinds import BY_NAME, kind_of, reports_of
+from ggufnorm.report.notebook import to_fragment
 from tests.pages import Page, check_html
 from tests.processes import ggufnorm as run
 from tests.processes import loaded_after, one_line_error
@@ -307,3 +308,61 @@ def test_a_command_is_shown_to_be_copied() -> None:
     assert code
     assert code[1].splitlines()[0] == "llama-quantize \\"
     assert "a&lt;b.0.attn_q=Q5_K" in code[1]
+
+
+# -- what people see ---------------------------------------------------------------------
+
+
+def test_a_table_keeps_the_column_that_names_its_rows() -> None:
+    html, _ = page_of(drift_report())
+    operations = html[html.index("Largest errors of") :]
+    assert re.search(r'<th class="left main">Reads</th>', operations)
+    assert 'data-title="Reads" class="left main"' in operations
+
+
+def test_sentences_become_blocks_where_there_is_no_room() -> None:
+    html, _ = page_of(one_of_each()["ggufnorm/check"])
+    assert '<table class="prose">' in html
+    assert '<table class="prose">' not in page_of(drift_report())[0]
+
+
+def test_the_colours_of_the_heat_map_are_those_of_the_layers() -> None:
+    report = drift_report(4)
+    embedding = report.operations[0]
+    far = replace(embedding, layer=None, local=difference(1e-9), cumulative=difference(1e-9))
+    (charts,) = charts_of(replace(report, operations=(far, *report.operations[1:])))
+    scale = charts.charts["heat"].spec["layer"][0]["encoding"]["color"]["scale"]
+    lowest = [float(x) for x in re.findall(r"[\d.e-]+(?= :|$)", scale["domainMin"]["expr"])]
+    assert scale["clamp"]
+    assert min(lowest) > 1e-6
+
+
+def test_what_was_not_examined_has_no_tick() -> None:
+    unknown = replace(NOTHING, rel_l2=None, rows=0)
+    report = drift_report()
+    traces = replace(report, operations=tuple(replace(o, local=unknown) for o in report.operations))
+    audit = audit_report()
+    without_source = replace(
+        audit,
+        findings=(),
+        summary=replace(audit.summary, errors=0, warnings=0),
+        not_run=(NotRun("T104", "no source was given"),),
+    )
+    for result in (traces, without_source):
+        assert "<strong>✓" not in render(result, "html")
+        assert "✓" not in to_fragment(result)
+    with_source = replace(without_source, not_run=())
+    assert "<strong>✓" in render(with_source, "html")
+    assert "✓" in to_fragment(with_source)
+
+
+def test_a_headline_says_which_of_several_is_best() -> None:
+    good = drift_report()
+    assert good.logits is not None
+    bad = replace(
+        good,
+        quant=replace(good.quant, path="worse.gguf"),
+        logits=replace(good.logits, mean_kld=9 * (good.logits.mean_kld or 1)),
+    )
+    headline = reports_of(DriftSet((good, bad)))[0].headline
+    assert re.search(r"best .*\.gguf \(KL divergence .*\), worst worse\.gguf", headline)

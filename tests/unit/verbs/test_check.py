@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import ggufnorm
-from ggufnorm.core.check import SUSPECTS, CheckReport, State, Suspect
+from ggufnorm.core.check import SUSPECTS, CheckReport, State, Suspect, SuspectName
 from ggufnorm.errors import InputError
+from ggufnorm.report.formats import render
+from ggufnorm.verbs.check.by_runs import of_cache
 from ggufnorm.verbs.check.given import sort_evidence
-from ggufnorm.verbs.check.suspects import Judgement, answer, weigh
+from ggufnorm.verbs.check.suspects import Judgement, answer, next_command, weigh
 from tests.checkpoints import safetensors
 from tests.conversions import build, encoder, write
+from tests.results import drift_report
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +54,15 @@ def test_each_location_is_taken_for_what_it_is(
     better = write(tmp_path / "better.gguf", build("llama", "f32"))
     mmproj = write(tmp_path / "mmproj.gguf", encoder())
 
-    found = sort_evidence([tmp_path / "talk.txt", checkpoint, model, mmproj, better, "cat.png"])
+    talk, cat = tmp_path / "talk.txt", tmp_path / "cat.png"
+    talk.write_text("some text")
+    cat.write_bytes(b"\x89PNG\r\n\x1a\n")
+
+    found = sort_evidence([talk, checkpoint, model, mmproj, better, cat])
 
     assert {g.role: g.location for g in found.given} == {
         "model": str(model), "source": str(checkpoint), "better quant": str(better),
-        "encoder": str(mmproj), "text": str(tmp_path / "talk.txt"), "picture": "cat.png",
+        "encoder": str(mmproj), "text": str(talk), "picture": str(cat),
     }  # fmt: skip
 
 
@@ -75,10 +83,11 @@ def test_a_wrong_turn_names_the_command_that_was_meant(
     model: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     for locations, words in (
-        ([tmp_path], "is a folder with model.gguf: name one of them"),
+        ([tmp_path], "is a folder of GGUF files: use ggufnorm check .*model.gguf"),
         ([model, "net.onnx"], "net.onnx is an ONNX model: use ggufnorm compare"),
-        ([checkpoint], "there is no model to check"),
+        ([checkpoint], "is a checkpoint's folder: use ggufnorm check MODEL .*checkpoint"),
         ([model, model, model], "is one model too many"),
+        ([model, tmp_path / "modell.gguf"], "did you mean .*model.gguf"),
     ):
         with pytest.raises(InputError, match=words):
             sort_evidence(locations)
@@ -178,3 +187,66 @@ def test_a_digest_that_is_known_is_compared(model: Path, tmp_path: Path) -> None
 
     assert [s.name for s in report.guilty] == ["download"]
     assert "SHA-256" in report.answer
+
+
+# -- for scripts -------------------------------------------------------------------------------
+
+
+def test_the_next_command_of_a_file_alone_is_complete_but_for_what_is_lacking(model: Path) -> None:
+    report = ggufnorm.check(model)
+
+    assert report.next_command == f"ggufnorm check {model} FOLDER"
+    assert report.exit_code == 0
+
+
+def test_what_a_finding_says_reaches_scripts(tmp_path: Path) -> None:
+    spoilt = build("llama")
+    spoilt.metadata["llama.attention.layer_norm_rms_epsilon"] = 0.0
+    path = write(tmp_path / "zero.gguf", spoilt)
+
+    report = ggufnorm.check(path)
+
+    found = suspect(report, "normalization")
+    assert report.exit_code == 1
+    assert found.rules == ("E102",)
+    assert found.figures["epsilon"] == 0
+    assert report.next_command == found.command
+    assert json.loads(render(report, "json"))["suspects"][3]["rules"] == ["E102"]
+
+
+def test_what_fix_mends_is_the_next_command() -> None:
+    said = [Judgement("tokenizer", "guilty", "BOS", "add it", "ggufnorm audit m", fixable=True)]
+
+    found = next_command(weigh([*said_of_all(), *said]), said, "m", "ggufnorm fix m -o f")
+
+    assert found == "ggufnorm fix m -o f"
+
+
+def said_of_all() -> list[Judgement]:
+    return [Judgement(name, "not examined", "nothing") for name in SUSPECTS]
+
+
+@pytest.mark.parametrize(
+    ("side", "suspect_named", "do"),
+    [
+        ({"flash_attention": "on"}, "engine and device", "run with -fa off"),
+        ({"cache_type_k": "q4_0"}, "K/V cache", "run with -ctk f16, or -ctk q8_0"),
+        ({"cache_type_v": "q8_0"}, "K/V cache", "run with -ctv f16"),
+        ({"cache_type_k": "q4_0", "cache_type_v": "q4_0"}, "K/V cache",
+         "run with -ctk f16 -ctv f16, or -ctk q8_0 -ctv q8_0"),
+    ],
+)  # fmt: skip
+def test_what_the_cache_is_told_depends_on_what_is_not_its_default(
+    side: dict[str, str], suspect_named: SuspectName, do: str
+) -> None:
+    report = drift_report(3)
+    options = replace(report.run.quant, **{**PLAIN_SIDE, **side})
+    run = replace(report.run, quant=options)
+
+    found = [j for j in of_cache(replace(report, run=run), "ggufnorm drift") if j.figures]
+
+    assert [(j.suspect, j.do) for j in found] == [(suspect_named, do)]
+    assert found[0].figures["mean_kld"] > 0
+
+
+PLAIN_SIDE = {"flash_attention": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}

@@ -52,3 +52,26 @@ def why_not_for(rule: Rule, kind: Kind) -> str | None:
 
 
 BY_ID: dict[str, Rule] = {r.id: r for r in RULES}
+
+BY_NAME: dict[str, Rule] = {r.name: r for r in RULES}
+
+
+def names_rule(word: str, rule: Rule) -> bool:
+    """Whether a word is the beginning of the rule's id, or its name."""
+    return bool(word) and (rule.id.startswith(word.upper()) or rule.name == word.lower())
+
+
+def find_rule(word: str) -> Rule | None:
+    """The rule of an id or a name; None if there is none."""
+    return BY_ID.get(word.upper()) or BY_NAME.get(word.lower())
+
+
+def no_such_rule(word: str, what: str) -> str:
+    """A sentence on a word that names no rule, with the rule that may have been meant."""
+    from difflib import get_close_matches
+
+    names = {**{r.id.lower(): r for r in RULES}, **BY_NAME}
+    near = [r for r in RULES if word and (word.lower() in r.name or r.id.startswith(word.upper()))]
+    near = near or [names[name] for name in get_close_matches(word.lower(), names, 1, 0.7)]
+    hint = f"did you mean {near[0].id} {near[0].name}?" if near else "`ggufnorm rules` lists them"
+    return f"{word!r} is {what}: {hint}"

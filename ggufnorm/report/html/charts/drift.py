@@ -175,7 +175,7 @@ def _heat(depth: Depth, rows: Rows, *, switch: bool) -> dict[str, Any]:
     color = {
         "field": "value",
         "type": "quantitative",
-        "scale": {"type": "log", "scheme": "viridis"},
+        "scale": {"type": "log", "scheme": "viridis", "clamp": True, **_of_layers(rows)},
         "legend": {
             "title": "relative L2",
             "orient": "top",
@@ -204,6 +204,27 @@ def _heat(depth: Depth, rows: Rows, *, switch: bool) -> dict[str, Any]:
     )
 
 
+def _of_layers(rows: Rows) -> dict[str, Any]:
+    """The ends of the scale of colours: those of the layers.
+
+    An embedding that is off by a hundredth of what the layers are, or an attention that adds
+    a millionth, would leave all of them one colour.
+    """
+    ends: dict[str, Any] = {}
+    for end, at in (("domainMin", _LOWEST), ("domainMax", 1.0)):
+        found = []
+        for field in ("own", "cumulative"):
+            values = sorted(r[field] for r in rows if r[field] and r["layer"] != _OUTSIDE)
+            found.append(values[int(at * (len(values) - 1))] if values else None)
+        if None in found:
+            return {}
+        ends[end] = {"expr": f"shown == '{_OWN}' ? {found[0]} : {found[1]}"}
+    return ends
+
+
+_LOWEST = 0.05
+"""The share of the layers' values that have the scale's lowest colour."""
+_OUTSIDE = layer_text(None)
 _OWN, _CUMULATIVE = "own error", "drift up to here"
 
 

@@ -21,6 +21,7 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.capture import Capture, NormCapture
 from ggufnorm.core.formula import Fit, best_formula
 from ggufnorm.core.model import NormKind, NormSite
+from ggufnorm.core.node_names import node_words
 from ggufnorm.core.tolerances import KERNEL_RESIDUAL
 from ggufnorm.errors import EngineError
 
@@ -199,7 +200,7 @@ def norm_untold(subject: Subject) -> Iterator[Problem]:
         more = f" (and {len(norms) - 1} like it)" if len(norms) > 1 else ""
         what = f"{_a(kind)} without a weight, of which the file does not tell"
         evidence = {"node": norms[0].node, "kind": kind, "epsilon": norms[0].epsilon}
-        yield of_norms(norms, f"node {norms[0].node}{more} is {what}", evidence)
+        yield of_norms(norms, f"node {node_words(norms[0].node)}{more} is {what}", evidence)
 
 
 @rule("C301", "recompute", "error")

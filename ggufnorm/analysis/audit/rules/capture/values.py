@@ -12,6 +12,7 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import Severity
 from ggufnorm.core.capture import NormCapture, Sighting
 from ggufnorm.core.floats import F16_MAX
+from ggufnorm.core.node_names import node_words
 
 
 @rule("C401", "non-finite", "error")
@@ -67,7 +68,7 @@ def input_zero(subject: Subject) -> Iterator[Problem]:
 
     What it does:
         Looks for norms whose input is zero for every token; where it is for some, that is
-        told as an info.
+        reported as an info.
 
     Why it matters:
         Zero stays zero (or becomes the bias), and with epsilon 0 it becomes NaN.
@@ -99,7 +100,7 @@ def half_precision(subject: Subject) -> Iterator[Problem]:
         Looks for values above 65504, the largest of half precision. Where llama.cpp
         turns them into half precision (an F16 matrix wants its other operand in F16, the
         cache of keys and values is F16) that is an error, elsewhere a warning. Values above
-        a quarter of it are told as an info. The largest of each is named.
+        a quarter of it are reported as an info. The largest of each is named.
 
     Why it matters:
         Beyond it a value becomes infinite on backends that compute in half precision, and
@@ -138,10 +139,10 @@ def _also_at(norms: list[NormCapture]) -> str:
 
 
 def _where(place: Sighting, verb: str = "", value: str = "") -> str:
-    of = f" ({place.tensor})" if place.tensor else ""
+    node = node_words(place.node, place.tensor)
     if not verb:
-        return f"{place.node}{of} at token {place.token}, channel {place.channel}"
-    return f"{place.node}{of} {verb} {value} (at token {place.token}, channel {place.channel})"
+        return f"{node} at token {place.token}, channel {place.channel}"
+    return f"{node} {verb} {value} (at token {place.token}, channel {place.channel})"
 
 
 def _figures(place: Sighting) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ggufnorm.errors import MissingPackageError
 from ggufnorm.formats.special_tokens import are_special, special_tokens
 
 
-@rule("H203", "chat-template-fails", "error")
+@rule("H304", "chat-template-fails", "error")
 def template_fails(subject: Subject) -> Iterator[Problem]:
     """The chat template fails, or loses what is said.
 

@@ -16,6 +16,8 @@ from ggufnorm.analysis.audit.source.keys.facts import (
     KeyDifference,
     difference,
 )
+from ggufnorm.analysis.audit.source.keys.fixed import fixed_options
+from ggufnorm.analysis.audit.source.keys.modules import dense_modules, lost_modules
 from ggufnorm.analysis.audit.source.keys.network import network_keys
 from ggufnorm.analysis.audit.source.keys.rope import frequency_factors, rope_keys
 from ggufnorm.analysis.audit.source.keys.tokens import vocabulary_key
@@ -151,6 +153,57 @@ def missing(subject: Subject) -> Iterator[Problem]:
     yield from _differences(subject, rope=False, missing=True)
 
 
+@rule("K103", "option-ignored", "error")
+def ignored(subject: Subject) -> Iterator[Problem]:
+    """The config asks for what llama.cpp's graph of the architecture does not compute.
+
+    What it does:
+        Compares the activation function, and whether attention has a window, with what the
+        graph of the file's architecture computes whatever the keys say.
+
+    Why it matters:
+        No key mends it: the model loads and computes something else. A window that is left
+        out changes long texts alone, and is a warning.
+
+    What to do:
+        Convert to an architecture that computes it, or take another engine.
+
+    Example:
+        ``config.json has hidden_act gelu: llama.cpp's llama computes SiLU``
+    """
+    for found in fixed_options(configs(subject)):
+        evidence = {"option": found.option, "architecture": subject.architecture}
+        severity: Severity = "error" if found.is_grave else "warning"
+        yield Problem(found.message, evidence=evidence, severity=severity)
+
+
+@rule("K104", "modules-lost", "error")
+def modules(subject: Subject) -> Iterator[Problem]:
+    """Dense layers behind the pooling of the source are not in the file.
+
+    What it does:
+        Compares the modules of ``modules.json`` with the file's tensors ``dense_2`` and
+        ``dense_3``.
+
+    Why it matters:
+        Embeddings are those before these layers: another vector, often of another length.
+
+    What to do:
+        Convert again with ``--sentence-transformers-dense-modules``.
+
+    Example:
+        ``modules.json has 2_Dense and 3_Dense behind the pooling, and the file holds none of
+        them: embeddings are those before these layers``
+    """
+    c = configs(subject)
+    paths = dense_modules(c)
+    if paths is None:
+        raise NotApplicableError("the source has no modules.json")
+    lost = lost_modules(c, paths)
+    if lost is not None:
+        yield Problem(lost.message, evidence={"modules": list(lost.paths)})
+
+
 @rule("K201", "rope-differs", "error")
 def rope_differs(subject: Subject) -> Iterator[Problem]:
     """A key of rotary positions is not what the source's config says.
@@ -259,5 +312,5 @@ def coverage(subject: Subject) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    differs, missing, rope_differs, rope_missing, factors, coverage,
+    differs, missing, ignored, modules, rope_differs, rope_missing, factors, coverage,
 )  # fmt: skip

@@ -112,4 +112,65 @@ def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
     return _NonFinite(total, first)
 
 
-RULES: tuple[Rule, ...] = (tensor_data, non_finite)
+@rule("N603", "matrix-zero", "warning")
+def zero(subject: Subject) -> Iterator[Problem]:
+    """A matrix, or one expert of it, is zero everywhere.
+
+    What it does:
+        With ``--full``, reads the rows of every matrix of a block, and of each expert, until
+        one is not zero.
+
+    Why it matters:
+        Nothing passes: a layer that was lost, an expert that was never written. Some networks
+        begin with zeros in places; a trained one has none.
+
+    What to do:
+        Compare with the source: ``ggufnorm audit --source``.
+
+    Example:
+        ``blk.1.ffn_up_exps.weight is zero in expert 2 of 4``
+    """
+    if not subject.full:
+        raise NotApplicableError("only the norms were read (--full reads all tensors)")
+    if subject.source is not None:
+        raise NotApplicableError("beside the source T206 tells")
+    names = [
+        name
+        for name, t in subject.file.tensors.items()
+        if layer_of(name) is not None and len(t.shape) > 1 and name not in subject.weights
+    ]
+    found = in_parallel(lambda name: _zero_parts(subject, name), names, _WORKERS)
+    for name, (zeros, n) in zip(names, found, strict=True):
+        if not zeros:
+            continue
+        where = "everywhere" if len(zeros) == n else f"in expert {_listed(zeros)} of {n}"
+        evidence = {"experts": zeros[:64]} if n > 1 else {}
+        yield Problem(f"{name} is zero {where}", name, layer_of(name), evidence)
+
+
+def _listed(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
+    return ", ".join(map(str, numbers[:4])) + more
+
+
+def _zero_parts(subject: Subject, name: str) -> tuple[list[int], int]:
+    """The parts of a tensor that are zero, and how many it has: experts, or the whole."""
+    file, tensor = subject.file, subject.file.tensors[name]
+    n = tensor.shape[2] if len(tensor.shape) == 3 else 1
+    rows = n_rows(file, name) // n
+    try:
+        return [i for i in range(n) if _is_zero(subject, name, i * rows, (i + 1) * rows)], n
+    except TensorTypeError:
+        return [], n
+
+
+def _is_zero(subject: Subject, name: str, start: int, stop: int) -> bool:
+    step = 1  # nearly every tensor is told by its first row
+    while start < stop:
+        if read_rows(subject.file, name, start, min(stop, start + step)).any():
+            return False
+        start, step = start + step, min(step * 4, 256)
+    return True
+
+
+RULES: tuple[Rule, ...] = (tensor_data, non_finite, zero)

@@ -18,6 +18,7 @@ from ggufnorm.analysis.audit.source.explain import Kind
 from ggufnorm.analysis.audit.source.plan import Making
 from ggufnorm.analysis.audit.source.tensors import Difference, Tensors
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.core.matrices import what_made
 
 _ADAPTED = 3
 """Matrices with a difference of low rank from which on an adapter is what is missing."""
@@ -206,15 +207,16 @@ def rounded(subject: Subject) -> Iterator[Problem]:
 
 @rule("T208", "tensor-low-rank", "error")
 def low_rank(subject: Subject) -> Iterator[Problem]:
-    """Matrices differ from their source by a matrix of low rank: an adapter.
+    """Matrices differ from their source by a matrix of low rank: an adapter, or abliteration.
 
     What it does:
         Looks at the singular values of the difference. If three matrices or more differ so
         and nothing else does, the file was made without the adapter that the source has
-        merged, or with one that the source has not.
+        merged, or with one that the source has not. A difference of rank 1 in nothing but
+        matrices that write to the residual stream fits a direction that was taken out.
 
     Why it matters:
-        The file is the base model, and not the fine-tune.
+        The file is the base model, and not the fine-tune; or it was edited.
 
     What to do:
         Merge the adapter, save the merged checkpoint, and convert that one.
@@ -237,7 +239,7 @@ def low_rank(subject: Subject) -> Iterator[Problem]:
     others = "all others are equal" if len(found) == len(tensors.differences) else "more differ"
     message = (
         f"{len(found)} matrices ({roles}) differ from their source by a matrix of rank {rank},"
-        f" {others}: an adapter is merged on one side alone"
+        f" {others}: {what_made(int(rank), {d.making.site.role for d in found})}"
     )
     mend = of_source([d.making.tensor for d in found], found, subject)
     shown = {**evidence(found), "ranks": dict(ranks)}

@@ -15,7 +15,7 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.read_keys import reads
 
 Value = bool | int | float | str | list[Any]
-Type = Literal["u32", "f32", "bool", "str", "arr[bool]", "arr[u32]"]
+Type = Literal["u32", "f32", "bool", "str", "arr[bool]", "arr[u32]", "arr[i32]"]
 """GGUF's type of a value, as ``--override-kv`` and gguf-py call it."""
 
 

@@ -44,6 +44,21 @@ def network_keys(c: Configs) -> Iterator[Expected]:
     yield from _windows(c)
     yield from _attention_kind(c)
     yield from _recurrence(c)
+    yield from _decoder(c)
+
+
+def _decoder(c: Configs) -> Iterator[Expected]:
+    """Keys of encoder-decoders (conversion/t5.py)."""
+    if c.architecture not in ("t5", "t5encoder"):
+        return
+    start = c.first("decoder_start_token_id")
+    if start and isinstance(start[1], int) and start[1] >= 0 and c.architecture == "t5":
+        key, does = c.key("decoder_start_token_id"), "the token that a decoder begins with"
+        yield Expected(key, start[1], "u32", _said(start), does)
+    buckets = c.first("relative_attention_num_buckets")
+    if buckets and _is_count(buckets[1]):
+        key, does = c.key("attention.relative_buckets_count"), "the number of relative positions"
+        yield Expected(key, buckets[1], "u32", _said(buckets), does)
 
 
 def _dimensions(c: Configs) -> Iterator[Expected]:

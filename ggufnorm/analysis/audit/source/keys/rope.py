@@ -45,6 +45,7 @@ def rope_keys(c: Configs) -> Iterator[Expected]:
         return
     yield from _base(c)
     yield from _dimensions(c)
+    yield from _sections(c)
     yield from _scaling(c)
 
 
@@ -105,6 +106,8 @@ def _scaling(c: Configs) -> Iterator[Expected]:
     kind, factor = c.rope.get("rope_type"), c.rope.get("factor")
     if kind in ("su", "longrope"):
         yield from _longrope(c)
+    if not c.rope.get("factor") and kind in (None, "default"):
+        yield from _not_scaled(c)
     if c.architecture in _UNSCALED or not is_number(factor):
         return
     said = f"config.json has {kind} scaling by {factor:g}"
@@ -116,6 +119,30 @@ def _scaling(c: Configs) -> Iterator[Expected]:
         yield Expected(key, float(factor), "f32", said, does, 1.0)
     if kind == "yarn":
         yield from _yarn(c, said)
+
+
+def _not_scaled(c: Configs) -> Iterator[Expected]:
+    """A file that scales positions where the config does not: made for longer texts, or wrong."""
+    stated = c.file.metadata.get(c.key("rope.scaling.factor"))
+    if c.rope_swa.get("factor") or not is_number(stated) or stated == 1:
+        return
+    does = "the factor that rotary positions are scaled by"
+    said = "config.json asks for no scaling"
+    yield Expected(c.key("rope.scaling.factor"), 1.0, "f32", said, does, 1.0, (), warn=True)
+
+
+def _sections(c: Configs) -> Iterator[Expected]:
+    sections = c.rope.get("mrope_section")
+    key = "rope.dimension_sections"
+    if not isinstance(sections, list) or not 0 < len(sections) <= 4 or not c.reads(key):
+        return
+    if not all(isinstance(n, int) and 0 <= n < _MOST_CHANNELS for n in sections):
+        return
+    value = [*sections, *[0] * (4 - len(sections))]
+    does = "how many channels turn with time, height and width"
+    origin = f"config.json has mrope_section {sections}"
+    also = (value[:3], sections)
+    yield Expected(c.key(key), value, "arr[i32]", origin, does, None, also)
 
 
 def _longrope(c: Configs) -> Iterator[Expected]:

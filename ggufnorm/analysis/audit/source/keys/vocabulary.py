@@ -1,8 +1,8 @@
-"""The file's tokens and merges beside tokenizer.json's, id by id.
+"""The file's tokens, scores and merges beside those of the source's tokenizer, id by id.
 
-Made of ``get_vocab_base`` of ``conversion/base.py``: ids that no token has are written as
-``[PAD…]``, and WordPiece's words and their parts change their marks (conversion/bert.py). Added
-tokens may be written in other words there, and are left out here.
+Made of ``get_vocab_base`` and ``_create_vocab_sentencepiece`` of ``conversion/base.py``: ids that
+no token has are written as ``[PAD…]``, and WordPiece's words and their parts change their marks
+(conversion/bert.py). Added tokens may be written in other words there; they may not be lost.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ggufnorm.analysis.audit.source.keys.added import PLACEHOLDER, added_tokens, pieces_of
 from ggufnorm.analysis.audit.source.keys.facts import Configs
+from ggufnorm.formats.sentencepiece import NORMAL
 
-TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+TOKENS, MERGES, SCORES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores"
 
 _SHOWN = 40
 """Characters of a token that a message shows."""
 
+_FAIRSEQ = ["<s>", "<pad>", "</s>", "<unk>"]
+"""XLM-RoBERTa's first tokens, after which ids are SentencePiece's plus 1."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Tokens or merges that are not the source's.
+    """Tokens, scores or merges that are not the source's.
 
     Attributes:
         key: of the list.
+        what: one of its entries, in words.
         n: how many differ.
         total: how many were compared.
         first: the place of the first.
@@ -33,6 +39,7 @@ class Difference:
     """
 
     key: str
+    what: str
     n: int
     total: int
     first: int
@@ -42,51 +49,104 @@ class Difference:
     @property
     def message(self) -> str:
         """In words."""
-        what = "token" if self.key == TOKENS else "merge"
         return (
-            f"{self.key}: {self.n:,} of {self.total:,} {what}s are not tokenizer.json's, the first"
-            f" is {what} {self.first:,}: {_quoted(self.here)} for {_quoted(self.there)}"
+            f"{self.key}: {self.n:,} of {self.total:,} {self.what}s are not the source's, the first"
+            f" is {self.what} {self.first:,}: {_quoted(self.here)} for {_quoted(self.there)}"
         )
 
 
 def vocabulary_differences(c: Configs) -> list[Difference] | None:
-    """Tokens and merges that differ; None where nothing tells what they should be."""
+    """What differs of the lists; None where nothing tells what they should be."""
     fast = c.source.read_json("tokenizer.json") or {}
     model = fast.get("model")
-    if not isinstance(model, dict):
+    model = model if isinstance(model, dict) else {}
+    metadata = c.file.metadata
+    here = metadata.get(TOKENS)
+    if not isinstance(here, list):
         return None
-    found: list[Difference] = []
-    compared = False
-    wanted = _tokens(model, fast.get("added_tokens"))
-    here = c.file.metadata.get(TOKENS)
-    if wanted and isinstance(here, list):
-        compared = True
-        bad = [i for i, t in wanted.items() if i >= len(here) or not _same(here[i], t)]
-        if bad:
-            i = min(bad)
-            own = str(here[i]) if i < len(here) else None
-            found.append(Difference(TOKENS, len(bad), len(wanted), i, own, wanted[i]))
-    merges, own_merges = _merges(model), c.file.metadata.get(MERGES)
-    if merges is not None and isinstance(own_merges, list):
-        compared = True
-        difference = _of_merges(own_merges, merges)
-        found += [difference] if difference else []
-    return found if compared else None
+    found: list[Difference | None] = []
+    added = added_tokens(c)
+    listed = _listed(c, model, here)
+    if listed:
+        plain = {i: t for i, (t, _) in listed.items() if i not in added}
+        found.append(_of_tokens(here, plain, "token"))
+        scores = metadata.get(SCORES)
+        wanted = {i: s for i, (_, s) in listed.items() if s is not None and i not in added}
+        if wanted and isinstance(scores, list):
+            found.append(_of_scores(scores, wanted))
+    if added:
+        found.append(_of_added(here, {i: text for i, (text, _) in added.items()}))
+    merges, own = _merges(model), metadata.get(MERGES)
+    if merges is not None and isinstance(own, list):
+        found.append(_of_merges(own, merges))
+    return [d for d in found if d is not None] if found else None
 
 
-def _tokens(model: Mapping[str, Any], added: object) -> dict[int, str]:
-    """Tokens by id, those that no list of added tokens names."""
+def _listed(
+    c: Configs, model: Mapping[str, Any], here: list[Any]
+) -> dict[int, tuple[str, float | None]]:
+    """Tokens and scores by id, as tokenizer.json lists them; else the SentencePiece model."""
     vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, dict):
-        return {}
-    listed = added if isinstance(added, list) else []
-    left_out = {t.get("id") for t in listed if isinstance(t, dict)}
-    is_word_piece = model.get("type") == "WordPiece"
+    if isinstance(vocabulary, dict):
+        is_word_piece = model.get("type") == "WordPiece"
+        return {
+            i: (_word(text) if is_word_piece else text, None)
+            for text, i in vocabulary.items()
+            if isinstance(i, int) and not isinstance(i, bool) and i >= 0
+        }
+    if isinstance(vocabulary, list):
+        rows = [v for v in vocabulary if isinstance(v, list) and len(v) == 2]
+        whole = len(rows) == len(vocabulary) and all(isinstance(t, str) for t, _ in rows)
+        return {i: (t, float(s)) for i, (t, s) in enumerate(rows)} if whole else {}
+    pieces = pieces_of(c) if c.file.metadata.string("tokenizer.ggml.model") == "llama" else None
+    shift = 1 if here[:4] == _FAIRSEQ else 0
     return {
-        i: _word(text) if is_word_piece else text
-        for text, i in vocabulary.items()
-        if isinstance(i, int) and not isinstance(i, bool) and i >= 0 and i not in left_out
+        i + shift: (p.text, p.score)
+        for i, p in enumerate(pieces.pieces if pieces else ())
+        if p.type == NORMAL
     }
+
+
+def _of_tokens(here: Sequence[Any], wanted: Mapping[int, str], what: str) -> Difference | None:
+    bad = [i for i, t in wanted.items() if i >= len(here) or not _same(here[i], t)]
+    if not bad:
+        return None
+    i = min(bad)
+    own = str(here[i]) if i < len(here) else None
+    return Difference(TOKENS, what, len(bad), len(wanted), i, own, wanted[i])
+
+
+def _of_scores(here: Sequence[Any], wanted: Mapping[int, float]) -> Difference | None:
+    bad = [i for i, s in wanted.items() if i >= len(here) or not _near(here[i], s)]
+    if not bad:
+        return None
+    i = min(bad)
+    own = f"{here[i]:.6g}" if i < len(here) else None
+    return Difference(SCORES, "score", len(bad), len(wanted), i, own, f"{wanted[i]:.6g}")
+
+
+def _near(a: object, b: float) -> bool:
+    return isinstance(a, (int, float)) and abs(a - b) <= 1e-5 * max(1.0, abs(b))
+
+
+def _of_added(here: Sequence[Any], added: Mapping[int, str]) -> Difference | None:
+    """Added tokens in whose place there is nothing, or another of them."""
+    texts = set(added.values())
+
+    def is_lost(i: int, text: str) -> bool:
+        if i >= len(here):
+            return True
+        own = str(here[i])
+        if own == text or PLACEHOLDER.fullmatch(text):
+            return False
+        return bool(PLACEHOLDER.fullmatch(own)) or own in texts
+
+    bad = [i for i, text in added.items() if is_lost(i, text)]
+    if not bad:
+        return None
+    i = min(bad)
+    own = str(here[i]) if i < len(here) else None
+    return Difference(TOKENS, "added token", len(bad), len(added), i, own, added[i])
 
 
 def _word(text: str) -> str:
@@ -116,7 +176,7 @@ def _of_merges(here: Sequence[Any], there: Sequence[str]) -> Difference | None:
         return None
     i = bad[0]
     own, other = [*here[i : i + 1], None][0], [*there[i : i + 1], None][0]
-    return Difference(MERGES, len(bad), n, i, own, other)
+    return Difference(MERGES, "merge", len(bad), n, i, own, other)
 
 
 def _same(here: object, there: str) -> bool:

@@ -1,0 +1,165 @@
+"""Values that do not lie in this computer's memory: what of them travels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ggufnorm.core.metrics import token_of_row
+from ggufnorm.core.row_dots import RowDots
+from ggufnorm.core.rows import Rows
+from ggufnorm.core.tokens import token_rows
+from ggufnorm.engines.base import Activation, Array, Batch, NormPlan, rows_of, tokens_of
+from ggufnorm.engines.llama.runner import LlamaActivation
+from ggufnorm.engines.llama.sums import DeviceSums, Largest
+
+Channels = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value within its array: rows as :class:`~ggufnorm.core.rows.Rows` has them."""
+
+    value: float
+    row: int
+    channel: int
+
+
+@dataclass(frozen=True)
+class Told:
+    """The sums of one hook point; see :class:`~ggufnorm.engines.llama.sums.ValueSums`.
+
+    Attributes:
+        dots: of each replica beside the reference, rows of one token side by side.
+        largest: ``d`` of each.
+        peaks: of the reference and of the first other.
+        channels: energies per channel, if they were asked for.
+        token: tells the number of a row's token.
+    """
+
+    dots: tuple[RowDots, ...]
+    largest: tuple[Place, ...]
+    peaks: tuple[Place, Place]
+    channels: Channels | None
+    token: Callable[[int], int]
+
+
+def is_elsewhere(value: Activation) -> bool:
+    """Whether a value would have to be fetched."""
+    return isinstance(value, LlamaActivation) and not value.is_here
+
+
+def sums_of(
+    device: DeviceSums, batch: Batch, values: Sequence[Activation], channels_of: int | None
+) -> Told | None:
+    """Sum a hook point's values where they lie.
+
+    Args:
+        device: that sums.
+        batch: that gave the values.
+        values: of the replicas, all llama.cpp's.
+        channels_of: the replica whose error is wanted per channel.
+
+    Returns:
+        None where the values have to be fetched: the device cannot, or float32 does not hold
+        what a row sums up to.
+    """
+    nodes = [v for v in values if isinstance(v, LlamaActivation)]
+    found = device.sums([v.address for v in nodes], channels_of)
+    if found is None:
+        return None
+    shape = nodes[0].shape
+    n_tokens, first = tokens_of(shape, batch)
+    # Rows as they lie, in the order in which tokens come first.
+    numbers = np.arange(len(found.rr), dtype=np.float32).reshape(*shape[:-1], 1)
+    order = token_rows(numbers, n_tokens)[:, 0].astype(np.intp)
+    row_of = np.argsort(order)
+    rr = found.rr[order].astype(np.float64)
+    dots = tuple(
+        RowDots(o.dd[order].astype(np.float64), o.dr[order].astype(np.float64), rr)
+        for o in found.others
+    )
+    if any(d.doubtful().any() for d in dots):
+        return None
+
+    def place(largest: Largest) -> Place:
+        if largest.value == 0:  # everywhere: the first, as in NumPy
+            return Place(0.0, 0, 0)
+        row, channel = divmod(largest.at, shape[-1])
+        return Place(largest.value, int(row_of[row]), channel)
+
+    return Told(
+        dots=dots,
+        largest=tuple(place(o.largest) for o in found.others),
+        peaks=(place(found.peaks[0]), place(found.peaks[1])),
+        channels=found.channels,
+        token=token_of_row(len(rr), batch.first + first, n_tokens, 1),
+    )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A norm's input or result, or the part of it that is recomputed.
+
+    Attributes:
+        array: ``(ne[3], ne[2], ne[1], ne[0])``.
+        n_tokens: of the whole value.
+        part: the tokens of it that the array holds; None for all.
+    """
+
+    array: Array
+    n_tokens: int
+    part: range | None
+
+    def cut(self, part: range | None) -> Array:
+        """The values of those tokens."""
+        if part is None or self.part is not None:
+            return self.array
+        axis = self.array.shape[:-1].index(self.n_tokens)
+        return self.array[(*[slice(None)] * axis, slice(part.start, part.stop))]
+
+
+class Recomputed:
+    """Chooses the rows of a norm's input and result that are recomputed.
+
+    All of them where they lie in this computer's memory; elsewhere those of some tokens, which
+    move on with the text.
+
+    Args:
+        n_tokens: of each batch whose rows are fetched; None for all.
+
+    Attributes:
+        left_out: why some were not recomputed; empty where all were.
+    """
+
+    def __init__(self, n_tokens: int | None) -> None:
+        self._n = n_tokens
+        self.left_out = ""
+
+    def keep(self, plan: NormPlan, value: Activation) -> Kept:
+        """Fetch what there is to recompute from, or to compare with.
+
+        Args:
+            plan: of the norm.
+            value: its input or result.
+        """
+        if not isinstance(value, LlamaActivation):
+            return Kept(value.value, 0, None)
+        there, _first = tokens_of(value.shape, value.batch)
+        n = self._n or there
+        # The statistics of a group reach over tokens.
+        if value.is_here or there <= n or plan.kind == "group":
+            return Kept(value.value, there, None)
+        self.left_out = f"on a device {n} tokens of each batch are recomputed in NumPy"
+        start = value.batch.first % (there - n + 1)
+        return Kept(value.of_tokens(start, n), there, range(start, start + n))
+
+
+def kept_rows(array: Array, part: range | None, batch: Batch) -> Rows:
+    """An array of :meth:`Kept.cut` as rows."""
+    if part is None:
+        return rows_of(array, batch)
+    return Rows(token_rows(array, len(part)), batch.first + part.start, len(part))
