@@ -136,10 +136,11 @@ class Loop:
                 return
             yield i
             self._phases[phase] = i + 1
+            self._save(last=i + 1 == n)  # what is told to be done has been saved
             self._count(phase)
             ends = self.channel.cancel.is_set()
-            self._save(last=i + 1 == n or ends)
             if ends and i + 1 < n:
+                self._save(last=True)
                 self.cut = INTERRUPTED
                 return
 

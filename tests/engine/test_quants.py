@@ -158,6 +158,15 @@ def test_a_broken_reference_accuses_no_file(files: dict[str, Path], tmp_path: Pa
     assert found.verdict.startswith("The reference has NaN or infinite logits at 126 positions")
 
 
+def test_a_reference_that_is_coarser_than_a_file_is_told(files: dict[str, Path]) -> None:
+    found = ggufnorm.quants(
+        files["Q4_0"], [files["F16"], files["Q2_K"]], n_ctx=128, chunks=1, n_threads=1
+    )
+    (note,) = found.notes
+    assert note.what == str(files["F16"])
+    assert "finer than the reference (F16 against Q4_0)" in note.reason
+
+
 def test_what_cannot_be_measured_is_reported(files: dict[str, Path], tmp_path: Path) -> None:
     other = models.llama(tmp_path / "other.gguf")
     found = ggufnorm.quants(

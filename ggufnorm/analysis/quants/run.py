@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from ggufnorm.analysis.diff.order import coarser
 from ggufnorm.analysis.inspection import model_facts
 from ggufnorm.analysis.quants.chats import read_chats, rendered_chats
 from ggufnorm.analysis.quants.passages import Passages
@@ -116,7 +117,8 @@ def quants(
             raise InputError(failed[0].reason)
         all_models = (reference, *models)
         known = [(model_facts(m), types_inside(m)) for m in all_models]
-        notes = [*cut.notes, *_other_templates(all_models)] if chat is not None else []
+        notes = [*_finer_than(reference, models), *cut.notes]
+        notes += _other_templates(all_models) if chat is not None else []
         asked = replace(options, llama_cpp=build).engine(
             max(MIN_CTX, cut.passages.longest), n_threads, n_gpu_layers
         )
@@ -194,6 +196,15 @@ def _other_templates(models: Sequence[ModelFile]) -> Iterator[Skipped]:
             yield Skipped(model.path, "it has no chat template; the reference's was used")
         elif template != wanted:
             yield Skipped(model.path, "its chat template is another; the reference's was used")
+
+
+def _finer_than(reference: ModelFile, models: Sequence[ModelFile]) -> Iterator[Skipped]:
+    """Files that are finer than the reference: beside it they look worse than they are."""
+    for model in models:
+        found = coarser(reference, model)
+        if found is not None:
+            reason = f"finer than the reference ({found.dtype} against {found.dtype_ref})"
+            yield Skipped(model.path, f"{reason}: give the finest file as the reference")
 
 
 def _plan(

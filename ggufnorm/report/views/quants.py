@@ -47,7 +47,7 @@ def quants_view(report: QuantsReport) -> tuple[Report, ...]:
                     table=table("pairs", _PAIRS, report.contrasts),
                     folded=True,
                 ),
-                skipped_section((*report.failed, *report.notes)),
+                skipped_section(report.failed),
             ),
         ),
     )
@@ -68,7 +68,7 @@ def card(report: QuantsReport) -> Table:
 def _status(report: QuantsReport) -> Status:
     if report.n_bad_reference or any(f.standing == "broken" for f in report.files):
         return "error"
-    clear = report.best is not None and not report.failed
+    clear = report.best is not None and not (report.failed or report.notes)
     return "ok" if clear else "warning"
 
 
@@ -96,6 +96,7 @@ def _verdict(report: QuantsReport, status: Status) -> Iterator[Sentence]:
         if file.types.mislabelled:
             yield Sentence(f"{_name(file)}: {file.types.note}", "warning")
     yield from (Sentence(f"Not measured: {s.reason}", "warning") for s in report.failed)
+    yield from (Sentence(f"{Path(s.what).name}: {s.reason}", "warning") for s in report.notes)
     if report.run.cut:
         n, planned = report.run.n_chunks, report.run.n_chunks_planned
         yield Sentence(f"{n} of {planned} passages were run: {report.run.cut}.", "warning")
