@@ -1,4 +1,4 @@
-"""What a file's types cost is measured as llama.cpp's kernels lose it; ties and padding are told."""
+"""What types cost is measured as llama.cpp's kernels lose it; ties and padding are told."""
 
 from __future__ import annotations
 
