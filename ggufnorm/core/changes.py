@@ -26,6 +26,8 @@ Wide = NDArray[np.float64]
 
 EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
 """What configurations call the number of experts of a token."""
+EXPERTS_OPS = ("GET_ROWS", "MUL", "SCALE", "SUM_ROWS")
+"""What ggml computes experts' weights with."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def changes(
         yield from _soft_maxes(operation, inputs[0], numbers)
     elif operation.op in ("UNARY", "GLU"):
         yield from _activations(operation, inputs)
-    elif operation.op in ("GET_ROWS", "MUL", "SUM_ROWS") and "moe_weight" in operation.name:
+    elif operation.op in EXPERTS_OPS and "moe_weight" in operation.name:
         yield from _experts_weights(operation, inputs, numbers)
 
 
@@ -181,7 +183,7 @@ def _experts_weights(
     if y is None or not inputs:
         return
     n_used = int(max((numbers.get(name, 0) for name in EXPERTS_USED), default=0))
-    if operation.op == "GET_ROWS":
+    if operation.op in ("GET_ROWS", "SCALE"):
         if y.shape[-1] == 1 and n_used not in (0, y.shape[-2]):
             used = f"uses {y.shape[-2]} experts for a token"
             yield Change(used, f"{n_used} experts (num_experts_per_tok)", inputs[0])

@@ -80,6 +80,15 @@ def type_number(name: str) -> int:
     return int(GGMLQuantizationType[name])
 
 
+def block_size(name: str) -> int:
+    """Values to a block of a type; 1 of one that has none.
+
+    Raises:
+        KeyError: gguf-py does not know it.
+    """
+    return int(GGML_QUANT_SIZES[GGMLQuantizationType[name]][0])
+
+
 @cache
 def converter(ggml_type: int) -> Convert | None:
     """Ggml's conversion of a type to float32; None where there is none to be trusted.

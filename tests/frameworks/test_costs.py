@@ -1,4 +1,4 @@
-"""The cost of types is measured as llama.cpp's kernels lose it; ties and padding are told."""
+"""What types cost is measured as llama.cpp's kernels lose it; ties and padding are told."""
 
 from __future__ import annotations
 

@@ -276,9 +276,10 @@ class Hypotheses:
             if other.value is None or other.value.size != y.size:
                 continue
             (a, b), *_ = np.linalg.lstsq(terms, other.value.reshape(-1), rcond=None)
-            both = min(abs(a), abs(b)) > SAME_FACTOR
-            # Rounding of either input fits a factor near 1.
-            unlike = max(abs(a - 1), abs(b - 1)) > max(SAME_FACTOR, self.tolerance)
+            # Rounding fits a factor near 1, and one near 0 of what is not added at all.
+            least = max(SAME_FACTOR, self.tolerance)
+            both = min(abs(a), abs(b)) > least
+            unlike = max(abs(a - 1), abs(b - 1)) > least
             made = (terms @ (a, b)).astype(np.float32).reshape(y.shape)
             if both and unlike and self._find(made) is not None:
                 yield (

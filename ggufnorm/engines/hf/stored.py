@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
@@ -15,7 +14,7 @@ from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.engines.hf.model import HFModel, Tokens
 from ggufnorm.engines.hf.pinned import NormInputs, distances, norm_inputs
 from ggufnorm.formats.conversion import tensor_of
-from ggufnorm.formats.ggml import converter, quantizer, type_number
+from ggufnorm.formats.ggml import block_size, converter, quantizer, type_number
 from ggufnorm.formats.model_file import ModelFile
 
 _BLOCK, _K_BLOCK = 32, 256
@@ -128,7 +127,7 @@ def _rounded_input(x: torch.Tensor, dtype: str, *, by_rows: bool) -> torch.Tenso
         return x
     if by_rows:
         return _rounded_input(x.mT, dtype, by_rows=False).mT
-    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[dtype]][0]
+    size = block_size(dtype)
     block = _K_BLOCK if size == _K_BLOCK and x.shape[-1] % _K_BLOCK == 0 else _BLOCK
     if size == 1 or x.shape[-1] % block:
         return x.bfloat16().float() if dtype == "BF16" else x.half().float()
