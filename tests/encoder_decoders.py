@@ -61,6 +61,9 @@ def build(name: str, seed: int = 0) -> Any:
     )  # fmt: skip
     config._attn_implementation = "eager"
     model = member.model(config).eval()
+    if "tie_word_embeddings" in member.options and hasattr(model, "lm_head"):
+        # Transformers ties the head whatever a config says, unless a checkpoint has two.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     rng = np.random.default_rng([seed, *name.encode()])
     with torch.no_grad():
         for at, p in model.named_parameters():
@@ -81,7 +84,7 @@ def converted(model: Any) -> Tensors:
         name = names.get_name(source, try_suffixes=(".weight",))
         if name is None or source.endswith("embed_tokens.weight"):
             continue
-        if source == "lm_head.weight" and model.config.tie_word_embeddings:
+        if source == "lm_head.weight" and p.data_ptr() == model.shared.weight.data_ptr():
             continue
         found[name] = p.detach().numpy().astype(np.float32)
     return found

@@ -63,9 +63,13 @@ class Hypotheses:
         They differ where a product is right and the bias behind it is not, and where a result
         has the right values in another order, which shows only behind it.
         """
-        elsewhere = next(
-            chain(self._bias(index), self._adds_nothing(index), self._reordered(index)), None
+        places = chain(
+            self._bias(index),
+            self._adds_nothing(index),
+            self._reordered(index),
+            self._rows(index),
         )
+        elsewhere = next(places, None)
         if elsewhere is not None:
             return *elsewhere, True
         operation = self.operations[index]
@@ -252,6 +256,14 @@ class Hypotheses:
             if what is not None:
                 yield f"its matrix {what.replace('expert', 'head')}"
 
+    def _rows(self, index: int) -> Iterator[tuple[int, str]]:
+        """Rows of a table that a sum adds, such as those of positions, and the source does not."""
+        if self.operations[index].op != "ADD":
+            return
+        for at in map(self._computed, self.operations[index].inputs):
+            if self.matches[at] is None:
+                yield from ((at, reason) for reason in self._embedding(self.operations[at]))
+
     def _embedding(self, operation: Operation) -> Iterator[str]:
         if operation.op != "GET_ROWS" or operation.value is None:
             return
@@ -260,9 +272,17 @@ class Hypotheses:
         for theirs in self.results.operations:
             if theirs.op == "embedding" and theirs.value is not None:
                 rows = theirs.value.reshape(-1, theirs.value.shape[-1])
-                what = explain_matrix(ours, rows, {}, self.tolerance)
-                if what is not None and ours.shape == rows.shape:
+                seen = self._without_room(ours, len(rows))
+                what = explain_matrix(seen, rows, {}, self.tolerance)
+                if what is not None and seen.shape == rows.shape:
                     yield f"what it reads for the text {what} ({theirs.name})"
+
+    def _without_room(self, rows: Array, n_rows: int) -> Array:
+        """Rows of pairs of tokens without those of a cache's places that are not filled."""
+        n = self.results.n_tokens
+        if len(rows) <= n_rows or n_rows != n * n or len(rows) % n:
+            return rows
+        return rows.reshape(n, -1, rows.shape[-1])[:, :n].reshape(n_rows, -1)
 
     # -- sums and factors --------------------------------------------------------------------
 
