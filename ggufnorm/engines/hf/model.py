@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,10 @@ class HFModel:
         """
         try:
             with self._torch.device("meta"):
-                shell = self._class(config).from_config(config, trust_remote_code=self._remote_code)
+                # Making an encoder alone changes the config that it is given.
+                shell = self._class(config).from_config(
+                    copy.deepcopy(config), trust_remote_code=self._remote_code
+                )
         except Exception:  # a model that cannot be made without its weights
             return
         n = sum(p.numel() for p in shell.parameters())
