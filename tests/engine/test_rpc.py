@@ -59,7 +59,7 @@ def on(*servers: str) -> dict[str, SideOptions]:
 
 
 SUMMED_THERE = 1e-6
-"""Sums are made on the servers, in float32: so far may a hook point's figures be from NumPy's here."""
+"""How far a hook point's figures may be off: sums are made on the servers, in float32."""
 
 
 def same(a: DriftReport, b: DriftReport) -> None:
