@@ -58,12 +58,18 @@ def on(*servers: str) -> dict[str, SideOptions]:
     return {"options": side, "options_ref": side}
 
 
+SUMMED_THERE = 1e-6
+"""How far a hook point's figures may be off: sums are made on the servers, in float32."""
+
+
 def same(a: DriftReport, b: DriftReport) -> None:
-    assert a.operations == b.operations
-    assert a.norms == b.norms
     assert a.logits == b.logits
-    assert a.localisation == b.localisation
-    assert a.verdict == b.verdict
+    assert [o.node for o in a.operations] == [o.node for o in b.operations]
+    for x, y in zip(a.operations, b.operations, strict=True):
+        for at in ("cumulative", "local"):
+            pair = getattr(x, at).rel_l2, getattr(y, at).rel_l2
+            assert pair[0] == pytest.approx(pair[1], abs=SUMMED_THERE), (x.node, at)
+    assert a.culprit == b.culprit
 
 
 def test_drift_on_two_servers_is_drift_here(
