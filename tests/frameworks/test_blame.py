@@ -288,6 +288,16 @@ PART = [
     ("experts transposed", "mixtral", "F16"),
     ("trained head lost", "olmo", "Q8_0"),
     ("NaN in a matrix", "mistral", "F16"),
+    ("fewer experts used", "mixtral", "F16"),
+    ("experts' weights not divided", "deepseek2", "Q8_0"),
+    ("router's bias lost", "deepseek2", "F16"),
+    ("another rope base", "deepseek2", "F16"),
+    ("V of a latent transposed", "deepseek2", "Q8_0"),
+    ("decay of a hybrid not negated", "jamba", "F16"),
+    ("parts of a convolution's input rotated", "lfm2", "Q8_0"),
+    ("another embedding scale", "granite", "Q8_0"),
+    ("another window", "cohere2", "Q8_0"),
+    ("norm × 1.5", "mamba2", "F16"),
 ]
 
 

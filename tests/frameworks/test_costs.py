@@ -52,7 +52,9 @@ def test_the_cost_of_types_is_what_llama_cpp_loses(tmp_path: Path, name: str, dt
     for site in found.sites:
         assert site.before is not None
         assert site.before_allowed is not None
-        if site.before_allowed > least:
+        assert site.before <= 1.1 * site.before_allowed / 2
+        # K of a latent attention is F16 in the file, and in one matrix with V in the source.
+        if site.before_allowed > least and name != "deepseek2":
             assert site.before == pytest.approx(site.before_allowed / 2, rel=0.1)
 
 
