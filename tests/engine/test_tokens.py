@@ -72,3 +72,25 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, long_text: str) -> 
     writer.close()
     with pytest.raises(EngineError, match=r"none\.gguf|llama\.cpp"):
         worker.call(tokenize, TokenizeJob(Corpus("long", long_text), (str(path),)))
+
+
+def test_a_setting_that_crashes_llama_cpp_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggufnorm.analysis.crosscheck import token_ids
+    from ggufnorm.engines.llama.vocabulary import Change
+    from ggufnorm.errors import EngineError
+
+    names = [f"p{i}" for i in range(9)]
+    asked: list[int] = []
+
+    def tokenize(_path: object, texts: object, changes: tuple[Change, ...]) -> object:
+        asked.append(len(changes))
+        chosen = [change.names.get("tokenizer.ggml.pre", "as it is") for change in changes]
+        if {"p3", "p7"} & set(chosen):
+            raise EngineError("llama.cpp crashed (SIGABRT)")
+        return tuple(((len(name), int(name[1])),) if name[0] == "p" else () for name in chosen)
+
+    monkeypatch.setattr(token_ids, "tokenize", tokenize)
+    candidates = [Change({}, {"tokenizer.ggml.pre": name}) for name in names]
+    found = token_ids._tried("m.gguf", ["text"], Change(), candidates)
+    assert [ids[0][1] if ids else None for ids in found] == [0, 1, 2, None, 4, 5, 6, None, 8]
+    assert len(asked) <= 13

@@ -212,20 +212,39 @@ def _search(
     n_left = len(texts)
     candidates = _candidates(path, special)
     for _ in range(_ROUNDS):
-        try:
-            tried = tokenize(path, texts, (best, *(best | c for c in candidates)))
-        except EngineError:  # a setting that makes llama.cpp crash tells nothing
-            break
-        sums = [_total(theirs, ids) if ids else left for ids in tried[1:]]
+        tried = _tried(path, texts, best, candidates)
+        sums = [_total(theirs, ids) if ids else left for ids in tried]
         nearest = min(sums, default=left)
         if nearest >= left:
             break
         i = sums.index(nearest)
         best, left = best | candidates[i], nearest
-        n_left = sum(a != b for a, b in zip(theirs, tried[1 + i], strict=True))
+        n_left = sum(a != b for a, b in zip(theirs, tried[i], strict=True))
         if not left:
             break
     return best, n_left
+
+
+def _tried(
+    path: str | os.PathLike[str], texts: Sequence[str], best: Change, candidates: Sequence[Change]
+) -> list[tuple[Ids, ...]]:
+    """Ids with each candidate beside the best; none where llama.cpp refuses it or crashes.
+
+    A pre-tokenizer whose pattern some text is too much for ends the child (``std::regex`` in
+    ``src/unicode.cpp``): those of the same child are tried again in halves.
+    """
+    if not candidates:
+        return []
+    try:
+        return list(tokenize(path, texts, (best, *(best | c for c in candidates)))[1:])
+    except EngineError:
+        if len(candidates) == 1:
+            return [()]
+    middle = len(candidates) // 2
+    return [
+        *_tried(path, texts, best, candidates[:middle]),
+        *_tried(path, texts, best, candidates[middle:]),
+    ]
 
 
 # -- in words -------------------------------------------------------------------------------
