@@ -65,7 +65,9 @@ def _owners(error: click.NoSuchOption, commands: Iterable[str]) -> str | None:
 
 
 def _options(name: str) -> set[str]:
-    command: click.Command = importlib.import_module(f"ggufnorm.cli.{name}").command
+    command: click.Command = importlib.import_module(
+        f"ggufnorm.cli.{name.replace('-', '_')}"
+    ).command
     return {option for parameter in command.params for option in parameter.opts}
 
 
