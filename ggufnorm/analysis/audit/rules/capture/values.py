@@ -107,7 +107,9 @@ def half_precision(subject: Subject) -> Iterator[Problem]:
         the rest of the text is NaN.
 
     What to do:
-        Run with BF16 or F32 weights and cache, or on a backend that computes in float32.
+        Run with BF16 or F32 weights and cache, or on a backend that computes in float32. Such
+        states belong to the checkpoint, if the file agrees with it (``--source``): converting
+        again does not change them.
 
     Example:
         ``ffn_swiglu-1 reaches 81920 (at token 3, channel 7), above 65504, and llama.cpp
