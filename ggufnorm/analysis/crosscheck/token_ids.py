@@ -62,13 +62,14 @@ falcon starcoder refact command-r smollm codeshell exaone minerva-7b mellum2 cha
 olmo jais trillion granite-docling exaone4 roberta-bpe jina-v2-en jina-v2-code
 pixtral phi-2 modern-bert bloom poro-chat gpt3-finnish tekken gpt-4o llama4 minimax-m2
 granite-embed-multi-97m tiny_aya kimi-k2 superbpe
-hunyuan hunyuan-dense joyai-llm hy_v4 afmoe gemma4 sarvam-moe whitespace smaug-bpe megrez
+hunyuan hunyuan-dense joyai-llm hy_v4 afmoe gemma4 sarvam-moe smaug-bpe megrez
 solar-open deepseek-r1-qwen
 """
 
 _PRE_TOKENIZERS = tuple(_NAMES.split())
 """Values of ``tokenizer.ggml.pre`` (``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``);
-one that an installed llama.cpp does not know is passed over."""
+one that an installed llama.cpp does not know is passed over. ``whitespace`` is left out: on two
+spaces in a row llama.cpp aborts."""
 
 
 @dataclass(frozen=True)
