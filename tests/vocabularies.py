@@ -76,7 +76,7 @@ _WORDS = [*_LETTERS, *(m.replace(" ", "") for m in _MERGES)]
 _ADDED = ["<|bos|>", "<|end_of_text|>", "<|turn|>", "<|stop|>"]
 N_WORDS = len(_WORDS)
 EOS, STOP = N_WORDS + 1, N_WORDS + 3
-TEMPLATE = "{{ '<|turn|>' + messages[0]['content'] + '<|stop|>' }}"
+TEMPLATE = "{% for m in messages %}{{ '<|turn|>' + m['content'] + '<|stop|>' }}{% endfor %}"
 _CONTROL, _UNUSED = 3, 5
 
 

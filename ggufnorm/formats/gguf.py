@@ -70,6 +70,11 @@ class Metadata(Mapping[str, Value]):
             return None
         return value if len(value) <= _MAX_STRING else value[: _MAX_STRING - 1] + "…"
 
+    def text(self, key: str) -> str | None:
+        """The value in full, if it is there and is a string: to be run, and never to be shown."""
+        value = self._not_array(key)
+        return value if isinstance(value, str) else None
+
     def integer(self, key: str) -> int | None:
         """The value, if it is there and is an integer."""
         value = self._not_array(key)

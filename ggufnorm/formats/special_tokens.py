@@ -34,13 +34,16 @@ _PARSED = (2, 3, 4)
 def are_special(metadata: Metadata, texts: Sequence[str]) -> dict[str, bool | None]:
     """Whether the file's tokens of these texts are special; None where it has no such token.
 
-    A file that does not type its tokens has them all as text.
+    A file that does not type its tokens has them all as text; of one whose list of types is of
+    another length nothing is known.
     """
     tokens = metadata.get("tokenizer.ggml.tokens")
     types = metadata.get("tokenizer.ggml.token_type")
     known = list(tokens) if isinstance(tokens, list) else []
     kinds = list(types) if isinstance(types, list) else []
     found: dict[str, bool | None] = dict.fromkeys(texts)
+    if kinds and len(kinds) != len(known):
+        return found
     for i, token in enumerate(known):
         if token in found:
             found[token] = i < len(kinds) and kinds[i] in _PARSED

@@ -20,6 +20,7 @@ SHAPES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "fix": (("MODEL",), " -o FIXED.gguf"),
     "diff": (("A", "B"), ""),
     "drift": (("REF", "QUANT"), ""),
+    "quants": (("REF", "QUANT"), ""),
     "attribute": (("REF", "QUANT"), ""),
     "recipe": (("REF", "QUANT"), ""),
     "verify": (("QUANT",), " --from F16"),
@@ -31,7 +32,7 @@ SHAPES: Mapping[str, tuple[tuple[str, ...], str]] = {
 _OF_FILES = ("pixels", "audio", "report")
 """Verbs of no model."""
 
-_WITH_TEXT = frozenset({"check", "drift", "attribute", "recipe", "trace"})
+_WITH_TEXT = frozenset({"check", "drift", "quants", "attribute", "recipe", "trace"})
 """Verbs that run a text of the user's."""
 
 
@@ -180,6 +181,7 @@ def _filled(template: str, verb: str, it: Location, places: Sequence[Location]) 
         return command(meant, places)
     names, required = SHAPES.get(verb, ((), ""))
     models = [shlex.quote(place.text) for place in _given_models(places)]
+    n_models = None if verb == "quants" else max(len(names), 1)
     checkpoint = next((p for p in places if p.kind in (*SOURCE_KINDS, "safetensors")), None)
     line = template.format(
         verb=verb,
@@ -188,7 +190,7 @@ def _filled(template: str, verb: str, it: Location, places: Sequence[Location]) 
         corrected=" ".join(shlex.quote(corrected(place)) for place in places),
         checkpoint=shlex.quote(corrected(checkpoint)) if checkpoint else "hf:FOLDER",
         model=models[0] if models else "MODEL",
-        models=" ".join([*models, *names[len(models) :]][: max(len(names), 1)]),
+        models=" ".join([*models, *names[len(models) :]][:n_models]),
         required=required,
     )
     return line if template.startswith("`") else f"ggufnorm {line}"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.llama import binding, session
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.runner import cut_chunk
-from ggufnorm.errors import EngineError, InputError, MismatchError, TextError
+from ggufnorm.engines.llama.session import EngineOptions
+from ggufnorm.errors import InputError, MemoryLimitError, MismatchError, TextError
 from ggufnorm.report.document import document
 from ggufnorm.report.formats import render
+from ggufnorm.runs.placement import Side
 from ggufnorm.samples import default_text
 from tests import in_process, models
 
@@ -479,13 +482,16 @@ def test_too_little_memory_is_told_or_fewer_runs_are_made_at_once(
     tiny: dict[str, Path], tiny_q4: Path
 ) -> None:
     asked: list[int] = []
+    original = run.settle
 
-    def require(_files: Any, _n_ctx: int, n_lanes: int) -> None:
+    def settle(sides: Sequence[Side], **more: Any) -> list[EngineOptions]:
+        n_lanes = sum(side.n_replicas for side in sides)
         asked.append(n_lanes)
         if n_lanes > 6:
-            raise EngineError("too large")
+            raise MemoryLimitError("too large")
+        return original(sides, **more)
 
-    with mock.patch.object(run, "require_memory", require):
+    with mock.patch.object(run, "settle", settle):
         assert attribute(tiny["llama"], tiny_q4, by="layer").shares
     assert asked == [18, 10, 6]
 

@@ -143,7 +143,11 @@ def test_inputs_are_not_written_over(model: Path, place: Path) -> None:
     text, trace = place / "text.json", place / "t.json"
     text.write_text("some text")
     trace.write_text("not even a trace")
-    kept = {p: p.read_bytes() for p in (model, other, text, trace)}
+    saved, array, sound = place / "saved.json", place / "a.npy", place / "s.wav"
+    saved.write_text('{"schema": "ggufnorm/inspect"}')
+    array.write_bytes(b"\x93NUMPY and no more")
+    sound.write_bytes(b"RIFF\0\0\0\0WAVE and no more")
+    kept = {p: p.read_bytes() for p in (model, other, text, trace, saved, array, sound)}
     json_ = ["--format", "json"]
     for arguments, out in [
         (["inspect", model, *json_], model),
@@ -159,9 +163,9 @@ def test_inputs_are_not_written_over(model: Path, place: Path) -> None:
         (["trace", model], link),
         (["trace", model, "-f", text], text),
         (["recipe", model, other, "--imatrix", trace, *json_], trace),
-        (["report", trace], trace),
-        (["pixels", place / "none.png", "--array", trace], trace),
-        (["audio", trace], trace),
+        (["report", saved], saved),
+        (["pixels", place / "none.png", "--array", array, *json_], array),
+        (["audio", sound, *json_], sound),
     ]:
         refused(run(*arguments, "-o", out), f"{out} is an input")
     refused(run("drift", model, other, "--resume", link), "is an input")
@@ -275,7 +279,7 @@ def tracing(sample: Path, place: Path, tmp_path: Path) -> subprocess.Popen[bytes
     """A long ``trace``, which has begun to write."""
     text = tmp_path / "long.txt"
     text.write_text(Path(sample.parent / "heldout.txt").read_text())
-    command = [sys.executable, "-c", MAIN, "trace", sample, "-f", text, "-o", place / "t"]
+    command = [sys.executable, "-c", MAIN, "trace", sample, "-f", text, "-o", place / "t", "--yes"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size > 1000 for p in place.glob(".ggufnorm-*")):

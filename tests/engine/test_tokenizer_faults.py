@@ -109,7 +109,9 @@ def dense_behind(made: Whole) -> None:
 
 
 def foreign_template(made: Whole) -> None:
-    made.keys["tokenizer.chat_template"] = "{{ '<|im_start|>' + x + '<|im_end|>' }}"
+    made.keys["tokenizer.chat_template"] = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
 
 
 def foreign_merges(made: Whole) -> None:
@@ -376,7 +378,9 @@ def test_what_splits_by_other_means_is_not_judged(tmp_path: Path) -> None:
 
 def test_markers_in_plain_text_are_a_models_own_affair(tmp_path: Path) -> None:
     made = byte_pairs(whole("llama"))
-    made.keys["tokenizer.chat_template"] = "{{ '<|user|>' + x }}"
+    made.keys["tokenizer.chat_template"] = (
+        "{% for m in messages %}{{ '<|user|>' + m['content'] }}{% endfor %}"
+    )
     made.keys[_KEY + "tokens"] = [
         t.replace("<|", "<").replace("|>", ">") for t in made.keys[_KEY + "tokens"]
     ]

@@ -472,7 +472,9 @@ def refused(data: bytes, path: Path, words: str) -> None:
 def test_files_that_are_no_traces_are_refused(sound: bytes, tmp_path: Path) -> None:
     path = tmp_path / "trace"
     refused(b"", path, "0 bytes")
-    refused(b"Once upon a time", path, "announce a header")
+    refused(b"Once upon a time", path, "is a text: use ggufnorm check MODEL")
+    with pytest.raises(InputError, match="announce a header"):
+        Trace(path)
     refused(struct.pack("<Q", 3) + b"[1]", path, "not a JSON object")
     refused(struct.pack("<Q", 8) + b"{nothing", path, "not JSON")
     refused(struct.pack("<Q", 200_000) + b"[" * 200_000, path, "not JSON")
@@ -482,7 +484,7 @@ def test_files_that_are_no_traces_are_refused(sound: bytes, tmp_path: Path) -> N
     save_file({"x": np.ones(3)}, path)
     with pytest.raises(InputError, match="safetensors, but not a trace"):
         Trace(path)
-    with pytest.raises(InputError, match="is a checkpoint's safetensors file: use"):
+    with pytest.raises(InputError, match="is a checkpoint's safetensors file without its config"):
         ggufnorm.compare(path, path)
     path.write_bytes(sound)
     with pytest.raises(InputError, match="cannot open"):

@@ -20,6 +20,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import gguf
 import numpy as np
 import pytest
@@ -60,6 +61,13 @@ from tests.sounds import sound, write_wav
 
 F32 = 0
 
+
+def text_of_a_command(path: Path) -> str:
+    """The text of ``-f``, read as a command does."""
+    with click.Context(click.Command("drift")):
+        return read_text(path)
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "a model": GGUFFile,
     "a trace": Trace,
@@ -71,7 +79,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "a picture": read_picture,
     "an importance matrix": read_imatrix,
     "an ignore file": read_ignores,
-    "a text": read_text,
+    "a text": text_of_a_command,
     "an ONNX file": lambda path: ggufnorm.inspect(path.rename(path.with_suffix(".onnx"))),
     "a file to resume from": lambda path: Loop(Channel(), Policy(str(path)), "", {}, 1),
     "a checkpoint's config": lambda path: LocalFolder(path.parent).storage(path.name),

@@ -149,7 +149,7 @@ def test_the_commands_of_signs_work_when_typed(
             words = ["audio" if word == "vision" else word for word in words]
         if "-o" in words:
             words[words.index("-o") + 1] = str(tmp_path / words[words.index("-o") + 1])
-        if words[0] in ("trace", "drift", "attribute", "recipe") and ".onnx" not in line:
+        if words[0] in ("trace", "drift", "quants", "attribute", "recipe") and ".onnx" not in line:
             words += ["--chunks", "1", "-c", "32"]
         if words[0] == "recipe":
             words += ["--max-size", "+10%"]
@@ -211,6 +211,9 @@ def test_a_model_is_no_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("compare hf:hf", "missing QUANT: use ggufnorm compare hf:hf QUANT"),
         ("recipe model.gguf quants/Q8_0.gguf matrix.gguf", "--imatrix matrix.gguf"),
         ("drift model.gguf quants/Q8_0.gguf text.txt", "quants/Q8_0.gguf -f text.txt"),
+        ("quants model.gguf quants/Q8_0.gguf lora.gguf -f text.txt", "LoRA adapter"),
+        ("quants model.gguf quants/Q8_0.gguf model.gguf text.txt", "Q8_0.gguf model.gguf -f text"),
+        ("quants model.gguf quants/Q8_0.gguf -f lora.gguf", "use ggufnorm quants REF QUANT -f"),
         ("check model.gguf modell.gguf", "did you mean model.gguf?"),
         ("audit modle.gguf", "did you mean model.gguf?"),
         ("check", "missing MODEL: use ggufnorm check MODEL"),

@@ -68,8 +68,6 @@ class Work:
     journal: Journal
     phase: str = ""
     """What is being done, for a person."""
-    engine: Engine | None = None
-    """That ran the last copy."""
     overhead: int = 0
     """Bytes of a quantized file that no tensor takes."""
 
@@ -93,7 +91,7 @@ class Work:
         base = self._base()
         arguments = compressed({t: o.dtype for t, o in chosen.items()})
         under_test = self.under_test
-        quant, n_tokens = self._trial(under_test.path, Path(under_test.path).name, under_test.size)
+        quant, ran = self._trial(under_test.path, Path(under_test.path).name, under_test.size)
         measured: Trial | None = None
         uniform: tuple[Trial, ...] = ()
         failure: EngineError | OutputError | None = None
@@ -102,7 +100,6 @@ class Work:
                 measured, uniform = self._apply(apply, base, arguments)
             except (EngineError, OutputError) as error:
                 failure = error
-        engine = self.journal.step("engine", lambda: to_plain(self.engine))
         n_bytes = rest + total_bytes(chosen)
         predicted = total_kld(chosen)
         report = RecipeReport(
@@ -121,11 +118,11 @@ class Work:
             measured_quant=quant,
             measured=measured,
             uniform=uniform,
-            n_tokens=n_tokens,
+            n_tokens=ran["n_tokens"],
             verdict=recipe_verdict(predicted, n_bytes, quant, measured, uniform),
             skipped=skipped,
             cost=RunCost(time.monotonic() - started, 0.0, None),
-            engine=None if engine is None else from_plain(Engine, engine),
+            engine=None if ran["engine"] is None else from_plain(Engine, ran["engine"]),
         )
         if failure is not None:
             failure.result = report
@@ -236,7 +233,6 @@ class Work:
         )
         if report.interrupted:
             raise KeyboardInterrupt
-        self.engine = report.run.engine_quant
         return report
 
     def _anchors(
@@ -370,10 +366,13 @@ class Work:
 
     # -- writing --------------------------------------------------------------------------
 
-    def _trial(self, path: str | Path, name: str, n_bytes: int | None = None) -> tuple[Trial, int]:
+    def _trial(
+        self, path: str | Path, name: str, n_bytes: int | None = None
+    ) -> tuple[Trial, dict[str, Any]]:
+        """A file that was run, and what :meth:`_measure` gave of it."""
         n_bytes = n_bytes or Path(path).stat().st_size
         found = self.journal.step(f"trial {name}", partial(self._measure, path, name))
-        return Trial(name, n_bytes, found["kld"], found["kld_se"]), found["n_tokens"]
+        return Trial(name, n_bytes, found["kld"], found["kld_se"]), found
 
     def _measure(self, path: str | Path, name: str) -> dict[str, Any]:
         self.tell(f"measuring {name}")
@@ -382,6 +381,7 @@ class Work:
             "kld": report.total_kld,
             "kld_se": report.total_kld_se,
             "n_tokens": report.n_tokens,
+            "engine": to_plain(report.run.engine_quant),
         }
 
     def _apply(
@@ -391,7 +391,7 @@ class Work:
         self.tell("quantizing by the recipe")
         written = self.folder / "recipe.gguf"
         self._write(written, base, dict(a.rsplit("=", 1) for a in arguments))
-        measured, _n = self._trial(written, "recipe")
+        measured, _ran = self._trial(written, "recipe")
         uniform = tuple(self._uniform(written))
         move_to(written, out)
         return measured, uniform

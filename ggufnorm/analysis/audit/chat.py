@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggufnorm.core.audit import Severity
 from ggufnorm.engines.chat import ChatRequest, Rendered
@@ -58,6 +58,18 @@ CHATS: tuple[Plain, ...] = (
     Plain("tools", ChatRequest((_USER,), True, {"tools": [_TOOL]}), True, (QUESTION,), "info"),
 )  # fmt: skip
 """The plain ones first. Those of the last two a template may refuse, or pass over."""
+
+
+def typed(request: ChatRequest) -> ChatRequest:
+    """The same chat with each content as a list of parts.
+
+    Templates of models that take pictures may read nothing else; llama.cpp finds out by trying
+    (``requires_typed_content`` in common/jinja/caps.cpp).
+    """
+    messages = tuple(
+        {**m, "content": [{"type": "text", "text": m["content"]}]} for m in request.messages
+    )
+    return replace(request, messages=messages)
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,8 @@ def _of_chat(chat: Plain, found: Rendered) -> Iterator[tuple[Trouble, _Key]]:
         if content not in found.text:
             optional = chat.refusable and content == SYSTEM
             message = f"leaves out what was said, {content!r}, of {chat.words}"
-            yield Trouble("info" if optional else "error", message, None), (content, None)
+            severity: Severity = "info" if optional else "error" if chat is CHATS[0] else "warning"
+            yield Trouble(severity, message, None), (content, None)
     for name, line in found.unknown if chat.failing == "error" else ():
         message = f"prints {name or 'a value'}, which is not defined, as nothing{_at(line)}"
         yield Trouble("warning", message, line), (f"{name} printed", line)

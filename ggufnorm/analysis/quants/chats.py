@@ -73,7 +73,7 @@ def rendered_chats(
         InputError: the file has no template, or it fails.
         MissingPackageError: Jinja2 is not installed.
     """
-    template = file.metadata.string(CHAT_TEMPLATE)
+    template = file.metadata.text(CHAT_TEMPLATE)
     if template is None:
         raise InputError(f"{file.path} has no chat template ({CHAT_TEMPLATE}): run a text with -f")
     requests = [list(_requests(chat)) for chat in chats]

@@ -190,7 +190,7 @@ def _text_job(
 
 def _other_templates(models: Sequence[ModelFile]) -> Iterator[Skipped]:
     """Files whose own chat template is not the reference's, by which all chats were rendered."""
-    wanted, *others = (m.metadata.string(CHAT_TEMPLATE) for m in models)
+    wanted, *others = (m.metadata.text(CHAT_TEMPLATE) for m in models)
     for model, template in zip(models[1:], others, strict=True):
         if template is None:
             yield Skipped(model.path, "it has no chat template; the reference's was used")

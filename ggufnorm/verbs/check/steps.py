@@ -338,7 +338,7 @@ def _exchanged(case: Case, reference: str) -> Judgement | None:
 def _templates(case: Case, reference: str) -> Iterator[Judgement]:
     """Whether both files put a chat to the model alike; which is right, neither tells."""
     with open_model(reference) as a, open_model(case.evidence.model) as b:
-        theirs, own = (m.metadata.string(CHAT_TEMPLATE) for m in (a, b))
+        theirs, own = (m.metadata.text(CHAT_TEMPLATE) for m in (a, b))
     if theirs == own:
         return
     if own is None or theirs is None:

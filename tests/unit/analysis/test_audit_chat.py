@@ -268,6 +268,22 @@ def test_the_rule_names_the_line(tmp_path: Path) -> None:
     assert audited(tmp_path, None) == []
 
 
+_IN_PARTS = """{% for message in messages %}{{ message['role'] }}: {% for part in message['content']
+%}{%- if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"""
+
+
+def test_a_template_that_takes_contents_in_parts_is_right(tmp_path: Path) -> None:
+    assert audited(tmp_path, _IN_PARTS) == []
+    (found, *_) = audited(tmp_path, _IN_PARTS.replace("part['text']", "''"))
+    assert (found.rule, found.severity) == ("H304", "error")
+
+
+def test_a_long_template_is_read_to_its_end(tmp_path: Path) -> None:
+    filler = "{# " + 3000 * "x" + " #}"
+    right = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    assert audited(tmp_path, filler + right + filler) == []
+
+
 def test_the_rule_without_jinja_is_not_run(tmp_path: Path) -> None:
     with mock.patch("importlib.util.find_spec", return_value=None):
         assert audited(tmp_path, CHATML + "{# another #}") == []

@@ -84,7 +84,7 @@ def chat_template(subject: Subject) -> Iterator[Problem]:
     wanted = template(configs(subject))
     if wanted is None:
         raise NotApplicableError("the source has no chat template")
-    actual = subject.metadata.string(_TEMPLATE)
+    actual = subject.metadata.text(_TEMPLATE)
     evidence = {"key": _TEMPLATE, "type": "str", "expected": wanted[:20_000]}
     if actual is None:
         message = f"{_TEMPLATE} is missing, and the source has one"
