@@ -128,8 +128,8 @@ def _of_chat(chat: Plain, found: Rendered) -> Iterator[tuple[Trouble, _Key]]:
         if content not in found.text:
             optional = chat.refusable and content == SYSTEM
             message = f"leaves out what was said, {content!r}, of {chat.words}"
-            severity: Severity = "info" if optional else "error" if chat is CHATS[0] else "warning"
-            yield Trouble(severity, message, None), (content, None)
+            lost: Severity = "info" if optional else "error" if chat is CHATS[0] else "warning"
+            yield Trouble(lost, message, None), (content, None)
     for name, line in found.unknown if chat.failing == "error" else ():
         message = f"prints {name or 'a value'}, which is not defined, as nothing{_at(line)}"
         yield Trouble("warning", message, line), (f"{name} printed", line)
