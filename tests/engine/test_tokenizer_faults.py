@@ -388,6 +388,13 @@ def test_markers_in_plain_text_are_a_models_own_affair(tmp_path: Path) -> None:
     assert told(check(tmp_path, made, alone=True)) == []
 
 
+def test_a_token_that_there_is_not_is_no_fault(tmp_path: Path) -> None:
+    made = byte_pairs(whole("llama"))
+    made.keys[_KEY + "seperator_token_id"] = 2**32 - 1  # LLAMA_TOKEN_NULL, as llama2.c's converter
+
+    assert told(check(tmp_path, made, alone=True)) == []
+
+
 def test_types_are_mended_as_the_source_has_them(tmp_path: Path) -> None:
     made = byte_pairs(whole("llama"))
     types(1, STOP, STOP + 1)(made)

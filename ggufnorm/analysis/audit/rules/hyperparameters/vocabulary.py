@@ -28,6 +28,10 @@ _MARKER = re.compile(r"<\|[^|<>\s]{1,40}\|>|<(?:start|end)_of_turn>|<｜[^<>\s]{
 """Texts that only a special token has."""
 
 
+_NO_TOKEN = (-1, 2**32 - 1)
+"""``LLAMA_TOKEN_NULL`` (include/llama.h), as it is and as an unsigned integer: there is none."""
+
+
 @rule("H301", "vocabulary-lists", "error")
 def lists(subject: Subject) -> Iterator[Problem]:
     """The vocabulary's lists contradict each other.
@@ -61,7 +65,7 @@ def lists(subject: Subject) -> Iterator[Problem]:
     for name in _SPECIAL:
         key = f"{_KEY}{name}_token_id"
         value = metadata.integer(key)
-        if value is not None and not 0 <= value < len(tokens):
+        if value is not None and value not in _NO_TOKEN and not 0 <= value < len(tokens):
             message = f"{key} is {value}, and there are {len(tokens):,} tokens: llama.cpp takes its"
             yield Problem(message + " default", evidence={"key": key, "actual": value})
     yield from _merges(subject, model, tokens)
