@@ -94,3 +94,25 @@ def test_a_setting_that_crashes_llama_cpp_hides_no_other(monkeypatch: pytest.Mon
     found = token_ids._tried("m.gguf", ["text"], Change(), candidates)
     assert [ids[0][1] if ids else None for ids in found] == [0, 1, 2, None, 4, 5, 6, None, 8]
     assert len(asked) <= 13
+
+
+def test_a_file_is_not_held_to_ids_that_it_cannot_have(tmp_path: Path) -> None:
+    from ggufnorm.analysis.crosscheck.token_ids import _sayable
+
+    texts = ["plain", "a line\nand another", "<extra_id_0>"]
+    theirs = [(1, 2), (1, 2), (1, 40)]
+    for model, mapped, said in (
+        ("t5", False, [True, False, False]),
+        ("t5", True, [True, True, False]),
+        ("llama", False, [True, True, False]),
+    ):
+        writer = gguf.GGUFWriter(tmp_path / "m.gguf", "t5")
+        writer.add_tokenizer_model(model)
+        if mapped:
+            writer.add_precompiled_charsmap(b"map")
+        writer.add_tensor("token_embd.weight", np.zeros((32, 8), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert list(_sayable(tmp_path / "m.gguf", texts, theirs)) == said

@@ -131,6 +131,8 @@ def _default(
     """The token that llama.cpp takes where the key is missing, if the source has another."""
     model = c.file.metadata.string("tokenizer.ggml.model") or ""
     taken = _DEFAULT_IDS.get(model, {}).get(kind)
+    if kind == "cls":  # which is BOS under another name (``llm_tokenizer_wpm_session``)
+        taken = c.file.metadata.integer(_KEYS["bos"]) or taken
     if taken is None or taken in known or taken >= len(tokens):
         return
     if kind == "bos" and not _adds_bos(c, tokenizer, model):
