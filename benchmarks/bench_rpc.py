@@ -16,7 +16,6 @@ import struct
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from ggufnorm.formats.llama_libraries import VARIABLE
 from ggufnorm.runs.options import SideOptions
 from ggufnorm.samples import sample_model
 from tests.rpc_plugin import build_with_rpc
-from tests.rpc_servers import Server
+from tests.rpc_servers import Server, fake
 
 _COMMANDS = (
     "ALLOC_BUFFER", "GET_ALIGNMENT", "GET_MAX_SIZE", "BUFFER_GET_BASE", "FREE_BUFFER",
@@ -95,32 +94,19 @@ def _down(client: socket.socket, server: socket.socket, traffic: Traffic) -> Non
         client.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def counted(port: int, traffic: Traffic) -> Iterator[str]:
-    """A proxy of a server that counts.
+def counted(port: int, traffic: Traffic) -> contextlib.AbstractContextManager[str]:
+    """A proxy of a server that counts; see :func:`tests.rpc_servers.fake`."""
 
-    Yields:
-        its name, for ``--rpc``.
-    """
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", port))
+    def pump(client: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as server:
             for stream in (client, server):
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for pump in (_up, _down):
-                threading.Thread(target=pump, args=(client, server, traffic), daemon=True).start()
+            down = threading.Thread(target=_down, args=(client, server, traffic), daemon=True)
+            down.start()
+            _up(client, server, traffic)
+            down.join()
 
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.close()
+    return fake(pump)
 
 
 def measure(build: Path, n_servers: int, chunks: int) -> Traffic:

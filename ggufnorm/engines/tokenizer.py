@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.engines.pretrained import quiet
 from ggufnorm.errors import EngineMissingError
+from ggufnorm.formats.files import read_regular
 
 Tokens = NDArray[np.int32]
 
@@ -23,7 +25,19 @@ _FILES = (
 """Files one of which a tokenizer is made of; without any, Transformers makes up an empty one."""
 
 
+_MOST_BYTES = 1 << 26
 _SPECIAL = ("bos", "eos", "unk", "sep", "cls")
+
+
+def _states_bos(folder: Path) -> bool:
+    """Whether a tokenizer's files say if BOS is added."""
+    if (folder / "tokenizer.json").exists():  # by its post-processor, or that there is none
+        return True
+    try:
+        config = json.loads(read_regular(folder / "tokenizer_config.json", _MOST_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and isinstance(config.get("add_bos_token"), bool)
 
 
 def needs(folder: str | os.PathLike[str]) -> str | None:
@@ -36,10 +50,16 @@ def needs(folder: str | os.PathLike[str]) -> str | None:
 
 
 class Tokenizer:
-    """A tokenizer of Transformers; see :meth:`of`."""
+    """A tokenizer of Transformers; see :meth:`of`.
 
-    def __init__(self, inner: Any) -> None:
+    Attributes:
+        states_bos: whether its files say if BOS is added, or it is left to Transformers, whose
+            releases differ (5 adds none where 4 did).
+    """
+
+    def __init__(self, inner: Any, *, states_bos: bool = True) -> None:
         self._inner = inner
+        self.states_bos = states_bos
 
     @classmethod
     def of(
@@ -71,7 +91,7 @@ class Tokenizer:
                 )
         except Exception:  # a tokenizer that does not load raises one of many errors
             return None
-        return cls(inner)
+        return cls(inner, states_bos=_states_bos(Path(folder)))
 
     @classmethod
     def beside(cls, model: str | os.PathLike[str]) -> Tokenizer | None:

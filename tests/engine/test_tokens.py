@@ -116,3 +116,26 @@ def test_a_file_is_not_held_to_ids_that_it_cannot_have(tmp_path: Path) -> None:
         writer.write_tensors_to_file()
         writer.close()
         assert list(_sayable(tmp_path / "m.gguf", texts, theirs)) == said
+
+
+def test_bos_that_the_source_says_nothing_of_is_no_fault(tmp_path: Path) -> None:
+    from ggufnorm.analysis.crosscheck.token_ids import _with_bos
+    from ggufnorm.engines.tokenizer import _states_bos
+
+    (tmp_path / "tokenizer.model").touch()
+    assert not _states_bos(tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    for text, states in (("{}", False), ('{"add_bos_token": false}', True), ("[", False)):
+        config.write_text(text)
+        assert _states_bos(tmp_path) == states
+    (tmp_path / "tokenizer.json").touch()
+    assert _states_bos(tmp_path)
+
+    theirs, ours = ((5, 6), (7,), (1,)), ((1, 5, 6), (1, 7), (1, 1))
+    alike, left = _with_bos(theirs, ours)
+    assert alike == ours
+    assert left is not None
+    # what is the file's own doing stays a difference
+    assert _with_bos(theirs, ((1, 5), (1, 7), (1, 1)))[0] != ((1, 5), (1, 7), (1, 1))
+    assert _with_bos(((1, 5), (1, 7)), ((5,), (7,))) == (((1, 5), (1, 7)), None)
+    assert _with_bos(((5,), (7,)), ((5,), (7,)))[1] is None

@@ -20,6 +20,7 @@ from ggufnorm.errors import EngineError
 from ggufnorm.formats.location import local_path, open_model
 
 TOKEN_IDS = "token ids"
+BOS_ADDED = "whether BOS is added"
 
 PROBES = {
     "plain words": "The quick brown fox jumps over the lazy dog.",
@@ -82,11 +83,13 @@ class TokenIds:
         finding: where they part; None if they do not, or were not compared.
         n_texts: that were compared.
         skipped: why they were not compared; None if they were.
+        open: what of them cannot be judged; None for nothing.
     """
 
     finding: TokenizerFinding | None
     n_texts: int
     skipped: Skipped | None
+    open: Skipped | None = None
 
 
 def compare_token_ids(
@@ -117,8 +120,11 @@ def compare_token_ids(
     said = list(_sayable(path, list(texts.values()), theirs))
     texts = {name: text for (name, text), ok in zip(texts.items(), said, strict=True) if ok}
     theirs, ours = (tuple(compress(ids, said)) for ids in (theirs, ours))
+    unstated = None
+    if not tokenizer.states_bos:
+        theirs, unstated = _with_bos(theirs, ours)
     if theirs == ours:
-        return TokenIds(None, len(texts), None)
+        return TokenIds(None, len(texts), None, unstated)
     wrong = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
     every = list(texts.values())
     keys, left = _search(
@@ -129,7 +135,20 @@ def compare_token_ids(
         [ours[i] for i in wrong],
     )
     finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left)
-    return TokenIds(finding, len(texts), None)
+    return TokenIds(finding, len(texts), None, unstated)
+
+
+def _with_bos(
+    theirs: tuple[Ids, ...], ours: tuple[Ids, ...]
+) -> tuple[tuple[Ids, ...], Skipped | None]:
+    """The source's ids behind the file's BOS, where nothing says whether there is to be one."""
+    first = {ids[0] for ids in ours if ids}
+    plain = theirs[0] if theirs else ()  # one of the others may be the text of BOS itself
+    if len(first) != 1 or plain[:1] == tuple(first):
+        return theirs, None
+    (bos,) = first
+    why = f"the source's files do not say; the file begins each text with {bos}, Transformers none"
+    return tuple((bos, *ids) for ids in theirs), Skipped(BOS_ADDED, why)
 
 
 def _sayable(path: Path, texts: Sequence[str], theirs: Sequence[Ids]) -> Iterator[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ggufnorm.analysis.crosscheck.token_ids import BOS_ADDED
 from ggufnorm.analysis.drift.causes import key_text
 from ggufnorm.analysis.drift.files import forward_keys, tokenizer_keys
 from ggufnorm.core.check import State, SuspectName
@@ -29,7 +30,12 @@ def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[J
         yield Judgement("tokenizer", "guilty", found.tokenizer.message, do, command)
     elif any(words.startswith("token ids") for words in found.compared):
         ids = next(words for words in found.compared if words.startswith("token ids"))
-        yield Judgement("tokenizer", "cleared", f"{ids} are the source's", "", command)
+        left = next((s for s in found.not_compared if s.what == BOS_ADDED), None)
+        if left is None:
+            yield Judgement("tokenizer", "cleared", f"{ids} are the source's", "", command)
+        else:
+            words = f"{ids} are the source's, but {left.what} is open: {left.reason}"
+            yield Judgement("tokenizer", "partly", words, _ASK_BOS, command)
     for pixels in found.pixels:
         if pixels.severity == "error":
             yield Judgement("preprocessing", "guilty", pixels.message, "", command)
@@ -41,6 +47,9 @@ def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[J
     if compared:
         words = f"run beside Transformers ({compared}), {_lower(found.verdict)}"
         yield Judgement("engine and device", "partly", words, "", command)
+
+
+_ASK_BOS = "look in the model card, or at add_bos_token of the tokenizer that it was trained with"
 
 
 def _wrong(found: EngineComparison, command: str) -> Judgement:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import ggufnorm
 from ggufnorm.analysis.audit.fleet import workers
+from ggufnorm.analysis.audit.manifest import save_manifest
 from ggufnorm.cli.main import cli
 from ggufnorm.core.audit import AuditReport, AuditSet
 from ggufnorm.core.model import Skipped
@@ -186,6 +187,14 @@ def test_patterns_and_files_that_are_no_models(monkeypatch: pytest.MonkeyPatch) 
 # -- on this machine ---------------------------------------------------------------------
 
 
+def test_results_of_other_code_are_dropped(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(ggufnorm.audit_each(["hf://org"]))
+    hub.requests.clear()
+    monkeypatch.setattr("ggufnorm.analysis.audit.fleet.kept._code", lambda: "other rules")
+    list(ggufnorm.audit_each(["hf://org"]))
+    assert files_asked(hub) >= 30
+
+
 @pytest.mark.slow
 def test_many_files_are_audited_by_child_processes_with_the_same_results(tmp_path: Path) -> None:
     for i in range(70):
@@ -202,6 +211,11 @@ def test_many_files_are_audited_by_child_processes_with_the_same_results(tmp_pat
     alone = [ggufnorm.audit(p) for p in paths if p != paths[13]]
     assert list(found.models) == alone
     assert steps[-1][0] == steps[-1][1]
+    save_manifest(paths[0], tmp_path / "m.json")
+    beside = ggufnorm.audit([str(tmp_path)], jobs=2, manifest=tmp_path / "m.json", select=["M"])
+    same, *others = [m.summary.errors for m in beside.models]
+    assert same == 0
+    assert all(others)
 
 
 # -- the command -------------------------------------------------------------------------

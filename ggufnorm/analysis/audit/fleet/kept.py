@@ -7,14 +7,16 @@ import json
 import sqlite3
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
+import ggufnorm
 from ggufnorm.analysis.audit.fleet.work import Options, Outcome
 from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.formats.forms import AnyLocation, Location, parse
 from ggufnorm.formats.location import commit_of
-from ggufnorm.version import __version__
 
 FILE = "audits.sqlite"
 """In the cache folder (:func:`ggufnorm.formats.llama_libraries.cache_folder`)."""
@@ -44,12 +46,21 @@ class Known:
         return self.outcome
 
 
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Digest of all that decides an outcome: this package and gguf-py."""
+    found = hashlib.sha256(version("gguf").encode())
+    for file in sorted(Path(ggufnorm.__file__).parent.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()
+
+
 class Kept:
     """Outcomes by location and options, in an SQLite file that several threads may use.
 
     An outcome holds for the commit that its location names, or as long as the server says that
-    the content is the same (``ETag`` and size). Those of another version of ggufnorm are
-    dropped: it may have other rules.
+    the content is the same (``ETag`` and size). Those of other code are dropped: it may have
+    other rules, also between two releases.
 
     Args:
         folder: where the file is, made if it is not there.
@@ -68,7 +79,7 @@ class Kept:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute(_TABLE)
-            database.execute("DELETE FROM audits WHERE version != ?", [__version__])
+            database.execute("DELETE FROM audits WHERE version != ?", [_code()])
 
     def close(self) -> None:
         """Close the file."""
@@ -98,7 +109,7 @@ class Kept:
         with self._lock, self._database as database:
             database.execute(
                 "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?, ?)",
-                [self._key(place), __version__, commit, outcome.identity, data],
+                [self._key(place), _code(), commit, outcome.identity, data],
             )
 
     def _key(self, place: Location) -> str:

@@ -166,8 +166,9 @@ def _one(location: Location, options: AuditOptions, count: Counter, kept: Kept |
 def _kept(
     stack: ExitStack, locations: Sequence[Location], options: Options, count: Counter, fleet: Fleet
 ) -> Kept | None:
-    """Where outcomes are kept; a source may change unseen, so with one nothing is."""
-    usable = fleet.is_kept and len(locations) > 1 and options.source is None
+    """Where outcomes are kept; a source or a manifest may change unseen, so with one nothing is."""
+    is_alone = options.source is None and options.manifest is None
+    usable = fleet.is_kept and len(locations) > 1 and is_alone
     if not usable or not any(map(is_remote, locations)):
         return None
     try:
@@ -180,16 +181,20 @@ def _kept(
 
 
 def _plain(options: AuditOptions) -> Options:
-    source = None if options.source is None else os.fspath(options.source)
     return Options(
-        source,
+        _text(options.source),
         options.run,
         options.full,
         tuple(options.select),
         tuple(options.ignore),
         tuple(options.accepted),
         dict(options.severities),
+        _text(options.manifest),
     )
+
+
+def _text(location: Location | None) -> str | None:
+    return None if location is None else os.fspath(location)
 
 
 class Counter:

@@ -36,6 +36,7 @@ class Options:
     ignore: tuple[str, ...]
     accepted: tuple[Ignore, ...]
     severities: dict[str, Severity]
+    manifest: str | None
 
     def of_audit(self) -> AuditOptions:
         """The options themselves."""
@@ -47,6 +48,7 @@ class Options:
             self.ignore,
             self.accepted,
             self.severities,
+            self.manifest,
         )
 
 
