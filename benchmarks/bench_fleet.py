@@ -30,7 +30,8 @@ LATENCY = 0.02
 class Slow(Limited):
     """A limited Hub that answers late."""
 
-    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:  # noqa: D102
+    def __call__(self, handler: Handler, request: Request, body: bytes) -> bool:
+        """Wait, and refuse what is beyond the limit."""
         time.sleep(LATENCY)
         return super().__call__(handler, request, body)
 

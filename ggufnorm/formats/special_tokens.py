@@ -14,11 +14,15 @@ _NAMES = {
 
 
 def special_tokens(metadata: Metadata) -> dict[str, str]:
-    """``bos_token`` … as text, of those that the file names."""
+    """``bos_token`` … as text, of those that the file names.
+
+    BOS and EOS that it does not name are empty, as in llama.cpp (``common_chat_templates_init``
+    in ``common/chat.cpp``).
+    """
+    found = {"bos_token": "", "eos_token": ""}
     tokens = metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
-        return {}
-    found = {}
+        return found
     for name, key in _NAMES.items():
         number = metadata.integer(f"tokenizer.ggml.{key}")
         if number is not None and 0 <= number < len(tokens):

@@ -112,5 +112,5 @@ def _left(
         )
     if token_ids is not None and token_ids.skipped is not None:
         yield token_ids.skipped
-    if token_ids is not None and token_ids.open is not None:
-        yield token_ids.open
+    if token_ids is not None and token_ids.undecided is not None:
+        yield token_ids.undecided

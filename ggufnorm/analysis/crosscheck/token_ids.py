@@ -83,13 +83,13 @@ class TokenIds:
         finding: where they part; None if they do not, or were not compared.
         n_texts: that were compared.
         skipped: why they were not compared; None if they were.
-        open: what of them cannot be judged; None for nothing.
+        undecided: what of them cannot be judged; None for nothing.
     """
 
     finding: TokenizerFinding | None
     n_texts: int
     skipped: Skipped | None
-    open: Skipped | None = None
+    undecided: Skipped | None = None
 
 
 def compare_token_ids(

@@ -208,7 +208,7 @@ def test_special_tokens_of_a_file() -> None:
         "tokenizer.ggml.eos_token_id": 99,
     }
     metadata: Any = SimpleNamespace(get=values.get, integer=values.get)
-    assert special_tokens(metadata) == {"bos_token": "<s>"}
+    assert special_tokens(metadata) == {"bos_token": "<s>", "eos_token": ""}
     names = ["<|im_start|>", "<|im_end|>", "<|x|>"]
     assert are_special(metadata, names) == dict(zip(names, (False, True, None), strict=True))
 
@@ -276,6 +276,13 @@ def test_a_template_that_takes_contents_in_parts_is_right(tmp_path: Path) -> Non
     assert audited(tmp_path, _IN_PARTS) == []
     (found, *_) = audited(tmp_path, _IN_PARTS.replace("part['text']", "''"))
     assert (found.rule, found.severity) == ("H304", "error")
+
+
+def test_a_file_without_bos_and_eos_has_empty_ones(tmp_path: Path) -> None:
+    right = "{{ bos_token + '!' }}{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    assert audited(tmp_path, right) == []
+    (found,) = audited(tmp_path, right + "{{ pad_token }}")
+    assert found.severity == "warning"
 
 
 def test_a_long_template_is_read_to_its_end(tmp_path: Path) -> None:
