@@ -37,6 +37,7 @@ def write_model(path: Path) -> None:
     rng = random.Random(0)
     tokens = [f"{''.join(rng.choices(LETTERS, k=rng.randint(1, 10)))}{i}" for i in range(N_TOKENS)]
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(i) for i in range(N_TOKENS)])
     writer.add_token_types([1] * N_TOKENS)

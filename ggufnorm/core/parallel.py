@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -26,5 +28,7 @@ def each(work: Callable[[T], R], items: Sequence[T], n_threads: int) -> list[R]:
 
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     # Kept for the whole run: a hook point is over before threads would have started.
     return ThreadPoolExecutor(n_threads, "sums")

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize, quant_shape_from_byte_shape
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
 
@@ -195,7 +194,8 @@ def dequantize_rows(
     """
     kind = GGMLQuantizationType(ggml_type)
     if out is None:
-        out = np.empty(quant_shape_from_byte_shape(raw.shape, kind), np.float32)
+        block, n_bytes = GGML_QUANT_SIZES[kind]
+        out = np.empty((*raw.shape[:-1], raw.shape[-1] // n_bytes * block), np.float32)
     plain = _PLAIN.get(kind.name)
     convert = None if plain or kind.name in _HALVES else ggml.converter(ggml_type)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -206,5 +206,7 @@ def dequantize_rows(
         elif convert is not None:
             convert(np.ascontiguousarray(raw), out)
         else:
+            from gguf.quants import dequantize  # only where there is no ggml
+
             out[...] = dequantize(raw, kind)
     return out

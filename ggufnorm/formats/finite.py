@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.formats.dequantize import dequantize_rows
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 _SCALED_BY_HALVES = frozenset(
     (

@@ -15,10 +15,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.errors import EngineMissingError
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.llama_libraries import LlamaLibraries, chosen_libraries
 
 Convert = Callable[[NDArray[np.uint8], NDArray[np.float32]], None]

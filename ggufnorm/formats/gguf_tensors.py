@@ -10,9 +10,9 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ggufnorm.errors import TensorDataError
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
 
 _TYPES: dict[int, tuple[str, int, int]] = {
