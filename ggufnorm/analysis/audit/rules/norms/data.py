@@ -75,7 +75,7 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     names = [name for name in subject.file.tensors if name not in subject.weights]
     parts = [(name, rows) for name in names for rows in _parts(subject, name)]
     found = in_parallel(lambda part: _count_non_finite(subject, *part), parts, _WORKERS)
-    counts = dict.fromkeys(names, _NonFinite(0, None))
+    counts: dict[str, _NonFinite | None] = dict.fromkeys(names, _NonFinite(0, None))
     for (name, _), more in zip(parts, found, strict=True):
         counts[name] = _sum(counts[name], more)
     for name, bad in counts.items():
