@@ -293,5 +293,6 @@ class Readback:
             what()
         now = time.monotonic()
         if self._n:
-            self._most = max(1, int(self._n * _SECONDS / max(now - self._since, 1e-3)))
+            affordable = int(self._n * _SECONDS / max(now - self._since, 1e-3))
+            self._most = max(1, min(affordable, 8 * self._most))  # a few may have been quick
         self._n, self._since = 0, now
