@@ -146,20 +146,21 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
 
         def walk(replicas: list[Replica], watch: Watch = "all") -> Callable[[list[Batch]], None]:
             lockstep = Lockstep(replicas, nodes_of(watch))
-            sums = DriftSums(graphs, files, n_threads=job.threads)
+            sums = DriftSums(graphs, files)
 
             def run(chunk: list[Batch]) -> None:
                 for replica in replicas:
                     replica.runner.begin_chunk()
                 for k, batch in enumerate(chunk):
                     lockstep.run(k, batch, sums.observe)
+                    sums.settle()
 
             return run
 
         runs: dict[str, Callable[[list[Batch]], None]] = {
             "plain_ref": lambda chunk: decode(plain[0], chunk),
             "plain_quant": lambda chunk: decode(plain[1], chunk),
-            "none": lambda chunk: predictions(runners[:PINNED], chunk, job.threads),
+            "none": lambda chunk: predictions(runners[:PINNED], chunk),
             "norms": walk(replicas[:PINNED], "norms"),
             "free": walk(replicas[:PINNED]),
             "pinned": walk(replicas),
@@ -176,10 +177,10 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         return Timings(seconds, cpu, len(runners[0].graphs[0].hooks), loaded, peak_memory() or 0)
 
 
-def predictions(runners: list[LlamaRunner], chunk: list[Batch], threads: int) -> None:
+def predictions(runners: list[LlamaRunner], chunk: list[Batch]) -> None:
     """What ``--watch none`` does with a chunk."""
     session = Unwatched([Replica(runner) for runner in runners])
-    sums = LogitSums([FREE], n_threads=threads)
+    sums = LogitSums([FREE])
     for runner in runners:
         runner.begin_chunk()
     for k, batch in enumerate(chunk):

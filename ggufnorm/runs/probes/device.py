@@ -16,6 +16,7 @@ from ggufnorm.engines.base import Activation, Array, Batch, NormPlan, rows_of, t
 from ggufnorm.engines.llama.places import Readback
 from ggufnorm.engines.llama.runner import LlamaActivation
 from ggufnorm.engines.llama.sums import DeviceSums, Largest, ValueSums
+from ggufnorm.runs.probes.copied import Copied
 
 Channels = tuple[NDArray[np.float32], NDArray[np.float32]]
 Experts = tuple[int, Callable[[], NDArray[np.int32]]]
@@ -169,6 +170,8 @@ class Recomputed:
             plan: of the norm.
             value: its input or result.
         """
+        if isinstance(value, Copied):
+            return Kept.here(value.value, tokens_of(value.value.shape, value.batch)[0])
         if not isinstance(value, LlamaActivation):
             return Kept.here(value.value, 0)
         there, _first = tokens_of(value.shape, value.batch)

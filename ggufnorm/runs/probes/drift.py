@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ggufnorm.core.behind import Behind
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
@@ -16,6 +18,7 @@ from ggufnorm.engines.llama.places import Readback
 from ggufnorm.engines.llama.runner import is_operand, operand
 from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.probes.copied import copies_of
 from ggufnorm.runs.probes.device import (
     Experts,
     Recomputed,
@@ -58,7 +61,6 @@ class DriftSums(Probe):
         stride: compare one of so many tokens.
         half: compare in half precision, because a side holds no more.
         n_sides: replicas to look at, from the first on: with the pinned one or without.
-        n_threads: that compute sums, while all replicas wait.
         recompute_rows: tokens of each batch for which norms are recomputed where the values
             would have to be fetched from a device; None for all.
 
@@ -76,19 +78,19 @@ class DriftSums(Probe):
         stride: int = 1,
         half: bool = False,
         n_sides: int = FLOOR,
-        n_threads: int = 1,
         recompute_rows: int | None = None,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.skipped: dict[str, Skipped] = {}
         self._stride, self._half = stride, half
-        self._n_sides, self._n_threads = n_sides, n_threads
+        self._n_sides = n_sides
+        self._behind = Behind()
         self._readback = Readback()
         self._device = DeviceSums(self._readback)
         self._fetched: set[str] = set()
         self._lost: set[str] = set()
         recomputed = Recomputed(recompute_rows, self._readback)
-        self._splits = NormSplits(files, recomputed, self._readback, self._skip, n_threads)
+        self._splits = NormSplits(files, recomputed, self._readback, self._skip)
         self.norms = self._splits.norms
         for reference, quant in graphs:
             self._splits.pair(reference, quant)
@@ -99,14 +101,24 @@ class DriftSums(Probe):
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """All replicas at a hook point; one beyond the sides is not looked at."""
         self.hooks.setdefault(hook.key, HookSum())
-        if not self._add_where_they_lie(hook, batch, values[: self._n_sides]):
+        sides = list(values[: self._n_sides])
+        # Which expert made a row is read from the graph, while it is there.
+        copies = None if hook.op == _OF_EXPERTS else copies_of(sides)
+        if copies is None:
+            self._behind.wait()
+            self._observe(hook, batch, sides)
+        else:
+            n_bytes = sum(copy.value.nbytes for copy in copies)
+            self._behind.do(partial(self._observe, hook, batch, copies), n_bytes)
+
+    def _observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+        if not self._add_where_they_lie(hook, batch, values):
             self.observe_again(hook, batch, values)
         self._splits.observe(hook, batch, values)
 
     def observe_again(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """Sum the values here, fetched where they lie elsewhere."""
-        sides = values[: self._n_sides]
-        rows = [value.rows(self._stride) for value in sides]
+        rows = [value.rows(self._stride) for value in values[: self._n_sides]]
         self._add(hook, *(map(_in_half, rows) if self._half else rows))
         if hook.op == _OF_EXPERTS and len(rows) > PINNED:
             # Routing is the reference's in both, and one of them is a node of this process's.
@@ -120,6 +132,7 @@ class DriftSums(Probe):
             keys of hook points with rows that float32 does not sum: their values are fetched,
             these and all later ones.
         """
+        self._behind.wait()  # before anybody reads the sums
         self._readback.settle()
         lost = frozenset(self._lost)
         self._fetched |= lost
@@ -171,7 +184,7 @@ class DriftSums(Probe):
         total = self.hooks[hook.key]
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
         peaks = (total.peak_ref, total.peak)
-        reference.compare(*observed, peaks=peaks, n_threads=self._n_threads)
+        reference.compare(*observed, peaks=peaks)
         if total.free.non_finite_rows and not total.bad_ref:
             total.bad_ref = not np.isfinite(reference.values).all()
         by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())

@@ -12,6 +12,7 @@ from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
 from ggufnorm.engines.llama.places import Readback
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.probes.copied import Copied
 from ggufnorm.runs.probes.device import Kept, Recomputed, kept_rows
 from ggufnorm.runs.probes.hook_sums import FREE, REFERENCE, NormSum
 from ggufnorm.runs.recompute import WeightCache, recompute
@@ -25,7 +26,6 @@ class NormSplits:
         recomputed: chooses the rows.
         readback: reads those that lie on devices.
         skip: is told ``(what, reason)`` of a norm that is left out.
-        n_threads: that recompute.
 
     Attributes:
         norms: the sums per norm's key, in graph order.
@@ -37,13 +37,12 @@ class NormSplits:
         recomputed: Recomputed,
         readback: Readback,
         skip: Callable[[str, str], None],
-        n_threads: int,
     ) -> None:
         self.norms: dict[str, NormSum] = {}
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Kept]] = {REFERENCE: {}, FREE: {}}
         self._recomputed, self._readback = recomputed, readback
-        self._skip, self._n_threads = skip, n_threads
+        self._skip = skip
 
     def pair(self, reference: Graph, quant: Graph) -> None:
         """Take in the norms that both graphs of a batch have."""
@@ -79,7 +78,9 @@ class NormSplits:
         """All sides at a hook point that may be a norm's input or result."""
         if (plan := self._plan_of_input.get(hook.key)) is not None:
             for side in self._weights:
-                self._inputs[side][hook.key] = self._recomputed.keep(plan, values[side]).held()
+                kept = self._recomputed.keep(plan, values[side])
+                is_copy = isinstance(values[side], Copied)
+                self._inputs[side][hook.key] = kept if is_copy else kept.held()
             if self._recomputed.left_out:
                 self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
@@ -107,7 +108,7 @@ class NormSplits:
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
             x_part, of_file = inputs[x].cut(part), self._weights[weights]
-            found = recompute(chosen, x_part, shape, of_file, self._n_threads)
+            found = recompute(chosen, x_part, shape, of_file)
             return kept_rows(found, part, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
@@ -139,7 +140,7 @@ class NormSplits:
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
-            free.compare((norm.kernel, rows[FREE]), n_threads=self._n_threads)
+            free.compare((norm.kernel, rows[FREE]))
         if base is None:
             return
         observed = [(norm.kernel_ref, rows[REFERENCE])]
@@ -158,7 +159,7 @@ class NormSplits:
                 else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
             }
             observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
-        base.compare(*observed, n_threads=self._n_threads)
+        base.compare(*observed)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]
