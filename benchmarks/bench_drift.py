@@ -146,13 +146,14 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
 
         def walk(replicas: list[Replica], watch: Watch = "all") -> Callable[[list[Batch]], None]:
             lockstep = Lockstep(replicas, nodes_of(watch))
-            sums = DriftSums(graphs, files, n_threads=job.threads)
+            sums = DriftSums(graphs, files)
 
             def run(chunk: list[Batch]) -> None:
                 for replica in replicas:
                     replica.runner.begin_chunk()
                 for k, batch in enumerate(chunk):
                     lockstep.run(k, batch, sums.observe)
+                    sums.settle()
 
             return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import struct
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggufnorm.engines.llama.rpc_servers import hello
@@ -142,3 +145,79 @@ def stalls(port: int, after: int) -> Handle:
                     connection.sendall(data)
 
     return handle
+
+
+_COMMANDS = (
+    "ALLOC_BUFFER", "GET_ALIGNMENT", "GET_MAX_SIZE", "BUFFER_GET_BASE", "FREE_BUFFER",
+    "BUFFER_CLEAR", "SET_TENSOR", "SET_TENSOR_HASH", "GET_TENSOR", "COPY_TENSOR", "GRAPH_COMPUTE",
+    "GET_DEVICE_MEMORY", "INIT_TENSOR", "GET_ALLOC_SIZE", "HELLO", "DEVICE_COUNT",
+    "GRAPH_RECOMPUTE", "MEMSET_TENSOR",
+)  # fmt: skip
+"""``enum rpc_cmd`` in ggml/src/ggml-rpc/ggml-rpc.cpp."""
+
+_SILENT = frozenset(
+    ("FREE_BUFFER", "BUFFER_CLEAR", "SET_TENSOR", "GRAPH_COMPUTE", "INIT_TENSOR",
+     "GRAPH_RECOMPUTE", "MEMSET_TENSOR")
+)  # fmt: skip
+"""Those to which ``rpc_serve_client`` there sends no answer."""
+
+
+@dataclass
+class Traffic:
+    """What has passed.
+
+    Attributes:
+        messages: of each command.
+        answers: to each of them; each is a round trip.
+        sent: bytes to the servers.
+        received: bytes from them.
+    """
+
+    messages: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
+    received: int = 0
+
+
+def counted(port: int, traffic: Traffic) -> contextlib.AbstractContextManager[str]:
+    """A proxy of a server that counts; see :func:`fake`."""
+
+    def pump(client: socket.socket) -> None:
+        asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+        with socket.create_connection(("127.0.0.1", port)) as server:
+            for stream in (client, server):
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+            def down() -> None:
+                for _head, n in _pass_on(server, client, "<Q"):
+                    traffic.answers[asked.get(timeout=5)] += 1
+                    traffic.received += 8 + n
+
+            back = threading.Thread(target=down, daemon=True)
+            back.start()
+            for (command, _n), n in _pass_on(client, server, "<BQ"):
+                name = _COMMANDS[command]
+                if name not in _SILENT:
+                    asked.put(name)
+                traffic.messages[name] += 1
+                traffic.sent += 9 + n
+            back.join()
+
+    return fake(pump)
+
+
+def _pass_on(
+    source: socket.socket, target: socket.socket, head: str
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Pass messages on; tell the head of each, and the bytes behind it, before it is sent."""
+    size = struct.calcsize(head)
+    with contextlib.suppress(OSError):
+        while len(start := source.recv(size, socket.MSG_WAITALL)) == size:
+            fields = struct.unpack(head, start)
+            left: int = fields[-1]
+            yield fields, left
+            target.sendall(start)
+            while left and (part := source.recv(min(left, 1 << 20))):
+                target.sendall(part)
+                left -= len(part)
+        target.shutdown(socket.SHUT_RDWR)

@@ -380,6 +380,15 @@ class ExpertSum:
         with np.errstate(invalid="ignore", over="ignore"):
             d = q - r
             error, reference = (np.einsum("ij,ij->i", v, v, dtype=np.float64) for v in (d, r))
+        self.add_sums(experts, reference, error)
+
+    def add_sums(
+        self,
+        experts: NDArray[np.int32],
+        reference: NDArray[np.float64],
+        error: NDArray[np.float64],
+    ) -> None:
+        """Take in each row's energies, and which expert made it."""
         good = np.isfinite(error) & np.isfinite(reference)
         good &= (experts >= 0) & (experts < len(self.rows))
         n, chosen = len(self.rows), experts[good]

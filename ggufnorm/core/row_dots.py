@@ -15,6 +15,9 @@ _BLOCK = 1 << 16
 _BLAS_ALONE = 10_000
 """Longer vectors OpenBLAS shares out to threads of its own (``kernel/x86_64/sdot.c``)."""
 
+_LEAST = 1e-7
+"""Share of ``‖r‖²`` below which the rounding of sums over rows shows in ``‖q‖²``."""
+
 
 @dataclass(frozen=True)
 class RowDots:
@@ -34,6 +37,30 @@ class RowDots:
     def beside(cls, rr: NDArray[np.float64]) -> RowDots:
         """Sums of no observation yet; of several, all share those of the reference."""
         return cls(np.zeros(len(rr)), np.zeros(len(rr)), rr)
+
+    @classmethod
+    def with_products(
+        cls,
+        dd: NDArray[np.float64],
+        dr: NDArray[np.float64],
+        rr: NDArray[np.float64],
+        qq: NDArray[np.float64],
+        qr: NDArray[np.float64],
+    ) -> RowDots:
+        """Sums beside which ``Σ q²`` and ``Σ q·r`` were computed.
+
+        Where the others cancel (see :meth:`settle`), ``Σ d²`` and ``Σ d·r`` follow from these.
+        """
+        with np.errstate(invalid="ignore"):
+            cancel = ~(rr + 2 * dr + dd >= rr / 2)
+            dd, dr = np.where(cancel, rr - 2 * qr + qq, dd), np.where(cancel, qr - rr, dr)
+        return cls(dd, dr, rr)
+
+    def hold(self) -> bool:
+        """Whether every row is finite, and float64 still tells ``‖q‖²`` from ``‖r‖²``."""
+        with np.errstate(invalid="ignore"):
+            qq = self.rr + 2 * self.dr + self.dd
+            return bool((np.isfinite(qq) & (qq >= _LEAST * self.rr)).all())
 
     def fill(self, block: slice, r: NDArray[np.float32], q: NDArray[np.float32]) -> float:
         """Compute ``Σ d²`` and ``Σ d·r`` of a block of rows.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import psutil
 
 from ggufnorm.core.trace import NetworkFacts
+from ggufnorm.engines.llama.places import KEPT_BYTES
+from ggufnorm.engines.llama.runner import most_outputs
 from ggufnorm.engines.llama.session import EngineOptions
 from ggufnorm.errors import MemoryLimitError, MismatchError
 from ggufnorm.formats.model_file import ModelFile
@@ -46,12 +48,15 @@ class Costs:
         cache_of_layer: keys and values of a layer, in F16.
         activations: of one batch.
         logits: of half a chunk.
+        sums: on a device that sums: what waits there to be read, and three values of the largest
+            hook point (``engines/llama/sums.py``).
     """
 
     n_layers: int
     cache_of_layer: int
     activations: int
     logits: int
+    sums: int
 
 
 def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
@@ -61,11 +66,13 @@ def costs_of(file: ModelFile, options: EngineOptions) -> Costs:
     n_ff = m.integer(f"{arch}.feed_forward_length") or 4 * n_embd
     n_vocab = vocabulary_size(file)
     batch = min(options.n_ctx, options.n_ubatch)
+    n_logits = min(batch, most_outputs(options.n_ctx // 2, n_vocab)) * n_vocab
     return Costs(
         n_layers=m.integer(f"{arch}.block_count") or 0,
         cache_of_layer=2 * 2 * n_embd * options.n_ctx,
         activations=4 * batch * (8 * n_embd + 3 * n_ff + n_vocab),
         logits=4 * options.n_ctx // 2 * n_vocab,
+        sums=KEPT_BYTES + 3 * 4 * max(batch * n_embd, batch * n_ff, n_logits),
     )
 
 

@@ -55,6 +55,7 @@ Bytes = Counter[str]
 def settle(
     sides: Sequence[Side],
     *,
+    sums: bool = False,
     check_memory: bool = True,
     on_progress: OnProgress = no_progress,
     disk: str = "nothing on disk",
@@ -64,6 +65,7 @@ def settle(
     Args:
         sides: that run at the same time. Where the number of layers is for ggufnorm to choose
             (``-ngl auto``), it is the same for all.
+        sums: whether devices that all of them are on sum their values.
         check_memory: refuse what does not fit into the memory that is free.
         on_progress: gets a note of what is taken; how long it takes the first chunk tells.
         disk: what is written beside the result, for that note.
@@ -81,7 +83,7 @@ def settle(
     most = max(costs_of(side.file, side.options).n_layers + 1 for side in sides)
     for n in [ALL, *range(most - 1, 0, -1)] if is_open else [0]:
         chosen = [_with_layers(side, n) for side in sides]
-        taken = taken_by(list(zip(chosen, devices, strict=True)))
+        taken = taken_by(list(zip(chosen, devices, strict=True)), sums=sums)
         if all(taken[name] <= free.get(name, taken[name]) for name in taken):
             break
     if check_memory:
@@ -116,14 +118,23 @@ def _with_layers(side: Side, n: int) -> Side:
     return replace(side, options=replace(o, n_gpu_layers=n)) if o.n_gpu_layers == AUTO else side
 
 
-def taken_by(sides: Sequence[tuple[Side, Sequence[Device]]]) -> Bytes:
-    """What several models take together; sides that hold one file alike share its weights."""
+def taken_by(sides: Sequence[tuple[Side, Sequence[Device]]], *, sums: bool = False) -> Bytes:
+    """What several models take together; sides that hold one file alike share its weights.
+
+    Args:
+        sides: and the devices of their builds.
+        sums: whether devices that all of them are on sum their values.
+    """
     taken: Bytes = Counter()
-    loaded = set()
+    loaded, on = set(), []
     for side, devices in sides:
         held = side.file.path, held_as(side.options)
-        taken += needs(side, devices, weights=held not in loaded)
+        of_side = needs(side, devices, weights=held not in loaded)
+        on.append(of_side.keys() - {CPU})
+        taken += of_side
         loaded.add(held)
+    for name in set.intersection(*map(set, on)) if sums else ():
+        taken[name] += max(costs_of(side.file, side.options).sums for side, _ in sides)
     return taken
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from ggufnorm.core.model import Skipped
@@ -22,6 +22,17 @@ class Probe:
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """All replicas at a hook point; values are good until the call returns."""
+
+    def settle(self) -> Container[str]:
+        """All replicas have run the batch: read what devices still keep of it.
+
+        Returns:
+            keys of hook points whose values are needed once more, by :meth:`observe_again`.
+        """
+        return ()
+
+    def observe_again(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+        """The same values at one of those hook points."""
 
     def end_batch(self, k: int, batch: Batch, runners: Sequence[Runner]) -> None:
         """All replicas have run the chunk's k-th batch; their logits can be read."""
@@ -68,15 +79,35 @@ class Session:
 
     def chunk(self, i: int) -> None:
         """Run the i-th chunk in all replicas."""
-        for runner in self.runners:
-            runner.begin_chunk()
+        self._begin_chunk()
         batches = chunk_batches(self._cutter, self._tokens, i, self._n_ctx)
         for k, batch in enumerate(batches):
             for probe in self.probes:
                 probe.begin_batch(k, batch)
             self.lockstep.run(k, batch, self._observe)
+            lost = [(probe, keys) for probe in self.probes if (keys := probe.settle())]
+            if lost:
+                self._run_again(batches[: k + 1], lost)
             for probe in self.probes:
                 probe.end_batch(k, batch, self.runners)
+
+    def _begin_chunk(self) -> None:
+        for runner in self.runners:
+            runner.begin_chunk()
+
+    def _run_again(
+        self, batches: Sequence[Batch], lost: Sequence[tuple[Probe, Container[str]]]
+    ) -> None:
+        """Run a chunk's batches so far once more, and show the last one's lost values."""
+
+        def observe(hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+            for probe, keys in lost if batch is batches[-1] else ():
+                if hook.key in keys:
+                    probe.observe_again(hook, batch, values)
+
+        self._begin_chunk()
+        for k, batch in enumerate(batches):
+            self.lockstep.run(k, batch, observe)
 
     def _observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         for probe in self.probes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from tests.models import edited, noise
 from tests.processes import ggufnorm as run
 from tests.processes import one_line_error
 from tests.rpc_plugin import build_with_rpc
-from tests.rpc_servers import Server, fake, free_port, greets, stalls
+from tests.rpc_servers import Server, Traffic, counted, fake, free_port, greets, stalls
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,24 @@ def test_drift_on_two_servers_is_drift_here(
     assert engine.rpc == servers
     for server in servers:
         assert any(server in device for device in engine.devices)
+
+
+def test_a_chunk_takes_few_round_trips(
+    tiny: dict[str, Path], text: str, servers: tuple[str, str]
+) -> None:
+    """Each replica's logits, what each server kept, and what each replica hands to the next one."""
+
+    def answers(model: Path, n_servers: int, chunks: int) -> Counter[str]:
+        traffic = Traffic()
+        with contextlib.ExitStack() as stack:
+            ports = [int(name.rpartition(":")[2]) for name in servers[:n_servers]]
+            names = [stack.enter_context(counted(port, traffic)) for port in ports]
+            drift(model, model, text, chunks=chunks, **on(*names))
+        return traffic.answers
+
+    for arch, n_servers, expected in (("llama", 1, 4), ("llama", 2, 8), ("qwen3moe", 1, 4)):
+        one, three = (answers(tiny[arch], n_servers, chunks) for chunks in (1, 3))
+        assert three - one == {"GET_TENSOR": 2 * expected}, (arch, n_servers)
 
 
 def test_a_model_here_beside_itself_on_a_server(

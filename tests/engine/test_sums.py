@@ -5,6 +5,7 @@ A CPU stands for the device here: its values are treated as if they lay elsewher
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,14 @@ import pytest
 import ggufnorm
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.plain import to_plain
+from ggufnorm.core.row_dots import RowDots
+from ggufnorm.engines.llama import places
 from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.engines.llama.runner import LlamaActivation
 from ggufnorm.engines.llama.sums import DeviceSums
+from ggufnorm.runs.options import SideOptions
+from ggufnorm.runs.probes.drift import DriftSums
+from ggufnorm.runs.session import Session
 from tests import in_process, models
 
 ARCHITECTURES = ["llama", "gpt2", "qwen3moe", "gemma3", "deepseek2", "stablelm", "jamba", "rwkv7"]
@@ -65,9 +71,13 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_every_figure_is_numpys(pair: list[Path]) -> None:
-    with mock.patch.object(DeviceSums, "sums", autospec=True, side_effect=DeviceSums.sums) as sums:
+    with (
+        mock.patch.object(DeviceSums, "sums", autospec=True, side_effect=DeviceSums.sums) as sums,
+        mock.patch.object(DriftSums, "observe_again", autospec=True) as fetched,
+    ):
         there = run(*pair, elsewhere=True)
     assert sums.call_count > len(there.operations)
+    assert not fetched.called
     here = run(*pair, elsewhere=False)
     assert differences(here, there) == []
     # Behind the first attention no two rows are alike, and no two values are as large.
@@ -97,6 +107,46 @@ def test_what_float32_sums_do_not_hold_is_fetched(tmp_path: Path) -> None:
         here, there = (run(ref, bad, elsewhere=e) for e in (False, True))
         assert differences(here, there) == [], name
         assert here.culprit == there.culprit
+
+
+@pytest.mark.parametrize("arch", ["llama", "jamba"])
+def test_what_is_lost_in_a_later_batch_is_run_again(tmp_path: Path, arch: str) -> None:
+    """The values of a batch are gone when its sums are read: its chunk is run again up to it."""
+    ref = getattr(models, arch)(tmp_path / "f16.gguf")
+    quantize(ref, tmp_path / "q.gguf", "Q8_0")
+    side = SideOptions(n_ubatch=8)
+    given = {"options": side, "options_ref": side, "chunks": 2}
+    calls = itertools.count()
+    run_again = Session._run_again
+
+    def hold(_dots: RowDots) -> bool:
+        return next(calls) % 97 > 0
+
+    with (
+        mock.patch.object(RowDots, "hold", hold),
+        mock.patch.object(Session, "_run_again", autospec=True, side_effect=run_again) as again,
+    ):
+        there = run(ref, tmp_path / "q.gguf", elsewhere=True, **given)
+    assert max(len(call.args[1]) for call in again.call_args_list) > 1
+    assert differences(run(ref, tmp_path / "q.gguf", elsewhere=False, **given), there) == []
+
+
+@pytest.mark.parametrize(("bytes_kept", "seconds"), [(1 << 14, 10.0), (1 << 25, 0.0)])
+def test_what_waits_is_read_where_it_grows_or_takes_long(
+    tmp_path: Path, bytes_kept: int, seconds: float
+) -> None:
+    ref = models.qwen3moe(tmp_path / "f16.gguf")
+    quantize(ref, tmp_path / "q.gguf", "Q8_0")
+    with (
+        mock.patch.object(places, "KEPT_BYTES", bytes_kept),
+        mock.patch.object(places, "_SECONDS", seconds),
+        mock.patch.object(
+            places._Shelf, "read", autospec=True, side_effect=places._Shelf.read
+        ) as read,
+    ):
+        there = run(ref, tmp_path / "q.gguf", elsewhere=True)
+    assert read.call_count > 10
+    assert differences(run(ref, tmp_path / "q.gguf", elsewhere=False), there) == []
 
 
 def test_norms_are_recomputed_for_a_sample_of_tokens(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def drift(
                 Side(a, _named(options_ref).engine(n_ctx, n_threads, n_gpu_layers), 1 + floor),
                 Side(b, _named(options).engine(n_ctx, n_threads, n_gpu_layers), 1 + local),
             ),
+            sums=True,
             check_memory=check_memory,
             on_progress=on_progress,
         )

@@ -151,7 +151,6 @@ class _Drift:
             list(zip(*graphs, strict=True)),
             self.files,
             n_sides=self._n_sides,
-            n_threads=self.job.options.n_threads,
             recompute_rows=self.job.recompute_rows,
         )
         others = [FREE, *range(self._n_sides, len(self.runners))]

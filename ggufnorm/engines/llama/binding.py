@@ -243,6 +243,7 @@ _GGML: dict[str, tuple[Any, list[Any]]] = {
     "ggml_reshape_2d": (_TENSOR, [_ANY, _TENSOR, ctypes.c_int64, ctypes.c_int64]),
     "ggml_transpose": (_TENSOR, [_ANY, _TENSOR]),
     "ggml_cont": (_TENSOR, [_ANY, _TENSOR]),
+    "ggml_cpy": (_TENSOR, [_ANY, _TENSOR, _TENSOR]),
     "ggml_backend_dev_buffer_type": (_ANY, [_ANY]),
     "ggml_backend_buft_name": (_TEXT, [_ANY]),
     "ggml_row_size": (_SIZE, [ctypes.c_int, ctypes.c_int64]),
@@ -426,24 +427,6 @@ def _read(address: int, dtype: np.dtype[Any], target: type[Any]) -> NDArray[Any]
 def shape_of(address: int) -> tuple[int, ...]:
     """A node's shape, ``(ne[3], ne[2], ne[1], ne[0])``."""
     return tuple(int(n) for n in TensorStruct.from_address(address).ne)[::-1]
-
-
-def read_part(address: int, n_tokens: int, first: int, n: int) -> NDArray[np.float32]:
-    """A copy of ``n`` tokens' values, from the ``first`` on, of a node that has ``n_tokens``.
-
-    Returns:
-        As :func:`read_node`, with ``n`` in place of ``n_tokens``.
-    """
-    t, shape = TensorStruct.from_address(address), shape_of(address)
-    axis = shape.index(n_tokens)
-    part = (*shape[:axis], n, *shape[axis + 1 :])
-    outermost = all(m == 1 for m in shape[:axis])
-    if not (outermost and is_contiguous(address) and type_name(t.type) == "F32"):
-        found = read_node(address)
-        return found[(*[slice(None)] * axis, slice(first, first + n))]
-    values, stride = np.empty(part, np.float32), int(t.nb[3 - axis])
-    ggml().ggml_backend_tensor_get(address, values.ctypes.data, first * stride, values.nbytes)
-    return values
 
 
 def copy_node(source: int, target: int) -> None:

@@ -35,13 +35,13 @@ from ggufnorm.engines.llama.binding import (
     is_host,
     read_integers,
     read_node,
-    read_part,
     shape_of,
     view_node,
     write_node,
     write_with_gaps,
 )
 from ggufnorm.engines.llama.devices import as_words, find_devices, used_devices
+from ggufnorm.engines.llama.places import Region, copy_there
 from ggufnorm.engines.llama.session import EngineOptions, LlamaContext, LlamaModel
 from ggufnorm.engines.llama.stated import stated_norm
 from ggufnorm.engines.llama.stretch import Layers
@@ -84,12 +84,20 @@ class LlamaActivation:
         else:
             write_with_gaps(self.address, values)
 
-    def of_tokens(self, first: int, n: int) -> Array:
-        """A part of it: the values of some of its batch's tokens, by their numbers in it.
+    def region(self, part: range | None = None) -> Region | None:
+        """Where it lies on its device, or the values of some of its batch's tokens there.
 
-        No more is fetched than these, where the tokens lie one behind the other.
+        Args:
+            part: their numbers in the batch; None for all.
+
+        Returns:
+            None where they are not F32.
         """
-        return read_part(self.address, tokens_of(self.shape, self._batch)[0], first, n)
+        found = Region.of(self.address)
+        if found is None or part is None:
+            return found
+        axis = self.shape.index(tokens_of(self.shape, self._batch)[0])
+        return found.part(len(self.shape) - 1 - axis, part.start, len(part))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -111,6 +119,16 @@ class LlamaActivation:
         weight, x, *ids = NodeView.at(self.address).sources
         chosen = read_integers(ids[0]) if ids else None
         return NodeView.at(weight).shape, read_node(x), chosen
+
+    def experts(self) -> tuple[int, Region | None]:
+        """Of a product with stacked experts: how many there are, and where their numbers lie.
+
+        ``ggml_mul_mat_id`` in ggml/include/ggml.h: the weight is ``(in, out, experts)``, the
+        numbers are ``(experts of a token, tokens)``.
+        """
+        weight, _x, ids = NodeView.at(self.address).sources
+        _in, _out, *stacked = NodeView.at(weight).shape
+        return stacked[0] if stacked else 1, Region.of(ids)
 
 
 class LlamaRunner:
@@ -309,7 +327,8 @@ def pin(value: Activation, reference: Activation) -> None:
         and not value.is_here
         and is_contiguous(value.address)
     ):
-        copy_node(reference.address, value.address)
+        if not copy_there(reference.address, value.address):
+            copy_node(reference.address, value.address)
     else:
         value.replace(reference.value)
 

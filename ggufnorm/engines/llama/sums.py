@@ -11,7 +11,6 @@ each of which passes over the whole value.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.engines.llama import binding
-from ggufnorm.engines.llama.binding import TensorStruct, buffer_of, ggml
-from ggufnorm.errors import EngineError
+from ggufnorm.engines.llama.binding import ggml
+from ggufnorm.engines.llama.places import F32, Place, Readback, Region, place_of
 
-_F32, _I8 = 0, 24  # enum ggml_type in ggml/include/ggml.h
-_NODES = 64
+_NODES = 80
 _MOST = 1 << 30
 """Bytes of values beside a graph's own; larger ones are fetched and summed here."""
 
@@ -48,11 +46,15 @@ class OtherSums:
     Attributes:
         dd: ``Σ d²``.
         dr: ``Σ d·r``.
+        qq: ``Σ q²``.
+        qr: ``Σ q·r``.
         largest: of ``d``.
     """
 
     dd: NDArray[np.float32]
     dr: NDArray[np.float32]
+    qq: NDArray[np.float32]
+    qr: NDArray[np.float32]
     largest: Largest
 
 
@@ -74,18 +76,19 @@ class ValueSums:
 
 
 class DeviceSums:
-    """Sums over values of replicas that share a device, whose memory ends with this process.
+    """Sums over values of replicas that share a device.
 
     Args:
-        n_threads: of a device that is a CPU.
+        readback: reads the sums.
     """
 
-    def __init__(self, n_threads: int) -> None:
-        self._n_threads = n_threads
-        self._places: dict[int, _Place] = {}
+    def __init__(self, readback: Readback) -> None:
+        self._readback = readback
         self._graphs: dict[tuple[object, ...], _SumGraph | None] = {}
 
-    def sums(self, addresses: Sequence[int], channels_of: int | None = None) -> ValueSums | None:
+    def sums(
+        self, addresses: Sequence[int], channels_of: int | None = None
+    ) -> Callable[[], ValueSums] | None:
         """Sum one hook point's values.
 
         Args:
@@ -93,87 +96,41 @@ class DeviceSums:
             channels_of: number of the node, among all, whose error is wanted per channel.
 
         Returns:
-            None where it must be done here: another type than F32, gaps in memory, two
-            devices, or a device that lacks an operation.
+            What gives the sums once they have been read. None where it must be done here: another
+            type than F32, two devices, or a device that lacks an operation.
+
+        Raises:
+            EngineError: the device failed, or has no memory left.
         """
-        tensors = [TensorStruct.from_address(a) for a in addresses]
+        found = [Region.of(a) for a in addresses]
+        values = tuple(v for v in found if v is not None and v.dtype == F32)
+        if len(values) < len(found):
+            return None
         # Another hook point's value may have lain at the same place, in another form.
-        places = [(t.data, buffer_of(t), tuple(t.nb), t.type) for t in tensors]
-        key = (channels_of, tuple(tensors[0].ne), *places)
+        key = (channels_of, *values)
         if key not in self._graphs:
-            self._graphs[key] = self._built(addresses, tensors, channels_of)
+            self._graphs[key] = self._built(values, channels_of)
         graph = self._graphs[key]
-        return None if graph is None else graph.compute()
+        if graph is None:
+            return None
+        read = self._readback.keep(graph.compute())
+        return None if read is None else lambda: graph.told(read())
 
-    def _built(
-        self, addresses: Sequence[int], tensors: Sequence[TensorStruct], channels_of: int | None
-    ) -> _SumGraph | None:
-        buffers = [buffer_of(t) for t in tensors]
-        if any(t.type != _F32 for t in tensors) or 0 in tensors[0].ne or None in buffers:
+    def _built(self, values: Sequence[Region], channels_of: int | None) -> _SumGraph | None:
+        place = place_of(*(v.buffer for v in values))
+        if place is None or values[0].n_bytes > _MOST or len({v.ne for v in values}) != 1:
             return None
-        if not all(map(binding.is_contiguous, addresses)):
-            return None
-        types = {ggml().ggml_backend_buffer_get_type(b) for b in buffers}
-        if len(types) != 1 or 4 * math.prod(tensors[0].ne) > _MOST:
-            return None
-        place = self._place(types.pop())
-        graph = _SumGraph(place, tensors, [b for b in buffers if b is not None], channels_of)
+        graph = _SumGraph(place, values, channels_of)
         return graph if graph.is_supported() else None
-
-    def _place(self, buffer_type: int) -> _Place:
-        if buffer_type not in self._places:
-            self._places[buffer_type] = _Place(buffer_type, self._n_threads)
-        return self._places[buffer_type]
-
-
-class _Place:
-    """A device, and memory on it for intermediate values and for results."""
-
-    def __init__(self, buffer_type: int, n_threads: int) -> None:
-        lib = ggml()
-        self.buffer_type = buffer_type
-        # Buffer types of the CPU name no device.
-        self.device = lib.ggml_backend_buft_get_device(buffer_type) or lib.ggml_backend_dev_by_name(
-            b"CPU"
-        )
-        self.backend = lib.ggml_backend_dev_init(self.device, None)
-        if not self.backend:
-            raise EngineError("ggml cannot start a second backend on the values' device")
-        self.alignment = max(128, int(lib.ggml_backend_buft_get_alignment(buffer_type)))
-        self._buffers: dict[str, tuple[int, int]] = {}
-        registry = lib.ggml_backend_dev_backend_reg(self.device)
-        setter = lib.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
-        if setter:
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(setter)(self.backend, n_threads)
-
-    def aligned(self, n_bytes: int) -> int:
-        """So many bytes, and what is left of the last unit."""
-        return -(-n_bytes // self.alignment) * self.alignment
-
-    def memory(self, what: str, n_bytes: int) -> int:
-        """A buffer of at least that size; larger ones do not move what smaller ones hold."""
-        held, size = self._buffers.get(what, (0, 0))
-        if size < n_bytes:
-            held = ggml().ggml_backend_buft_alloc_buffer(self.buffer_type, n_bytes)
-            if not held:
-                raise EngineError(f"the device has no {n_bytes:,} bytes left for sums")
-            self._buffers[what] = (held, n_bytes)  # graphs still point into the old one
-        return held
 
 
 class _SumGraph:
     """The graph of one hook point, and where its results lie."""
 
-    def __init__(
-        self,
-        place: _Place,
-        tensors: Sequence[TensorStruct],
-        buffers: Sequence[int],
-        channels_of: int | None,
-    ) -> None:
+    def __init__(self, place: Place, values: Sequence[Region], channels_of: int | None) -> None:
         lib = ggml()
-        self._place, self._channels_of, self._n_others = place, channels_of, len(tensors) - 1
-        self._ne = [int(n) for n in tensors[0].ne]
+        self._place, self._channels_of, self._n_others = place, channels_of, len(values) - 1
+        self._ne = values[0].ne
         self._n, self._rows = math.prod(self._ne), math.prod(self._ne[1:])
         overhead = lib.ggml_graph_overhead_custom(_NODES, False)
         self._context = binding.tensor_context(overhead + 2 * _NODES * lib.ggml_tensor_overhead())
@@ -181,23 +138,26 @@ class _SumGraph:
         self._nodes: list[int] = []
         self._slots: list[tuple[int, int, type[Any]]] = []
         self._size = 0
-        step = place.aligned(4 * self._n)
-        self._scratch = place.memory("intermediate", 3 * step)
+        self._step = place.aligned(4 * self._n)
+        with_gaps = sum(not v.is_contiguous for v in values)
+        self._scratch = place.memory("intermediate", (3 + with_gaps) * self._step)
         self._low = lib.ggml_backend_buffer_get_base(self._scratch)
-        self._step = step
         # Results first need a size: every row of every array, and what is single.
-        n_results = (4 + 2 * len(tensors)) * place.aligned(4 * max(self._rows, self._ne[0]))
+        n_results = (4 + 4 * len(values)) * place.aligned(4 * max(self._rows, self._ne[0]))
         self._out = place.memory("results", n_results + 32 * place.alignment)
         self._base = lib.ggml_backend_buffer_get_base(self._out)
-        leaves = [self._leaf(t, b) for t, b in zip(tensors, buffers, strict=True)]
-        self._build(leaves)
-        self._blob = lib.ggml_new_tensor_4d(self._context, _I8, self._size, 1, 1, 1)
-        lib.ggml_backend_tensor_alloc(self._out, self._blob, self._base)
+        self._build(self._leaves(values))
 
-    def _leaf(self, tensor: TensorStruct, buffer: int) -> int:
-        leaf: int = ggml().ggml_new_tensor_4d(self._context, _F32, *self._ne)
-        ggml().ggml_backend_tensor_alloc(buffer, leaf, tensor.data)
-        return leaf
+    def _leaves(self, values: Sequence[Region]) -> list[int]:
+        """The values; of those with gaps a copy without."""
+        leaves, place = [], 3
+        for value in values:
+            leaf = value.leaf(self._context)
+            if not value.is_contiguous:
+                leaf = self._node(ggml().ggml_cont(self._context, leaf), place)
+                place += 1
+            leaves.append(leaf)
+        return leaves
 
     def _build(self, leaves: Sequence[int]) -> None:
         lib, c = ggml(), self._context
@@ -211,6 +171,8 @@ class _SumGraph:
             if i == self._channels_of:
                 self._channels(lib.ggml_sqr(c, d))
             self._rows_of(lib.ggml_mul(c, d, reference))
+            self._rows_of(lib.ggml_sqr(c, other))
+            self._rows_of(lib.ggml_mul(c, other, reference))
             self._largest(d)
         for value in leaves[:2]:
             self._largest(value)
@@ -258,20 +220,19 @@ class _SumGraph:
 
     def is_supported(self) -> bool:
         """Whether the device has every operation."""
-        supports = ggml().ggml_backend_dev_supports_op
-        return all(supports(self._place.device, node) for node in self._nodes)
+        return all(map(self._place.supports, self._nodes))
 
-    def compute(self) -> ValueSums:
-        """Run it and read all results at once.
+    def compute(self) -> Region:
+        """Run it, and say where the results lie until it or another one runs again.
 
         Raises:
             EngineError: the device failed.
         """
-        lib = ggml()
-        if lib.ggml_backend_graph_compute(self._place.backend, self._graph) != 0:
-            raise EngineError("the device failed to sum a hook point's values")
-        raw = np.empty(self._size, np.uint8)
-        lib.ggml_backend_tensor_get(self._blob, raw.ctypes.data, 0, self._size)
+        self._place.compute(self._graph)
+        return Region.at(self._out, self._base, (self._size // 4, 1, 1, 1))
+
+    def told(self, raw: NDArray[np.uint8]) -> ValueSums:
+        """The results, read."""
         found = iter([raw[at : at + 4 * n].view(dtype) for at, n, dtype in self._slots])
         return self._told(lambda: next(found))
 
@@ -289,6 +250,6 @@ class _SumGraph:
             dd = take()
             if i == wanted:
                 channels.append(take())
-            others.append(OtherSums(dd, take(), largest()))
+            others.append(OtherSums(dd, take(), take(), take(), largest()))
         peaks = (largest(), largest())
         return ValueSums(rr, tuple(others), peaks, (channels[0], channels[1]) if channels else None)

@@ -10,6 +10,10 @@ import numpy as np
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum, Peak, PeakSum
 from ggufnorm.engines.base import NormPlan
 
+REFERENCE, FREE, PINNED, FLOOR = 0, 1, 2, 3
+"""The replicas of a drift run; the last is the reference again, if its own noise is asked for.
+The first two are its sides. Without a pinned replica the last stands in that one's place."""
+
 
 @dataclass
 class NormSum:

@@ -15,9 +15,10 @@ from ggufnorm.errors import MemoryLimitError, RefusedError
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs import placement
+from ggufnorm.runs.checks import costs_of
 from ggufnorm.runs.devices import Known
 from ggufnorm.runs.options import SideOptions
-from ggufnorm.runs.placement import Side, needs, settle
+from ggufnorm.runs.placement import Side, needs, settle, taken_by
 
 MB = 1_000_000
 
@@ -88,6 +89,15 @@ def test_overrides_and_the_cache_are_where_they_were_asked_for(file: GGUFFile) -
     assert moved["A1"] == ffn
     nkvo = needs(side(file, n_gpu_layers=-1, offload_devices=("A0",), kv_offload=False), TWO)
     assert plain["A0"] - nkvo["A0"] == nkvo[CPU] - plain[CPU] > 0
+
+
+def test_sums_take_memory_of_the_devices_that_all_sides_are_on(file: GGUFFile) -> None:
+    here, there = side(file), side(file, 2, n_gpu_layers=-1, offload_devices=("A0",))
+    for sides, on in (([there, there], {"A0"}), ([here, there], set()), ([here, here], set())):
+        pairs = [(s, TWO) for s in sides]
+        more = taken_by(pairs, sums=True) - taken_by(pairs)
+        assert set(more) == on
+        assert all(n == costs_of(file, there.options).sums for n in more.values())
 
 
 def test_what_does_not_fit_on_a_device_is_refused_before_it_is_loaded(
