@@ -39,7 +39,7 @@ SIZES: Mapping[str, Any] = {
                      "first_k_dense_replace", "mamba_n_groups", "n_groups"), 1),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim"), HEAD), "qk_rope_head_dim": HEAD // 2,
     "vocab_size": N_TOKENS, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS,
-    **dict.fromkeys(("sliding_window", "type_vocab_size"), 2), "sliding_window": 16,
+    "type_vocab_size": 2,
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size", "time_step_rank",
                      "mamba_dt_rank"), 16),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 8),
@@ -54,61 +54,76 @@ SIZES: Mapping[str, Any] = {
 
 _MOST_WEIGHTS = 40_000_000
 
+_WINDOW = {"sliding_window": 16}
 _HALF = {"layer_types": ["linear_attention", "full_attention"] * 2}
 _MAMBA = {"layer_types": ["mamba", "attention"] * 2, "mamba_expand": 2}
-_WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
-_MOST = {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+_TURNS = {**_WINDOW, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_MOST = {**_WINDOW, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]}
+_FIRST = {**_WINDOW, "layer_types": ["full_attention"] + ["sliding_attention"] * 3}
 _CONVOLVED = {"layer_types": ["conv", "full_attention"] * 2}
+_FULL = {"layer_types": ["full_attention"] * LAYERS, "sliding_window": None}
 _LATENT = {"num_key_value_heads": HEADS}
+_DECODER = {"num_decoder_layers": 3, "decoder_start_token_id": PAD, "eos_token_id": 1}
+_ROBERTA = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "afmoe": {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 24}, "bamba": {"attn_layer_indices": [1, 3], "mamba_expand": 2,
-    "attn_rotary_emb": HEAD // 2},
-    "cohere2": {**_MOST, "rotary_pct": 1.0}, "deepseek_v2": {**_LATENT, "topk_method": "greedy"},
-    "deepseek_v3": _LATENT, "deepseek_v32": _LATENT, "exaone4": {**_MOST,
-    "sliding_window_pattern": 4}, "falcon_h1": {"head_dim": HEAD}, "gemma2": _MOST,
-    "gemma3_text": _MOST, "gemma3n_text": {**_WINDOWS, "activation_sparsity_pattern": [0.0] * 4,
-    "intermediate_size": [FEED] * 4, "altup_num_inputs": 4}, "gemma4_text": {**_WINDOWS,
-    "head_dim": HEAD, "global_head_dim": 2 * HEAD}, "falcon": {"num_kv_heads": 1},
-    "eurobert": {"classifier_pooling": "mean"}, "gpt-sw3": {"n_ctx": CONTEXT, "n_inner": None},
+    "afmoe": {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 24},
+    "bamba": {"attn_layer_indices": [1, 3], "mamba_expand": 2, "attn_rotary_emb": HEAD // 2},
+    "camembert": _ROBERTA, "cohere2": {**_MOST, "rotary_pct": 1.0}, "cohere2_moe": _MOST,
     "dbrx": {"attn_config": {"kv_n_heads": KV_HEADS, "rope_theta": 10000.0, "clip_qkv": 8.0},
-    "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": FEED, "moe_num_experts": EXPERTS,
-    "moe_top_k": 2}}, "gemma4_assistant": {"hidden_size_per_layer_input": 0},
-
-    "glm4_moe_lite": _LATENT, "glm_moe_dsa": _LATENT, "gpt2": {"n_inner": None, "n_ctx": CONTEXT},
-    "gpt_neox": {"rotary_pct": 0.25}, "gpt_oss": _WINDOWS, "granitemoehybrid": _MAMBA,
+             "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": FEED,
+                            "moe_num_experts": EXPERTS, "moe_top_k": 2}},
+    "deepseek_v2": {**_LATENT, "topk_method": "greedy"}, "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT, "dots1": _LATENT, "ernie4_5_moe": {"moe_num_shared_experts": 1},
+    "eurobert": {"classifier_pooling": "mean", "mask_token_id": 3},
+    "exaone4": _FULL,  # those of llama.cpp have windows in networks of 64 layers
+    "exaone_moe": {**_MOST, "scoring_func": "sigmoid"}, "falcon": {"num_kv_heads": 1},
+    "falcon_h1": {"head_dim": HEAD}, "gemma2": _TURNS,
+    "gemma3_text": {**_WINDOW, "num_hidden_layers": 6,
+                    "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    "gemma3n_text": {**_WINDOW, "num_hidden_layers": 5, "altup_num_inputs": 4,
+                     "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
+                     "activation_sparsity_pattern": [0.0] * 5, "intermediate_size": [FEED] * 5,
+                     "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0},
+    "gemma4_text": {**_TURNS, "head_dim": HEAD, "global_head_dim": 2 * HEAD},
+    "glm4_moe_lite": {**_LATENT, "first_k_dense_replace": 1}, "glm_moe_dsa": _LATENT,
+    "gpt-sw3": {"n_ctx": CONTEXT, "n_inner": None}, "gpt2": {"n_inner": None, "n_ctx": CONTEXT},
+    "gpt_bigcode": {"n_inner": None}, "gpt_neox": {"rotary_pct": 0.25}, "gpt_oss": _TURNS,
+    "granite_swa": _MOST, "granitemoe_swa": _MOST, "granitemoehybrid": _MAMBA,
+    "hunyuan_v1_moe": {"moe_intermediate_size": [FEED] * LAYERS,
+                       "num_shared_expert": [1] * LAYERS, "moe_topk": [2] * LAYERS},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-    "expert_layer_offset": 1, "use_mamba_kernels": False}, "lfm2": {**_CONVOLVED,
-    "block_auto_adjust_ff_dim": False}, "lfm2_moe": {**_CONVOLVED, "num_dense_layers": 1},
+              "expert_layer_offset": 1, "use_mamba_kernels": False},
+    "laguna": _FIRST, "lfm2": {**_CONVOLVED, "block_auto_adjust_ff_dim": False},
+    "lfm2_moe": {**_CONVOLVED, "num_dense_layers": 1},
     "llama4_text": {"intermediate_size_mlp": FEED, "no_rope_layers": [1, 1, 1, 0],
-    "moe_layers": [1, 3]}, "mamba2": {"num_heads": 8, "head_dim": HEAD},
-    "minicpm3": _LATENT, "minimax_m2": {"rotary_dim": HEAD // 2}, "olmo3": _MOST,
-    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "linear_attention",
-    "full_attention"]}, "bitnet": {"tie_word_embeddings": True},
-    "hunyuan_v1_moe": {"moe_intermediate_size": [FEED] * LAYERS, "num_shared_expert":
-    [1] * LAYERS, "moe_topk": [2] * LAYERS}, "mimo_v2_flash": {"swa_head_dim": HEAD,
-    "swa_v_head_dim": HEAD, "swa_num_attention_heads": HEADS, "topk_method": "noaux_tc",
-    "swa_num_key_value_heads": KV_HEADS, "hybrid_layer_pattern": [1, 1, 1, 0]},
-    "nomic_bert": {"n_positions": 8192, "max_trained_positions": 2048, "activation_function":
-    "swiglu", "causal": False, "prenorm": False, "rotary_emb_fraction": 1.0,
-    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
-    **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False)},
+                    "moe_layers": [1, 3], "interleave_moe_layer_step": 2},
+    "mamba2": {"num_heads": 8, "head_dim": HEAD}, "mellum": _MOST,
+    "mimo_v2_flash": {**_MOST, "swa_head_dim": HEAD, "swa_v_head_dim": HEAD,
+                      "swa_num_attention_heads": HEADS, "topk_method": "noaux_tc",
+                      "swa_num_key_value_heads": KV_HEADS, "hybrid_layer_pattern": [1, 1, 1, 0],
+                      "partial_rotary_factor": 0.5},
+    "minicpm3": _LATENT, "minimax_m2": {"rotary_dim": HEAD // 2},
+    "modernbert": {"local_attention": 16, "layer_norm_eps": 1e-5}, "mt5": _DECODER,
+    "nemotron_h": {"hybrid_override_pattern": "M-M*"},
+    "nomic_bert": {"n_positions": 8192, "max_trained_positions": 2048, "causal": False,
+                   "activation_function": "swiglu", "prenorm": False, "rotary_emb_fraction": 1.0,
+                   "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
+                   **dict.fromkeys(("qkv_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False)},
+    "olmo3": _MOST, "olmoe": _LATENT, "phi": {**_LATENT, "intermediate_size": 4 * WIDTH},
+    "phi3": {"original_max_position_embeddings": CONTEXT}, "qwen3_5_moe_text": _HALF,
+    "qwen3_5_text": _HALF, "qwen3_next": _HALF,
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD,
-    "indexer_budget": 64, "indexer_compress_ratio": 4},
-    "phi": {"num_key_value_heads": HEADS}, "phi3": {"original_max_position_embeddings": CONTEXT},
-    "qwen3_next": _HALF, "qwen3_5_text": _HALF, "qwen3_5_moe_text": _HALF,
-    "sarvam_mla": _LATENT, "smollm3": {"no_rope_layers": [1, 1, 1, 0]}, "youtu": _LATENT,
-    "t5": {"num_decoder_layers": 3, "decoder_start_token_id": PAD, "eos_token_id": 1},
-    "umt5": {"num_decoder_layers": 3, "decoder_start_token_id": PAD, "eos_token_id": 1},
-    "mt5": {"num_decoder_layers": 3, "decoder_start_token_id": PAD, "eos_token_id": 1},
-    **dict.fromkeys(("camembert", "roberta", "xlm-roberta"),
-                    {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}),
-    "ernie4_5_moe": {"moe_num_shared_experts": 1},
+                       "indexer_budget": 64, "indexer_compress_ratio": 4},
+    "roberta": _ROBERTA, "sarvam_mla": _LATENT, "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "t5": _DECODER, "umt5": _DECODER, "xlm-roberta": _ROBERTA, "youtu": _LATENT,
 }  # fmt: skip
 """What one network needs besides."""
 
 _KEPT: Mapping[str, tuple[str, ...]] = {
-    "dbrx": ("rope_theta",), "falcon": ("head_dim", "num_key_value_heads", "ffn_hidden_size"),
-    "gemma4_text": ("head_dim", "global_head_dim"),
+    "dbrx": ("rope_theta",), "falcon": ("head_dim", "num_key_value_heads", "ffn_hidden_size",
+                                         "max_position_embeddings"),
+    "gemma4_text": ("head_dim", "global_head_dim", "num_experts"),
+    "hunyuan_v1_moe": ("num_experts_per_tok",),
     "gpt_neox": ("num_key_value_heads",), "mamba": ("intermediate_size",),
     "falcon_mamba": ("intermediate_size",),
     **dict.fromkeys(("bert", "distilbert", "nomic_bert"), ("bos_token_id", "eos_token_id")),
@@ -117,7 +132,7 @@ _KEPT: Mapping[str, tuple[str, ...]] = {
 
 _SENTENCES = ("llama", "mistral", "mixtral", "gemma", "phi3", "minicpm", "jamba", "nemotron",
               "ernie4_5", "internlm", "bitnet")  # fmt: skip
-_GLM = ("glm", "sarvam_moe", "solar_open")
+_GLM = ("glm", "solar_open")
 _WORD_PIECES = ("bert", "distilbert", "nomic_bert", "electra")
 
 
@@ -127,7 +142,9 @@ _T5 = ("t5", "mt5", "umt5")
 def tokenizer_of(name: str) -> str:
     """Which tokenizer a network comes with."""
     others = {"t5": _T5, "word pieces": _WORD_PIECES, "xlm-roberta": ("xlm-roberta", "camembert"),
-              "roberta": ("roberta",)}  # fmt: skip
+              "roberta": ("roberta",), "no prefix": ("gemma", "gemma2", "gemma3_text",
+              "gemma3n_text", "gemma4_text"), "begun": ("deepseek_v2", "deepseek_v3",
+              "deepseek_v32")}  # fmt: skip
     for kind, its in others.items():
         if name in its:
             return kind
@@ -146,7 +163,8 @@ def networks(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     mappings = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES,
                 auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)  # fmt: skip
     for name in CONFIG_MAPPING:
-        if f"{name}_text" in CONFIG_MAPPING:  # the same network behind an encoder
+        # The same network behind an encoder; and one that is published under another class.
+        if f"{name}_text" in CONFIG_MAPPING or name == "sarvam_moe":
             continue
         found = [m[name] for m in mappings if name in m]
         classes = [c for f in found for c in ([f] if isinstance(f, str) else f) if c in known]
@@ -210,7 +228,6 @@ def make(name: str, model_class: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     model.save_pretrained(folder)
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for key, value in OPTIONS.get(name, {}).items():  # what Transformers has no name for
-        written.setdefault(key, value)
+    written.update(OPTIONS.get(name, {}))  # as published: Transformers has other names by now
     (folder / "config.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     KINDS[tokenizer_of(name)](folder)

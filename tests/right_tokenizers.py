@@ -59,22 +59,26 @@ def _merged() -> tuple[list[str], list[tuple[str, str]]]:
     return sorted(model["vocab"], key=model["vocab"].get), [tuple(m) for m in model["merges"]]
 
 
-def sentences(folder: Path, *, name: str = "tokenizer.model") -> None:
-    """Llama's: pieces with scores and bytes for what they do not cover."""
+def sentences(folder: Path, *, prefix: bool = True) -> None:
+    """Llama's: pieces with scores and bytes for what they do not cover.
+
+    Args:
+        prefix: whether a space is put before a text.
+    """
     pieces, merges = _merged()
     n_letters = len(pieces) - len(merges)
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
     ranks = [-1e9] * n_letters + [-float(i) for i in range(len(merges))]
     kinds = [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * 256 + [_NORMAL] * len(pieces)
-    written = sentencepiece(tokens, [0.0] * 259 + ranks, kinds, merges=True)
-    (folder / name).write_bytes(written)
+    written = sentencepiece(tokens, [0.0] * 259 + ranks, kinds, merges=True, prefix=prefix)
+    (folder / "tokenizer.model").write_bytes(written)
     made = Tokenizer(models.BPE(
         {t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True, unk_token="<unk>",
         fuse_unk=True, ignore_merges=False))  # fmt: skip
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])  # fmt: skip
+    spaces = normalizers.Replace(" ", _SPACE)
+    made.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces][not prefix :])
     made.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(),
-                                      decoders.Fuse(), decoders.Strip(" ", 1, 0)])  # fmt: skip
+                                      decoders.Fuse()])  # fmt: skip
     made.add_special_tokens(tokens[:3])
     made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     _save(folder, made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", add_bos_token=True,
@@ -145,6 +149,19 @@ def xlm_roberta(folder: Path) -> None:
     _unigrams(folder, [*first, *pieces, ("<mask>", 0.0)], 3, "<s> $A </s>")
 
 
+def no_prefix(folder: Path) -> None:
+    """Gemma's: Llama's without the space before a text."""
+    sentences(folder, prefix=False)
+
+
+def begun(folder: Path) -> None:
+    """Byte pairs, and BOS before each text."""
+    byte_pairs(folder)
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    _save(folder, made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", add_bos_token=True)
+
+
 def glm(folder: Path) -> None:
     """Byte pairs with the special tokens that the converter names."""
     byte_pairs(folder, "[gMASK]", "<|endoftext|>", "<|startoftext|>", "<|user|>",
@@ -161,6 +178,6 @@ def roberta(folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "byte pairs": byte_pairs, "glm": glm, "roberta": roberta, "sentences": sentences, "word pieces": word_pieces, "t5": t5,
+    "byte pairs": byte_pairs, "begun": begun, "glm": glm, "no prefix": no_prefix, "roberta": roberta, "sentences": sentences, "word pieces": word_pieces, "t5": t5,
     "xlm-roberta": xlm_roberta,
 }  # fmt: skip

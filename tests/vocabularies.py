@@ -174,8 +174,9 @@ def sentencepiece(
     *,
     joins: bool = False,
     merges: bool = False,
+    prefix: bool = True,
 ) -> bytes:
-    """``ModelProto`` with pieces; a space is put before texts, runs of spaces may be joined.
+    """``ModelProto`` with pieces; a space may be put before texts, runs of spaces joined.
 
     Args:
         merges: whether pieces are merged by their scores, and bytes stand for unknown letters.
@@ -191,4 +192,4 @@ def sentencepiece(
     if merges:  # TrainerSpec.model_type and byte_fallback
         found += of_length(2, bytes([3 << 3, 2, 0x98, 0x02, 1]))
     spec = of_length(2, charsmap) if charsmap else b""
-    return found + of_length(3, spec + bytes([3 << 3, 1, 4 << 3, joins]))
+    return found + of_length(3, spec + bytes([3 << 3, prefix, 4 << 3, joins]))

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ _NOT_ASKED = (
     "run it beside a better quant",
 )  # fmt: skip
 """Steps of ``check`` for which nothing is at hand here."""
+_ENDED = json.dumps({"crashed": ["the process ended"]})
+"""Of a file in which llama.cpp ended the process: the next call judges it in a child."""
 TEXT = ("The rain in Spain stays mainly in the plain, and so it is said to be in the end. "
         "She sold 1,250 sea shells by the sea shore in 1998; he didn't, they've had none. ")  # fmt: skip
 
@@ -57,9 +59,16 @@ def _remembered(module: Any, name: str) -> Iterator[list[Any]]:
         yield returned
 
 
-def _said(source: Path, file: Path) -> dict[str, Any]:
-    """What is said of a file: ``check`` runs every rule beside the source, and ``compare``."""
-    with in_process.engine(), _remembered(files, "audit") as audits, \
+def _said(source: Path, file: Path, *, apart: bool = False) -> dict[str, Any]:
+    """What is said of a file: ``check`` runs every rule beside the source, and ``compare``.
+
+    Args:
+        source: the checkpoint.
+        file: to judge.
+        apart: run llama.cpp in children, as the commands do; it takes longer.
+    """
+    engine = nullcontext() if apart else in_process.engine()
+    with engine, _remembered(files, "audit") as audits, \
          _remembered(crosscheck, "compare_frameworks") as compared:  # fmt: skip
         checked = ggufnorm.check(
             file, source=source, text=TEXT, n_threads=1, check_memory=False, go_on=True
@@ -83,12 +92,13 @@ def judge(folder: Path, names: Iterable[str], types: Iterable[str]) -> Iterator[
     for name, kind in product(names, types):
         here = folder / name
         file, kept = here / f"{kind}.gguf", here / f"{kind}.json"
-        if not kept.exists():
-            kept.write_text(json.dumps({"crashed": ["the process ended"]}), encoding="utf-8")
+        ended = kept.exists() and kept.read_text(encoding="utf-8") == _ENDED
+        if ended or not kept.exists():
+            kept.write_text(_ENDED, encoding="utf-8")
             try:
                 if not file.exists():
                     quantize(here / "F32.gguf", file, kind, n_threads=1)
-                said = _said(here / "hf", file)
+                said = _said(here / "hf", file, apart=ended)
             except KeyboardInterrupt:
                 kept.unlink()
                 raise
