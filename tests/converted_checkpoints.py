@@ -24,8 +24,14 @@ def _converter(root: Path) -> Any:
     import conversion
     from conversion.base import TextModel
 
-    # The converter knows pre-tokenizers by a digest of what they make of a text.
-    TextModel.get_vocab_base_pre = lambda _self, _tokenizer: "gpt-2"
+    from tests import right_tokenizers
+
+    def pre_tokenizer(self: Any, _tokenizer: Any) -> str:
+        """Its name, which the converter finds by a digest of what it makes of a text."""
+        config = json.loads((self.dir_model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return str(config.get(right_tokenizers.PRE, "gpt-2"))
+
+    TextModel.get_vocab_base_pre = pre_tokenizer
     return conversion
 
 
@@ -36,7 +42,7 @@ def _convert(conversion: Any, source: Path, name: str, target: Path) -> None:
     kinds = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
     # Transformers drops keys that it has other names for now.
     written = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    hparams = {**written, **conversion.ModelBase.load_hparams(source, False)}
+    hparams = {**conversion.ModelBase.load_hparams(source, False), **written}
     text = conversion.ModelType.TEXT
     kind = conversion.get_model_class(conversion.get_model_architecture(hparams, text))
     if getattr(kind, "supports_mtp_export", False):

@@ -62,18 +62,20 @@ _MOST = {**_WINDOW, "layer_types": ["sliding_attention"] * 3 + ["full_attention"
 _FIRST = {**_WINDOW, "layer_types": ["full_attention"] + ["sliding_attention"] * 3}
 _CONVOLVED = {"layer_types": ["conv", "full_attention"] * 2}
 _FULL = {"layer_types": ["full_attention"] * LAYERS, "sliding_window": None}
+_SIGMOID = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 _LATENT = {"num_key_value_heads": HEADS}
 _DECODER = {"num_decoder_layers": 3, "decoder_start_token_id": PAD, "eos_token_id": 1}
 _ROBERTA = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "afmoe": {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 24},
+    "afmoe": {"num_dense_layers": 1, "mup_enabled": True, "sliding_window": 24, "route_norm": True},
     "bamba": {"attn_layer_indices": [1, 3], "mamba_expand": 2, "attn_rotary_emb": HEAD // 2},
     "camembert": _ROBERTA, "cohere2": {**_MOST, "rotary_pct": 1.0}, "cohere2_moe": _MOST,
     "dbrx": {"attn_config": {"kv_n_heads": KV_HEADS, "rope_theta": 10000.0, "clip_qkv": 8.0},
              "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": FEED,
                             "moe_num_experts": EXPERTS, "moe_top_k": 2}},
-    "deepseek_v2": {**_LATENT, "topk_method": "greedy"}, "deepseek_v3": _LATENT,
-    "deepseek_v32": _LATENT, "dots1": _LATENT, "ernie4_5_moe": {"moe_num_shared_experts": 1},
+    "deepseek_v2": {**_LATENT, "topk_method": "greedy"}, 
+    "deepseek_v3": {**_LATENT, **_SIGMOID}, "deepseek_v32": {**_LATENT, **_SIGMOID},
+    "dots1": {**_LATENT, "scoring_func": "noaux_tc"}, "ernie4_5_moe": {"moe_num_shared_experts": 1},
     "eurobert": {"classifier_pooling": "mean", "mask_token_id": 3},
     "exaone4": _FULL,  # those of llama.cpp have windows in networks of 64 layers
     "exaone_moe": {**_MOST, "scoring_func": "sigmoid"}, "falcon": {"num_kv_heads": 1},
@@ -82,10 +84,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
                     "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
     "gemma3n_text": {**_WINDOW, "num_hidden_layers": 5, "altup_num_inputs": 4,
                      "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
-                     "activation_sparsity_pattern": [0.0] * 5, "intermediate_size": [FEED] * 5,
+                     "activation_sparsity_pattern": [0.95] * 5, "intermediate_size": [FEED] * 5,
                      "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0},
-    "gemma4_text": {**_TURNS, "head_dim": HEAD, "global_head_dim": 2 * HEAD},
-    "glm4_moe_lite": {**_LATENT, "first_k_dense_replace": 1}, "glm_moe_dsa": _LATENT,
+    "gemma4_text": {**_TURNS, "head_dim": HEAD, "global_head_dim": 2 * HEAD,
+                    "final_logit_softcapping": 30.0},
+    "glm4_moe_lite": {**_LATENT, **_SIGMOID, "first_k_dense_replace": 1},
+    "glm_moe_dsa": _LATENT,
     "gpt-sw3": {"n_ctx": CONTEXT, "n_inner": None}, "gpt2": {"n_inner": None, "n_ctx": CONTEXT},
     "gpt_bigcode": {"n_inner": None}, "gpt_neox": {"rotary_pct": 0.25}, "gpt_oss": _TURNS,
     "granite_swa": _MOST, "granitemoe_swa": _MOST, "granitemoehybrid": _MAMBA,
@@ -97,14 +101,18 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {**_CONVOLVED, "num_dense_layers": 1},
     "llama4_text": {"intermediate_size_mlp": FEED, "no_rope_layers": [1, 1, 1, 0],
                     "moe_layers": [1, 3], "interleave_moe_layer_step": 2},
-    "mamba2": {"num_heads": 8, "head_dim": HEAD}, "mellum": _MOST,
+    "mamba2": {"num_heads": 8, "head_dim": HEAD}, 
+    "mellum": {**_MOST, "rope_parameters": {k: {"rope_type": "default", "rope_theta": 500000.0}
+               for k in ("full_attention", "sliding_attention")}},
     "mimo_v2_flash": {**_MOST, "swa_head_dim": HEAD, "swa_v_head_dim": HEAD,
                       "swa_num_attention_heads": HEADS, "topk_method": "noaux_tc",
                       "swa_num_key_value_heads": KV_HEADS, "hybrid_layer_pattern": [1, 1, 1, 0],
                       "partial_rotary_factor": 0.5},
-    "minicpm3": _LATENT, "minimax_m2": {"rotary_dim": HEAD // 2},
-    "modernbert": {"local_attention": 16, "layer_norm_eps": 1e-5}, "mt5": _DECODER,
-    "nemotron_h": {"hybrid_override_pattern": "M-M*"},
+    "minicpm3": _LATENT, "minimax_m2": {"rotary_dim": HEAD // 2, "scoring_func": "sigmoid"},
+    "modernbert": {**_ROBERTA, "local_attention": 16, "layer_norm_eps": 1e-5, "cls_token_id": 0,
+                   "sep_token_id": 2}, "mt5": _DECODER,
+    "nemotron_h": {"layer_types": ["linear_attention", "mlp", "linear_attention",
+                                   "full_attention"]},
     "nomic_bert": {"n_positions": 8192, "max_trained_positions": 2048, "causal": False,
                    "activation_function": "swiglu", "prenorm": False, "rotary_emb_fraction": 1.0,
                    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
@@ -124,6 +132,7 @@ _KEPT: Mapping[str, tuple[str, ...]] = {
                                          "max_position_embeddings"),
     "gemma4_text": ("head_dim", "global_head_dim", "num_experts"),
     "hunyuan_v1_moe": ("num_experts_per_tok",),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32"), ("head_dim",)),
     "gpt_neox": ("num_key_value_heads",), "mamba": ("intermediate_size",),
     "falcon_mamba": ("intermediate_size",),
     **dict.fromkeys(("bert", "distilbert", "nomic_bert"), ("bos_token_id", "eos_token_id")),
@@ -142,7 +151,7 @@ _T5 = ("t5", "mt5", "umt5")
 def tokenizer_of(name: str) -> str:
     """Which tokenizer a network comes with."""
     others = {"t5": _T5, "word pieces": _WORD_PIECES, "xlm-roberta": ("xlm-roberta", "camembert"),
-              "roberta": ("roberta",), "no prefix": ("gemma", "gemma2", "gemma3_text",
+              "roberta": ("roberta", "modernbert"), "qwen2": ("qwen2", "qwen2_moe"), "no prefix": ("gemma", "gemma2", "gemma3_text",
               "gemma3n_text", "gemma4_text"), "begun": ("deepseek_v2", "deepseek_v3",
               "deepseek_v32")}  # fmt: skip
     for kind, its in others.items():

@@ -10,11 +10,14 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
-from tests.vocabularies import sentencepiece
+from tests.vocabularies import SPLITS, sentencepiece
 
 N_TOKENS = 512
 PAD, BOS, EOS = 0, 1, 2
 """Ids of every tokenizer here but BERT's and XLM-RoBERTa's own."""
+
+PRE = "llama_cpp_pre"
+"""Key of tokenizer_config.json with the name that the converter finds by a digest."""
 
 _TEXT = """\
 The rain in Spain stays mainly in the plain, and so it is said to be in the end. She sold 1,250
@@ -32,20 +35,28 @@ def _save(folder: Path, made: Tokenizer, **config: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def byte_pairs(folder: Path, *more: str, first: tuple[str, ...] = ("<pad>", "<s>")) -> None:
-    """GPT-2's: pairs of bytes, words split by its own expression.
+def byte_pairs(
+    folder: Path, *more: str, first: tuple[str, ...] = ("<pad>", "<s>"), pre: str = "gpt-2"
+) -> None:
+    """Pairs of bytes, words split by an expression.
 
     Args:
+        folder: to write to.
         more: further special tokens that a converter asks for by name.
         first: those of ids 0 and 1.
+        pre: the converter's name of the expression.
     """
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pre != "gpt-2":
+        fast = {**json.loads(made.to_str()), "pre_tokenizer": SPLITS[pre][0]}
+        made = Tokenizer.from_str(json.dumps(fast))
     made.decoder = decoders.ByteLevel()
     made.train_from_iterator([_TEXT], trainers.BpeTrainer(
         vocab_size=N_TOKENS, special_tokens=[*first, "</s>", *more],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))  # fmt: skip
-    _save(folder, made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", add_bos_token=False)
+    _save(folder, made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", add_bos_token=False,
+          **{PRE: pre})  # fmt: skip
 
 
 def _merged() -> tuple[list[str], list[tuple[str, str]]]:
@@ -162,6 +173,11 @@ def begun(folder: Path) -> None:
     _save(folder, made, bos_token="<s>", eos_token="</s>", pad_token="<pad>", add_bos_token=True)
 
 
+def qwen2(folder: Path) -> None:
+    """Qwen 2's: digits one by one."""
+    byte_pairs(folder, pre="qwen2")
+
+
 def glm(folder: Path) -> None:
     """Byte pairs with the special tokens that the converter names."""
     byte_pairs(folder, "[gMASK]", "<|endoftext|>", "<|startoftext|>", "<|user|>",
@@ -178,6 +194,6 @@ def roberta(folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "byte pairs": byte_pairs, "begun": begun, "glm": glm, "no prefix": no_prefix, "roberta": roberta, "sentences": sentences, "word pieces": word_pieces, "t5": t5,
+    "byte pairs": byte_pairs, "begun": begun, "glm": glm, "qwen2": qwen2, "no prefix": no_prefix, "roberta": roberta, "sentences": sentences, "word pieces": word_pieces, "t5": t5,
     "xlm-roberta": xlm_roberta,
 }  # fmt: skip
