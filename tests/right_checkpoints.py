@@ -75,7 +75,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
                             "moe_num_experts": EXPERTS, "moe_top_k": 2}},
     "deepseek_v2": {**_LATENT, "topk_method": "greedy"}, 
     "deepseek_v3": {**_LATENT, **_SIGMOID}, "deepseek_v32": {**_LATENT, **_SIGMOID},
-    "dots1": {**_LATENT, "scoring_func": "noaux_tc"}, "ernie4_5_moe": {"moe_num_shared_experts": 1},
+    "dots1": {**_LATENT, **_SIGMOID}, "ernie4_5_moe": {"moe_num_shared_experts": 1},
     "eurobert": {"classifier_pooling": "mean", "mask_token_id": 3},
     "exaone4": _FULL,  # those of llama.cpp have windows in networks of 64 layers
     "exaone_moe": {**_MOST, "scoring_func": "sigmoid"}, "falcon": {"num_kv_heads": 1},
@@ -111,7 +111,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "minicpm3": _LATENT, "minimax_m2": {"rotary_dim": HEAD // 2, "scoring_func": "sigmoid"},
     "modernbert": {**_ROBERTA, "local_attention": 16, "layer_norm_eps": 1e-5, "cls_token_id": 0,
                    "sep_token_id": 2}, "mt5": _DECODER,
-    "nemotron_h": {"layer_types": ["linear_attention", "mlp", "linear_attention",
+    "nemotron_h": {"layer_types": ["linear_attention", "moe", "linear_attention",
                                    "full_attention"]},
     "nomic_bert": {"n_positions": 8192, "max_trained_positions": 2048, "causal": False,
                    "activation_function": "swiglu", "prenorm": False, "rotary_emb_fraction": 1.0,
@@ -122,7 +122,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_5_text": _HALF, "qwen3_next": _HALF,
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD,
                        "indexer_budget": 64, "indexer_compress_ratio": 4},
-    "roberta": _ROBERTA, "sarvam_mla": _LATENT, "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "roberta": _ROBERTA, "solar_open": {"rope_parameters": {"rope_type": "default",
+    "rope_theta": 1000000.0, "partial_rotary_factor": 1.0}}, "sarvam_mla": _LATENT, "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
     "t5": _DECODER, "umt5": _DECODER, "xlm-roberta": _ROBERTA, "youtu": _LATENT,
 }  # fmt: skip
 """What one network needs besides."""
@@ -169,8 +170,9 @@ def networks(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     Args:
         known: names of classes that the converter knows.
     """
-    mappings = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_MAPPING_NAMES,
-                auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)  # fmt: skip
+    mappings = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+                auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+                auto.MODEL_MAPPING_NAMES)  # fmt: skip
     for name in CONFIG_MAPPING:
         # The same network behind an encoder; and one that is published under another class.
         if f"{name}_text" in CONFIG_MAPPING or name == "sarvam_moe":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import RobertaProcessing, TemplateProcessing
 
 from tests.vocabularies import SPLITS, sentencepiece
@@ -49,8 +49,12 @@ def byte_pairs(
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pre != "gpt-2":
-        fast = {**json.loads(made.to_str()), "pre_tokenizer": SPLITS[pre][0]}
-        made = Tokenizer.from_str(json.dumps(fast))
+        *splits, plain = SPLITS[pre][0]["pretokenizers"]
+        expressions = [Regex(s["pattern"]["Regex"]) for s in splits]
+        made.pre_tokenizer = pre_tokenizers.Sequence([
+            *(pre_tokenizers.Split(e, "isolated") for e in expressions),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=plain["use_regex"]),
+        ])  # fmt: skip
     made.decoder = decoders.ByteLevel()
     made.train_from_iterator([_TEXT], trainers.BpeTrainer(
         vocab_size=N_TOKENS, special_tokens=[*first, "</s>", *more],
@@ -125,7 +129,8 @@ def _likely(n: int) -> list[tuple[str, float]]:
 
 def _unigrams(folder: Path, vocabulary: list[tuple[str, float]], unknown: int, end: str) -> None:
     made = Tokenizer(models.Unigram(vocabulary, unk_id=unknown))
-    made.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])  # fmt: skip
     made.decoder = decoders.Metaspace()
     ids = {t: i for i, (t, _) in enumerate(vocabulary)}
     special = [t for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if t in ids]
