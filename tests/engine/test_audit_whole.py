@@ -788,6 +788,31 @@ def test_a_config_of_nonsense_is_no_crash(tmp_path: Path, value: object) -> None
     assert "T104" in report.summary.rules_run
 
 
+def test_stacks_that_a_checkpoint_numbers_one_by_one_are_found(tmp_path: Path) -> None:
+    """HRM's two stacks: ``L_module.layers.0`` and ``H_module.layers.0`` (conversion/hrm_text.py)."""
+    made = whole("newest")
+    half = LAYERS // 2
+
+    def stacked(name: str) -> str:
+        _, _, rest = name.partition("model.layers.")
+        layer, _, part = rest.partition(".")
+        if not rest:
+            return name
+        stack = "L" if int(layer) < half else "H"
+        return f"model.{stack}_module.layers.{int(layer) % half}.{part}"
+
+    made.source = {stacked(n): w for n, w in made.source.items()}
+    made.keys |= {"hrm.layers_per_stack": half, "block_count": 5 * LAYERS}
+    made.config["num_hidden_layers"] = 5 * LAYERS
+    model, checkpoint = made.write(tmp_path)
+
+    report = audit(model, source=checkpoint, select=[*SELECTED, "N103"])
+
+    assert told(report) == []
+    coverage = next(f for f in report.findings if f.rule == "T104")
+    assert coverage.evidence["n_compared"] == len(made.tensors)
+
+
 def test_tensors_without_an_origin_are_listed(tmp_path: Path) -> None:
     made = whole("qwen3")
     model, checkpoint = made.write(tmp_path)
