@@ -84,7 +84,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
                     "layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
     "gemma3n_text": {**_WINDOW, "num_hidden_layers": 5, "altup_num_inputs": 4,
                      "layer_types": ["sliding_attention"] * 4 + ["full_attention"],
-                     "activation_sparsity_pattern": [0.95] * 5, "intermediate_size": [FEED] * 5,
+                     "activation_sparsity_pattern": [0.95] * 5, "intermediate_size": [4 * FEED] * 5,
                      "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0},
     "gemma4_text": {**_TURNS, "head_dim": HEAD, "global_head_dim": 2 * HEAD,
                     "final_logit_softcapping": 30.0},
