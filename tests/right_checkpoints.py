@@ -73,7 +73,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": KV_HEADS, "rope_theta": 10000.0, "clip_qkv": 8.0},
              "ffn_config": {"hidden_size": WIDTH, "ffn_hidden_size": FEED,
                             "moe_num_experts": EXPERTS, "moe_top_k": 2}},
-    "deepseek_v2": {**_LATENT, "topk_method": "greedy"}, 
+    "deepseek_v2": {**_LATENT, "topk_method": "greedy"},
     "deepseek_v3": {**_LATENT, **_SIGMOID}, "deepseek_v32": {**_LATENT, **_SIGMOID},
     "dots1": {**_LATENT, **_SIGMOID}, "ernie4_5_moe": {"moe_num_shared_experts": 1},
     "eurobert": {"classifier_pooling": "mean", "mask_token_id": 3},
@@ -101,7 +101,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "lfm2_moe": {**_CONVOLVED, "num_dense_layers": 1},
     "llama4_text": {"intermediate_size_mlp": FEED, "no_rope_layers": [1, 1, 1, 0],
                     "moe_layers": [1, 3], "interleave_moe_layer_step": 2},
-    "mamba2": {"num_heads": 8, "head_dim": HEAD}, 
+    "mamba2": {"num_heads": 8, "head_dim": HEAD},
     "mellum": {**_MOST, "rope_parameters": {k: {"rope_type": "default", "rope_theta": 500000.0}
                for k in ("full_attention", "sliding_attention")}},
     "mimo_v2_flash": {**_MOST, "swa_head_dim": HEAD, "swa_v_head_dim": HEAD,
@@ -122,18 +122,29 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_5_text": _HALF, "qwen3_next": _HALF,
     "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD,
                        "indexer_budget": 64, "indexer_compress_ratio": 4},
-    "roberta": _ROBERTA, "solar_open": {"rope_parameters": {"rope_type": "default",
-    "rope_theta": 1000000.0, "partial_rotary_factor": 1.0}}, "sarvam_mla": _LATENT, "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "qwen3_moe": {"norm_topk_prob": True}, "roberta": _ROBERTA,
+    "sarvam_mla": {**_LATENT, **_SIGMOID}, "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
+    "solar_open": {"rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0,
+                                       "partial_rotary_factor": 1.0}},
     "t5": _DECODER, "umt5": _DECODER, "xlm-roberta": _ROBERTA, "youtu": _LATENT,
 }  # fmt: skip
 """What one network needs besides."""
+
+DIFFERENT: Mapping[str, str] = {
+    "bamba": "half of each head turns, and the converter orders rows as if all of it did",
+    "camembert": "the converter keeps the positions of padding, and takes the tokens for BERT's",
+    "glm": "the converter writes 1e-5 for 1.5625e-7, and the width for the context",
+    "glm4_moe_lite": "Transformers' code has 1e-6 for the norms of a latent attention",
+    "minicpm3": "Transformers' code has 1e-6 for the norms of a latent attention",
+}
+"""Networks whose files do not compute what their sources compute, however right the steps were."""
 
 _KEPT: Mapping[str, tuple[str, ...]] = {
     "dbrx": ("rope_theta",), "falcon": ("head_dim", "num_key_value_heads", "ffn_hidden_size",
                                          "max_position_embeddings"),
     "gemma4_text": ("head_dim", "global_head_dim", "num_experts"),
     "hunyuan_v1_moe": ("num_experts_per_tok",),
-    **dict.fromkeys(("deepseek_v3", "deepseek_v32"), ("head_dim",)),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "youtu"), ("head_dim",)),
     "gpt_neox": ("num_key_value_heads",), "mamba": ("intermediate_size",),
     "falcon_mamba": ("intermediate_size",),
     **dict.fromkeys(("bert", "distilbert", "nomic_bert"), ("bos_token_id", "eos_token_id")),
@@ -151,10 +162,12 @@ _T5 = ("t5", "mt5", "umt5")
 
 def tokenizer_of(name: str) -> str:
     """Which tokenizer a network comes with."""
-    others = {"t5": _T5, "word pieces": _WORD_PIECES, "xlm-roberta": ("xlm-roberta", "camembert"),
-              "roberta": ("roberta", "modernbert"), "qwen2": ("qwen2", "qwen2_moe"), "no prefix": ("gemma", "gemma2", "gemma3_text",
-              "gemma3n_text", "gemma4_text"), "begun": ("deepseek_v2", "deepseek_v3",
-              "deepseek_v32")}  # fmt: skip
+    others = {
+        "t5": _T5, "word pieces": _WORD_PIECES, "xlm-roberta": ("xlm-roberta", "camembert"),
+        "roberta": ("roberta", "modernbert"), "qwen2": ("qwen2", "qwen2_moe", "qwen3_5_moe_text"),
+        "no prefix": ("gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text"),
+        "begun": ("deepseek_v2", "deepseek_v3", "deepseek_v32"),
+    }  # fmt: skip
     for kind, its in others.items():
         if name in its:
             return kind

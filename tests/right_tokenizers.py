@@ -121,8 +121,10 @@ def _likely(n: int) -> list[tuple[str, float]]:
     made = Tokenizer(models.Unigram())
     made.normalizer = normalizers.Replace(" ", _SPACE)
     made.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
-    made.train_from_iterator([_TEXT], trainers.UnigramTrainer(
-        vocab_size=n, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False))  # fmt: skip
+    trainer = trainers.UnigramTrainer(
+        vocab_size=n, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator([_TEXT], trainer)
     pieces = json.loads(made.to_str())["model"]["vocab"]
     return [(t, s) for t, s in pieces if t != "<unk>"]
 
@@ -199,6 +201,8 @@ def roberta(folder: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "byte pairs": byte_pairs, "begun": begun, "glm": glm, "qwen2": qwen2, "no prefix": no_prefix, "roberta": roberta, "sentences": sentences, "word pieces": word_pieces, "t5": t5,
+    "begun": begun, "byte pairs": byte_pairs, "glm": glm, "no prefix": no_prefix, "qwen2": qwen2,
+    "roberta": roberta, "sentences": sentences, "t5": t5, "word pieces": word_pieces,
     "xlm-roberta": xlm_roberta,
 }  # fmt: skip
+"""By what the networks are called that come with them, or by what they are."""

@@ -788,8 +788,20 @@ def test_a_config_of_nonsense_is_no_crash(tmp_path: Path, value: object) -> None
     assert "T104" in report.summary.rules_run
 
 
+@pytest.mark.parametrize(("file_type", "rules"), [("Q8_0", []), ("Q4_0", ["H203"])])
+def test_the_converter_quantizes_what_the_quantizer_leaves(
+    tmp_path: Path, file_type: str, rules: list[str]
+) -> None:
+    """Gemma 3n's LAuReL in Q8_0 (``prepare_tensors`` in conversion/base.py)."""
+    made = whole("qwen3", "F32", file_type)
+    made.tensors["blk.0.laurel_l.weight"] = np.ones((64, 64), np.float32)
+    model, _ = made.write(tmp_path)
+
+    assert [f.rule for f in audit(model, select=["H203"]).findings] == rules
+
+
 def test_stacks_that_a_checkpoint_numbers_one_by_one_are_found(tmp_path: Path) -> None:
-    """HRM's two stacks: ``L_module.layers.0`` and ``H_module.layers.0`` (conversion/hrm_text.py)."""
+    """HRM's: ``L_module.layers.0``, ``H_module.layers.0`` (conversion/hrm_text.py)."""
     made = whole("newest")
     half = LAYERS // 2
 

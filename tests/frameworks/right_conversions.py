@@ -31,6 +31,7 @@ from ggufnorm.engines.llama.quantize import quantize
 from ggufnorm.verbs import files
 from tests import converted_checkpoints, in_process
 from tests.converted_checkpoints import DONE
+from tests.right_checkpoints import DIFFERENT
 
 TYPES = (*converted_checkpoints.TYPES, "Q4_K_M")
 HEADS = ("errors", "warnings", "culprits", "refused", "crashed")
@@ -42,8 +43,10 @@ _NOT_ASKED = (
 """Steps of ``check`` for which nothing is at hand here."""
 _ENDED = json.dumps({"crashed": ["the process ended"]})
 """Of a file in which llama.cpp ended the process: the next call judges it in a child."""
-TEXT = ("The rain in Spain stays mainly in the plain, and so it is said to be in the end. "
-        "She sold 1,250 sea shells by the sea shore in 1998; he didn't, they've had none. ")  # fmt: skip
+TEXT = (
+    "The rain in Spain stays mainly in the plain, and so it is said to be in the end. "
+    "She sold 1,250 sea shells by the sea shore in 1998; he didn't, they've had none. "
+)
 
 
 @contextmanager
@@ -109,12 +112,17 @@ def judge(folder: Path, names: Iterable[str], types: Iterable[str]) -> Iterator[
 
 
 def table(said: list[dict[str, Any]]) -> str:
-    """By type: files and what was said of them."""
-    lines = [f"| type | files | {' | '.join(HEADS)} |", "|---|" + "---:|" * (len(HEADS) + 1)]
+    """By type: files, of how many something was said, and files that truly differ."""
+    lines = [f"| type | files | {' | '.join(HEADS)} | not as their source | named so |",
+             "|---|" + "---:|" * (len(HEADS) + 3)]  # fmt: skip
     for kind in TYPES:
         rows = [s for s in said if s["type"] == kind]
-        counts = [sum(bool(s.get(head)) for s in rows) for head in HEADS]
-        lines.append(f"| {kind} | {len(rows)} | {' | '.join(map(str, counts))} |")
+        right = [s for s in rows if s["name"] not in DIFFERENT]
+        others = [s for s in rows if s["name"] in DIFFERENT]
+        named = sum(bool(s.get("errors") or s.get("warnings") or s.get("culprits")) for s in others)
+        counts = [sum(bool(s.get(head)) for s in right) for head in HEADS]
+        cells = map(str, (len(right), *counts, len(others), named))
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -128,7 +136,9 @@ def main() -> None:
     given = parser.parse_args()
     words = [sys.executable, "-m", "tests.converted_checkpoints", given.llama_cpp, given.folder]
     subprocess.run([*words, *given.names], check=True)
-    made = {p.parent.name: json.loads(p.read_text()) for p in sorted(given.folder.glob(f"*/{DONE}"))}
+    made = {
+        p.parent.name: json.loads(p.read_text()) for p in sorted(given.folder.glob(f"*/{DONE}"))
+    }
     wanted = [n for n in made if not given.names or n in given.names]
     right = [n for n in wanted if not made[n]["failed"]]
     said = []
