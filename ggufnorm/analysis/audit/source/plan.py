@@ -296,9 +296,7 @@ class Planner:
                     names = self._of_layer.get(layer - before, [])
                     yield from (n for n in names if _stack(n) == stack)
 
-    def _among(
-        self, tensor: str, site: Site, pool: Sequence[str], used: set[str]
-    ) -> Making | None:
+    def _among(self, tensor: str, site: Site, pool: Sequence[str], used: set[str]) -> Making | None:
         size = int(np.prod(site.shape))
         sized: list[tuple[tuple[str, ...], int]] = [((n,), self._size(n)) for n in pool]
         if len(site.shape) > 2:

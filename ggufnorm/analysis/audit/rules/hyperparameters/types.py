@@ -35,6 +35,9 @@ _CONVERTED = frozenset(
 """Those of them that the converter itself stores in Q8_0 when asked for that type: they are not
 among the tensors that ``prepare_tensors`` (``conversion/base.py``) keeps in F32."""
 
+_ALL_CONVERTED = ("dbrx",)
+"""Architectures of which the converter stores every matrix so (``tensor_force_quant``)."""
+
 _WORDS = {
     "ffn_gate_inp": "routers choose experts", "ssm_conv1d": "the convolution is tiny",
     "ssm_a": "the state's decay", "ssm_d": "the state's skip", "attn_sinks": "attention's sinks",
@@ -66,7 +69,8 @@ def tensor_type(subject: Subject) -> Iterator[Problem]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, tensor in subject.file.tensors.items():
         role = _role(name)
-        if role in _CONVERTED and tensor.dtype == "Q8_0":
+        by_converter = role in _CONVERTED or subject.architecture in _ALL_CONVERTED
+        if by_converter and tensor.dtype == "Q8_0":
             continue
         if role in _KEPT and _is_quantized(tensor.ggml_type):
             found[role, tensor.dtype].append(name)
