@@ -800,6 +800,24 @@ def test_the_converter_quantizes_what_the_quantizer_leaves(
     assert [f.rule for f in audit(model, select=["H203"]).findings] == rules
 
 
+@pytest.mark.parametrize("is_xlm_roberta", [True, False])
+def test_the_mask_of_xlm_roberta_is_a_gap_in_right_files(
+    tmp_path: Path, is_xlm_roberta: bool
+) -> None:
+    """BGE-M3's: no SentencePiece model has it (conversion/bert.py)."""
+    made = whole("bert")
+    first = ["<s>", "<pad>", "</s>", "<unk>"] if is_xlm_roberta else ["a", "b", "c", "d"]
+    tokens = [*first, *(f"t{i}" for i in range(74)), "<s2>", "[PAD79]"]
+    made.keys["tokenizer.ggml.tokens"] = tokens
+    added = [{"id": 79, "content": "<mask>", "special": True}]
+    made.extra["tokenizer.json"] = json.dumps({"added_tokens": added})
+    model, checkpoint = made.write(tmp_path)
+
+    found = audit(model, source=checkpoint, select=["K403"]).findings
+
+    assert [f.rule for f in found] == ([] if is_xlm_roberta else ["K403"])
+
+
 def test_stacks_that_a_checkpoint_numbers_one_by_one_are_found(tmp_path: Path) -> None:
     """HRM's: ``L_module.layers.0``, ``H_module.layers.0`` (conversion/hrm_text.py)."""
     made = whole("newest")
