@@ -187,11 +187,11 @@ class Child:
 
     def _messages(
         self, cancellable: bool, on_progress: OnProgress
-    ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    ) -> Iterator[tuple[dict[str, Any], list[bytearray]]]:
         stdout = self.process.stdout
         assert stdout
         # A thread reads: an interrupted read would lose what it had of its frame.
-        frames: queue.SimpleQueue[tuple[Any, list[bytes]] | None] = queue.SimpleQueue()
+        frames: queue.SimpleQueue[tuple[Any, list[bytearray]] | None] = queue.SimpleQueue()
 
         def read() -> None:
             with contextlib.suppress(OSError, ValueError):
@@ -280,7 +280,7 @@ def _keep_last(stream: IO[bytes], log: deque[str], servers: list[str]) -> None:
             log.append(line)
 
 
-def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) -> Any:
+def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytearray]) -> Any:
     """A task's job or result from the plain form that crossed.
 
     Args:
