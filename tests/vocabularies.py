@@ -173,8 +173,14 @@ def sentencepiece(
     charsmap: bytes = b"",
     *,
     joins: bool = False,
+    merges: bool = False,
+    prefix: bool = True,
 ) -> bytes:
-    """``ModelProto`` with pieces; a space is put before texts, runs of spaces may be joined."""
+    """``ModelProto`` with pieces; a space may be put before texts, runs of spaces joined.
+
+    Args:
+        merges: whether pieces are merged by their scores, and bytes stand for unknown letters.
+    """
 
     def of_length(number: int, data: bytes) -> bytes:
         return bytes([number << 3 | 2, len(data)]) + data
@@ -183,5 +189,7 @@ def sentencepiece(
     for text, score, kind in zip(texts, scores, kinds, strict=True):
         piece = of_length(1, text.encode()) + b"\x15" + struct.pack("<f", score)
         found += of_length(1, piece + bytes([3 << 3, kind]))
+    if merges:  # TrainerSpec.model_type and byte_fallback
+        found += of_length(2, bytes([3 << 3, 2, 0x98, 0x02, 1]))
     spec = of_length(2, charsmap) if charsmap else b""
-    return found + of_length(3, spec + bytes([3 << 3, 1, 4 << 3, joins]))
+    return found + of_length(3, spec + bytes([3 << 3, prefix, 4 << 3, joins]))

@@ -101,14 +101,14 @@ def _ropes(operation: Operation, x: Array, numbers: Mapping[str, float]) -> Iter
     for yarn in dict.fromkeys([used.yarn, None]):
         for kind, n_dims, base, scale in product(pairs, sizes, bases, scales):
             other = replace(used, pairs=kind, n_dims=n_dims, base=base, scale=scale, yarn=yarn)
-            if other == used:
-                continue
-            hint = _PERMUTED if (used.pairs, kind) == ("neighbours", "halves") else ""
-            yield Change(f"turns {used}", f"turning {other}{hint}", other.apply(x))
+            if other != used:
+                hint = _PERMUTED if (used.pairs, kind) == ("neighbours", "halves") else ""
+                yield Change(f"turns {used}", f"turning {other}{hint}", other.apply(x))
             if used.pairs == "neighbours" == kind and n_dims < x.shape[-1]:
                 # The converter permuted whole heads, and Transformers turns a part of each.
                 part = replace(other, pairs="halves")
-                yield Change(f"turns {used}", f"turning {part}", part.apply(as_halves(x)))
+                hint = f" (rows are ordered as if all {x.shape[-1]} channels of a head turned)"
+                yield Change(f"turns {used}", f"turning {part}{hint}", part.apply(as_halves(x)))
 
 
 def known_difference(operation: Operation, inputs: Sequence[Array]) -> Change | None:

@@ -788,6 +788,61 @@ def test_a_config_of_nonsense_is_no_crash(tmp_path: Path, value: object) -> None
     assert "T104" in report.summary.rules_run
 
 
+@pytest.mark.parametrize(("file_type", "rules"), [("Q8_0", []), ("Q4_0", ["H203"])])
+def test_the_converter_quantizes_what_the_quantizer_leaves(
+    tmp_path: Path, file_type: str, rules: list[str]
+) -> None:
+    """Gemma 3n's LAuReL in Q8_0 (``prepare_tensors`` in conversion/base.py)."""
+    made = whole("qwen3", "F32", file_type)
+    made.tensors["blk.0.laurel_l.weight"] = np.ones((64, 64), np.float32)
+    model, _ = made.write(tmp_path)
+
+    assert [f.rule for f in audit(model, select=["H203"]).findings] == rules
+
+
+@pytest.mark.parametrize("is_xlm_roberta", [True, False])
+def test_the_mask_of_xlm_roberta_is_a_gap_in_right_files(
+    tmp_path: Path, is_xlm_roberta: bool
+) -> None:
+    """BGE-M3's: no SentencePiece model has it (conversion/bert.py)."""
+    made = whole("bert")
+    first = ["<s>", "<pad>", "</s>", "<unk>"] if is_xlm_roberta else ["a", "b", "c", "d"]
+    tokens = [*first, *(f"t{i}" for i in range(74)), "<s2>", "[PAD79]"]
+    made.keys["tokenizer.ggml.tokens"] = tokens
+    added = [{"id": 79, "content": "<mask>", "special": True}]
+    made.extra["tokenizer.json"] = json.dumps({"added_tokens": added})
+    model, checkpoint = made.write(tmp_path)
+
+    found = audit(model, source=checkpoint, select=["K403"]).findings
+
+    assert [f.rule for f in found] == ([] if is_xlm_roberta else ["K403"])
+
+
+def test_stacks_that_a_checkpoint_numbers_one_by_one_are_found(tmp_path: Path) -> None:
+    """HRM's: ``L_module.layers.0``, ``H_module.layers.0`` (conversion/hrm_text.py)."""
+    made = whole("newest")
+    half = LAYERS // 2
+
+    def stacked(name: str) -> str:
+        _, _, rest = name.partition("model.layers.")
+        layer, _, part = rest.partition(".")
+        if not rest:
+            return name
+        stack = "L" if int(layer) < half else "H"
+        return f"model.{stack}_module.layers.{int(layer) % half}.{part}"
+
+    made.source = {stacked(n): w for n, w in made.source.items()}
+    made.keys |= {"hrm.layers_per_stack": half, "block_count": 5 * LAYERS}
+    made.config["num_hidden_layers"] = 5 * LAYERS
+    model, checkpoint = made.write(tmp_path)
+
+    report = audit(model, source=checkpoint, select=[*SELECTED, "N103"])
+
+    assert told(report) == []
+    coverage = next(f for f in report.findings if f.rule == "T104")
+    assert coverage.evidence["n_compared"] == len(made.tensors)
+
+
 def test_tensors_without_an_origin_are_listed(tmp_path: Path) -> None:
     made = whole("qwen3")
     model, checkpoint = made.write(tmp_path)

@@ -7,7 +7,7 @@ order where it is as many norms of the same kind and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +56,15 @@ class Joined:
     skipped: tuple[Skipped, ...]
 
 
+def first_calls(engine: Iterable[ObservedNorm]) -> Iterator[ObservedNorm]:
+    """Each norm once: one that a network runs again is known by its first run, as in torch."""
+    seen: set[str] = set()
+    for norm in engine:
+        if norm.name not in seen:
+            seen.add(norm.name)
+            yield norm
+
+
 def join_gguf(
     source: Sequence[ObservedNorm], engine: Sequence[ObservedNorm], file: ModelFile
 ) -> Joined:
@@ -78,7 +87,7 @@ def join_gguf(
         if (name := parse_norm_name(tensor, file.architecture, file.tensors)) is not None
     }
     found: list[Match] = []
-    for norm in engine:
+    for norm in first_calls(engine):
         theirs = by_tensor.get(norm.weight_name or norm.name)
         if theirs is None and norm.weight_name is None:
             theirs = by_place.get((norm.layer, norm.role))

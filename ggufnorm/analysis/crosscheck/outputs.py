@@ -46,6 +46,9 @@ def compare_output(
             return compare_score(source, file, tokens, n_threads)
         if stated == RANK and source.pooling is None:
             return compare_answer(source, file, tokens, n_threads)
+        if file.architecture == "t5" and source.pooling is None:
+            # A checkpoint of T5Model has no head, and the file predicts with its embeddings.
+            return None if predicts else skipped(EMBEDDING, "an encoder-decoder gives none")
         if source.pooling is None and not stated:
             return None if predicts else _compare_states(source, file, tokens, n_threads)
         return _compare_pooled(source, file, stated, tokens, n_threads)

@@ -7,7 +7,7 @@ difference from further up hides it, and none adds to it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import Array, by_token
 from ggufnorm.engines import worker
-from ggufnorm.engines.base import Activation, Batch, Graph, Runner
+from ggufnorm.engines.base import Activation, Batch, Graph, NormPlan, Runner
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
 from ggufnorm.runs.options import EXACT, on_servers
@@ -117,10 +117,19 @@ def observe_pinned(job: PinnedJob, _channel: Channel) -> PinnedRun:
         inputs = {
             norm.key: by_token(seen[k][norm.input], run.n_rows, job.values[norm.key].shape[-1])
             for k, (graph, _) in enumerate(run.parts)
-            for norm in graph.norms
+            for norm in first_runs(graph)
             if norm.key in job.values and norm.input in seen.get(k, {})
         }
         return PinnedRun(inputs, run.logits())
+
+
+def first_runs(graph: Graph) -> Iterator[NormPlan]:
+    """Each norm where it is run first: in Gemma 3n's AltUp a block runs one twice."""
+    seen: set[str] = set()
+    for norm in graph.norms:
+        if norm.key not in seen:
+            seen.add(norm.key)
+            yield norm
 
 
 def pins_of(graph: Graph, values: Mapping[str, Array], n_tokens: int) -> dict[int, Array]:
@@ -132,7 +141,7 @@ def pins_of(graph: Graph, values: Mapping[str, Array], n_tokens: int) -> dict[in
         n_tokens: of the batch.
     """
     pins: dict[int, Array] = {}
-    for norm in graph.norms:
+    for norm in first_runs(graph):
         if norm.key in values and norm.input not in pins:
             shape = (*reversed(graph.nodes[norm.input].shape),)
             laid_out = _laid_out(values[norm.key], shape, n_tokens)

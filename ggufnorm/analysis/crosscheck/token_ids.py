@@ -46,6 +46,8 @@ PROBES = {
 }  # fmt: skip
 """What each text tries, and the text. No letters that a normalization would compose or fold:
 Transformers applies it and llama.cpp does not, in files that are right."""
+_FAIRSEQ, _MASK = ["<s>", "<pad>", "</s>", "<unk>"], "<mask>"
+"""XLM-RoBERTa's first tokens, and the one that its SentencePiece model lacks."""
 _MOST_SPECIAL = 8
 _AROUND = 12
 """Letters shown on either side of where two tokenizers part."""
@@ -156,16 +158,24 @@ def _sayable(path: Path, texts: Sequence[str], theirs: Sequence[Ids]) -> Iterato
 
     It cannot where the source has tokens that the network has no row for (T5's ``<extra_id_0>``
     of a smaller vocabulary), nor at line ends and tabs where a Unigram model came without the map
-    that makes spaces of them: Transformers has a map of its own then.
+    that makes spaces of them: Transformers has a map of its own then. Nor at XLM-RoBERTa's mask,
+    for which the converter leaves a gap (``_xlmroberta_set_vocab`` in ``conversion/bert.py``).
     """
     with open_model(path) as file:
         rows = file.tensors.get("token_embd.weight")
         most = rows.shape[-1] if rows is not None else None
         is_unigram = file.metadata.string("tokenizer.ggml.model") == "t5"
         has_map = "tokenizer.ggml.precompiled_charsmap" in file.metadata
+        tokens = file.metadata.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
+    gap = _MASK if tokens[: len(_FAIRSEQ)] == _FAIRSEQ and _MASK not in tokens else None
     for text, ids in zip(texts, theirs, strict=True):
         has_row = most is None or max(ids, default=0) < most
-        yield has_row and not (is_unigram and not has_map and set(text) & set("\n\r\t"))
+        yield (
+            has_row
+            and text != gap
+            and not (is_unigram and not has_map and set(text) & set("\n\r\t"))
+        )
 
 
 def with_decoder_start(ids: TokenIds, start: int | None, location: str) -> TokenIds:

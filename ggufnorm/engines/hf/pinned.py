@@ -35,13 +35,15 @@ def norm_inputs(
     """Run token ids and keep what goes into some norms.
 
     A value is replaced where it lies, so that the residual stream, which a norm's input most
-    often is, goes on with the other value too.
+    often is, goes on with the other value too. Norms that read one value (both of a parallel
+    block of GPT-NeoX) are all said to have got what was there before the first of them.
 
     Args:
         model: to run.
         tokens: ids.
         names: of the norms' modules.
-        pins: what each norm is given in the place of its own input; None for that itself.
+        pins: what each norm is given at its first call in the place of its own input; None for
+            that itself.
     """
     seen = NormInputs()
     given: Mapping[str, Sequence[torch.Tensor]] = {} if pins is None else pins.calls
@@ -67,16 +69,26 @@ def _kept(
     seen: NormInputs,
     given: Mapping[str, Sequence[torch.Tensor]],
 ) -> Iterator[None]:
+    replaced: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def own(x: torch.Tensor) -> torch.Tensor:
+        """What was in a tensor, which another norm's pin may have replaced."""
+        pin, before = replaced.get(x.data_ptr(), (None, x))
+        is_pinned = pin is not None and pin.shape == x.shape and torch.equal(pin, x)
+        return before if is_pinned else x.detach().clone()
+
     def keeper(name: str) -> Any:
         def keep(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
             if not isinstance(x, torch.Tensor):
                 return
             calls = seen.calls.setdefault(name, [])
-            calls.append(x.detach().clone())
-            others = given.get(name, ())
+            calls.append(own(x))
+            others = given.get(name, ())[:1]
             if len(calls) <= len(others) and others[len(calls) - 1].shape == x.shape:
-                x.copy_(others[len(calls) - 1])
+                pin = others[len(calls) - 1]
+                replaced[x.data_ptr()] = (pin, calls[-1])
+                x.copy_(pin)
 
         return keep
 

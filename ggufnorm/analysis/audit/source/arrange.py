@@ -154,9 +154,13 @@ def _grouped(part: int) -> Step:
 
 
 def _half(part: int, axis: int) -> Step:
+    return _nth(part, 2, axis)
+
+
+def _nth(part: int, of: int, axis: int) -> Step:
     def cut(w: Stored, _site: Site) -> Stored:
-        _need(w.ndim >= -axis and w.shape[axis] % 2 == 0)
-        return np.split(w, 2, axis)[part]
+        _need(w.ndim >= -axis and w.shape[axis] % of == 0)
+        return np.split(w, of, axis)[part]
 
     return cut
 
@@ -313,6 +317,9 @@ STEPS: dict[str, Step] = {
     "v of each K head": _grouped(2),
     "first half of the rows": _half(0, -2),
     "second half of the rows": _half(1, -2),
+    # Gate, Q, K and V in one (conversion/hrm_text.py): the others are the first and last rows.
+    "second quarter of the rows": _nth(1, 4, -2),
+    "third quarter of the rows": _nth(2, 4, -2),
     "first half of the columns": _half(0, -1),
     "second half of the columns": _half(1, -1),
     "even rows": _alternate(0, -2),
@@ -344,7 +351,8 @@ WHOLE_ROWS = frozenset(
         "heads interleaved", "heads deinterleaved", "rotary part deinterleaved",
         "q, k, v regrouped from each head", "q, k, v regrouped from each K head",
         "q rows", "k rows", "v rows", "q of each K head", "k of each K head", "v of each K head",
-        "first half of the rows", "second half of the rows", "even rows", "odd rows",
+        "first half of the rows", "second half of the rows", "second quarter of the rows",
+        "third quarter of the rows", "even rows", "odd rows",
         "values of each head", "q, k, v of each K head", "z of each K head", "V heads tiled",
         "V heads tiled behind q and k", "first rows", "last rows", "padded with zeros",
     )
@@ -380,7 +388,8 @@ WHOLE: tuple[Steps, ...] = (
 PARTS: tuple[Steps, ...] = tuple(
     (cut, *then)
     for cut in (
-        "first half of the rows", "second half of the rows", "q rows", "k rows", "v rows",
+        "first half of the rows", "second half of the rows", "second quarter of the rows",
+        "third quarter of the rows", "q rows", "k rows", "v rows",
         "first rows", "last rows", "padded with zeros", "first half of the columns",
         "second half of the columns", "even rows", "odd rows", "even columns", "odd columns",
         "q of each K head", "k of each K head", "v of each K head",

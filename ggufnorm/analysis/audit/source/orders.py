@@ -54,11 +54,17 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("*", "attn_v_b", (("values of each head",),)),
     ("qwen3next", "attn_qkv", (("q, k, v of each K head",), _AS_IS)),
     ("qwen3next", "attn_gate", (("z of each K head",), _AS_IS)),
-    ("qwen35*", "attn_qkv", (("V heads tiled behind q and k",), _AS_IS)),
-    ("qwen35*", "attn_gate", (("V heads tiled",), _AS_IS)),
-    ("qwen35*", "ssm_conv1d*", (("V heads tiled behind q and k",),)),
-    ("qwen35*", "ssm_out", (("V heads tiled in the columns",),)),
-    ("qwen35*", "ssm_*", (("V heads tiled",), _AS_IS)),
+    *(
+        (name, role, orders)
+        for name in ("qwen35*", "qwen4exp")  # _LinearAttentionVReorderBase of conversion/qwen.py
+        for role, orders in (
+            ("attn_qkv", (("V heads tiled behind q and k",), _AS_IS)),
+            ("attn_gate", (("V heads tiled",), _AS_IS)),
+            ("ssm_conv1d*", (("V heads tiled behind q and k",),)),
+            ("ssm_out", (("V heads tiled in the columns",),)),
+            ("ssm_*", (("V heads tiled",), _AS_IS)),
+        )
+    ),
     ("dbrx", "ffn_down_exps", (("transposed within each expert",),)),
     ("glm4", "attn_[qk]*", (_AS_IS, ("rotary part deinterleaved",))),
     ("plamo", "attn_q", (("PLaMo's Q heads",),)),

@@ -276,8 +276,28 @@ class Planner:
     def _by_value(self, tensor: str, used: set[str]) -> Making | None:
         """The source's tensors of the same layer that have its values, in whatever order."""
         site = self.site(tensor)
-        size = int(np.prod(site.shape))
         pool = self._of_layer.get(site.layer, []) or self._of_layer.get(None, [])
+        return self._among(tensor, site, pool, used) or self._among(
+            tensor, site, list(self._of_stacks(site.layer)), used
+        )
+
+    def _of_stacks(self, layer: int | None) -> Iterator[str]:
+        """Names of the layers that are this one where a stack of layers follows another one.
+
+        A checkpoint numbers each stack from 0, a file all of them.
+        """
+        sizes: dict[str, int] = {}
+        for number, names in self._of_layer.items():
+            for stack in {_stack(n) for n in names if number is not None}:
+                sizes[stack] = max(sizes.get(stack, 0), (number or 0) + 1)
+        for stack, size in sizes.items():
+            for before in {s for other, s in sizes.items() if other != stack}:
+                if layer is not None and 0 <= layer - before < size:
+                    names = self._of_layer.get(layer - before, [])
+                    yield from (n for n in names if _stack(n) == stack)
+
+    def _among(self, tensor: str, site: Site, pool: Sequence[str], used: set[str]) -> Making | None:
+        size = int(np.prod(site.shape))
         sized: list[tuple[tuple[str, ...], int]] = [((n,), self._size(n)) for n in pool]
         if len(site.shape) > 2:
             stacks = [(names, sum(map(self._size, names))) for names in _numbered_alike(pool)]
@@ -375,6 +395,12 @@ def _same(making: Making | None, sources: tuple[str, ...], steps: Steps) -> bool
     if making is None or making.sources != sources:
         return False
     return making.holds or making.steps == steps
+
+
+def _stack(name: str) -> str:
+    """What a name begins with before the number of its layer."""
+    found = _SOURCE_LAYER.search(name)
+    return name[: found.start(1)] if found else ""
 
 
 def _without_layer(name: str) -> str:

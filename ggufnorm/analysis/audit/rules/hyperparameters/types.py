@@ -24,6 +24,19 @@ _KEPT = frozenset(
 )  # fmt: skip
 """Roles of tensors that ``tensor_allows_quantization`` (``src/llama-quant.cpp``) leaves alone."""
 
+_CONVERTED = frozenset(
+    (
+        "per_layer_model_proj", "altup_proj", "altup_unembd_proj", "altup_router", "laurel_l",
+        "laurel_r", "attn_rel_b", "time_mix_v1", "time_mix_v2", "time_mix_a1", "time_mix_a2",
+        "time_mix_g1", "time_mix_g2",
+    )
+)  # fmt: skip
+"""Those of them that the converter itself stores in Q8_0 when asked for that type: they are not
+among the tensors that ``prepare_tensors`` (``conversion/base.py``) keeps in F32."""
+
+_ALL_CONVERTED = ("dbrx",)
+"""Architectures of which the converter stores every matrix so (``tensor_force_quant``)."""
+
 _WORDS = {
     "ffn_gate_inp": "routers choose experts", "ssm_conv1d": "the convolution is tiny",
     "ssm_a": "the state's decay", "ssm_d": "the state's skip", "attn_sinks": "attention's sinks",
@@ -55,6 +68,9 @@ def tensor_type(subject: Subject) -> Iterator[Problem]:
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, tensor in subject.file.tensors.items():
         role = _role(name)
+        by_converter = role in _CONVERTED or subject.architecture in _ALL_CONVERTED
+        if by_converter and tensor.dtype == "Q8_0":
+            continue
         if role in _KEPT and _is_quantized(tensor.ggml_type):
             found[role, tensor.dtype].append(name)
     for (role, dtype), names in found.items():

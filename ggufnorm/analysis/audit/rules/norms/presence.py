@@ -157,7 +157,7 @@ def block_count(subject: Subject) -> Iterator[Problem]:
     _language(subject)
     arch = subject.architecture
     for stem, key in _counted_parts(subject):
-        count = subject.metadata.integer(key)
+        count = _stored(subject, subject.metadata.integer(key))
         present = {b.number for b in _blocks(subject) if b.stem.startswith(f"{stem}.")}
         if count is None or not present:
             continue
@@ -172,6 +172,16 @@ def block_count(subject: Subject) -> Iterator[Problem]:
             yield Problem(message, layer=(absent or beyond)[0], evidence=evidence)
     if subject.integer(Keys.LLM.BLOCK_COUNT) is None:
         raise NotApplicableError(f"{arch}.block_count is not present")
+
+
+def _stored(subject: Subject, count: int | None) -> int | None:
+    """How many of the blocks that run a file holds.
+
+    HRM runs two stacks of blocks in turns, and counts each turn, as each has a part of the cache
+    (``conversion/hrm_text.py``, ``src/models/hrm-text.cpp``).
+    """
+    of_stack = subject.metadata.integer(f"{subject.architecture}.hrm.layers_per_stack")
+    return count if not of_stack else 2 * of_stack
 
 
 def _language(subject: Subject) -> None:
