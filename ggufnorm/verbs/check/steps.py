@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -16,7 +16,7 @@ from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines.chat import CHAT_TEMPLATE
 from ggufnorm.formats.files import open_regular
 from ggufnorm.formats.location import open_model
-from ggufnorm.runs.options import PLAIN, RunSettings, placed
+from ggufnorm.runs.options import PLAIN, placed
 from ggufnorm.verbs.check import by_rules, by_runs
 from ggufnorm.verbs.check.case import Case, memory, missing_packages, seconds, threads
 from ggufnorm.verbs.check.suspects import Judgement
@@ -175,10 +175,15 @@ def _run_cost(case: Case) -> str:
 
 def _run(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
     o = case.options
-    layers = o.n_gpu_layers if o.side.n_gpu_layers is None else o.side.n_gpu_layers
-    side = replace(placed(PLAIN, o.side), n_gpu_layers=layers)
-    how = RunSettings(side, o.n_threads, o.check_memory)
-    report = _audit(case, run=True, select=("C",), how=how)
+    report = _audit(
+        case,
+        run=True,
+        select=("C",),
+        n_threads=o.n_threads,
+        n_gpu_layers=o.n_gpu_layers,
+        options=placed(PLAIN, o.side),
+        check_memory=o.check_memory,
+    )
     yield from by_rules.accusations(report, _run_command(case))
     yield from by_rules.of_run(report, _run_command(case))
 
