@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggufnorm.cli import INTERRUPTED
-from ggufnorm.cli.devices import rpc_option, serve_all
 from ggufnorm.cli.models import (
     at_least_one,
     model_arguments,
@@ -17,11 +16,12 @@ from ggufnorm.cli.models import (
     require_kinds,
     require_source,
 )
-from ggufnorm.cli.options import llama_cpp_option
+from ggufnorm.cli.options import LLAMA_ONLY, engine_options, refuse, side_of, side_options
 from ggufnorm.cli.output import FORMATS, choose_format, emit, output_options, require_outputs
 from ggufnorm.cli.process import complain
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.audit import SEVERITIES, AuditReport, AuditSet, PassedOver, Severity
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.report.formats import STREAMS
@@ -30,6 +30,7 @@ from ggufnorm.report.formatting import counted
 if TYPE_CHECKING:
     from ggufnorm.analysis.audit.ignores import Ignore
 
+_RUN_ONLY = ("threads", "no_memory_check", *LLAMA_ONLY)
 _FORMATS = (*FORMATS, "sarif", "github", *STREAMS)
 
 
@@ -46,9 +47,9 @@ def split_ids(
     "--source", metavar="SOURCE", help="What the models were converted from: a folder with"
     " config.json and safetensors, or hf://org/repo; every tensor and key is compared."
 )  # fmt: skip
-@llama_cpp_option
-@rpc_option(expose_value=False, callback=serve_all)
 @click.option("--run", is_flag=True, help="Run each model in llama.cpp too.")
+@engine_options
+@side_options({"": "with --run"})
 @click.option(
     "--full", is_flag=True, help="Read all tensors, not just the norms: done anyway where the"
     " model and its source are both on this machine."
@@ -100,7 +101,10 @@ def split_ids(
     " tcp://HOST:8786.",
 )  # fmt: skip
 @output_options(*_FORMATS)
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     models: tuple[str, ...],
     hf_repos: tuple[str, ...],
     source: str | None,
@@ -117,8 +121,12 @@ def command(
     jobs: int | None,
     no_cache: bool,
     dask: str | None,
+    threads: int | None,
+    gpu_layers: GpuLayers | None,
+    no_memory_check: bool,
     fmt: str | None,
     output: Path | None,
+    **side: Any,
 ) -> int:
     """Check a converted GGUF model: its norms, and with --source every tensor and key.
 
@@ -148,6 +156,13 @@ def command(
         "accepted": [*policy.accepted, *_known(baseline)], "severities": policy.severities,
         "jobs": jobs, "cache": not no_cache, "dask": dask,
     }  # fmt: skip
+    if run:
+        shared |= {
+            "n_threads": threads, "n_gpu_layers": gpu_layers, "options": side_of(side),
+            "check_memory": not no_memory_check,
+        }  # fmt: skip
+    else:
+        refuse(context, _RUN_ONLY, "goes with --run")
     if manifest or save_manifest:
         _require_one(locations, fmt)
     if fmt in STREAMS:

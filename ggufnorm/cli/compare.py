@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggufnorm.cli.devices import serve_all
 from ggufnorm.cli.models import all_models, at_least_one, model_arguments, require_kinds
 from ggufnorm.cli.options import (
-    LLAMA_ONLY,
     crossed_logits,
     crossed_sites,
     crossed_thresholds,
@@ -35,7 +35,13 @@ from ggufnorm.cli.output import (
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.frameworks import FrameworksReport
 
+if TYPE_CHECKING:
+    from ggufnorm.runs.options import SideOptions
+
 _ACROSS_ONLY = ("text_file", "n_tokens", "image", "max_rel", "trust_remote_code")
+_INEXACT = (
+    "flash_attn", "cache_type_k", "cache_type_v", "extra_bufts", "unfused_norms", "ubatch_size",
+)  # fmt: skip
 _TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
 
 
@@ -63,7 +69,7 @@ _TEXT_ONLY = ("text_file", "n_tokens", "max_kld", "min_top1")
 @resume_option
 @time_option
 @engine_options
-@side_options({"": "in the model beside a trace"})
+@side_options({"": "in GGUF models"})
 @threshold_options
 @output_options(*FORMATS)
 @click.pass_context
@@ -97,9 +103,8 @@ def command(
         refuse(context, _ACROSS_ONLY, "does not go with traces")
         all_models(models, hf_repos, "REF", "QUANT")
     else:
-        refused = [name for name in (*LLAMA_ONLY, "resume", "budget") if name != "rpc"]
-        refuse(context, refused, "does not go with hf: and .onnx")
-        serve_all(context, None, options["rpc"])
+        refuse(context, ("resume", "budget"), "does not go with hf: and .onnx")
+        refuse(context, _INEXACT, "does not go with hf: and .onnx: llama.cpp runs exactly there")
         if options["image"] is not None:
             refuse(context, _TEXT_ONLY, "does not go with --image")
         if len(locations) < 2:
@@ -115,8 +120,8 @@ def command(
             n_tokens=options["n_tokens"],
             image=options["image"],
             n_threads=options["threads"],
-            n_gpu_layers=options["gpu_layers"] if how == "traces" else None,
-            options=side_of(options) if how == "traces" else None,
+            n_gpu_layers=options["gpu_layers"],
+            options=_side_of(options, is_exact=how != "traces"),
             resume=options["resume"],
             budget=options["budget"],
             trust_remote_code=options["trust_remote_code"],
@@ -132,3 +137,9 @@ def command(
         return tell_crossed(lines)
     ended = tell_cut(report.run.cut)
     return ended or tell_crossed(crossed_thresholds(report, *limits))
+
+
+def _side_of(options: Mapping[str, Any], *, is_exact: bool) -> SideOptions:
+    """llama.cpp's options; across frameworks without a variable's batch size, which is exact."""
+    found = side_of(options)
+    return replace(found, n_ubatch=type(found).n_ubatch) if is_exact else found

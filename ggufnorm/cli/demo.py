@@ -8,16 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from ggufnorm.cli.options import engine_options_for, side_of, side_options
 from ggufnorm.cli.output import emit
 from ggufnorm.cli.progress import progress_bar
 from ggufnorm.core.drift import DriftReport
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import InputError, NoQuantizerError
 from ggufnorm.formats.output import replacing, reported, temporary_folder
 
 FAULTY = "blk.2.ffn_down.weight"
+THREADS = 1
+"""The sample's products are too small to share: without OpenMP (prebuilt builds) ggml starts
+threads for each hook point anew, and those wait for each other busily."""
 
 
 @click.command("demo")
@@ -28,21 +34,35 @@ FAULTY = "blk.2.ffn_down.weight"
     type=click.IntRange(min=1),
     help="Chunks of 512 tokens of the bundled text to run.",
 )
+@engine_options_for(str(THREADS))
+@side_options({"": "in both models"})
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path),
     help="Keep the three models in this folder, to try other commands on them.",
 )  # fmt: skip
-def command(chunks: int, keep: Path | None) -> int:
+def command(
+    chunks: int,
+    threads: int | None,
+    gpu_layers: GpuLayers | None,
+    no_memory_check: bool,
+    keep: Path | None,
+    **side: Any,
+) -> int:
     """Quantize the bundled model, show its drift, then damage a tensor and locate it."""
     from ggufnorm.analysis.drift.run import drift
     from ggufnorm.samples import sample_model
 
     model = sample_model()
+    options = side_of(side)
+    how: dict[str, Any] = {
+        "chunks": chunks, "n_threads": threads or THREADS, "n_gpu_layers": gpu_layers,
+        "options": options, "options_ref": options, "check_memory": not no_memory_check,
+    }  # fmt: skip
     with _folder(keep, model) as folder:
         quant = _quantized(model, folder)
         faulty = quant.with_name(f"{quant.stem}-damaged.gguf")
         with progress_bar("drift") as show:
-            report = drift(model, quant, chunks=chunks, on_progress=show)
+            report = drift(model, quant, **how, on_progress=show)
         emit(_kept_in(report, keep), "text", None)
 
         damage(quant, faulty, FAULTY)
@@ -52,7 +72,7 @@ def command(chunks: int, keep: Path | None) -> int:
         )
         sys.stdout.flush()
         with progress_bar("drift") as show:
-            report = drift(model, faulty, chunks=chunks, on_progress=show)
+            report = drift(model, faulty, **how, on_progress=show)
         emit(_kept_in(report, keep), "text", None)
     named = report.culprit.tensor if report.culprit else None
     if named != FAULTY:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -123,12 +122,11 @@ def layers_option(prefix: str = "") -> Callable[[F], F]:
                    variable="N_GPU_LAYERS")  # fmt: skip
 
 
-def rpc_option(prefix: str = "", **more: Any) -> Callable[[F], F]:
+def rpc_option(prefix: str = "") -> Callable[[F], F]:
     """``--rpc``.
 
     Args:
         prefix: of the side's options.
-        more: for click.
     """
     text = (
         "Put layers on these servers of llama.cpp's RPC backend: trusted machines and networks"
@@ -136,26 +134,8 @@ def rpc_option(prefix: str = "", **more: Any) -> Callable[[F], F]:
     )
     return click.option(
         f"--{prefix}rpc", type=Servers(), metavar="HOST:PORT,…", is_eager=not prefix,
-        help=_help(prefix, "-rpc", text), **_variable(prefix, "RPC"), **more,
+        help=_help(prefix, "-rpc", text), **_variable(prefix, "RPC"),
     )  # fmt: skip
-
-
-def serve_all(
-    context: click.Context, _option: click.Parameter | None, servers: tuple[str, ...] | None
-) -> None:
-    """Have all runs of this process on servers until the command ends; a callback of an option."""
-    if servers is None or context.resilient_parsing:
-        return
-    from ggufnorm.runs.options import SERVERS_VARIABLE
-
-    before = os.environ.get(SERVERS_VARIABLE)
-    os.environ[SERVERS_VARIABLE] = ",".join(servers) or "none"
-
-    def restore() -> None:
-        os.environ.pop(SERVERS_VARIABLE, None)
-        os.environ.update({} if before is None else {SERVERS_VARIABLE: before})
-
-    context.call_on_close(restore)
 
 
 def device_options(prefix: str) -> tuple[Callable[[F], F], ...]:

@@ -217,21 +217,34 @@ list_devices_option = click.option(
 """What ``-dev`` can name."""
 
 
-def engine_options(command: F) -> F:
-    """The hardware that llama.cpp runs on."""
-    return _add(
-        command,
-        click.option(
-            "-t", "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: all]"
-        ),
-        layers_option(),
-        list_devices_option,
-        llama_cpp_option,
-        click.option(
-            "--no-memory-check", is_flag=True,
-            help="Do not refuse models that exceed the free memory.",
-        ),
-    )  # fmt: skip
+def engine_options_for(threads: str) -> Callable[[F], F]:
+    """The hardware that llama.cpp runs on.
+
+    Args:
+        threads: how many run where none are named, for the help.
+    """
+
+    def add(command: F) -> F:
+        return _add(
+            command,
+            click.option(
+                "-t", "--threads", type=click.IntRange(min=1),
+                help=f"CPU threads.  [default: {threads}]",
+            ),
+            layers_option(),
+            list_devices_option,
+            llama_cpp_option,
+            click.option(
+                "--no-memory-check", is_flag=True,
+                help="Do not refuse models that exceed the free memory.",
+            ),
+        )  # fmt: skip
+
+    return add
+
+
+engine_options = engine_options_for("all")
+"""The same, on all threads."""
 
 
 def side_options(sides: Mapping[str, str]) -> Callable[[F], F]:

@@ -13,6 +13,7 @@ from ggufnorm.core.engine import Engine
 from ggufnorm.core.formula import Formula, best_formula
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tokens import tokens_first
 from ggufnorm.core.tolerances import SAME_FORMULA
 
@@ -211,6 +212,7 @@ class ObservedRun:
         skipped: what was not observed, and why.
         rounding: relative rounding of the coarsest type that the model's matrices are
             stored in, or of the engine's own kernels: 0 for float32.
+        kernels: rounding of the engine's kernels by themselves, whatever the types.
         residuals: of each block, in order; empty where the engine does not show them.
         result: the model's first output; None where the engine does not show it.
         outputs: all of floating point, in the graph's order; empty where the engine does not
@@ -230,6 +232,7 @@ class ObservedRun:
     logits: Array | None
     skipped: tuple[Skipped, ...] = ()
     rounding: float = 0.0
+    kernels: float = HALF_ULP["F16"]
     residuals: tuple[Residual, ...] = ()
     result: Array | None = None
     outputs: tuple[ModelOutput, ...] = ()

@@ -63,6 +63,9 @@ activations make of it. 5e-6 was seen in nine networks (``tests/frameworks/test_
 STRETCH_OF_MATRICES = 4.0
 """Most of what a stretch of matrices adds, in multiples of one matrix's rounding. Up to twice the
 table was measured for one quantized matrix (``tests/frameworks/test_frameworks.py``)."""
+PRODUCT_ON_DEVICE = 5e-4**0.5
+"""What a matrix product may be off by on a GPU, which may multiply and add in half precision: the
+root of the NMSE that llama.cpp's ``test-backend-ops`` allows (``max_nmse_err`` of test_mul_mat)."""
 OPERATION_OF_TYPE = 1.5
 """As :data:`STRETCH_OF_MATRICES` for one operation with quantized matrices, given the source's
 values: half the table to its whole was measured for one matrix."""

@@ -67,16 +67,33 @@ def placed(options: SideOptions, where: SideOptions) -> SideOptions:
     )
 
 
-SERVERS_VARIABLE = "LLAMA_ARG_RPC"
-"""llama.cpp's own variable for ``--rpc``."""
+ON_CPU = (
+    "encoders of pictures and sounds run in one way, on the CPU (mtmd): llama.cpp's options"
+    " (-ngl, -dev, --rpc, -fa, -ctk …) go with language models"
+)
+"""Why an encoder is not put on a device."""
 
 
-def on_servers(side: SideOptions) -> SideOptions:
-    """The same on the servers that :data:`SERVERS_VARIABLE` names, if it names some.
+def is_plain(side: SideOptions) -> bool:
+    """Whether nothing is asked for but llama.cpp's defaults, on the CPU."""
+    devices, layers = side.offload_devices or None, side.n_gpu_layers or None
+    return replace(side, offload_devices=devices, n_gpu_layers=layers) == PLAIN
 
-    For runs whose caller does not choose how they are run (``audit --run``, ``compare`` across
-    frameworks).
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How one model is run alone.
+
+    Attributes:
+        side: llama.cpp's options.
+        n_threads: CPU threads; None for all.
+        check_memory: refuse a model that does not fit into the memory that is free.
     """
-    named = os.environ.get(SERVERS_VARIABLE, "").strip()
-    servers = tuple(part.strip() for part in named.split(",")) if named not in ("", "none") else ()
-    return replace(side, rpc=servers)
+
+    side: SideOptions = PLAIN
+    n_threads: int | None = None
+    check_memory: bool = True
+
+    def engine(self, n_ctx: int) -> EngineOptions:
+        """For a text of so many tokens; to be settled before a model is loaded."""
+        return self.side.engine(n_ctx, self.n_threads)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ggufnorm.core.engine import ALL, AUTO, placement_of
+from ggufnorm.core.engine import ALL, AUTO, Engine, placement_of
 from ggufnorm.core.progress import OnProgress, Progress, no_progress, size
 from ggufnorm.engines.base import EngineInfo
 from ggufnorm.engines.llama.devices import (
@@ -266,17 +266,31 @@ _HOST = frozenset(("CPU", "CPU_REPACK", "CPU_Mapped", "AMX"))
 """Names of buffers in the computer's memory, beside those that end in ``_Host``."""
 
 
+def on_host(engine: Engine | None) -> bool:
+    """Whether all values were in the computer's own memory, or of another engine than llama.cpp."""
+    names = () if engine is None else engine.devices
+    return all(name.endswith("_Host") or name in _HOST for name in names)
+
+
 def not_offloaded(info: EngineInfo) -> str | None:
-    """What to say where values were not where they were asked to be; None where they were.
+    """As :func:`misplaced`.
 
     Args:
         info: of a model whose graph was seen.
     """
-    engine = info.build
+    return misplaced(info.build)
+
+
+def misplaced(engine: Engine | None) -> str | None:
+    """What to say where values were not where they were asked to be; None where they were.
+
+    Args:
+        engine: that ran a model whose graph was seen; None for another than llama.cpp.
+    """
     if engine is None or not engine.n_gpu_layers:
         return None
     seen = ", ".join(engine.devices)
-    if all(name.endswith("_Host") or name in _HOST for name in engine.devices):
+    if on_host(engine):
         layers = "all" if engine.n_gpu_layers < 0 else engine.n_gpu_layers
         return (
             f"-ngl {layers} had no effect: all values were on {seen}; {engine.build.name} knows no"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from ggufnorm.core.model import NOT_CHECKED, Inspection, InspectionSet, Skipped
-from ggufnorm.errors import InputError
+from ggufnorm.errors import ConfigError, InputError
 from ggufnorm.formats.forms import AnyLocation
 from ggufnorm.formats.location import expand
 from ggufnorm.verbs.kinds import require_kinds, require_source, wrong_turn
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.audit.ignores import Ignore
     from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress
     from ggufnorm.core.audit import AuditReport, AuditSet, Severity
+    from ggufnorm.core.engine import GpuLayers
+    from ggufnorm.runs.options import RunSettings, SideOptions
 
 L = TypeVar("L", bound=AnyLocation)
 
@@ -81,6 +84,10 @@ def audit(
     accepted: Sequence[Ignore] = (),
     severities: Mapping[str, Severity] | None = None,
     manifest: AnyLocation | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: GpuLayers | None = None,
+    options: SideOptions | None = None,
+    check_memory: bool = True,
 ) -> AuditReport: ...
 
 
@@ -100,6 +107,10 @@ def audit(
     cache: bool = True,
     dask: str | None = None,
     manifest: AnyLocation | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: GpuLayers | None = None,
+    options: SideOptions | None = None,
+    check_memory: bool = True,
 ) -> AuditSet: ...
 
 
@@ -118,6 +129,10 @@ def audit(
     cache: bool = True,
     dask: str | None = None,
     manifest: AnyLocation | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: GpuLayers | None = None,
+    options: SideOptions | None = None,
+    check_memory: bool = True,
 ) -> AuditReport | AuditSet:
     """Check the normalization of converted models.
 
@@ -143,6 +158,10 @@ def audit(
         dask: of a list or tuple, address of a dask.distributed scheduler whose workers check.
         manifest: of one model, file with what it should hold
             (:func:`ggufnorm.analysis.audit.manifest.save_manifest`).
+        n_threads: CPU threads of a run; None for all.
+        n_gpu_layers: layers to offload in a run.
+        options: llama.cpp's options of a run.
+        check_memory: do not run a model that does not fit into the free memory.
 
     Returns:
         What the rules found; each rule selected either ran or says why it did not. Of a
@@ -153,23 +172,25 @@ def audit(
     Raises:
         InputError: the model or the source cannot be found, opened or read.
         GGUFError: the model is not well-formed GGUF.
-        ConfigError: a selector names no rule.
+        ConfigError: a selector names no rule, or options of a run are given without one.
+        RefusedError: a device that a model is to be put on is not there.
         KeyboardInterrupt: a Ctrl-C before the first model was checked.
     """
     from ggufnorm.analysis.audit import run as audits
     from ggufnorm.analysis.audit.fleet.run import Fleet
     from ggufnorm.core.audit import AuditReport, AuditSet, PassedOver
 
-    options = audits.AuditOptions(
-        source, run, full, select, ignore, accepted, severities or {}, manifest
+    how = _settings(run, n_threads, n_gpu_layers, options, check_memory=check_memory)
+    wanted = audits.AuditOptions(
+        source, run, full, select, ignore, accepted, severities or {}, manifest, how
     )
     if isinstance(location, (str, os.PathLike)):
         require_kinds("audit", location)
         require_source("audit", location, source)
-        return audits.audit(location, **vars(options))
+        return audits.audit(location, **vars(wanted))
     reports: list[AuditReport] = []
     others: list[Skipped] = []
-    models, each = _each(location, options, on_progress, Fleet(jobs, cache, dask))
+    models, each = _each(location, wanted, on_progress, Fleet(jobs, cache, dask))
     try:
         for found in each:
             if isinstance(found, AuditReport):
@@ -198,6 +219,10 @@ def audit_each(
     jobs: int | None = None,
     cache: bool = True,
     dask: str | None = None,
+    n_threads: int | None = None,
+    n_gpu_layers: GpuLayers | None = None,
+    options: SideOptions | None = None,
+    check_memory: bool = True,
 ) -> Iterator[AuditReport | Skipped]:
     """:func:`audit` thousands of models without holding all of their reports.
 
@@ -213,6 +238,10 @@ def audit_each(
         jobs: see there.
         cache: see there.
         dask: see there.
+        n_threads: see there.
+        n_gpu_layers: see there.
+        options: see there.
+        check_memory: see there.
 
     Yields:
         In the order given, each model as soon as it and those before it are done: what was
@@ -220,13 +249,39 @@ def audit_each(
 
     Raises:
         InputError: a folder, a pattern or an organisation has no model.
-        ConfigError: a selector is the prefix of no rule's id.
+        ConfigError: a selector is the prefix of no rule's id, or options of a run are given
+            without one.
     """
     from ggufnorm.analysis.audit.fleet.run import Fleet
     from ggufnorm.analysis.audit.run import AuditOptions
 
-    options = AuditOptions(None, run, full, select, ignore, accepted, severities or {})
-    yield from _each(locations, options, on_progress, Fleet(jobs, cache, dask))[1]
+    how = _settings(run, n_threads, n_gpu_layers, options, check_memory=check_memory)
+    wanted = AuditOptions(None, run, full, select, ignore, accepted, severities or {}, how=how)
+    yield from _each(locations, wanted, on_progress, Fleet(jobs, cache, dask))[1]
+
+
+def _settings(
+    run: bool,
+    n_threads: int | None,
+    n_gpu_layers: GpuLayers | None,
+    options: SideOptions | None,
+    *,
+    check_memory: bool,
+) -> RunSettings | None:
+    """How models are run; None as long as nothing is asked for.
+
+    Raises:
+        ConfigError: something is, and they are not to be run.
+    """
+    if n_threads is None and not n_gpu_layers and options is None and check_memory:
+        return None
+    if not run:
+        raise ConfigError("options of a run (devices, threads, memory) go with run=True")
+    from ggufnorm.runs.options import PLAIN, RunSettings
+
+    side = options or PLAIN
+    layers = side.n_gpu_layers if n_gpu_layers is None else n_gpu_layers
+    return RunSettings(replace(side, n_gpu_layers=layers), n_threads, check_memory)
 
 
 def _each(

@@ -139,7 +139,9 @@ _TRACE_ARGUMENTS: Mapping[Engine, frozenset[str]] = {
 
 _COMPARE_ARGUMENTS: Mapping[str, frozenset[str]] = {
     "traces": frozenset({"n_gpu_layers", "options", "resume", "budget"}),
-    "frameworks": frozenset({"text", "n_tokens", "image", "trust_remote_code"}),
+    "frameworks": frozenset(
+        {"text", "n_tokens", "image", "trust_remote_code", "n_gpu_layers", "options"}
+    ),
 }
 
 
@@ -201,8 +203,9 @@ def compare(
         n_tokens: tokens of the text to run across frameworks; None for 127.
         image: the picture for image encoders; None for a generated one.
         n_threads: CPU threads; None for all.
-        n_gpu_layers: layers of the model compared with a trace to offload to a GPU.
-        options: llama.cpp's options for the model compared with a trace.
+        n_gpu_layers: layers of the GGUF models to offload.
+        options: llama.cpp's options for the model compared with a trace; across frameworks where
+            it puts GGUF models, and nothing else.
         resume: with a trace: file to save progress to, and to resume from if it exists.
         budget: with a trace: seconds after which no further chunk begins.
         trust_remote_code: run Python files of the checkpoint.
@@ -248,6 +251,8 @@ def compare(
             n_tokens=n_tokens,
             image=image,
             n_threads=n_threads,
+            n_gpu_layers=n_gpu_layers,
+            options=options or _side_options(),
             trust_remote_code=trust_remote_code,
             check_memory=check_memory,
             on_progress=on_progress,

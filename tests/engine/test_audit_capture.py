@@ -41,6 +41,7 @@ from ggufnorm.errors import EngineMissingError, GgufnormError, InputError, Memor
 from ggufnorm.formats.hf import open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.naming import norm_sites
+from ggufnorm.runs.options import RunSettings
 from ggufnorm.runs.probes import norms as capturing
 from ggufnorm.samples import default_text
 from tests import in_process, models
@@ -49,6 +50,7 @@ from tests.paths import DOCS
 
 DOCUMENT = DOCS / "detection-audit.md"
 HEADING = "## Rules of a run (C)"
+ONE_THREAD = RunSettings(n_threads=1)
 
 Change = Callable[[np.ndarray], np.ndarray]
 Tamper = Callable[[NormCapture], NormCapture]
@@ -614,7 +616,7 @@ def test_the_sample_is_run_in_a_child_and_raises_no_alarm(sample: Path) -> None:
 def test_every_norm_is_seen_and_recomputed(network: str, tmp_path: Path) -> None:
     path = build(network, tmp_path / "model.gguf")
     with in_process.engine():
-        seen = capture(path, n_threads=1)
+        seen = capture(path, how=ONE_THREAD)
     assert len(seen.norms) == N_NORMS[network]
     assert seen.n_tokens == N_TOKENS
     assert seen.first_non_finite is None
@@ -633,7 +635,7 @@ def test_the_spread_is_the_mean_square_of_what_goes_in(tmp_path: Path) -> None:
     """The first norm's input is the embedding, so it can be computed from the file."""
     path = build("llama", tmp_path / "model.gguf")
     with in_process.engine():
-        first_norm = capture(path, text="the end", n_threads=1).norms[0]
+        first_norm = capture(path, text="the end", how=ONE_THREAD).norms[0]
     table = next(
         np.array(t.data) for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight"
     )
@@ -648,7 +650,7 @@ def test_a_context_shorter_than_the_text_is_kept_to(tmp_path: Path) -> None:
     with mock.patch.dict(BUILD, llama=lambda p: models.llama(p, models.Shape(n_ctx=24))):
         path = build("llama", tmp_path / "model.gguf")
     with in_process.engine():
-        assert capture(path, n_threads=1).n_tokens == 24
+        assert capture(path, how=ONE_THREAD).n_tokens == 24
 
 
 def test_a_sample_is_of_rows_from_the_smallest_to_the_largest(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ Where it can be run: ``ggufnorm engine get vulkan`` and, without a GPU,
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,15 +17,13 @@ import pytest
 
 import ggufnorm
 from ggufnorm.core.engine import Engine
-from ggufnorm.engines.llama.library import find_library
-from ggufnorm.engines.llama.session import EngineOptions
-from ggufnorm.errors import EngineError, InputError
+from ggufnorm.errors import InputError
 from ggufnorm.report.formats import render
-from ggufnorm.runs.devices import known_engine
 from ggufnorm.runs.options import SideOptions
+from tests.processes import ggufnorm as run
+from tests.processes import one_line_error
+from tests.vulkan import vulkan_build
 
-SEE_CPU_DEVICES = "GGML_VK_VISIBLE_DEVICES"
-"""ggml-vulkan passes over devices on the CPU unless they are named (ggml-vulkan.cpp)."""
 GIVEN: dict[str, Any] = {"n_ctx": 64, "chunks": 1, "n_threads": 1}
 CPU = SideOptions(offload_devices=())
 
@@ -33,18 +31,8 @@ CPU = SideOptions(offload_devices=())
 @pytest.fixture(scope="module", autouse=True)
 def build() -> Iterator[str]:
     """The libllama of the Vulkan build."""
-    before = os.environ.get(SEE_CPU_DEVICES)
-    os.environ.setdefault(SEE_CPU_DEVICES, "0")
-    try:
-        library = str(find_library("vulkan"))
-        known = known_engine(EngineOptions(1, 1, llama_cpp=library))
-    except (EngineError, ggufnorm.GgufnormError) as error:
-        pytest.skip(f"no Vulkan build here: {error}")
-    if "Vulkan0" not in [device.name for device in known.devices]:
-        pytest.skip("Vulkan finds no device here: apt-get install mesa-vulkan-drivers")
-    yield library
-    os.environ.pop(SEE_CPU_DEVICES)
-    os.environ.update({} if before is None else {SEE_CPU_DEVICES: before})
+    with vulkan_build() as library:
+        yield library
 
 
 @pytest.fixture(autouse=True)
@@ -156,3 +144,15 @@ def test_devices_are_listed_as_llama_cpp_lists_them() -> None:
     assert first == "Available devices:"
     assert second.startswith("  Vulkan0: ")
     assert second.endswith(" MiB free)")
+
+
+def test_an_audit_runs_a_model_on_a_device(tiny: dict[str, Path]) -> None:
+    asked = ("audit", tiny["llama"], "--run", "--select", "C", "--format", "json")
+    here, there = (json.loads(run(*asked, "-ngl", n).stdout) for n in ("0", "all"))
+    assert here.pop("engine")["devices"] == ["CPU"]
+    engine = there.pop("engine")
+    assert "Vulkan0" in engine["devices"]
+    assert engine["n_gpu_layers"] == -1
+    assert here == there
+    assert not there["not_run"]
+    one_line_error(run(*asked, "-dev", "Vulkan7"), 4, "there is no device Vulkan7 (-dev)")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import transformers
 
+from ggufnorm.analysis.crosscheck.llama import exactly
 from ggufnorm.analysis.crosscheck.operations import match_operations
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.analysis.crosscheck.segment import record_segment
@@ -20,6 +21,7 @@ from ggufnorm.core.frameworks import EngineComparison, FirstWrong
 from ggufnorm.core.matrices import explain_matrix
 from ggufnorm.core.operations import Operation, Results, TokenRows, leads_back
 from ggufnorm.engines.hf.model import HFModel
+from ggufnorm.runs.options import RunSettings
 from tests import framework_models as made
 from tests import in_process
 
@@ -101,7 +103,13 @@ def test_every_operation_of_a_right_conversion_is_found_in_the_source(
     tokens = np.random.default_rng(0).integers(3, made.WORDS, N_TOKENS).astype(np.int32)
     everything = FirstWrong("logits", None, "before", None, "", ())
     segment = record_segment(
-        HFModel(checkpoint), str(file), (), everything, tokens, TOLERANCES[dtype], 1
+        HFModel(checkpoint),
+        str(file),
+        (),
+        everything,
+        tokens,
+        TOLERANCES[dtype],
+        exactly(RunSettings(n_threads=1)),
     )
     found = match_operations(segment, "Transformers")
     assert (found.wrong, found.known) == (None, ())

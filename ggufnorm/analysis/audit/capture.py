@@ -11,11 +11,12 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import EngineOptions, LlamaModel
 from ggufnorm.engines.worker import Channel
-from ggufnorm.errors import EngineError
+from ggufnorm.errors import EngineError, RefusedError
 from ggufnorm.formats.location import local_path, open_model
-from ggufnorm.runs.checks import require_memory
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.lockstep import Replica
-from ggufnorm.runs.options import PLAIN, on_servers
+from ggufnorm.runs.options import RunSettings, is_plain
+from ggufnorm.runs.placement import Side, misplaced, settle
 from ggufnorm.runs.probes.norms import NormCaptures
 from ggufnorm.runs.session import Session
 from ggufnorm.samples import default_text
@@ -46,7 +47,7 @@ def capture(
     *,
     text: str | None = None,
     n_tokens: int = N_TOKENS,
-    n_threads: int | None = None,
+    how: RunSettings | None = None,
 ) -> Capture:
     """Run a model once and note what its norms do.
 
@@ -55,10 +56,11 @@ def capture(
             (:mod:`ggufnorm.formats.location`).
         text: what to run; None for the bundled text.
         n_tokens: of the text, fewer where the model's context is shorter.
-        n_threads: CPU threads; None for all.
+        how: it is run; None for the CPU with all threads.
 
     Raises:
         InputError: the model cannot be opened, or is not on this machine.
+        RefusedError: a device that it is to be put on is not there, or is not used.
         EngineMissingError: llama-cpp-python is not installed.
         MemoryLimitError: the model does not fit into the memory.
         EngineError: llama.cpp does not load the model, or fails or crashes with it.
@@ -68,10 +70,25 @@ def capture(
         n_ctx = min(
             n_tokens, file.metadata.integer(f"{file.architecture}.context_length") or n_tokens
         )
-        require_memory([file], n_ctx, 1)
-    options = on_servers(PLAIN).engine(n_ctx, n_threads)
+        how = how or RunSettings()
+        (options,) = settle([Side(file, how.engine(n_ctx), 1)], check_memory=how.check_memory)
     name, text = os.fspath(path), (text or default_text())[: _LETTERS * n_ctx]
-    return worker.call(run_capture, CaptureJob(name, name, text, options))
+    found = worker.call(run_capture, CaptureJob(name, name, text, options))
+    if (wrong := misplaced(found.build)) is not None:
+        raise RefusedError(wrong)
+    return found
+
+
+def require_placement(file: ModelFile, how: RunSettings) -> None:
+    """Refuse devices that a build does not have, before a rule needs the run.
+
+    Raises:
+        ConfigError: an override's pattern is no regular expression.
+        RefusedError: a device is not there, or an override matches no tensor.
+        EngineError: the build does not load, or a server of ``--rpc`` does not answer.
+    """
+    if not is_plain(how.side) and file.architecture != "clip":
+        settle([Side(file, how.engine(N_TOKENS), 1)], check_memory=False)
 
 
 def run_capture(job: CaptureJob, _channel: Channel) -> Capture:

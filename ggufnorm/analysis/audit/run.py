@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,6 +37,9 @@ from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, norm_sites
 
+if TYPE_CHECKING:
+    from ggufnorm.runs.options import RunSettings
+
 Location = str | os.PathLike[str]
 
 
@@ -53,6 +57,7 @@ class AuditOptions:
         accepted: findings that are known and accepted.
         severities: of rules, by the beginning of their ids, where they are not their own.
         manifest: file with what a model should hold; None if there is none.
+        how: each model is run; None for the CPU with all threads.
     """
 
     source: Location | None = None
@@ -63,6 +68,7 @@ class AuditOptions:
     accepted: Sequence[Ignore] = ()
     severities: Mapping[str, Severity] = field(default_factory=dict)
     manifest: Location | None = None
+    how: RunSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ def audit(
     accepted: Sequence[Ignore] = (),
     severities: Mapping[str, Severity] | None = None,
     manifest: Location | None = None,
+    how: RunSettings | None = None,
 ) -> AuditReport:
     """Check one converted model, with its source every tensor and key of it.
 
@@ -116,6 +123,7 @@ def audit(
         severities: of rules, by the beginning of their ids, where they are not their own.
         manifest: file with what the model should hold
             (:func:`ggufnorm.analysis.audit.manifest.save_manifest`).
+        how: the model is run; None for the CPU with all threads.
 
     Returns:
         What the rules found; each rule selected either ran or says why it did not.
@@ -124,8 +132,11 @@ def audit(
         InputError: the model or the source cannot be found, opened or read.
         GGUFError: the model is not well-formed GGUF.
         ConfigError: a selector names no rule.
+        RefusedError: a device that the model is to be put on is not there.
     """
-    options = AuditOptions(source, run, full, select, ignore, accepted, severities or {}, manifest)
+    options = AuditOptions(
+        source, run, full, select, ignore, accepted, severities or {}, manifest, how
+    )
     return audit_opened(location, options, choose_rules(select, ignore))
 
 
@@ -204,7 +215,9 @@ def checked(
     if options.manifest is not None:
         subject = replace(subject, manifest=read_manifest(options.manifest))
     if options.run:
-        subject = replace(subject, run=lambda: _run(location))
+        if options.how is not None:
+            _require_placement(file, options.how)
+        subject = replace(subject, run=lambda: _run(location, options.how))
     findings, not_run = _check(subject, chosen, step)
     return subject, _report(subject, findings, not_run, options, chosen)
 
@@ -230,10 +243,16 @@ def _is_remote(file: ModelFile) -> bool:
     return "://" in file.path
 
 
-def _run(location: Location) -> Capture:
+def _require_placement(file: ModelFile, how: RunSettings) -> None:
+    from ggufnorm.analysis.audit.capture import require_placement
+
+    require_placement(file, how)
+
+
+def _run(location: Location, how: RunSettings | None) -> Capture:
     from ggufnorm.analysis.audit.capture import capture
 
-    return capture(location)
+    return capture(location, how=how)
 
 
 def _check(

@@ -52,7 +52,12 @@ from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
 from ggufnorm.core.rounding import HALF_ULP
 from ggufnorm.core.tokens import halves
-from ggufnorm.core.tolerances import SAME_OPERATION, SAME_PRODUCT, STRETCH_OF_COST
+from ggufnorm.core.tolerances import (
+    PRODUCT_ON_DEVICE,
+    SAME_OPERATION,
+    SAME_PRODUCT,
+    STRETCH_OF_COST,
+)
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import local_path, open_model
@@ -130,7 +135,9 @@ def compare_runs(
         for p in joined.pairs
     }
     alone = OwnErrors({}, None) if own is None else own(joined.pairs)
-    diagnoser = Diagnoser(*names, engine.rounding, weights, moved, own=alone.sites)
+    diagnoser = Diagnoser(
+        *names, engine.rounding, weights, moved, own=alone.sites, kernels=engine.kernels
+    )
     sites = diagnoser.sites(joined.pairs)
     told = {fold.norm for fold in folds.found}
     known = (*source.skipped, *engine.skipped, *joined.skipped, *folds.skipped)
@@ -185,6 +192,7 @@ def compare_runs(
         folds_sentence(folds, wrong),
         "" if folds.found else layers_sentence(graphs.layers, wrong),
         padding_sentence(padding, is_right=wrong is None),
+        _on_device(engine),
         examined.sentence,
     )
     return EngineComparison(
@@ -227,6 +235,18 @@ def _of_predictions(
         EngineDifference(
             "the scale of predictions", "MUL_MAT", reason, abs(1 / factor - 1), n_sites=0
         ),
+    )
+
+
+def _on_device(engine: ObservedRun) -> str:
+    """What a device's kernels hide; empty for the CPU's."""
+    if engine.build is None or engine.kernels <= HALF_ULP["F16"]:
+        return ""
+    places = ", ".join(engine.build.devices)
+    return (
+        f"On {places} a matrix product may be off by {PRODUCT_ON_DEVICE:.2g} (llama.cpp's own"
+        " test-backend-ops): a smaller mistake is not distinguishable there (-ngl 0 compares on the"
+        " CPU)."
     )
 
 

@@ -39,6 +39,7 @@ class Diagnoser:
         source: what the source is called in messages.
         engine: what the engine is called.
         rounding: of the engine's matrices.
+        kernels: rounding of the engine's kernels by themselves.
         weights: of the source's norms by the site's key, as they are applied.
         moved: how far that rounding moves a norm's input in the source itself, relative L2 by
             the site's key; empty where it was not measured.
@@ -56,6 +57,7 @@ class Diagnoser:
     limits: Mapping[str, float] = field(default_factory=dict)
     own: Mapping[str, float] = field(default_factory=dict)
     own_limits: Mapping[str, float] = field(default_factory=dict)
+    kernels: float = HALF_ULP["F16"]
 
     def sites(self, pairs: Sequence[Pair]) -> tuple[SiteComparison, ...]:
         """All sites, in the engine's order."""
@@ -174,7 +176,7 @@ def with_cost(
     moved = {k: STRETCH_OF_COST * c / STRETCH_OF_MATRICES for k, c in costs.items()}
     quantized = diagnoser.rounding > HALF_ULP["BF16"]
     # llama.cpp reads GELU from a table of half precision, whatever the file's types.
-    least = STRETCH_OF_MATRICES * HALF_ULP["F16"]
+    least = STRETCH_OF_MATRICES * diagnoser.kernels
     return replace(
         diagnoser,
         moved=moved,

@@ -17,6 +17,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
 from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING, quantized
 from ggufnorm.core.tokens import halves
+from ggufnorm.core.tolerances import PRODUCT_ON_DEVICE, STRETCH_OF_MATRICES
 from ggufnorm.core.trace import NormFacts
 from ggufnorm.engines import worker
 from ggufnorm.engines.base import Batch, Graph
@@ -26,8 +27,8 @@ from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.checks import require_memory
-from ggufnorm.runs.options import EXACT, on_servers
+from ggufnorm.runs.options import EXACT, RunSettings, placed
+from ggufnorm.runs.placement import Side, on_host, settle
 from ggufnorm.runs.recompute import WeightCache
 from ggufnorm.runs.values import KeptRun, keep_norms
 
@@ -72,15 +73,38 @@ class LlamaRun:
     logits: Array | None
 
 
+def exactly(how: RunSettings) -> RunSettings:
+    """The same with nothing rounded that need not be; build and devices stay."""
+    return replace(how, side=placed(EXACT, how.side))
+
+
+EXACTLY = exactly(RunSettings())
+"""On the CPU, with all threads."""
+
+
+@dataclass(frozen=True)
+class LlamaResult:
+    """What came of a run.
+
+    Attributes:
+        run: what was observed.
+        tokens: ids that were run.
+        how: it was run, the number of layers on devices being settled.
+    """
+
+    run: ObservedRun
+    tokens: Tokens
+    how: RunSettings
+
+
 def run_llama(
     location: str | os.PathLike[str],
     *,
     text: str,
     n_tokens: int,
     tokens: Tokens | None = None,
-    n_threads: int | None = None,
-    check_memory: bool = True,
-) -> tuple[ObservedRun, Tokens]:
+    how: RunSettings = EXACTLY,
+) -> LlamaResult:
     """Run a model once and keep what goes into its norms and what comes out.
 
     The cache is F32 and there is no flash attention, so that all that differs from a float32
@@ -91,15 +115,12 @@ def run_llama(
         text: what to run, cut into tokens by the file's own tokenizer.
         n_tokens: of the text at most, fewer where the model's context is shorter.
         tokens: ids to run in the place of a text.
-        n_threads: CPU threads; None for all.
-        check_memory: refuse a model that does not fit into the memory that is free.
-
-    Returns:
-        What was observed, and the ids that were run.
+        how: it is run, by :func:`exactly`.
 
     Raises:
         InputError: the model cannot be opened or is not on this machine, or an id is not in
             its vocabulary.
+        RefusedError: a device that it is to be put on is not there.
         EngineMissingError: llama-cpp-python is not installed.
         EngineError: llama.cpp does not load the model, or fails or crashes with it.
     """
@@ -107,12 +128,13 @@ def run_llama(
     with open_model(path) as file:
         longest = file.metadata.integer(f"{file.architecture}.context_length") or n_tokens
         n_ctx = min(n_tokens if tokens is None else len(tokens), longest, MAX_BATCH)
-        if check_memory:
-            require_memory([file], n_ctx, 1)
-        job = RunJob(os.fspath(path), on_servers(EXACT).engine(n_ctx, n_threads), text, tokens)
-        found = worker.call(observe, job)
+        side = Side(file, how.engine(n_ctx), 1)
+        (options,) = settle([side], check_memory=how.check_memory)
+        found = worker.call(observe, RunJob(os.fspath(path), options, text, tokens))
         run = observed_run(file, os.fspath(location), found.kept, found.n_rows, found.logits)
-        return run, found.tokens
+        layers = options.n_gpu_layers
+        settled = replace(how, side=replace(how.side, n_gpu_layers=layers))
+        return LlamaResult(run, found.tokens, settled)
 
 
 @dataclass(frozen=True)
@@ -210,6 +232,7 @@ def observed_run(
         logits: where there are some.
     """
     weights = WeightCache(file)
+    kernels = KERNELS if on_host(kept.build) else PRODUCT_ON_DEVICE / STRETCH_OF_MATRICES
     norms, skipped = [], list(kept.skipped)
     for norm in kept.norms:
         try:
@@ -223,7 +246,8 @@ def observed_run(
         norms=tuple(norms),
         logits=logits,
         skipped=tuple(skipped),
-        rounding=max(KERNELS, rounding(file)),
+        rounding=max(kernels, rounding(file)),
+        kernels=kernels,
     )
 
 

@@ -16,7 +16,7 @@ from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
 from ggufnorm.engines.llama.runner import operand
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT, on_servers
+from ggufnorm.runs.options import RunSettings
 
 _COPIES = VIEW_OPS | COPY_OPS | {"SET_ROWS"}
 
@@ -68,7 +68,7 @@ def watch_nodes(
     end: str | None,
     *,
     pins: Mapping[str, Array],
-    n_threads: int | None = None,
+    how: RunSettings,
 ) -> list[Operation]:
     """Run token ids and keep every result between two norms.
 
@@ -78,7 +78,7 @@ def watch_nodes(
         start: key of the norm at whose input it begins; None for the graph's beginning.
         end: key of the norm at whose input it ends; None for the graph's end.
         pins: the source's input of each norm, which it is given; by the norm's key.
-        n_threads: CPU threads; None for all.
+        how: it is run.
 
     Returns:
         In the order of the graph.
@@ -86,7 +86,7 @@ def watch_nodes(
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = on_servers(EXACT).engine(len(tokens), n_threads)
+    options = how.engine(len(tokens))
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     segment = worker.call(observe_nodes, SegmentJob(job, start, end, dict(pins)))
     return [

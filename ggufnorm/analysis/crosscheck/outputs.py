@@ -18,6 +18,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import Array, SourceOutput
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.options import RunSettings
 
 _BY_ROOT = "mean by the root of the length"
 _READS_DENSE = ("gemma-embedding", "lfm2")
@@ -26,7 +27,7 @@ _CLOSER = 0.1
 
 
 def compare_output(
-    source: SourceOutput, location: str, tokens: Tokens, n_threads: int | None, *, predicts: bool
+    source: SourceOutput, location: str, tokens: Tokens, how: RunSettings, *, predicts: bool
 ) -> OutputComparison | None:
     """The file's embedding or score beside the source's; None where both only predict.
 
@@ -34,7 +35,7 @@ def compare_output(
         source: what the checkpoint gives.
         location: of the GGUF file.
         tokens: ids.
-        n_threads: CPU threads; None for all.
+        how: the file is run.
         predicts: whether both sides give logits.
 
     Raises:
@@ -43,15 +44,15 @@ def compare_output(
     with open_model(local_path(location)) as file:
         stated = file.metadata.integer(f"{file.architecture}.pooling_type")
         if source.classifier is not None:
-            return compare_score(source, file, tokens, n_threads)
+            return compare_score(source, file, tokens, how)
         if stated == RANK and source.pooling is None:
-            return compare_answer(source, file, tokens, n_threads)
+            return compare_answer(source, file, tokens, how)
         if file.architecture == "t5" and source.pooling is None:
             # A checkpoint of T5Model has no head, and the file predicts with its embeddings.
             return None if predicts else skipped(EMBEDDING, "an encoder-decoder gives none")
         if source.pooling is None and not stated:
-            return None if predicts else _compare_states(source, file, tokens, n_threads)
-        return _compare_pooled(source, file, stated, tokens, n_threads)
+            return None if predicts else _compare_states(source, file, tokens, how)
+        return _compare_pooled(source, file, stated, tokens, how)
 
 
 # -- one embedding --------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def _compare_pooled(
     file: ModelFile,
     stated: int | None,
     tokens: Tokens,
-    n_threads: int | None,
+    how: RunSettings,
 ) -> OutputComparison:
     key = f"{file.architecture}.pooling_type"
     ours = POOLING[stated] if stated is not None and 0 <= stated < len(POOLING) else "none"
@@ -100,7 +101,7 @@ def _compare_pooled(
         return skipped(EMBEDDING, f"pooling by {mode} is not computed here")
     n_short = None if source.padded is None else source.padded.n_tokens
     n_values = source.states.shape[1]
-    output = run_output(file, tokens, POOLING.index(ours), n_values, n_threads, n_short)
+    output = run_output(file, tokens, POOLING.index(ours), n_values, how, n_short)
     if output.value is None:
         return skipped(EMBEDDING, "llama.cpp gives none")
     found = OutputComparison(
@@ -199,13 +200,13 @@ def _applied(pooled: Array, source: SourceOutput) -> Array | None:
 
 
 def _compare_states(
-    source: SourceOutput, file: ModelFile, tokens: Tokens, n_threads: int | None
+    source: SourceOutput, file: ModelFile, tokens: Tokens, how: RunSettings
 ) -> OutputComparison:
     """What leaves the last layer, where neither side says how it is pooled."""
     states = source.states
     if states is None:
         return skipped(STATES, "Transformers shows none")
-    output = run_output(file, tokens, 0, states.shape[1], n_threads)
+    output = run_output(file, tokens, 0, states.shape[1], how)
     if output.value is None:
         return skipped(STATES, "llama.cpp gives none")
     off = relative_l2(states, output.value)

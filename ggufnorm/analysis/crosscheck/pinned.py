@@ -20,7 +20,7 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.base import Activation, Batch, Graph, NormPlan, Runner
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
-from ggufnorm.runs.options import EXACT, on_servers
+from ggufnorm.runs.options import RunSettings
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def own_errors(
     tokens: Tokens,
     pairs: Sequence[Pair],
     logits: Array | None,
-    n_threads: int | None,
+    how: RunSettings,
 ) -> OwnErrors:
     """Run a model on the source's values; see :func:`observe_pinned`.
 
@@ -78,12 +78,12 @@ def own_errors(
         tokens: ids.
         pairs: the norms of both.
         logits: the source's; None without.
-        n_threads: CPU threads; None for all.
+        how: it is run.
 
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = on_servers(EXACT).engine(len(tokens), n_threads)
+    options = how.engine(len(tokens))
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     run = worker.call(observe_pinned, PinnedJob(job, source_inputs(pairs)))
     return OwnErrors(

@@ -12,7 +12,7 @@ from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.session import LlamaContext, LlamaModel
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.runs.options import EXACT, on_servers
+from ggufnorm.runs.options import RunSettings
 
 POOLING = ("none", "mean", "cls", "last", "rank")
 """``enum llama_pooling_type`` in ``llama.h``."""
@@ -59,7 +59,7 @@ def run_output(
     tokens: Tokens,
     pooling: int,
     n_values: int,
-    n_threads: int | None,
+    how: RunSettings,
     n_short: int | None = None,
 ) -> Output:
     """Run a text as llama-server runs it for an embedding or a score.
@@ -69,13 +69,13 @@ def run_output(
         tokens: ids.
         pooling: number in :data:`POOLING`.
         n_values: of the result; of each token without pooling.
-        n_threads: CPU threads; None for all.
+        how: it is run.
         n_short: tokens of a shorter text, the first ones, to run alone and beside the whole.
 
     Raises:
         EngineError: llama.cpp fails or crashes.
     """
-    options = on_servers(EXACT).engine(len(tokens), n_threads)
+    options = how.engine(len(tokens))
     job = RunJob(os.fspath(file.path), options, None, tokens)
     return worker.call(observe_output, OutputJob(job, pooling, n_values, n_short))
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from ggufnorm.analysis.crosscheck.compared import compare_runs, side
 from ggufnorm.analysis.crosscheck.runs import Runs, in_order
+from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.frameworks import FrameworksReport
 from ggufnorm.core.progress import Progress
 from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 from ggufnorm.errors import ConfigError, TextError
 from ggufnorm.formats.forms import parse
+from ggufnorm.runs.options import ON_CPU, PLAIN, RunSettings, SideOptions, is_plain, placed
 from ggufnorm.samples import default_text
 
 N_TOKENS = 127
@@ -31,6 +33,8 @@ def compare_frameworks(
     n_tokens: int | None = None,
     image: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
+    n_gpu_layers: GpuLayers | None = None,
+    options: SideOptions = PLAIN,
     trust_remote_code: bool = False,
     check_memory: bool = True,
     on_progress: Callable[[Progress], None] = lambda _progress: None,
@@ -56,13 +60,19 @@ def compare_frameworks(
         n_tokens: of the text, fewer where it or the model's context is shorter; None for 127.
         image: the picture that image encoders get; None for a generated one.
         n_threads: CPU threads; None for all.
+        n_gpu_layers: layers of GGUF models to offload.
+        options: where llama.cpp puts GGUF models (:class:`~ggufnorm.core.engine.Placement`), and
+            its build. The cache is F32 without flash attention and all tokens are one batch,
+            whatever is asked for elsewhere.
         trust_remote_code: run Python that a checkpoint brings.
         check_memory: refuse a model that does not fit into the memory that is free.
         on_progress: called before each run.
 
     Raises:
-        ConfigError: the source is neither a checkpoint nor ONNX, or text or image are given
-            to models that take none.
+        ConfigError: the source is neither a checkpoint nor ONNX, text or image are given
+            to models that take none, or devices to models that llama.cpp does not run, or to
+            image encoders.
+        RefusedError: a device that a model is to be put on is not there.
         InputError: a model cannot be opened or run, or is another network.
         TextError: the text is empty.
         EngineMissingError: what runs one of them is not installed.
@@ -71,6 +81,7 @@ def compare_frameworks(
     """
     if parse(source).engine == "llama.cpp":
         raise ConfigError(f"{source}: the source must be hf:FOLDER or a file that ends with .onnx")
+    how = _settings(options, n_threads, n_gpu_layers, check_memory=check_memory)
     if not engines:
         raise ConfigError(f"{source}: give a model to compare it with")
     from ggufnorm.analysis.crosscheck.pictures import are_encoders, compare_encoders
@@ -78,6 +89,8 @@ def compare_frameworks(
     if image is not None or are_encoders(source, engines):
         if text is not None or n_tokens is not None:
             raise ConfigError("image encoders take no text: give a picture with --image")
+        if not is_plain(how.side):
+            raise ConfigError(f"{source}: {ON_CPU}")
         report = compare_encoders(
             source,
             engines,
@@ -88,6 +101,11 @@ def compare_frameworks(
             on_progress=on_progress,
         )
         return _send_to_drift(report)
+    if not is_plain(how.side) and all(parse(m).engine != "llama.cpp" for m in engines):
+        raise ConfigError(
+            "devices (-ngl, -dev, --rpc …) are llama.cpp's, and no GGUF model is among"
+            f" {', '.join(engines)}"
+        )
     if text is None:
         text, text_name = default_text(), "bundled: State of the Union addresses"
     if not text.strip():
@@ -96,9 +114,8 @@ def compare_frameworks(
     run = Runs(
         text[: _LETTERS * n_tokens],
         n_tokens,
-        n_threads,
+        how,
         trust_remote_code,
-        check_memory,
         on_progress,
     )
     for location in in_order([source, *engines]):
@@ -126,6 +143,27 @@ def compare_frameworks(
         picture=None,
     )
     return _send_to_drift(report)
+
+
+def _settings(
+    options: SideOptions,
+    n_threads: int | None,
+    n_gpu_layers: GpuLayers | None,
+    *,
+    check_memory: bool,
+) -> RunSettings:
+    """What is asked of llama.cpp.
+
+    Raises:
+        ConfigError: more than where to run.
+    """
+    if placed(PLAIN, options) != options or options.n_ubatch != PLAIN.n_ubatch:
+        raise ConfigError(
+            "across frameworks llama.cpp runs exactly (F32 cache, no flash attention, one batch):"
+            " options say where models are put, and nothing else"
+        )
+    layers = options.n_gpu_layers if n_gpu_layers is None else n_gpu_layers
+    return RunSettings(replace(options, n_gpu_layers=layers), n_threads, check_memory)
 
 
 def _send_to_drift(report: FrameworksReport) -> FrameworksReport:

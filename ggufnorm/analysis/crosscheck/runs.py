@@ -22,6 +22,8 @@ from ggufnorm.engines.tokenizer import needs as tokenizer_needs
 from ggufnorm.errors import EngineMissingError, InputError, MemoryLimitError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.location import checkpoint_folder, local_path, open_model
+from ggufnorm.runs.options import RunSettings
+from ggufnorm.runs.placement import misplaced
 
 if TYPE_CHECKING:
     from ggufnorm.analysis.crosscheck.output import OutputComparison
@@ -53,14 +55,14 @@ class Runs:
         self,
         text: str,
         n_tokens: int,
-        n_threads: int | None,
+        how: RunSettings,
         trust_remote_code: bool,
-        check_memory: bool,
         on_progress: Callable[[Progress], None],
     ) -> None:
-        self.text, self.n_tokens, self.n_threads = text, n_tokens, n_threads
-        self.trust_remote_code, self.check_memory = trust_remote_code, check_memory
+        self.text, self.n_tokens, self.n_threads = text, n_tokens, how.n_threads
+        self.trust_remote_code, self.check_memory = trust_remote_code, how.check_memory
         self.on_progress = on_progress
+        self._asked, self._how = how, dict[str, RunSettings]()
         self.found: dict[str, ObservedRun] = {}
         self.tokens: Tokens | None = None
         self.outputs: dict[str, SourceOutput] = {}
@@ -83,22 +85,24 @@ class Runs:
             self.found[location] = self._llama(location)
 
     def _llama(self, location: str) -> ObservedRun:
-        from ggufnorm.analysis.crosscheck.llama import run_llama
+        from ggufnorm.analysis.crosscheck.llama import exactly, run_llama
 
-        run, tokens = run_llama(
+        found = run_llama(
             location,
             text=self.text,
             n_tokens=self.n_tokens,
             tokens=self.tokens,
-            n_threads=self.n_threads,
-            check_memory=self.check_memory,
+            how=exactly(self._asked),
         )
+        self._how[location] = found.how
+        if (text := misplaced(found.run.build)) is not None:
+            self.on_progress(Progress(text, warning=True))
         if self.tokens is None:
-            self.tokens = tokens
+            self.tokens = found.tokens
         with open_model(local_path(location)) as file:
             self._architectures.add(file.architecture)
             self._has_decoder |= file.architecture == "t5"
-        return run
+        return found.run
 
     def _checkpoint(self, location: str) -> HFModel:
         return open_checkpoint(
@@ -178,7 +182,7 @@ class Runs:
             assert self.tokens is not None
             self.on_progress(Progress(f"running {engine} on the values of {source}"))
             logits = self.found[source].logits
-            return own_errors(engine, self.tokens, pairs, logits, self.n_threads)
+            return own_errors(engine, self.tokens, pairs, logits, self._how[engine])
 
         return measure
 
@@ -219,7 +223,7 @@ class Runs:
             self.outputs[source],
             engine,
             self.tokens,
-            self.n_threads,
+            self._how[engine],
             predicts=all(self.found[side].logits is not None for side in (source, engine)),
         )
 
@@ -236,7 +240,7 @@ class Runs:
             self.on_progress(Progress(f"following what leads to {wrong.key} in {engine}"))
             model = self._checkpoint(source)
             return record_segment(
-                model, engine, pairs, wrong, self.tokens, tolerance, self.n_threads
+                model, engine, pairs, wrong, self.tokens, tolerance, self._how[engine]
             )
 
         return follow

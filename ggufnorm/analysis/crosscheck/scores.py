@@ -17,6 +17,7 @@ from ggufnorm.core.tolerances import SAME_DOWNSTREAM
 from ggufnorm.errors import EngineError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.options import RunSettings
 
 _HEADS = ("cls.output.weight", "cls.weight")
 _WITH_SOFTMAX = ("qwen3", "qwen3vl")
@@ -24,7 +25,7 @@ _WITH_SOFTMAX = ("qwen3", "qwen3vl")
 
 
 def compare_score(
-    source: SourceOutput, file: ModelFile, tokens: Tokens, n_threads: int | None
+    source: SourceOutput, file: ModelFile, tokens: Tokens, how: RunSettings
 ) -> OutputComparison:
     """The score of a checkpoint made for sequence classification beside llama.cpp's.
 
@@ -32,7 +33,7 @@ def compare_score(
         source: what the checkpoint gives.
         file: the GGUF file.
         tokens: ids.
-        n_threads: CPU threads; None for all.
+        how: the file is run.
     """
     if source.score is None:
         return skipped(SCORE, f"Transformers does not load {source.classifier}")
@@ -44,7 +45,7 @@ def compare_score(
     theirs = _shares(source.score) if shares else source.score
     n_short = None if source.padded is None else source.padded.n_tokens
     try:
-        output = run_output(file, tokens, RANK, len(theirs), n_threads, n_short)
+        output = run_output(file, tokens, RANK, len(theirs), how, n_short)
     except EngineError as error:
         return skipped(SCORE, str(error))
     if output.value is None:
@@ -64,7 +65,7 @@ def compare_score(
 
 
 def compare_answer(
-    source: SourceOutput, file: ModelFile, tokens: Tokens, n_threads: int | None
+    source: SourceOutput, file: ModelFile, tokens: Tokens, how: RunSettings
 ) -> OutputComparison:
     """The score of a reranker that predicts an answer: the shares of ``yes`` and ``no``.
 
@@ -80,7 +81,7 @@ def compare_answer(
     logits = source.predicted[[i for i in ids if i is not None]]
     theirs = _shares(logits) if file.architecture in _WITH_SOFTMAX else logits
     try:
-        value = run_output(file, tokens, RANK, len(theirs), n_threads).value
+        value = run_output(file, tokens, RANK, len(theirs), how).value
     except EngineError as error:
         return skipped(SCORE, str(error))
     if value is None:

@@ -17,6 +17,7 @@ from ggufnorm.formats.conversion import tensor_of
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.naming.names import part_of
+from ggufnorm.runs.options import RunSettings
 
 
 def record_segment(
@@ -26,7 +27,7 @@ def record_segment(
     wrong: FirstWrong,
     tokens: Tokens,
     tolerance: float,
-    n_threads: int | None,
+    how: RunSettings,
 ) -> Segment:
     """All that is computed in the blocks between the last right norm and what is wrong.
 
@@ -37,7 +38,7 @@ def record_segment(
         wrong: what lies behind the wrong operation.
         tokens: ids.
         tolerance: relative L2 distance up to which two results are the same.
-        n_threads: CPU threads; None for all.
+        how: the file is run.
 
     Raises:
         EngineError: llama.cpp fails or crashes.
@@ -49,9 +50,7 @@ def record_segment(
     if crosses:
         start = None  # the decoder begins with its own tokens
     first, last = (None if p is None else p.engine.name for p in (start, end))
-    engine = watch_nodes(
-        location, tokens, first, last, pins=source_inputs(pairs), n_threads=n_threads
-    )
+    engine = watch_nodes(location, tokens, first, last, pins=source_inputs(pairs), how=how)
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
     source = watch_values(model, tokens, begin, stop, "decoder" if crosses else None)

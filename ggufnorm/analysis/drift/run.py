@@ -19,7 +19,7 @@ from ggufnorm.runs.checks import check_same_network, require_extent
 from ggufnorm.runs.corpus import make_corpus
 from ggufnorm.runs.execute import execute
 from ggufnorm.runs.loop import Policy
-from ggufnorm.runs.options import PLAIN, SideOptions
+from ggufnorm.runs.options import ON_CPU, PLAIN, SideOptions, is_plain
 from ggufnorm.runs.placement import Side, settle
 from ggufnorm.runs.watch import WATCHES, Watch
 from ggufnorm.samples import text_to_run
@@ -110,6 +110,8 @@ def drift(
 
             if watch != "all" or not local:
                 raise InputError(f"{a.path} is an encoder, which is always watched whole")
+            if n_gpu_layers or not (is_plain(options) and is_plain(options_ref)):
+                raise InputError(f"{a.path}: {ON_CPU}")
             return drift_encoders(
                 (a, b),
                 images,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggufnorm.core.check import INTERRUPTED, SUSPECTS, CheckReport, CheckStep
 from ggufnorm.core.engine import GpuLayers
 from ggufnorm.core.progress import Progress
-from ggufnorm.errors import GGUFError, GgufnormError
+from ggufnorm.errors import GGUFError, GgufnormError, InputError
 from ggufnorm.formats.files import read_text
 from ggufnorm.formats.forms import AnyLocation
 from ggufnorm.verbs.check.case import Case, RunOptions, open_case
@@ -74,7 +74,7 @@ def check(
         InputError: there is no model, the model or the source cannot be opened, or something
             is of a kind that another command takes.
     """
-    from ggufnorm.runs.options import PLAIN
+    from ggufnorm.runs.options import ON_CPU, PLAIN, is_plain
 
     evidence = sort_evidence(locations, source=source, reference=ref)
     run = RunOptions(
@@ -86,6 +86,8 @@ def check(
         case = open_case(evidence, run)
     except GGUFError as error:
         return _unreadable(evidence, error)
+    if case.is_encoder and not (is_plain(run.side) and not n_gpu_layers):
+        raise InputError(f"{case.evidence.model}: {ON_CPU}")
     return _checked(case, go_on, on_progress)
 
 

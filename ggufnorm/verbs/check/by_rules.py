@@ -8,6 +8,7 @@ from ggufnorm.analysis.audit.rules import BY_ID
 from ggufnorm.core.audit import AuditReport, Finding
 from ggufnorm.core.check import FIXABLE, State, SuspectName
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.placement import on_host
 from ggufnorm.verbs.check.case import FLOATS, Case
 from ggufnorm.verbs.check.suspects import Judgement
 
@@ -235,8 +236,8 @@ def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
     checked = ran(report, "C301", "C401")
     if len(checked) == 2:
         words = (
-            "on this machine's processor llama.cpp computes every norm as NumPy does, without"
-            " NaN or infinity"
+            f"on {_place(report)} llama.cpp computes every norm as NumPy does, without NaN or"
+            " infinity"
         )
         limits = notes(report)
         yield Judgement(
@@ -246,3 +247,11 @@ def of_run(report: AuditReport, command: str) -> Iterator[Judgement]:
     else:
         why = why_not(report, "C301") or why_not(report, "C")
         yield Judgement("engine and device", "not examined", why, "", command)
+
+
+def _place(report: AuditReport) -> str:
+    """Where a run's values were, in words."""
+    engine = report.engine
+    if engine is None or on_host(engine):
+        return "this machine's processor"
+    return ", ".join(engine.devices)

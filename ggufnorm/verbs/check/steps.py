@@ -174,7 +174,16 @@ def _run_cost(case: Case) -> str:
 
 
 def _run(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
-    report = _audit(case, run=True, select=("C",))
+    o = case.options
+    report = _audit(
+        case,
+        run=True,
+        select=("C",),
+        n_threads=o.n_threads,
+        n_gpu_layers=o.n_gpu_layers,
+        options=placed(PLAIN, o.side),
+        check_memory=o.check_memory,
+    )
     yield from by_rules.accusations(report, _run_command(case))
     yield from by_rules.of_run(report, _run_command(case))
 
@@ -207,6 +216,7 @@ def _compare_cost(case: Case) -> str:
 def _compare(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:
     from ggufnorm.analysis.crosscheck.run import compare_frameworks
 
+    # The file is judged, exactly, on the CPU: a GPU's rounding would hide small mistakes.
     options = case.options
     image = case.evidence.image if case.is_encoder else None
     report = compare_frameworks(

@@ -190,6 +190,7 @@ def _plain(options: AuditOptions) -> Options:
         tuple(options.accepted),
         dict(options.severities),
         _text(options.manifest),
+        options.how,
     )
 
 

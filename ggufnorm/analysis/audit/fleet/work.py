@@ -16,6 +16,7 @@ from ggufnorm.core.plain import from_plain, to_plain
 from ggufnorm.errors import GGUFError, GgufnormError, InputError
 from ggufnorm.formats.location import identity_of
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.options import RunSettings
 
 _MOST = 200
 """Characters of an unexpected error: it may quote the file."""
@@ -37,6 +38,7 @@ class Options:
     accepted: tuple[Ignore, ...]
     severities: dict[str, Severity]
     manifest: str | None
+    how: RunSettings | None
 
     def of_audit(self) -> AuditOptions:
         """The options themselves."""
@@ -49,6 +51,7 @@ class Options:
             self.accepted,
             self.severities,
             self.manifest,
+            self.how,
         )
 
 
