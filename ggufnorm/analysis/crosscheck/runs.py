@@ -196,8 +196,10 @@ class Runs:
         if source not in self.tokenizers:
             return TokenIds(None, 0, Skipped(TOKEN_IDS, "the source has no tokenizer"))
         self.on_progress(Progress(f"comparing token ids of {engine}"))
-        missing = tokenizer_needs(checkpoint_folder(source))
-        found = compare_token_ids(self.tokenizers[source], engine, self.text, missing)
+        folder = checkpoint_folder(source)
+        found = compare_token_ids(
+            self.tokenizers[source], engine, self.text, tokenizer_needs(folder), folder=folder
+        )
         return with_decoder_start(found, self.decoder_starts[source], engine)
 
     def output(self, source: str, engine: str) -> OutputComparison | None:

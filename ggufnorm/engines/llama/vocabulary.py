@@ -37,6 +37,12 @@ class Change:
         """All of them."""
         return {**self.flags, **self.names, **self.numbers}
 
+    def without(self, key: str) -> Change:
+        """All but one of the keys."""
+        kinds = (self.flags, self.names, self.numbers)
+        flags, names, numbers = ({k: v for k, v in kind.items() if k != key} for kind in kinds)
+        return Change(flags, names, numbers)
+
     def __or__(self, other: Change) -> Change:
         return Change(
             self.flags | other.flags, self.names | other.names, self.numbers | other.numbers
