@@ -39,9 +39,11 @@ class Change:
 
     def without(self, key: str) -> Change:
         """All but one of the keys."""
-        kinds = (self.flags, self.names, self.numbers)
-        flags, names, numbers = ({k: v for k, v in kind.items() if k != key} for kind in kinds)
-        return Change(flags, names, numbers)
+        return Change(
+            {k: v for k, v in self.flags.items() if k != key},
+            {k: v for k, v in self.names.items() if k != key},
+            {k: v for k, v in self.numbers.items() if k != key},
+        )
 
     def __or__(self, other: Change) -> Change:
         return Change(
