@@ -214,16 +214,17 @@ class Runs:
             return compare_embedding(self.outputs[source], engine, found, self.tokens)
         if parse(engine).engine != "llama.cpp":
             return None
-        from ggufnorm.analysis.crosscheck.outputs import compare_output
+        from ggufnorm.analysis.crosscheck.outputs import compare_output, with_unread
 
         assert self.tokens is not None
-        return compare_output(
+        compared = compare_output(
             self.outputs[source],
             engine,
             self.tokens,
             self.n_threads,
             predicts=all(self.found[side].logits is not None for side in (source, engine)),
         )
+        return with_unread(compared, self.outputs[source])
 
     def follow(self, source: str, engine: str) -> Follow:
         """How to record what both compute; see :data:`.compared.Follow`."""
