@@ -54,8 +54,7 @@ def _ids_differ(found: TokenizerFinding, command: str) -> Judgement:
         words = (
             f"only llama.cpp's own splitting differs, in {found.differing} of {found.n_texts} texts"
         )
-        note = f"{found.message}; {_REPORT_IDS}"
-        return Judgement("tokenizer", "partly", words, "", command, note=note)
+        return Judgement("tokenizer", "partly", words, _REPORT_IDS, command, note=found.message)
     keys = " ".join(f"--override-kv {key}" for key in found.keys)
     again = "convert again with the source's tokenizer files"
     if keys and found.same_again:
