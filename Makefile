@@ -55,9 +55,9 @@ docs: $(READY)
 	$(BIN)/python $(PIP) --editable '.[docs]'
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build
 
-# Every table of docs/benchmarks.md; some twenty minutes on two cores.
+# Every table of docs/benchmarks.md; some thirty minutes on two cores.
 bench: $(READY)
-	@for b in header start remote fleet diff drift attribute memory; do \
+	@for b in header start remote fleet diff audit drift attribute memory compare growth; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
 $(READY): pyproject.toml

@@ -159,7 +159,7 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         runs: dict[str, Callable[[list[Batch]], None]] = {
             "plain_ref": lambda chunk: decode(plain[0], chunk),
             "plain_quant": lambda chunk: decode(plain[1], chunk),
-            "none": lambda chunk: predictions(runners[:PINNED], chunk, job.threads),
+            "none": lambda chunk: predictions(runners[:PINNED], chunk),
             "norms": walk(replicas[:PINNED], "norms"),
             "free": walk(replicas[:PINNED]),
             "pinned": walk(replicas),
@@ -176,10 +176,10 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         return Timings(seconds, cpu, len(runners[0].graphs[0].hooks), loaded, peak_memory() or 0)
 
 
-def predictions(runners: list[LlamaRunner], chunk: list[Batch], threads: int) -> None:
+def predictions(runners: list[LlamaRunner], chunk: list[Batch]) -> None:
     """What ``--watch none`` does with a chunk."""
     session = Unwatched([Replica(runner) for runner in runners])
-    sums = LogitSums([FREE], n_threads=threads)
+    sums = LogitSums([FREE])
     for runner in runners:
         runner.begin_chunk()
     for k, batch in enumerate(chunk):

@@ -2,7 +2,8 @@
 
 Writes a file of its own: 262,144 tokens with scores and types, 262,144 merges and 700
 small tensors; then opens it with ggufnorm, with llama.cpp's own parser (the C library
-that llama-cpp-python ships) and with gguf-py.
+that llama-cpp-python ships) and with gguf-py. Then one of a million tensors, in a process whose
+memory it watches.
 
     python benchmarks/bench_header.py
 """
@@ -11,6 +12,9 @@ from __future__ import annotations
 
 import ctypes
 import random
+import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +41,7 @@ def write_model(path: Path) -> None:
     rng = random.Random(0)
     tokens = [f"{''.join(rng.choices(LETTERS, k=rng.randint(1, 10)))}{i}" for i in range(N_TOKENS)]
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type(gguf.GGUFType.MODEL)
     writer.add_token_list(tokens)
     writer.add_token_scores([-float(i) for i in range(N_TOKENS)])
     writer.add_token_types([1] * N_TOKENS)
@@ -47,6 +52,45 @@ def write_model(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_many(path: Path, n: int) -> None:
+    """Write a header of ``n`` tensors of 32 bytes, and as many bytes as they need."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    head = b"GGUF" + struct.pack("<IQQ", 3, n, 1)
+    head += text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    with path.open("wb") as file:
+        file.write(head)
+        for i in range(n):
+            name = text(f"blk.{i // 100}.ffn_part_{i % 100}.weight")
+            file.write(name + struct.pack("<IQIQ", 1, 8, 0, 32 * i))
+        file.truncate(-(-file.tell() // 32) * 32 + 32 * n)
+
+
+OPEN = """
+import resource, sys
+from ggufnorm.formats.gguf import GGUFFile
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+file = GGUFFile(sys.argv[1])
+print(len(file.tensors), file.header_size, before, peak())
+"""
+
+
+def show_many(path: Path) -> None:
+    """What opening a header of a million tensors takes of memory."""
+    write_many(path, 1_000_000)
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN, str(path)], check=True, capture_output=True, text=True
+    )
+    n, header, before, peak = map(int, done.stdout.split())
+    print(
+        f"\nA header of {n:,} tensors, {header / 1e6:.0f} MB: {peak / 1e6:.0f} MB at the peak, of"
+        f" which Python and NumPy are {before / 1e6:.0f} MB."
+    )
 
 
 def ggufnorm_reader(path: Path) -> None:
@@ -114,6 +158,8 @@ def main() -> None:
     print("|---|---:|---:|")
     for name, time_taken in times.items():
         print(f"| {name} | {time_taken:.4f} | {time_taken / ours:.1f} |")
+    with tempfile.TemporaryDirectory() as folder:
+        show_many(Path(folder) / "many.gguf")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ggufnorm.core.distribution import weight_statistics
-from ggufnorm.core.drift import ModelFacts
 from ggufnorm.core.model import Inspection, NormSite, TensorFacts
 from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.file_type import types_inside
 from ggufnorm.formats.forms import parse
+from ggufnorm.formats.gguf_constants import LlamaFileType
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import norm_sites
+
+if TYPE_CHECKING:
+    from ggufnorm.core.drift import ModelFacts
 
 
 def inspect(location: str | os.PathLike[str], *, tensors: bool = False) -> Inspection:
@@ -96,8 +99,6 @@ def select(
 
 def file_type(file: ModelFile) -> str | None:
     """The mix that the file claims to be (``general.file_type``), None if it does not."""
-    from gguf import LlamaFileType
-
     number = file.metadata.integer("general.file_type")
     if number is None:
         return None
@@ -113,7 +114,9 @@ def fingerprint(file: ModelFile) -> str:
     SHA-256 over the size, the header, and 64 pages of 4 KiB spread evenly over the data,
     of every shard.
     """
-    digest = hashlib.sha256()
+    from hashlib import sha256  # which ``inspect`` does without
+
+    digest = sha256()
     for shard in file.shards:
         size = shard.size
         digest.update(str(size).encode())
@@ -126,6 +129,8 @@ def fingerprint(file: ModelFile) -> str:
 
 def model_facts(file: ModelFile) -> ModelFacts:
     """What a report says of a model file."""
+    from ggufnorm.core.drift import ModelFacts
+
     return ModelFacts(
         path=file.path,
         architecture=file.architecture,

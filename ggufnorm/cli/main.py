@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -40,6 +41,9 @@ _COMMANDS = {
     "completion": "Print the completion script for a shell.",
 }
 
+_WITHOUT_MATRICES = ("inspect", "report", "rules", "rule")
+"""Commands that multiply none: NumPy need not start a thread for each processor."""
+
 
 class _UnforeseenError(Exception):
     """An error that click would take for its own: for an abort, or for a closed output."""
@@ -58,6 +62,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
+        if cmd_name in _WITHOUT_MATRICES and "numpy" not in sys.modules:
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         module = importlib.import_module(f"ggufnorm.cli.{cmd_name.replace('-', '_')}")
         command: click.Command = module.command
         return command

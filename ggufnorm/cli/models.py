@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ggufnorm.cli.process import complain
-from ggufnorm.core.audit import NOT_CHECKED, AuditSet
-from ggufnorm.core.model import InspectionSet
+from ggufnorm.core.model import NOT_CHECKED, InspectionSet
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import InputError
+
+if TYPE_CHECKING:
+    from ggufnorm.core.audit import AuditSet
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -121,7 +123,7 @@ def report_failed(found: InspectionSet | AuditSet) -> bool:
         InputError: it was one model, and it could not be read.
     """
     failed = [skipped for skipped in found.failed if skipped.reason != NOT_CHECKED]
-    passed_over = found.passed_over if isinstance(found, AuditSet) else ()
+    passed_over = () if isinstance(found, InspectionSet) else found.passed_over
     is_one = len(found.models) + len(found.failed) + len(passed_over) == 1
     if is_one and failed:
         raise InputError(failed[0].reason)

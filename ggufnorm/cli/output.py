@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -190,6 +189,8 @@ def _print(result: Result, fmt: str, options: dict[str, Any]) -> None:
         click.echo(text.encode("utf-8", "backslashreplace"), nl=False)
         return
     if sys.stdout.isatty():
+        from shutil import get_terminal_size
+
         options["color"] = "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-        options["width"] = shutil.get_terminal_size((100, 24)).columns
+        options["width"] = get_terminal_size((100, 24)).columns
     click.echo(render(result, fmt, **options), nl=False)

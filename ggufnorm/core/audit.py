@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ggufnorm.core.engine import Engine
 from ggufnorm.core.mend import Mend
-from ggufnorm.core.model import Skipped
+from ggufnorm.core.model import NOT_CHECKED, Skipped
 from ggufnorm.core.result import Result
 
 Severity = Literal["error", "warning", "info"]
@@ -131,10 +131,6 @@ class AuditReport(Result):
     summary: AuditSummary
     provenance: Provenance | None = None
     engine: Engine | None = None
-
-
-NOT_CHECKED = "interrupted before it was checked"
-"""The reason of models that a Ctrl-C kept from being checked."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.parallel import each
 from ggufnorm.core.row_dots import row_dot
 
 KLD_PERCENTS = (0.0, 0.1, 1.0, 5.0, 10.0, 50.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -80,23 +79,18 @@ class LogitStatistics:
 _COLUMNS = ("kld", "nll_ref", "nll_quant", "position")
 
 
-_BLOCK = 1 << 16
-"""Logits converted to float64 at a time, unless a single position has more: they stay in a
-core's cache, and a vocabulary of 262,144 takes 2 MiB for each distribution."""
+_BLOCK = 1 << 18
+"""Logits converted to float64 at a time, 2 MiB for each distribution, in one thread: several would
+wait for each other at the interpreter's lock, between pieces of this size."""
 
 
 class LogitSum:
-    """Accumulates :class:`LogitStatistics`; keeps four numbers a token, no logits.
+    """Accumulates :class:`LogitStatistics`; keeps four numbers a token, no logits."""
 
-    Args:
-        n_threads: that compare positions.
-    """
-
-    def __init__(self, n_threads: int = 1) -> None:
+    def __init__(self) -> None:
         self._parts: list[NDArray[np.float64]] = []  # (4, n) each, rows as in _COLUMNS
         self._same = 0
         self._bad = 0
-        self._n_threads = n_threads
 
     def add(
         self,
@@ -134,7 +128,7 @@ class LogitSum:
         """
         if len(ref) == 0:
             return
-        found = _compare(ref, quant, next_tokens, self._n_threads)
+        found = _compare(ref, quant, next_tokens)
         good = np.isfinite(found[0])
         self._bad += len(ref) - int(np.count_nonzero(good))
         self._same += int(found[3][good].sum())
@@ -158,13 +152,13 @@ class LogitSum:
         return {**columns, "same": self._same, "bad": self._bad}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any], n_threads: int = 1) -> LogitSum:
+    def from_state(cls, state: dict[str, Any]) -> LogitSum:
         """The inverse of :meth:`state`.
 
         Raises:
             ValueError: no run can have gathered that.
         """
-        total = cls(n_threads)
+        total = cls()
         columns = np.array([state[c] for c in _COLUMNS], np.float64)
         total._parts = [columns]
         total._same, total._bad = int(state["same"]), int(state["bad"])
@@ -216,20 +210,17 @@ class LogitSum:
         )
 
 
-def kl_divergences(
-    ref: NDArray[np.float32], quant: NDArray[np.float32], n_threads: int = 1
-) -> NDArray[np.float64]:
+def kl_divergences(ref: NDArray[np.float32], quant: NDArray[np.float32]) -> NDArray[np.float64]:
     """KL divergence ``Σ p (ln p - ln q)`` of each position, nats.
 
     Args:
         ref: logits, ``(positions, vocabulary)``, that give ``p``.
         quant: the same shape, that give ``q``.
-        n_threads: that compare positions.
 
     Returns:
         ``(positions,)``; NaN where a logit is NaN or infinite.
     """
-    kld: NDArray[np.float64] = _compare(ref, quant, np.zeros(len(ref), np.int32), n_threads)[0]
+    kld: NDArray[np.float64] = _compare(ref, quant, np.zeros(len(ref), np.int32))[0]
     return kld
 
 
@@ -237,7 +228,6 @@ def _compare(
     ref: NDArray[np.float32],
     quant: NDArray[np.float32],
     next_tokens: NDArray[np.int32],
-    n_threads: int,
 ) -> NDArray[np.float64]:
     """Compare positions, a few at a time.
 
@@ -247,12 +237,9 @@ def _compare(
     """
     step = max(1, _BLOCK // max(1, ref.shape[1]))
     found = np.empty((4, len(ref)))
-
-    def compare(start: int) -> None:
+    for start in range(0, len(ref), step):
         part = slice(start, start + step)
         found[:, part] = _compare_block(ref[part], quant[part], next_tokens[part])
-
-    each(compare, range(0, len(ref), step), n_threads)
     return found
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.parallel import each
 from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
 
 
@@ -280,7 +279,6 @@ def compare(
     n_tokens: int,
     stride: int = 1,
     peaks: Sequence[PeakSum] = (),
-    n_threads: int = 1,
 ) -> None:
     """Compare arrays with a reference, which is read once for all of them.
 
@@ -292,7 +290,6 @@ def compare(
             (several rows belong to one token at a per-head norm).
         stride: from the number of one token to that of the next.
         peaks: of the reference and of the first array, to be found on the way.
-        n_threads: that compare blocks of rows.
 
     Raises:
         ValueError: the shapes differ.
@@ -320,7 +317,7 @@ def compare(
             return bounds, [_range(v[block]) for v in seen]
 
     blocks = list(blocks_of(r))
-    found = each(fill, blocks, n_threads)
+    found = [fill(block) for block in blocks]
     for block, (_bounds, extents) in zip(blocks, found, strict=True):
         for peak, v, extent in zip(peaks, seen, extents, strict=True):
             peak._add(v[block], extent, block.start, token)

@@ -101,6 +101,10 @@ class Skipped:
     reason: str
 
 
+NOT_CHECKED = "interrupted before it was checked"
+"""The reason of models that a Ctrl-C kept from being checked."""
+
+
 @dataclass(frozen=True)
 class TensorFacts:
     """A tensor as the header describes it.

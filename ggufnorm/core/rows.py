@@ -39,11 +39,10 @@ class Rows:
         self,
         *observed: tuple[DifferenceSum, Rows],
         peaks: Sequence[PeakSum] = (),
-        n_threads: int = 1,
     ) -> None:
         """Add the distances of other rows of the same tokens to sums; see :func:`compare`."""
         others = [(total, rows.values) for total, rows in observed]
-        compare(self.values, others, *self.place, peaks, n_threads)
+        compare(self.values, others, *self.place, peaks)
 
     def subsample(self, chunk_start: int, stride: int) -> Rows:
         """The rows of the tokens ``t`` of a chunk with ``(t + 1) % stride == 0``.

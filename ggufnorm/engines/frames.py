@@ -50,7 +50,7 @@ def write_frame(stream: IO[bytes], value: Any) -> None:
     stream.flush()
 
 
-def read_frame(stream: IO[bytes]) -> tuple[Any, list[bytes]] | None:
+def read_frame(stream: IO[bytes]) -> tuple[Any, list[bytearray]] | None:
     """The plain form of what :func:`write_frame` wrote, and its buffers; None at the end.
 
     Half a frame, as a killed child leaves it, is the end too.
@@ -63,23 +63,40 @@ def read_frame(stream: IO[bytes]) -> tuple[Any, list[bytes]] | None:
     if len(raw) < 8 * n_buffers:
         return None
     sizes = (n_text, *struct.unpack(f"<{n_buffers}Q", raw))
-    text, *buffers = parts = [stream.read(n) for n in sizes]
-    if any(len(part) < n for part, n in zip(parts, sizes, strict=True)):
-        return None
+    parts = []
+    for n in sizes:
+        part = bytearray(n)
+        if not _fill(stream, part):
+            return None
+        parts.append(part)
+    text, *buffers = parts
     return json.loads(text), buffers
 
 
-def with_arrays(plain: Any, buffers: list[bytes]) -> Any:
+def _fill(stream: IO[bytes], part: bytearray) -> bool:
+    """Read what a buffer holds; whether there was so much."""
+    left = memoryview(part)
+    while left:
+        got = stream.readinto(left)  # type: ignore[attr-defined]
+        if not got:
+            return False
+        left = left[got:]
+    return True
+
+
+def with_arrays(plain: Any, buffers: list[bytearray]) -> Any:
     """The plain form of :func:`read_frame` with its buffers where they belong, as arrays."""
     if isinstance(plain, list):
         return [with_arrays(v, buffers) for v in plain]
     if not isinstance(plain, dict):
         return plain
     if "$bytes" in plain:
-        return buffers[plain["$bytes"]]
+        return bytes(buffers[plain["$bytes"]])
     if "$array" in plain:
         import numpy as np
 
-        raw = bytearray(buffers[plain["$array"]])  # what crossed may be written to
-        return np.frombuffer(raw, np.dtype(plain["dtype"])).reshape(plain["shape"])
+        # Of the buffer's own memory: what crossed may be written to.
+        return np.frombuffer(buffers[plain["$array"]], np.dtype(plain["dtype"])).reshape(
+            plain["shape"]
+        )
     return {k: with_arrays(v, buffers) for k, v in plain.items()}

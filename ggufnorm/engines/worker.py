@@ -187,11 +187,11 @@ class Child:
 
     def _messages(
         self, cancellable: bool, on_progress: OnProgress
-    ) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+    ) -> Iterator[tuple[dict[str, Any], list[bytearray]]]:
         stdout = self.process.stdout
         assert stdout
         # A thread reads: an interrupted read would lose what it had of its frame.
-        frames: queue.SimpleQueue[tuple[Any, list[bytes]] | None] = queue.SimpleQueue()
+        frames: queue.SimpleQueue[tuple[Any, list[bytearray]] | None] = queue.SimpleQueue()
 
         def read() -> None:
             with contextlib.suppress(OSError, ValueError):
@@ -280,7 +280,7 @@ def _keep_last(stream: IO[bytes], log: deque[str], servers: list[str]) -> None:
             log.append(line)
 
 
-def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) -> Any:
+def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytearray]) -> Any:
     """A task's job or result from the plain form that crossed.
 
     Args:
@@ -298,7 +298,14 @@ def rebuild(task: Task[Any, Any], which: str, plain: Any, buffers: list[bytes]) 
 
 
 def peak_memory() -> int | None:
-    """Most resident memory that this process ever had, in bytes; None if not to be told."""
+    """Most resident memory that this program ever had, in bytes; None if not to be told."""
+    try:
+        # getrusage on Linux counts what the process was before it became this program, too: all
+        # that its parent held (setmax_mm_hiwater_rss in fs/exec.c).
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(v.split()[1]) for v in status.splitlines() if v.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
     try:
         import resource
     except ImportError:  # Windows

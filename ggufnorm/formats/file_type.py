@@ -6,6 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ggufnorm.core.model import TypeCount, TypesInside
+from ggufnorm.formats.gguf_constants import (
+    GGML_QUANT_SIZES,
+    GGMLQuantizationType,
+    LlamaFileType,
+)
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
 
@@ -37,8 +42,6 @@ _OUTSIDE = ("token_embd", "output", "per_layer_token_embd", "position_embd", "to
 
 def label_of(number: int) -> str | None:
     """The name of a ``general.file_type``, without ``MOSTLY_``; None if it is not known."""
-    from gguf import LlamaFileType
-
     try:
         return str(LlamaFileType(number & ~_GUESSED).name).removeprefix("MOSTLY_")
     except ValueError:
@@ -159,7 +162,5 @@ def _replaced(label: str, matrices: Sequence[Tensor]) -> str:
 
 def _block_of(dtype: str) -> int:
     """Elements of a type's block; 1 for a type that this gguf-py does not know."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
     known = GGMLQuantizationType.__members__.get(dtype)
     return 1 if known is None else int(GGML_QUANT_SIZES[known][0])

@@ -8,12 +8,13 @@ written down here but asked of ggml: a NaN is put into each place of an empty bl
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.formats.dequantize import dequantize_rows
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 _SCALED_BY_HALVES = frozenset(
     (
@@ -22,6 +23,11 @@ _SCALED_BY_HALVES = frozenset(
     )
 )  # fmt: skip
 """Types whose only floating-point fields are of type ``ggml_half`` (``ggml-common.h``)."""
+
+_INFINITY = {
+    "F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+}  # fmt: skip
+"""The bits of an infinity, which are less than those of every NaN."""
 
 _NAN = np.uint16(0x7E00)
 
@@ -37,22 +43,29 @@ def are_finite(raw: NDArray[np.uint8], ggml_type: int) -> bool | None:
         None if the values' bits do not tell, for want of knowledge of the type.
     """
     name = GGMLQuantizationType(ggml_type).name
-    if name == "F32":
-        return bool(np.isfinite(raw.reshape(-1).view(np.float32)).all())
-    if name in ("F16", "BF16"):
-        return _halves_are_finite(raw.reshape(-1).view(np.uint16), 1 if name == "F16" else 0)
+    if name in _INFINITY:
+        bits, infinity = _INFINITY[name]
+        return _below(raw.reshape(-1).view(bits), infinity)
     places = _scales(ggml_type)
     if places is None:
         return None
     block = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][1]
     blocks = raw.reshape(-1).view(np.uint16).reshape(-1, block // 2)
-    return all(_halves_are_finite(blocks[:, p // 2], 1) for p in places)
+    return all(_below(blocks[:, p // 2], _INFINITY["F16"][1]) for p in places)
 
 
-def _halves_are_finite(bits: NDArray[np.uint16], half: int) -> bool:
-    """Whether no exponent is the largest: of F16 (``half`` is 1), or of BF16."""
-    least = np.uint16(0xF800 if half else 0xFF00)
-    return not bool((np.left_shift(bits, 1) >= least).any())
+def _below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
+    """Whether no exponent is the largest, by two passes that write nothing.
+
+    As signed numbers, positive values that are not finite are the largest; as unsigned ones,
+    negative ones are.
+    """
+    if bits.size == 0:
+        return True
+    bits = np.ascontiguousarray(bits)
+    sign = 1 << (8 * bits.itemsize - 1)
+    signed = bits.view(f"i{bits.itemsize}")
+    return bool(signed.max() < infinity and bits.max() < sign + infinity)
 
 
 @cache

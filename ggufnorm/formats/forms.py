@@ -10,12 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from ggufnorm.core.trace import SCHEMA
 from ggufnorm.errors import InputError
 from ggufnorm.formats.contents import content_of
 from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.formats.safetensors import SafetensorsReader
 
 Scheme = Literal["path", "http", "hub", "ollama", "checkpoint"]
 """How a location is written, and with that where it leads."""
@@ -306,6 +304,9 @@ _LORA = (".lora_a", ".lora_b")
 
 
 def _kind_of_safetensors(path: Path) -> Kind:
+    from ggufnorm.core.trace import SCHEMA  # which ``inspect`` of a GGUF file does without
+    from ggufnorm.formats.safetensors import SafetensorsReader
+
     try:
         with SafetensorsReader(path) as file:
             return "trace" if file.metadata.get("schema") == SCHEMA else "safetensors"

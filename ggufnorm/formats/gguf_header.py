@@ -19,11 +19,11 @@ from operator import length_hint
 from typing import Any, cast
 
 import numpy as np
-from gguf import GGUFReader, GGUFValueType
 
 from ggufnorm.core.printable import printable
 from ggufnorm.errors import GGUFError, TensorDataError
 from ggufnorm.formats.contents import words_for
+from ggufnorm.formats.gguf_constants import GGUFValueType
 from ggufnorm.formats.gguf_cursor import ByteOrder as ByteOrder
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
 from ggufnorm.formats.gguf_cursor import value_of as value_of
@@ -34,8 +34,10 @@ from ggufnorm.formats.storage import LocalStorage, Storage
 Value = bool | int | float | str | list["Value"]
 """A metadata value as Python sees it."""
 
-_SCALARS: dict[int, np.dtype[Any]] = {
-    int(kind): np.dtype(scalar) for kind, scalar in GGUFReader.gguf_scalar_to_np.items()
+_SCALARS: dict[int, np.dtype[Any]] = {  # whose names are NumPy's, in capitals
+    int(kind): np.dtype(kind.name.lower())
+    for kind in GGUFValueType
+    if kind not in (GGUFValueType.STRING, GGUFValueType.ARRAY)
 }
 _STRING, ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
 _UINT32 = int(GGUFValueType.UINT32)
@@ -53,6 +55,12 @@ _FIRST_READ = 1 << 16
 """Bytes of the first read of a header."""
 _MAX_FETCHED = 1 << 28
 """Most bytes that are read for one header; the largest vocabularies take some 20 MB."""
+_BLOCK = 1 << 18
+"""Bytes in which strings are looked for at once: they stay in a core's cache."""
+_WALKED = 4096
+"""Strings that are walked one by one before others are looked for at once."""
+_WORTH_WHILE = 1024
+"""Strings passed by at once for which looking for them took less time than a walk."""
 _MAX_DECODED = 1 << 22
 """Most elements of one array that become a list; the largest vocabularies have a tenth."""
 
@@ -221,27 +229,56 @@ class _Values(Cursor):
         return kind, n
 
     def skip_strings(self, n: int, field: str) -> None:
-        unpack, front = struct.Struct(self.front.order + "Q").unpack_from, self.front
         while n:
-            # The hot loop of a large vocabulary: neither a method call nor a comparison per
-            # string. unpack_from itself refuses to read behind the buffer.
-            last = pos = self.pos
-            to_come = repeat(None, n)
-            buffer = front.buffer
-            with suppress(struct.error, OverflowError):
-                for _ in to_come:
-                    (length,) = unpack(buffer, pos)
-                    last, pos = pos, pos + 8 + length
-                if pos <= front.size:
-                    self.pos = pos
-                    return
-            self.pos, n = (pos, 1 + length_hint(to_come)) if pos <= front.size else (last, 1)
-            if pos + 8 <= front.size:  # each string to come has a length at least
-                self.fetched(min(8 * n, front.size - pos))
-            # The checked way says what is wrong, or reads on.
-            n_bytes = self.count(f"a string of the {field}", smallest=1)
-            self.pos += n_bytes
-            n -= 1
+            many = self.skip_short_strings(n)
+            n -= many
+            if n and many < _WORTH_WHILE:
+                n -= self.walk_strings(n, field)
+
+    def skip_short_strings(self, n: int) -> int:
+        """Pass by many at once of ``n`` strings; returns how many.
+
+        Of those that are shorter than 256 bytes the length is one byte and seven zeros, found
+        by NumPy in a whole block. They are passed by as long as each ends where the next begins.
+        """
+        buffer, pos = self.front.buffer, self.pos
+        if self.front.order == ">" or len(buffer) <= pos:
+            return 0
+        block = np.frombuffer(buffer, np.uint8, min(_BLOCK, len(buffer) - pos), pos)
+        zeros = np.flatnonzero(block == 0)
+        heads = zeros[:-6][zeros[6:] - zeros[:-6] == 6] - 1
+        if not heads.size or heads[0] != 0:
+            return 0
+        ends = heads[:-1] + 8 + block[heads[:-1]]
+        follows = ends == heads[1:]
+        many = min(n, len(follows) if follows.all() else int(follows.argmin()))
+        self.pos += int(heads[many])
+        return many
+
+    def walk_strings(self, n: int, field: str) -> int:
+        """Pass by some of ``n`` strings, one by one; returns how many."""
+        unpack, front = struct.Struct(self.front.order + "Q").unpack_from, self.front
+        # Neither a method call nor a comparison per string: unpack_from itself refuses to
+        # read behind the buffer.
+        some = min(n, _WALKED)
+        last = pos = self.pos
+        to_come = repeat(None, some)
+        buffer = front.buffer
+        with suppress(struct.error, OverflowError):
+            for _ in to_come:
+                (length,) = unpack(buffer, pos)
+                last, pos = pos, pos + 8 + length
+            if pos <= front.size:
+                self.pos = pos
+                return some
+        done = some - 1 - length_hint(to_come)
+        self.pos = pos if pos <= front.size else last
+        if pos + 8 <= front.size:  # each string to come has a length at least
+            self.fetched(min(8 * (n - done), front.size - pos))
+        # The checked way says what is wrong, or reads on.
+        n_bytes = self.count(f"a string of the {field}", smallest=1)
+        self.pos += n_bytes
+        return done + 1
 
     def value(self, kind: int, field: str, depth: int = 0) -> Value:
         """A value, decoded."""

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_constants import GGMLQuantizationType, GGUFValueType
 from ggufnorm.formats.gguf_header import ARRAY, ByteOrder
 from ggufnorm.formats.storage import checked
 

@@ -10,9 +10,9 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ggufnorm.errors import TensorDataError
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_cursor import Cursor, Front, quoted
 
 _TYPES: dict[int, tuple[str, int, int]] = {
@@ -26,6 +26,11 @@ _MAX_DIMS = 4  # GGML_MAX_DIMS in ggml/include/ggml.h
 _MAX_NAME = 4096
 """Longest name of a tensor, in bytes: llama.cpp takes 63 (GGML_MAX_NAME)."""
 _MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
+
+
+_NUMBER = 0xFFFF_FFFF
+_AT_ONCE = 1 << 16
+"""Names that are compared at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +65,20 @@ class TensorTable(Mapping[str, Tensor]):
 
     A header may tell of a million tensors, so none is kept: each is read off the header
     when it is asked for. Kept are the place of each in the header and, sorted, a hash of
-    each name: 16 bytes a tensor.
+    each name with the tensor's number: 12 bytes a tensor.
+
+    Args:
+        front: of the file.
+        places: where in it the description of each tensor begins.
+        keys: of each what :func:`_key` gives; will be sorted.
+        data: where the tensors' data begins.
     """
 
-    def __init__(self, front: Front, places: array[int], hashes: array[int], data: int) -> None:
+    def __init__(self, front: Front, places: array[int], keys: array[int], data: int) -> None:
         self._front, self._data = front, data
         self._places = places
-        order = np.argsort(np.asarray(hashes), kind="stable")
-        self._order = order.astype(np.uint32).data
-        self._hashes = np.asarray(hashes)[order].data
+        np.asarray(keys).sort()
+        self._keys = keys
         self._last: Tensor | None = None
 
     def __len__(self) -> int:
@@ -110,25 +120,32 @@ class TensorTable(Mapping[str, Tensor]):
 
     def first_repeated(self) -> int | None:
         """The first tensor that has the name of one before it."""
-        h = np.asarray(self._hashes)
-        found = []
-        for k in np.flatnonzero(h[1:] == h[:-1]).tolist():
-            i = self._order[k + 1]
-            if self._find(self._name(i)) != i:
-                found.append(i)
+        keys, found = np.asarray(self._keys), []
+        for start in range(0, len(keys), _AT_ONCE):
+            hashes = keys[start : start + _AT_ONCE + 1] >> 32
+            for k in np.flatnonzero(hashes[1:] == hashes[:-1]).tolist():
+                i = self._keys[start + k + 1] & _NUMBER
+                if self._find(self._name(i)) != i:
+                    found.append(i)
         return min(found, default=None)
 
     def _name(self, i: int) -> str:
         return Cursor(self._front, self._places[i]).name("")
 
     def _find(self, name: str) -> int | None:
-        wanted = hash(name)
-        k = bisect_left(self._hashes, wanted)
-        while k < len(self._hashes) and self._hashes[k] == wanted:
-            if self._name(self._order[k]) == name:
-                return self._order[k]
+        wanted = _key(name, 0)
+        k = bisect_left(self._keys, wanted)
+        while k < len(self._keys) and self._keys[k] >> 32 == wanted >> 32:
+            i = self._keys[k] & _NUMBER
+            if self._name(i) == name:
+                return i
             k += 1
         return None
+
+
+def _key(name: str, i: int) -> int:
+    """Half of a name's hash, above the number of the tensor."""
+    return (hash(name) & _NUMBER) << 32 | i
 
 
 class _Values(ValuesView[Tensor]):
@@ -152,16 +169,16 @@ def read_tensors(cursor: Cursor, n: int, alignment: int) -> TensorTable:
         GGUFError: what the header says is impossible.
         TensorDataError: a tensor's data is not in the file, or lies where another's does.
     """
-    places, hashes = array("I"), array("q")
+    places, keys = array("I"), array("Q")
     end, in_order = 0, True
     for i in range(n):
         places.append(cursor.pos)
         info = _read_info(cursor, i, alignment)
-        hashes.append(hash(info.name))
+        keys.append(_key(info.name, i))
         in_order = in_order and info.offset >= end
         end = max(end, info.offset + info.n_bytes)
     data = -(-cursor.pos // alignment) * alignment
-    table = TensorTable(cursor.front, places, hashes, data)
+    table = TensorTable(cursor.front, places, keys, data)
     twice = table.first_repeated()
     if twice is not None:
         name = table.at(twice).name

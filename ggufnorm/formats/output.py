@@ -13,9 +13,7 @@ that folder. Where the file system knows no locks, none is.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -47,7 +45,7 @@ def replacing(target: StrPath) -> Iterator[Path]:
     """
     with ExitStack() as stack:
         with reported(target):
-            folder = work_folder(target) or Path(tempfile.gettempdir())
+            folder = work_folder(target) or _temporary()
             unfinished = stack.enter_context(_hidden_file(folder, target))
         yield unfinished
         move_to(unfinished, target)
@@ -77,8 +75,10 @@ def move_to(finished: Path, target: StrPath) -> None:
     with reported(target):
         there = _kind(target)
         if _is_written_to(target, there):
+            from shutil import copyfileobj
+
             with finished.open("rb") as source, _opened(target) as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+                copyfileobj(source, sink, 1 << 20)
             return
         with finished.open("rb+") as file:  # a full disk may show only now
             os.fsync(file.fileno())
@@ -158,7 +158,7 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made.
     """
-    parent = beside or Path(tempfile.gettempdir())
+    parent = beside or _temporary()
     sweep(parent)
     while True:
         folder = parent / _name()
@@ -170,9 +170,22 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _temporary() -> Path:
+    """The system's folder of temporary files."""
+    from tempfile import gettempdir  # which commands that write no file do without
+
+    return Path(gettempdir())
+
+
+def _remove(folder: Path) -> None:
+    from shutil import rmtree
+
+    rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -264,7 +277,7 @@ def _remove_if_left(path: Path) -> None:
             if found.st_uid != os.geteuid() or _lock(descriptor) is not True:
                 return
             if stat.S_ISDIR(found.st_mode):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             elif stat.S_ISREG(found.st_mode):
                 path.unlink(missing_ok=True)
         finally:

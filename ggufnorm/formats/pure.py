@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from ggufnorm.errors import EngineMissingError
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.ggml import quantized
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from ggufnorm.formats.gguf_header import ByteOrder
 from ggufnorm.formats.gguf_rewrite import Changes, Stream, rewrite
 from ggufnorm.formats.output import replacing, reported

@@ -6,7 +6,6 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from threading import RLock
 from typing import Protocol, TypeVar
@@ -196,6 +195,8 @@ def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) ->
     """Results in the order of the items; the first failure stops what has not begun."""
     if len(items) <= 1:
         return [function(item) for item in items]
+    from concurrent.futures import ThreadPoolExecutor
+
     results: list[B] = []
     batch = workers * _BATCH
     with ThreadPoolExecutor(min(workers, len(items))) as pool:

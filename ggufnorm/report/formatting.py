@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ggufnorm.core.drift import ModelFacts
-from ggufnorm.core.metrics import Difference
 from ggufnorm.core.printable import printable as printable
 from ggufnorm.report.view import Cell
+
+if TYPE_CHECKING:
+    from ggufnorm.core.drift import ModelFacts
+    from ggufnorm.core.metrics import Difference
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, Runner
@@ -23,8 +24,7 @@ from ggufnorm.engines.llama.runner import pin
 OnHook = Callable[[HookPoint, Batch, Sequence[Activation]], None]
 """Sees the values of all replicas at a hook point.
 
-Hook points come in graph order. All replicas wait meanwhile, and observers must not run
-concurrently: they would steal cores from the replicas' spinning threads.
+Hook points come in graph order, and all replicas wait until the call returns.
 """
 
 
@@ -138,7 +138,9 @@ class _Turns:
     ) -> None:
         self.replicas, self.match, self.k, self.batch = replicas, match, k, batch
         self.on_hook = on_hook
-        self.turns = [threading.Semaphore(1 if i == 0 else 0) for i in range(len(replicas))]
+        # Written in C: threading's semaphores wake a thread twice.
+        self.turns: list[SimpleQueue[None]] = [SimpleQueue() for _ in replicas]
+        self.turns[0].put(None)
         self.failed: list[BaseException] = []
         self.values: list[Activation] = []
 
@@ -155,7 +157,7 @@ class _Turns:
             raise self.failed[0]
 
     def _work(self, i: int) -> None:
-        self.turns[i].acquire()
+        self.turns[i].get()
         try:
             if not self.failed:
                 self.replicas[i].runner.forward(
@@ -167,11 +169,11 @@ class _Turns:
         except BaseException as error:
             self.failed.append(error)
         for turn in self.turns if self.failed else ():
-            turn.release()
+            turn.put(None)
         self._hand_on(i)
 
     def _hand_on(self, i: int) -> None:
-        self.turns[(i + 1) % len(self.turns)].release()
+        self.turns[(i + 1) % len(self.turns)].put(None)
 
     def _on_activation(self, i: int, n: int, value: Activation) -> bool:
         if self.failed:
@@ -180,7 +182,7 @@ class _Turns:
         if i + 1 == len(self.replicas):
             self._meet(self.match.hooks[n])
         self._hand_on(i)
-        self.turns[i].acquire()
+        self.turns[i].get()
         return not self.failed
 
     def _meet(self, hook: HookPoint) -> None:

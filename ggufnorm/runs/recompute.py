@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core.norms import normalize
-from ggufnorm.core.parallel import each
 from ggufnorm.engines.base import NormPlan
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
@@ -36,7 +35,6 @@ def recompute(
     x: Array,
     shape: tuple[int, ...],
     weights: WeightCache,
-    n_threads: int = 1,
 ) -> Array:
     """A norm's result in NumPy, from its input and the file's own weight and bias.
 
@@ -45,7 +43,6 @@ def recompute(
         x: the input, ``(ne[3], ne[2], ne[1], ne[0])``.
         shape: of the result, in the same order.
         weights: of the file.
-        n_threads: that share the rows.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -57,8 +54,8 @@ def recompute(
     bias = _as_used(weights, plan.bias, plan.bias_shape, shape, rows.shape)
     grouped = _group_norm(plan, x).reshape(rows.shape) if plan.kind == "group" else None
     y = np.empty(rows.shape, np.float32)
-
-    def fill(block: slice) -> None:
+    step = max(1, _BLOCK // rows.shape[1])
+    for block in (slice(i, i + step) for i in range(0, len(rows), step)):
         part = y[block]
         if grouped is None:
             part[:] = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
@@ -68,9 +65,6 @@ def recompute(
             part *= weight[block]
         if bias is not None:
             part += bias[block]
-
-    step = max(1, _BLOCK // rows.shape[1])
-    each(fill, [slice(i, i + step) for i in range(0, len(rows), step)], n_threads)
     return y.reshape(shape)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from ggufnorm.core.audit import NOT_CHECKED, AuditReport, AuditSet, PassedOver
-from ggufnorm.core.model import Inspection, InspectionSet, Skipped
+from ggufnorm.core.model import NOT_CHECKED, Inspection, InspectionSet, Skipped
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import AnyLocation
 from ggufnorm.formats.location import expand
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from ggufnorm.analysis.audit.fleet.run import Fleet
     from ggufnorm.analysis.audit.ignores import Ignore
     from ggufnorm.analysis.audit.run import AuditOptions, AuditProgress
-    from ggufnorm.core.audit import Severity
+    from ggufnorm.core.audit import AuditReport, AuditSet, Severity
 
 L = TypeVar("L", bound=AnyLocation)
 
@@ -159,6 +158,7 @@ def audit(
     """
     from ggufnorm.analysis.audit import run as audits
     from ggufnorm.analysis.audit.fleet.run import Fleet
+    from ggufnorm.core.audit import AuditReport, AuditSet, PassedOver
 
     options = audits.AuditOptions(
         source, run, full, select, ignore, accepted, severities or {}, manifest
@@ -237,6 +237,7 @@ def _each(
 ) -> tuple[list[str], Iterator[AuditReport | Skipped]]:
     """The models that locations stand for, and their audits in that order."""
     from ggufnorm.analysis.audit.fleet.run import audit_all
+    from ggufnorm.core.audit import AuditReport, PassedOver
 
     models = _models("audit", locations)
     turns, others = _turns(models, frozenset(os.fspath(one) for one in locations))

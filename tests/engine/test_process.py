@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ggufnorm.cli import process
@@ -274,3 +275,12 @@ def test_a_fault_outside_of_ggufnorm_has_a_place() -> None:
         json.loads("{")
     assert "line" in process.fault(raised.value)
     assert "an unknown place" in process.fault(ValueError("never raised"))
+
+
+def test_peak_memory_is_that_of_this_program_alone() -> None:
+    """A process begins as a copy of its parent, whose memory Linux counts to its peak."""
+    ask = "from ggufnorm.engines.worker import peak_memory; print(peak_memory())"
+    held = np.ones(300 << 17)  # 300 MiB
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert held.nbytes == 300 << 20
+    assert int(done.stdout) < 100 << 20

@@ -42,7 +42,13 @@ cli.main(["inspect", str(sample_model())], standalone_mode=False)
         "ggufnorm.report.views.common",
         "ggufnorm.report.views.inspect",
     }
+    assert {n for n in ours if n.startswith("ggufnorm.core.")} <= {
+        f"ggufnorm.core.{name}"
+        for name in ("distribution", "fingerprint", "floats", "model", "printable", "result")
+    }
     assert loaded.isdisjoint({"jinja2", "vl_convert", "pandas", "torch", "httpx2"})
+    # Milliseconds each, of which all of gguf-py's others are none of its constants'.
+    assert loaded.isdisjoint({"gguf", "yaml", "sentencepiece", "hashlib", "logging", "tempfile"})
 
 
 def test_inspecting_works_without_the_engine() -> None:

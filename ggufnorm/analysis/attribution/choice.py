@@ -398,7 +398,7 @@ class Work:
 
     def _uniform(self, written: Path) -> Iterator[Trial]:
         """The standard mixes that take as many bytes or the next more."""
-        from gguf import LlamaFileType
+        from ggufnorm.formats.gguf_constants import LlamaFileType
 
         with open_model(written) as file:
             least = sum(t.n_bytes for t in file.tensors.values()) - _ROUNDING

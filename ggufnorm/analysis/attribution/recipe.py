@@ -192,7 +192,7 @@ def known_types(types: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such type.
     """
-    from gguf import GGMLQuantizationType
+    from ggufnorm.formats.gguf_constants import GGMLQuantizationType
 
     names = tuple(dict.fromkeys(t.upper() for t in types))
     for name in names:

@@ -415,7 +415,7 @@ class _Attribution:
             part = todo[at : at + patcher.n_seq]
             found = patcher.run(batches, [given for _patch, given in part])
             for (patch, _given), logits in zip(part, found, strict=True):
-                kld = _divergences(expected, logits, self.options.n_threads)
+                kld = _divergences(expected, logits)
                 klds.setdefault(patch.name, KldSum()).add(chunk, kld)
             self._progress(len(part))
             if self.loop.ends():
@@ -433,10 +433,10 @@ class _Attribution:
         return RunCost(seconds, self.done * self.n_ctx / max(seconds, 1e-9), peak_memory())
 
 
-def _divergences(expected: Sequence[Array], observed: Sequence[Array], n_threads: int) -> Any:
+def _divergences(expected: Sequence[Array], observed: Sequence[Array]) -> Any:
     """Of each position of a chunk, batch by batch."""
     pairs = zip(expected, observed, strict=True)
-    return np.concatenate([kl_divergences(e, x, n_threads) for e, x in pairs])
+    return np.concatenate([kl_divergences(e, x) for e, x in pairs])
 
 
 def _restorations(norms: Iterable[Norm]) -> list[Patch]:

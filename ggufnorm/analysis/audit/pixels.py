@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, isfinite
 
-from gguf.constants import Keys
-
 from ggufnorm.core.pixels import KNOWN
 from ggufnorm.core.tolerances import PIXEL_CONSTANT
+from ggufnorm.formats.gguf_constants import Keys
 
 MEAN: str = Keys.ClipVision.IMAGE_MEAN
 STD: str = Keys.ClipVision.IMAGE_STD

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from gguf.constants import LlamaFileType
 
 from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.manifest import read_manifest
@@ -31,6 +30,7 @@ from ggufnorm.core.distribution import weight_statistics
 from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
 from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.forms import kind_of_model
+from ggufnorm.formats.gguf_constants import LlamaFileType
 from ggufnorm.formats.hf import Source, open_source
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile

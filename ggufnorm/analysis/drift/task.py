@@ -147,16 +147,15 @@ class _Drift:
         graphs = [self.runners[side].graphs for side in (REFERENCE, FREE)]
         if watch in ("residual", "none"):  # norms are not looked at
             graphs = [[replace(g, norms=()) for g in of_side] for of_side in graphs]
-        n_threads = self.job.options.n_threads
         self.sums = DriftSums(
             list(zip(*graphs, strict=True)),
             self.files,
             n_sides=self._n_sides,
-            n_threads=n_threads,
+            n_threads=self.job.options.n_threads,
             recompute_rows=self.job.recompute_rows,
         )
         others = [FREE, *range(self._n_sides, len(self.runners))]
-        self.logits = LogitSums(others, n_threads=n_threads)
+        self.logits = LogitSums(others)
         replicas = [
             Replica(r, pinned=self.job.local and i == PINNED) for i, r in enumerate(self.runners)
         ]

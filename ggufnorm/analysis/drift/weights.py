@@ -16,7 +16,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.core.metrics import Difference, DifferenceSum, difference
@@ -25,6 +24,7 @@ from ggufnorm.core.tolerances import WEIGHT_RATIO
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.errors import InputError
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]

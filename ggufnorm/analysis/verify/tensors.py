@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.core.verify import Outcome, TensorProof
 from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_rows
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 

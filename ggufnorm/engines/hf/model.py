@@ -16,7 +16,7 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, by_token
 from ggufnorm.core.tokens import halves
 from ggufnorm.engines.hf.classes import class_for, has_decoder
-from ggufnorm.engines.hf.norms import as_array, watch_norms
+from ggufnorm.engines.hf.norms import as_array, as_view, watch_norms
 from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
 from ggufnorm.engines.tokenizer import Tokenizer
@@ -349,7 +349,7 @@ def _residuals(
     found = []
     for name, value in blocks.items():
         inside = [i for i, norm in enumerate(norms) if norm.name.startswith(f"{name}.")]
-        array = by_token(as_array(value), n_tokens, value.shape[-1])
+        array = by_token(as_view(value), n_tokens, value.shape[-1])
         found.append(Residual(name, max(inside, default=-1) + 1, array))
     return tuple(found)
 

@@ -55,20 +55,19 @@ def watch_norms(
         called norms and compute none that is known.
     """
     torch, _ = require_torch()
-    seen: dict[str, _Seen] = {}
+    watch = _Watch(n_tokens)
     handles = [
-        module.register_forward_hook(_keeper(seen, name), with_kwargs=True)
+        module.register_forward_hook(watch.hook(name), with_kwargs=True)
         for name, module in model.named_modules()
         if _may_be_norm(module)
     ]
     try:
         with quiet(), torch.inference_mode():
             output = call()
-            found = _norms(list(seen.values()), n_tokens)
     finally:
         for handle in handles:
             handle.remove()
-    return output, *found
+    return output, tuple(watch.norms), tuple(watch.skipped)
 
 
 def _may_be_norm(module: Any) -> bool:
@@ -85,24 +84,41 @@ def _is_named_norm(module: Any) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _norms(
-    seen: list[_Seen], n_tokens: int
-) -> tuple[tuple[ObservedNorm, ...], tuple[Skipped, ...]]:
-    found, skipped = [], []
-    # What one module of a class was found to do, the next one likely does too.
-    usual: dict[type, Formula] = {}
-    others: set[type] = set()
-    for s in seen:
-        if type(s.module) in others:
-            continue
+class _Watch:
+    """Looks at each norm when it is called, so that nothing is kept of what is none."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.norms: list[ObservedNorm] = []
+        self.skipped: list[Skipped] = []
+        self._n_tokens = n_tokens
+        self._called: set[str] = set()
+        # What one module of a class was found to do, the next one likely does too.
+        self._usual: dict[type, Formula] = {}
+        self._others: set[type] = set()
+
+    def hook(self, name: str) -> Any:
+        """What is registered with a module."""
+
+        def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            x: Any = args[0] if args else next(iter(kwargs.values()), None)
+            y = output[0] if isinstance(output, tuple) and output else output
+            alike = all(hasattr(v, "is_floating_point") and v.is_floating_point() for v in (x, y))
+            if name in self._called or not (alike and x.shape == y.shape and x.dim() >= 2):
+                return
+            self._called.add(name)
+            if type(module) not in self._others:
+                self._look(_Seen(name, module, x.detach().clone(), y.detach().clone()))
+
+        return see
+
+    def _look(self, s: _Seen) -> None:
         try:
-            found.append(_norm(s, n_tokens, usual))
+            self.norms.append(_norm(s, self._n_tokens, self._usual))
         except ValueError as error:
             if _is_named_norm(s.module):
-                skipped.append(Skipped(s.name, str(error)))
+                self.skipped.append(Skipped(s.name, str(error)))
             else:
-                others.add(type(s.module))
-    return tuple(found), tuple(skipped)
+                self._others.add(type(s.module))
 
 
 def _norm(s: _Seen, n_tokens: int, usual: dict[type, Formula]) -> ObservedNorm:
@@ -116,7 +132,7 @@ def _norm(s: _Seen, n_tokens: int, usual: dict[type, Formula]) -> ObservedNorm:
     formula = _expected(s.module, has_bias=bias is not None)
     if type(s.module) in usual:
         formula = _like(formula, usual[type(s.module)])
-    x, y = as_array(s.x), as_array(s.y)
+    x, y = as_view(s.x), as_view(s.y)
     if formula.kind == "group":
         return _group_norm(s, formula, weight, bias)
     x, y = (by_token(v, n_tokens, channels) for v in (x, y))
@@ -146,7 +162,7 @@ def _group_norm(
     s: _Seen, formula: Formula, weight: Array | None, bias: Array | None
 ) -> ObservedNorm:
     # One row is one sample, and a channel of torch's is a run of the row.
-    x, y = (as_array(v).reshape(s.x.shape[0], 1, -1) for v in (s.x, s.y))
+    x, y = (as_view(v).reshape(s.x.shape[0], 1, -1) for v in (s.x, s.y))
     run = x.shape[-1] // s.x.shape[1]
     w, b = (None if v is None else np.repeat(v, run) for v in (weight, bias))
     applied, _residual = applied_formula(x, y, w, b, formula)
@@ -186,17 +202,6 @@ def _probe(s: _Seen, channels: int) -> tuple[Array, Array] | None:
         return x[:, None], as_array(y).reshape(len(x), 1, channels)
     except Exception:  # a norm that takes more than one argument, or another shape
         return None
-
-
-def _keeper(seen: dict[str, _Seen], name: str) -> Any:
-    def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x: Any = args[0] if args else next(iter(kwargs.values()), None)
-        y = output[0] if isinstance(output, tuple) and output else output
-        alike = all(hasattr(v, "is_floating_point") and v.is_floating_point() for v in (x, y))
-        if name not in seen and alike and x.shape == y.shape and x.dim() >= 2:
-            seen[name] = _Seen(name, module, x.detach().clone(), y.detach().clone())
-
-    return keep
 
 
 def _own_names(module: Any) -> tuple[str, str]:
@@ -245,5 +250,10 @@ def _per_head(v: Array, channels: int) -> Array:
 
 
 def as_array(value: Any) -> Array:
-    """The values of a tensor."""
-    return np.array(value.detach().float().numpy(), np.float32)
+    """The values of a tensor, as a copy."""
+    return np.array(as_view(value), np.float32)
+
+
+def as_view(value: Any) -> Array:
+    """The values of a tensor that nobody changes any more; of float32 in the tensor's memory."""
+    return np.asarray(value.detach().float().numpy(), np.float32)

@@ -119,7 +119,7 @@ def _call(task: Task[_Job, Result], job: _Job) -> Result:
 
 
 def _file_type(name: str) -> int:
-    from gguf import LlamaFileType
+    from ggufnorm.formats.gguf_constants import LlamaFileType
 
     try:
         return int(LlamaFileType[f"MOSTLY_{name}"])
@@ -154,7 +154,7 @@ def dry_run(job: DryRunJob, _channel: Channel) -> dict[str, float]:
 
 def _parameters(job: QuantizeJob) -> tuple[Any, list[Any]]:
     """``llama_model_quantize_params``, and what must live as long as they do."""
-    from gguf import GGMLQuantizationType
+    from ggufnorm.formats.gguf_constants import GGMLQuantizationType
 
     lib = llama()
     params = lib.llama_model_quantize_default_params()

@@ -430,6 +430,6 @@ FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 
 
 def _cache_type(name: CacheType) -> int:
-    from gguf import GGMLQuantizationType
+    from ggufnorm.formats.gguf_constants import GGMLQuantizationType
 
     return int(GGMLQuantizationType[name.upper()])

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from gguf.constants import Keys, VisionProjectorType
-
 from ggufnorm.core.model import NormKind
 from ggufnorm.formats.gguf import Metadata
+from ggufnorm.formats.gguf_constants import Keys, VisionProjectorType
 from ggufnorm.formats.naming.names import NormName
 from ggufnorm.formats.naming.rules import NormParameters, Rule, apply, fixed, from_key
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
-from gguf.constants import MODEL_ARCH_NAMES, Keys
-
 from ggufnorm.core.model import NormKind
 from ggufnorm.formats.gguf import Metadata
+from ggufnorm.formats.gguf_constants import MODEL_ARCH_NAMES, Keys
 from ggufnorm.formats.naming.names import NormName
 from ggufnorm.formats.naming.rules import NormParameters, Rule, apply, fixed, from_key, keyed
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from gguf.constants import TENSOR_NAMES
+from ggufnorm.formats.gguf_constants import TENSOR_NAMES
 
 ROLES: dict[str, str] = {
     # language models

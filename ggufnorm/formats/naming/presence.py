@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 
-from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES, MODEL_TENSOR, MODEL_TENSORS, TENSOR_NAMES
-
+from ggufnorm.formats.gguf_constants import (
+    MODEL_ARCH,
+    MODEL_ARCH_NAMES,
+    MODEL_TENSOR,
+    MODEL_TENSORS,
+    TENSOR_NAMES,
+)
 from ggufnorm.formats.naming.names import EXCLUDED, ROLES
 
 # Norms on the way of the hidden state: where gguf-py lists one, llama.cpp creates it without

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gguf.constants import MODEL_ARCH_NAMES, Keys
-
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.model import NormSite, Skipped
 from ggufnorm.errors import InputError
 from ggufnorm.formats.gguf import Metadata
+from ggufnorm.formats.gguf_constants import MODEL_ARCH_NAMES, Keys
 from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import PROJECTOR_NORMS, encoder_parameters, projector_type

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from gguf.constants import Keys
-
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.encoders import projector_type
 from ggufnorm.formats.naming.names import NormName

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from ggufnorm.core.drift import ModelFacts, SideFacts
-from ggufnorm.core.engine import ALL, Engine, Placement
-from ggufnorm.core.feed import FeedFinding, is_refuted
 from ggufnorm.core.model import Skipped
 from ggufnorm.report.formatting import counted, model_line
 from ggufnorm.report.view import (
@@ -24,6 +22,11 @@ from ggufnorm.report.view import (
     facts,
     table,
 )
+
+if TYPE_CHECKING:  # a view of one kind does without what others show
+    from ggufnorm.core.drift import ModelFacts, SideFacts
+    from ggufnorm.core.engine import Engine
+    from ggufnorm.core.feed import FeedFinding
 
 _MOST_SKIPPED = 10
 
@@ -108,6 +111,8 @@ def _engine(engine: Engine) -> str:
 
 def placement_words(engine: Engine) -> list[str]:
     """The options that say where a model is put, as llama.cpp spells them; none by default."""
+    from ggufnorm.core.engine import ALL, Placement
+
     e, plain = engine, Placement()
     layers = "all" if e.n_gpu_layers == ALL else str(e.n_gpu_layers)
     experts = "-cmoe" if e.n_cpu_moe == ALL else f"-ncmoe {e.n_cpu_moe}"
@@ -153,6 +158,8 @@ def severity_status(severity: str) -> Status:
 
 def feed_status(findings: Iterable[FeedFinding]) -> Status:
     """How good pipelines are by what was found on them."""
+    from ggufnorm.core.feed import is_refuted
+
     found = tuple(findings)
     if any(f.severity == "error" for f in found):
         return "error"

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from ggufnorm.core.behind import Behind
 from ggufnorm.core.metrics import ChannelSum, DifferenceSum, ExpertSum
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.rows import Rows
-from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
+from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan, Runner
 from ggufnorm.engines.llama.runner import is_operand, operand
 from ggufnorm.engines.llama.sums import DeviceSums
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.runs.probes.copied import Copied, copies_of
 from ggufnorm.runs.probes.device import Kept, Recomputed, is_elsewhere, kept_rows, sums_of
 from ggufnorm.runs.probes.hook_sums import HookSum, NormSum, hook_from_state, hook_state
 from ggufnorm.runs.recompute import WeightCache, recompute
@@ -45,7 +47,7 @@ class DriftSums(Probe):
         stride: compare one of so many tokens.
         half: compare in half precision, because a side holds no more.
         n_sides: replicas to look at, from the first on: with the pinned one or without.
-        n_threads: that compute sums, while all replicas wait.
+        n_threads: of graphs that sum values which do not lie in this computer's memory.
         recompute_rows: tokens of each batch for which norms are recomputed where the values
             would have to be fetched from a device; None for all.
 
@@ -70,11 +72,12 @@ class DriftSums(Probe):
         self.norms: dict[str, NormSum] = {}
         self.skipped: dict[str, Skipped] = {}
         self._stride, self._half = stride, half
-        self._n_sides, self._n_threads = n_sides, n_threads
+        self._n_sides = n_sides
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Kept]] = {REFERENCE: {}, FREE: {}}
         self._recomputed = Recomputed(recompute_rows)
         self._device = DeviceSums(n_threads)
+        self._behind = Behind()
         for reference, quant in graphs:
             self._pair_norms(reference, quant)
 
@@ -112,9 +115,23 @@ class DriftSums(Probe):
 
     def observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
         """All replicas at a hook point; one beyond the sides is not looked at."""
-        sides = values[: self._n_sides]
-        if not self._add_where_they_lie(hook, batch, sides):
-            rows = [value.rows(self._stride) for value in sides]
+        sides = list(values[: self._n_sides])
+        # Which expert made a row is read from the graph, while it is there.
+        copies = None if hook.op == _OF_EXPERTS else copies_of(sides)
+        if copies is None:
+            self._behind.wait()
+            self._observe(hook, batch, sides)
+        else:
+            n_bytes = sum(copy.value.nbytes for copy in copies)
+            self._behind.do(partial(self._observe, hook, batch, copies), n_bytes)
+
+    def end_batch(self, k: int, batch: Batch, runners: Sequence[Runner]) -> None:
+        """All of the batch is summed before anybody reads the sums."""
+        self._behind.wait()
+
+    def _observe(self, hook: HookPoint, batch: Batch, values: Sequence[Activation]) -> None:
+        if not self._add_where_they_lie(hook, batch, values):
+            rows = [value.rows(self._stride) for value in values]
             self._add(hook, *(map(_in_half, rows) if self._half else rows))
             if hook.op == _OF_EXPERTS and len(rows) > PINNED:
                 # Routing is the reference's in both, and one of them is a node of this process's.
@@ -123,7 +140,9 @@ class DriftSums(Probe):
         if (plan := self._plan_of_input.get(hook.key)) is not None:
             for side in self._weights:
                 kept = self._recomputed.keep(plan, values[side])
-                self._inputs[side][hook.key] = replace(kept, array=kept.array.copy())
+                if not isinstance(values[side], Copied):
+                    kept = replace(kept, array=kept.array.copy())
+                self._inputs[side][hook.key] = kept
             if self._recomputed.left_out:
                 self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
@@ -160,7 +179,7 @@ class DriftSums(Probe):
         total = self.hooks.setdefault(hook.key, HookSum())
         observed = [(total.free, free), *((total.pinned, rows) for rows in pinned)]
         peaks = (total.peak_ref, total.peak)
-        reference.compare(*observed, peaks=peaks, n_threads=self._n_threads)
+        reference.compare(*observed, peaks=peaks)
         if total.free.non_finite_rows and not total.bad_ref:
             total.bad_ref = not np.isfinite(reference.values).all()
         by_channel = {"residual": (free,), "attention": pinned}.get(hook.role, ())
@@ -197,7 +216,7 @@ class DriftSums(Probe):
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
             x_part, of_file = held.cut(part), self._weights[weights]
-            found = recompute(chosen, x_part, shape, of_file, self._n_threads)
+            found = recompute(chosen, x_part, shape, of_file)
             return kept_rows(found, part, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
@@ -216,7 +235,7 @@ class DriftSums(Probe):
         base = expect(x=REFERENCE, plan=REFERENCE, weights=REFERENCE)
         free = expect(x=FREE, plan=FREE, weights=FREE)
         if free is not None:
-            free.compare((norm.kernel, rows[FREE]), n_threads=self._n_threads)
+            free.compare((norm.kernel, rows[FREE]))
         if base is None:
             return
         observed = [(norm.kernel_ref, rows[REFERENCE])]
@@ -235,7 +254,7 @@ class DriftSums(Probe):
                 else expect(x=REFERENCE, plan=FREE, weights=REFERENCE),
             }
             observed += [(getattr(norm, part), rows or base) for part, rows in parts.items()]
-        base.compare(*observed, n_threads=self._n_threads)
+        base.compare(*observed)
 
     def _same_weight(self, norm: NormSum) -> bool:
         names = [n for n in (norm.plan.weight, norm.plan.bias) if n]

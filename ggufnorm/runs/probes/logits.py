@@ -16,15 +16,14 @@ class LogitSums(Probe):
     Args:
         others: the numbers of the replicas to compare.
         stride: compare one of so many positions.
-        n_threads: that compare them.
 
     Attributes:
         totals: one per replica compared.
     """
 
-    def __init__(self, others: Sequence[int], stride: int = 1, n_threads: int = 1) -> None:
-        self._others, self._stride, self._n_threads = others, stride, n_threads
-        self.totals = [LogitSum(n_threads) for _ in others]
+    def __init__(self, others: Sequence[int], stride: int = 1) -> None:
+        self._others, self._stride = others, stride
+        self.totals = [LogitSum() for _ in others]
 
     def end_batch(self, k: int, batch: Batch, runners: Sequence[Runner]) -> None:
         """Compare the logits of a batch with each other and with the tokens that follow."""
@@ -44,4 +43,4 @@ class LogitSums(Probe):
     def restore(self, state: Any) -> None:
         """Go on from a state."""
         pairs = zip(self._others, state, strict=True)
-        self.totals = [LogitSum.from_state(data, self._n_threads) for _i, data in pairs]
+        self.totals = [LogitSum.from_state(data) for _i, data in pairs]

@@ -208,15 +208,15 @@ def test_positions_with_non_finite_logits_are_counted_and_left_out() -> None:
     assert got.mean_kld_se is None
 
 
-def test_threads_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     r, q = pair(7, 300, 40, 1e-3)
     q[5, 3], q[299, 0] = np.nan, 1e4
-    monkeypatch.setattr(row_dots, "_BLOCK", 400)
     states = []
-    for n_threads in (1, 3):
-        total, peaks, logits = DifferenceSum(), (PeakSum(), PeakSum()), LogitSum(n_threads)
-        compare(r, [(total, q)], 0, 300, peaks=peaks, n_threads=n_threads)
-        monkeypatch.setattr("ggufnorm.core.logits._BLOCK", 400)
+    for block in (1 << 20, 400):
+        monkeypatch.setattr(row_dots, "_BLOCK", block)
+        monkeypatch.setattr("ggufnorm.core.logits._BLOCK", block)
+        total, peaks, logits = DifferenceSum(), (PeakSum(), PeakSum()), LogitSum()
+        compare(r, [(total, q)], 0, 300, peaks=peaks)
         logits.add(r, q, np.zeros(300, np.int32))
         states.append([total.state(), [p.peak for p in peaks], logits.state()])
     assert states[0] == states[1]

@@ -225,6 +225,17 @@ def test_nested_arrays_are_read():
         assert file.metadata["tail"] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("odd", ["", "\0", "\0" * 9, "a" * 255, "b" * 256, "c" * 70_000])
+@pytest.mark.parametrize("every", [1, 7, 5000])
+def test_many_strings_are_passed_by_whatever_they_are(odd, every):
+    n = 12_000 if len(odd) < 1000 or every > 1000 else 60
+    texts = [odd if i % every == every - 1 else "token" * (i % 5) + str(i) for i in range(n)]
+    written = draft([("texts", ARRAY, (STRING, texts)), ("last", STRING, "is found")])
+    with opened(written) as file:
+        assert file.metadata["last"] == "is found"
+        assert file.metadata["texts"] == texts
+
+
 def test_arrays_outlive_the_file(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(rich_draft().data)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
-from gguf.constants import Keys
 
 from ggufnorm.analysis.audit.config import text_epsilon
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
@@ -18,6 +17,7 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.mend import Mend, override_kv, set_key
 from ggufnorm.core.model import NormSite
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.naming.language import expected_kind
 from ggufnorm.formats.naming.rules import NO_KEY
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import isfinite
 
-from gguf.constants import Keys
-
 from ggufnorm.analysis.audit.config import same_float32, vision_epsilon
 from ggufnorm.analysis.audit.pixels import (
     LARGEST,
@@ -30,6 +28,7 @@ from ggufnorm.analysis.audit.pixels import (
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.mend import Mend, set_key, undo
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.naming.encoders import projector_type
 
 _EPSILON: str = Keys.ClipVision.Attention.LAYERNORM_EPS

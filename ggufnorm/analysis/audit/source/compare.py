@@ -8,13 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.audit.source.cost import ALLOWED, ALLOWED_ROW, ROUNDED, cost_of_rows, fresh
+from ggufnorm.analysis.audit.source.cost import (
+    ALLOWED,
+    ALLOWED_ROW,
+    ROUNDED,
+    WORST,
+    cost_of_rows,
+    fresh,
+)
 from ggufnorm.analysis.audit.source.layout import Layout, Values
-from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
 from ggufnorm.formats.model_file import ModelFile
 
 _BLOCK = 1 << 19
 """Elements that are compared at a time: few enough for a processor's cache."""
+
+_COPIED = 1 << 20
+"""The same of values whose bits are compared."""
 
 _SAMPLE = 24
 """Rows that are quantized afresh to tell what the type costs."""
@@ -113,8 +123,34 @@ def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
     expected = layout.pick(rows)
     costs = cost_of_rows(file.tensors[name].dtype, expected)
     cost = None if costs is None else _relative(costs, _powers(expected))
+    if cost is not None and _is_copied(file, name, layout):
+        return Measured(0.0, cost, total)
     screened = _screened(file, name, layout, cost)
     return screened or _measured(file, name, layout, cost)
+
+
+def _is_copied(file: ModelFile, name: str, layout: Layout) -> bool:
+    """Whether a tensor is the source's bit by bit, in a type that both have."""
+    tensor = file.tensors[name]
+    stored = layout.as_stored(tensor.dtype) if tensor.dtype in WORST else None
+    if stored is None or file.byte_order == ">":
+        return False
+    first, step = 0, max(1, _COPIED // max(1, layout.n_columns))
+    for rows in stored:
+        for start in range(0, len(rows), step):
+            stop = min(len(rows), start + step)
+            found = read_raw_rows(file, tensor, first + start, first + stop)
+            expected = np.ascontiguousarray(rows.read(start, stop)).view(np.uint8)
+            if not _same_bytes(found, expected):
+                return False
+        first += len(rows)
+    return True
+
+
+def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    if a.shape == b.shape and a.shape[-1] % 8 == 0:
+        return np.array_equal(a.view(np.uint64), b.view(np.uint64))
+    return np.array_equal(a, b)
 
 
 def _blocks(file: ModelFile, name: str, layout: Layout) -> Iterator[tuple[slice, Values, Values]]:

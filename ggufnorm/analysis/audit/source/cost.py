@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.core.floats import round_to_bf16
 from ggufnorm.formats import ggml
 from ggufnorm.formats.dequantize import dequantize_rows
+from ggufnorm.formats.gguf_constants import GGMLQuantizationType
 
 Values = NDArray[np.float32]
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from math import prod
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ggufnorm.analysis.audit.source.cost import TYPICAL, quantizer
 from ggufnorm.analysis.audit.source.layout import Layout, Values
@@ -14,6 +13,7 @@ from ggufnorm.analysis.audit.source.plan import role_of
 from ggufnorm.core.floats import round_to_bf16
 from ggufnorm.errors import InputError
 from ggufnorm.formats.conversion import EMBEDDING
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_header import ByteOrder
 from ggufnorm.formats.gguf_rewrite import Stream
 from ggufnorm.formats.gguf_tensors import Tensor

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.source.coarse import COARSE, NEAR
@@ -22,6 +21,7 @@ from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.core.transforms import Transform
 from ggufnorm.core.transforms import explain as explain_vector
 from ggufnorm.formats.dequantize import read_rows
+from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.model_file import ModelFile
 
 Kind = Literal[

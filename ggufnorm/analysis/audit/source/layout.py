@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.source.rows import Rows
-from ggufnorm.core.floats import from_bf16, from_f16
+from ggufnorm.core.floats import from_bf16
+from ggufnorm.formats.dequantize import from_halves
 
 Values = NDArray[np.float32]
 Change = Callable[[Values], Values]
@@ -29,7 +30,7 @@ def floats(stored: NDArray[Any], dtype: str, out: Values | None = None) -> Value
     if dtype == "BF16":
         return from_bf16(stored, out)
     if dtype == "F16":
-        return from_f16(stored.view(np.uint16), out)
+        return from_halves(stored.view(np.uint16), out)
     if out is None:
         out = np.empty(stored.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -95,6 +96,12 @@ class Layout:
     def n_held(self) -> int:
         """Bytes in memory at once besides the rows that are asked for."""
         return max((p.rows.n_held for p in self.parts), default=0)
+
+    def as_stored(self, dtype: str) -> tuple[Rows, ...] | None:
+        """The rows as they are stored, part by part; None if they are not of that type."""
+        if self.change is not None or any(part.dtype != dtype for part in self.parts):
+            return None
+        return tuple(part.rows for part in self.parts)
 
     def read(self, start: int, stop: int, out: Values | None = None) -> Values:
         """Some rows as float32, ``(stop - start, length of a row)``; in ``out`` if possible."""

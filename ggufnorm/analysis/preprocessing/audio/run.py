@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from gguf.constants import Keys
 
 from ggufnorm.analysis.preprocessing.arrays import read_spectrograms, read_waveforms
 from ggufnorm.analysis.preprocessing.audio.compare import compare
@@ -25,6 +24,7 @@ from ggufnorm.core.waveform import Waveform
 from ggufnorm.engines.extractors import Extractor
 from ggufnorm.engines.llama.sound import capture_sound
 from ggufnorm.errors import ConfigError, InputError
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.formats.wav import Sound, read_sound
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf.constants import Keys
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.preprocessing.arrays import read_pictures
@@ -23,6 +22,7 @@ from ggufnorm.engines.llama.vision import capture_pixels
 from ggufnorm.engines.onnx_input import picture_input
 from ggufnorm.engines.processors import Processor
 from ggufnorm.errors import ConfigError, InputError
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.location import local_path, open_model
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,14 +13,18 @@ from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
 from ggufnorm.formats.finite import are_finite
+from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.storage import in_parallel
 
 _CHUNK = 1 << 20
-"""Values that are looked at at once."""
+"""Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
 
-_WORKERS = 4
-"""Tensors that are read at once."""
+_PART = 1 << 24
+"""Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
+
+_WORKERS = max(4, os.cpu_count() or 1)
+"""Threads that read."""
 
 
 @rule("N601", "tensor-data", "error")
@@ -68,17 +73,21 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     if not subject.full:
         raise NotApplicableError("only the norms were read (--full reads all tensors)")
     names = [name for name in subject.file.tensors if name not in subject.weights]
-    counts = in_parallel(lambda name: _count_non_finite(subject, name), names, _WORKERS)
-    for name, found in zip(names, counts, strict=True):
-        if found is not None and found.n:
+    parts = [(name, rows) for name in names for rows in _parts(subject, name)]
+    found = in_parallel(lambda part: _count_non_finite(subject, *part), parts, _WORKERS)
+    counts: dict[str, _NonFinite | None] = dict.fromkeys(names, _NonFinite(0, None))
+    for (name, _), more in zip(parts, found, strict=True):
+        counts[name] = _sum(counts[name], more)
+    for name, bad in counts.items():
+        if bad is not None and bad.n:
             tensor = subject.file.tensors[name]
             message = (
-                f"{name} ({tensor.dtype}): {found.n:,} of {tensor.n_elements:,} values are NaN or"
-                f" infinite, the first in row {found.first_row}"
+                f"{name} ({tensor.dtype}): {bad.n:,} of {tensor.n_elements:,} values are NaN or"
+                f" infinite, the first in row {bad.first_row}"
             )
-            evidence = {"dtype": tensor.dtype, "non_finite": found.n, "first_row": found.first_row}
+            evidence = {"dtype": tensor.dtype, "non_finite": bad.n, "first_row": bad.first_row}
             yield Problem(message, name, layer_of(name), evidence)
-    unread = [name for name, found in zip(names, counts, strict=True) if found is None]
+    unread = [name for name, bad in counts.items() if bad is None]
     if unread:
         others = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
         raise NotApplicableError(f"{unread[0]}{others} cannot be dequantized here")
@@ -92,17 +101,37 @@ class _NonFinite:
     first_row: int | None
 
 
-def _count_non_finite(subject: Subject, name: str) -> _NonFinite | None:
-    """Look at all values of a tensor; None if its type cannot be read."""
+def _sum(first: _NonFinite | None, more: _NonFinite | None) -> _NonFinite | None:
+    """Of two parts of a tensor, in order; None if either cannot be read."""
+    if first is None or more is None:
+        return None
+    row = more.first_row if first.first_row is None else first.first_row
+    return _NonFinite(first.n + more.n, row)
+
+
+def _parts(subject: Subject, name: str) -> list[range]:
+    """A tensor's rows, shared out."""
+    rows = n_rows(subject.file, name)
+    step = _rows_in(_PART, subject.file.tensors[name], rows)
+    return [range(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
+def _rows_in(n_bytes: int, tensor: Tensor, rows: int) -> int:
+    return max(1, n_bytes * rows // max(1, tensor.n_bytes))
+
+
+def _count_non_finite(subject: Subject, name: str, rows: range) -> _NonFinite | None:
+    """Look at all values of some rows of a tensor; None if its type cannot be read."""
     file, tensor = subject.file, subject.file.tensors[name]
-    rows, step = n_rows(file, name), max(1, _CHUNK // max(1, tensor.shape[0]))
+    step = _rows_in(_CHUNK, tensor, n_rows(file, name))
     total, first = 0, None
-    for start in range(0, rows, step):
+    for start in range(rows.start, rows.stop, step):
+        stop = min(rows.stop, start + step)
         try:
-            raw = read_raw_rows(file, tensor, start, min(rows, start + step))
+            raw = read_raw_rows(file, tensor, start, stop)
             if file.byte_order == "<" and are_finite(raw, tensor.ggml_type):
                 continue
-            values = read_rows(file, name, start, min(rows, start + step))
+            values = read_rows(file, name, start, stop)
         except TensorTypeError:
             return None
         bad = ~np.isfinite(values)

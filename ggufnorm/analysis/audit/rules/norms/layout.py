@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from gguf.constants import Keys
-
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.mend import Mend
 from ggufnorm.core.model import NormSite
+from ggufnorm.formats.gguf_constants import Keys
 
 Shape = tuple[int, ...]
 

@@ -7,10 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gguf.constants import Keys
-
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
+from ggufnorm.formats.gguf_constants import Keys
 from ggufnorm.formats.naming.language import expected_kind
 from ggufnorm.formats.naming.presence import known_norms, needed_norms
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from gguf import ExpertGatingFuncType, PoolingType
-
 from ggufnorm.analysis.audit.source.keys.facts import UNKNOWN, Configs, Expected
 from ggufnorm.analysis.audit.source.network import is_number
+from ggufnorm.formats.gguf_constants import ExpertGatingFuncType, PoolingType
 
 _GATING = {"softmax": "SOFTMAX", "sigmoid": "SIGMOID"}
 
