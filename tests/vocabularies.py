@@ -131,7 +131,7 @@ def unigrams(made: Whole) -> Whole:
     """T5's kind: a SentencePiece model that normalizes letters and joins spaces."""
     made = pieces(made)
     del made.binary["tokenizer.model"]
-    made.binary["spiece.model"] = sentencepiece(_PIECES, _SCORES, _KINDS, b"A", joins=True)
+    made.binary["spiece.model"] = sentencepiece(_PIECES, _SCORES, _KINDS, bytes(8), joins=True)
     made.extra.pop("tokenizer.json")
     made.keys |= {
         "tokenizer.ggml.model": "t5", "tokenizer.ggml.add_space_prefix": True,

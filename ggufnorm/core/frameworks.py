@@ -368,6 +368,10 @@ class RunSide:
     build: Engine | None = None
 
 
+TEXT_RUN = "the text that was run"
+"""Name of the text that both models read, among those that were tokenized."""
+
+
 @dataclass(frozen=True)
 class TokenizerFinding:
     """Two tokenizers give other ids for one text.
@@ -380,9 +384,13 @@ class TokenizerFinding:
         probe: what the text tries, in words.
         text: the text around the first other id.
         differing: how many of the texts have other ids.
+        n_texts: that were compared; 0 where ids of a text are not what differs.
         keys: settings with which the engine has the source's ids, as ``KEY=TYPE:VALUE`` for
             llama.cpp's ``--override-kv``; empty where none was found.
         remaining: how many texts have other ids with those settings.
+        same_again: whether a new conversion by llama.cpp's converter would give the same ids;
+            None where that is not known. Without ``keys``, the difference is llama.cpp's then:
+            the file has the tokens, scores, types and merges of the source.
     """
 
     first: int
@@ -392,8 +400,20 @@ class TokenizerFinding:
     probe: str = ""
     text: str = ""
     differing: int = 1
+    n_texts: int = 0
     keys: tuple[str, ...] = ()
     remaining: int = 0
+    same_again: bool | None = None
+
+    @property
+    def is_common(self) -> bool:
+        """Whether ordinary texts have other ids, and not only such as split tokenizers."""
+        return self.probe == TEXT_RUN or 2 * self.differing > self.n_texts
+
+    @property
+    def is_engines(self) -> bool:
+        """Whether the file is right, and llama.cpp's tokenizer splits otherwise."""
+        return self.same_again is True and not self.keys
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,8 @@ class SourceOutput:
             get another type; None where all types are the same.
         labels: ids of the tokens by the names of which a reranker answers.
         predicted: logits behind the last token; None without.
+        unread: tensors of the checkpoint that nothing of Transformers reads.
+        made_for: the class that the checkpoint was made for; None if it does not say.
     """
 
     states: Array | None
@@ -182,6 +184,8 @@ class SourceOutput:
     typed: Array | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
     predicted: Array | None = None
+    unread: tuple[str, ...] = ()
+    made_for: str | None = None
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def _kind_of_file(path: Path) -> Kind:
 
 
 def _kind_of_folder(path: Path) -> Kind:
-    if (path / "config.json").is_file():
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         return "folder"
     here = any(found for depth in ("*.gguf", "*/*.gguf") for found in path.glob(depth))
     return "models" if here else "directory"  # deeper, a home folder would take too long

@@ -58,6 +58,8 @@ _AT_ONCE = 8
 """Files opened at a time."""
 
 _INDEX = "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"
+"""What PEFT saves beside the weights of an adapter, which has no config.json of its own."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,11 @@ class Source:
         return sum(place.end - place.offset for place in places)
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it is an adapter of PEFT's, and no model."""
+        return not self.config and self.has(_ADAPTER)
+
+    @property
     def is_local(self) -> bool:
         """Whether its bytes are on this machine."""
         return isinstance(self._folder, LocalFolder)
@@ -231,6 +238,8 @@ def read_source(folder: Folder) -> Source:
         InputError: something is missing or not well-formed.
     """
     config = _read_json(folder, "config.json")
+    if config is None and _opened(folder, _ADAPTER) is not None:
+        config = {}
     if config is None:
         raise InputError(f"{folder.name}: no config.json: give the original checkpoint")
     preprocessor = _preprocessor(folder)

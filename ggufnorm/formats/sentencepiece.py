@@ -43,13 +43,14 @@ class SentencePiece:
         pieces: by id.
         add_dummy_prefix: whether a text gets a space before it.
         remove_extra_whitespaces: whether runs of spaces become one.
-        has_charsmap: whether letters are replaced by others first (NFKC and the like).
+        charsmap: compiled map of letters that are replaced by others first (NFKC and the like);
+            empty for none.
     """
 
     pieces: tuple[Piece, ...]
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
-    has_charsmap: bool = False
+    charsmap: bytes = b""
 
 
 def parse(data: bytes, name: str) -> SentencePiece:
@@ -63,7 +64,7 @@ def parse(data: bytes, name: str) -> SentencePiece:
         InputError: it is no such model.
     """
     pieces: list[Piece] = []
-    prefix, spaces, charsmap = True, True, False
+    prefix, spaces, charsmap = True, True, b""
     try:
         for number, value in _fields(data):
             if number == 1 and isinstance(value, bytes):  # ModelProto.pieces
@@ -71,7 +72,7 @@ def parse(data: bytes, name: str) -> SentencePiece:
             elif number == 3 and isinstance(value, bytes):  # ModelProto.normalizer_spec
                 spec = list(_fields(value))
                 switches = {n: v for n, v in spec if isinstance(v, int)}
-                charsmap = any(n == 2 and bool(v) for n, v in spec)
+                charsmap = next((v for n, v in spec if n == 2 and isinstance(v, bytes)), b"")
                 prefix, spaces = bool(switches.get(3, 1)), bool(switches.get(4, 1))
             if len(pieces) > _MOST_PIECES:
                 raise InputError(f"{name}: it has more than {_MOST_PIECES:,} pieces")

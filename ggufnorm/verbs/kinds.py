@@ -32,7 +32,7 @@ Verb = Literal[
 TAKES: Mapping[str, frozenset[Kind]] = {
     "check": SOURCE_KINDS | {"gguf", "mmproj", "text", "picture", "sound"},
     "inspect": GGUF_KINDS | {"onnx", "models", "directory"},
-    "audit": frozenset({"gguf", "mmproj", "imatrix", "models", "directory"}),
+    "audit": frozenset({"gguf", "mmproj", "imatrix", "adapter", "models", "directory"}),
     "fix": frozenset({"gguf", "mmproj"}),
     "diff": GGUF_KINDS,
     "drift": frozenset({"gguf", "onnx"}),

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+import ggufnorm
+from ggufnorm.analysis.crosscheck.outputs import BEHIND
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
 from ggufnorm.analysis.crosscheck.token_ids import TOKEN_IDS
 from ggufnorm.core.frameworks import EngineComparison
+from ggufnorm.errors import InputError
 from ggufnorm.report.views.frameworks import frameworks_view
 from tests import framework_models as made
 from tests import in_process
@@ -234,3 +238,59 @@ def test_a_quantized_file_is_judged_by_what_its_types_cost(tmp_path: Path) -> No
     assert operation is not None
     assert operation.tensor == "blk.0.attn_q.weight"
     assert operation.reason.startswith("its matrix differs by 0.6")
+
+
+# -- checkpoints with code of their own ---------------------------------------------------------
+
+
+def with_code_of_its_own(
+    folder: Path, name: str, class_name: str, tensors: dict[str, tuple[int, ...]]
+) -> tuple[Path, Path]:
+    """A checkpoint of another class, with more tensors, and the file of the rest."""
+    network = made.NETWORKS[name]
+    model = made.build(network)
+    source = made.save(model, folder / "hf")
+    stored = load_file(source / "model.safetensors")
+    stored |= {n: torch.ones(shape) for n, shape in tensors.items()}
+    save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config |= {"architectures": [class_name], "auto_map": {"AutoModel": f"modeling.{class_name}"}}
+    (source / "config.json").write_text(json.dumps(config))
+    file = made.write(folder / "m.gguf", network, made.converted(model, network))
+    return source, file
+
+
+OWN = [
+    ("qwen3", "JinaForRanking", {"projector.0.weight": (32, 64), "projector.2.weight": (32, 32)}),
+    ("llama", "RewardModel", {"value_head.weight": (1, 64)}),
+    ("bert", "ColBERT", {"linear.weight": (16, 64)}),
+]
+
+
+@pytest.mark.parametrize(("name", "class_name", "tensors"), OWN, ids=[o[1] for o in OWN])
+def test_what_a_checkpoint_s_own_code_makes_is_said_not_to_be_compared(
+    tmp_path: Path, name: str, class_name: str, tensors: dict[str, tuple[int, ...]]
+) -> None:
+    source, file = with_code_of_its_own(tmp_path, name, class_name, tensors)
+    found = compared(source, file)  # which holds the headline to what was not compared
+    own = [s.reason for s in found.not_compared if s.what == BEHIND]
+    assert len(own) == 1, found.not_compared
+    assert next(iter(tensors)) in own[0]
+    assert class_name in own[0]
+
+    report = ggufnorm.audit(file, source=source)
+    lost = [f for f in report.findings if f.rule == "T102" and f.severity != "info"]
+    assert lost
+    assert next(iter(tensors)) in lost[0].message
+
+
+def test_a_checkpoint_that_transformers_would_fill_with_random_values_is_refused(
+    tmp_path: Path,
+) -> None:
+    """Jina's reranker v2 names its tensors otherwise than XLM-RoBERTa."""
+    source, file = with_code_of_its_own(tmp_path, "bert", "BertForSequenceClassification", {})
+    stored = load_file(source / "model.safetensors")
+    other = {n.replace("encoder.layer.", "encoder.layers."): v for n, v in stored.items()}
+    save_file(other, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"finds no values for .* --trust-remote-code"):
+        compared(source, file)

@@ -28,7 +28,7 @@ from ggufnorm.core.audit import (
 )
 from ggufnorm.core.capture import Capture
 from ggufnorm.core.distribution import weight_statistics
-from ggufnorm.errors import ConfigError, GgufnormError, TensorDataError
+from ggufnorm.errors import ConfigError, GgufnormError, InputError, TensorDataError
 from ggufnorm.formats.dequantize import read_norms
 from ggufnorm.formats.forms import kind_of_model
 from ggufnorm.formats.gguf_constants import LlamaFileType
@@ -209,6 +209,11 @@ def checked(
     opened = None if source is None else stack.enter_context(open_source(source))
     file = stack.enter_context(open_model(location))
     on_open(file)
+    if opened is not None and opened.is_adapter and kind_of_model(file) != "adapter":
+        raise InputError(
+            f"{opened.path}: is a LoRA adapter, and no checkpoint: merge it"
+            " (merge_and_unload in PEFT), save that, and give it as the source"
+        )
     local = opened is not None and opened.is_local and not _is_remote(file)
     subject = open_subject(file, opened, full=options.full or local)
     subject = replace(subject, on_progress=tell)

@@ -55,6 +55,21 @@ def compare_output(
         return _compare_pooled(source, file, stated, tokens, how)
 
 
+def with_unread(compared: OutputComparison | None, source: SourceOutput) -> OutputComparison | None:
+    """The same, and what the checkpoint's own code makes of tensors that Transformers' has not."""
+    if not source.unread:
+        return compared
+    n = len(source.unread) - 1
+    names = source.unread[0] + (f" and {n} more" if n else "")
+    own = f", which {source.made_for} runs" if source.made_for else ""
+    why = f"Transformers' own class reads no {names}{own}"
+    if compared is None:
+        return skipped(BEHIND, why)
+    return replace(compared, left=(*compared.left, Skipped(BEHIND, why)))
+
+
+BEHIND = "the source's own result"
+
 # -- one embedding --------------------------------------------------------------------------
 
 

@@ -200,8 +200,10 @@ class Runs:
         if source not in self.tokenizers:
             return TokenIds(None, 0, Skipped(TOKEN_IDS, "the source has no tokenizer"))
         self.on_progress(Progress(f"comparing token ids of {engine}"))
-        missing = tokenizer_needs(checkpoint_folder(source))
-        found = compare_token_ids(self.tokenizers[source], engine, self.text, missing)
+        folder = checkpoint_folder(source)
+        found = compare_token_ids(
+            self.tokenizers[source], engine, self.text, tokenizer_needs(folder), folder=folder
+        )
         return with_decoder_start(found, self.decoder_starts[source], engine)
 
     def output(self, source: str, engine: str) -> OutputComparison | None:
@@ -216,16 +218,17 @@ class Runs:
             return compare_embedding(self.outputs[source], engine, found, self.tokens)
         if parse(engine).engine != "llama.cpp":
             return None
-        from ggufnorm.analysis.crosscheck.outputs import compare_output
+        from ggufnorm.analysis.crosscheck.outputs import compare_output, with_unread
 
         assert self.tokens is not None
-        return compare_output(
+        compared = compare_output(
             self.outputs[source],
             engine,
             self.tokens,
             self._how[engine],
             predicts=all(self.found[side].logits is not None for side in (source, engine)),
         )
+        return with_unread(compared, self.outputs[source])
 
     def follow(self, source: str, engine: str) -> Follow:
         """How to record what both compute; see :data:`.compared.Follow`."""

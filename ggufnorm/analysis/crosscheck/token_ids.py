@@ -1,8 +1,4 @@
-"""The source's tokenizer beside a file's, on texts that tokenizers split in different ways.
-
-Which key of the file makes them differ is tried, not guessed: llama.cpp reads the vocabulary
-again with the key set to another value, and the setting that brings the source's ids is told.
-"""
+"""The source's tokenizer beside a file's, on texts that tokenizers split in different ways."""
 
 from __future__ import annotations
 
@@ -12,11 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from ggufnorm.core.frameworks import TokenizerFinding
+from ggufnorm.analysis.audit.source.keys.facts import Configs
+from ggufnorm.analysis.audit.source.keys.reconverted import same_again
+from ggufnorm.analysis.crosscheck.token_keys import parting, search, settings
+from ggufnorm.core.frameworks import TEXT_RUN, TokenizerFinding
 from ggufnorm.core.model import Skipped
 from ggufnorm.engines.llama.vocabulary import Change, Ids, tokenize
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import EngineError
+from ggufnorm.errors import EngineError, InputError
+from ggufnorm.formats.hf import open_source
 from ggufnorm.formats.location import local_path, open_model
 
 TOKEN_IDS = "token ids"
@@ -52,29 +52,6 @@ _MOST_SPECIAL = 8
 _AROUND = 12
 """Letters shown on either side of where two tokenizers part."""
 _SHOWN = 8
-_ROUNDS = 4
-"""Keys that may be wrong together."""
-
-_FLAGS = ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix",
-          "remove_extra_whitespaces")  # fmt: skip
-_IDS = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id",
-        "sep": "seperator_token_id"}  # fmt: skip
-"""Transformers' names of special tokens, and the file's (``LLM_KV_NAMES`` in llama-arch.cpp)."""
-_NAMES = """
-default gpt-2 llama-bpe dbrx glm4 chatglm-bpe jais-2 minicpm5 qwen2 qwen35 stablelm2 seed-coder
-bailingmoe exaone-moe laguna ufakzeka grok-2 deepseek-llm deepseek-coder deepseek-v3 spark2_5 youtu
-falcon starcoder refact command-r smollm codeshell exaone minerva-7b mellum2 chameleon viking mpt
-olmo jais trillion granite-docling exaone4 roberta-bpe jina-v2-en jina-v2-code
-pixtral phi-2 modern-bert bloom poro-chat gpt3-finnish tekken gpt-4o llama4 minimax-m2
-granite-embed-multi-97m tiny_aya kimi-k2 superbpe
-hunyuan hunyuan-dense joyai-llm hy_v4 afmoe gemma4 sarvam-moe smaug-bpe megrez
-solar-open deepseek-r1-qwen
-"""
-
-_PRE_TOKENIZERS = tuple(_NAMES.split())
-"""Values of ``tokenizer.ggml.pre`` (``llama_vocab::impl::load`` in ``src/llama-vocab.cpp``);
-one that an installed llama.cpp does not know is passed over. ``whitespace`` is left out: on two
-spaces in a row llama.cpp aborts."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,12 @@ class TokenIds:
 
 
 def compare_token_ids(
-    tokenizer: Tokenizer | None, location: str, text: str, missing: str | None = None
+    tokenizer: Tokenizer | None,
+    location: str,
+    text: str,
+    missing: str | None = None,
+    *,
+    folder: str | os.PathLike[str] | None = None,
 ) -> TokenIds:
     """The ids of a checkpoint's tokenizer beside those of a file's.
 
@@ -104,12 +86,13 @@ def compare_token_ids(
         location: of the GGUF file.
         text: that was run, besides the probes.
         missing: package that the checkpoint's tokenizer needs and that is not installed.
+        folder: of the checkpoint, for its tokenizer's lists; None without one.
     """
     if tokenizer is None and missing:
         return _not_compared(f"the checkpoint's tokenizer needs {missing}: pip install {missing}")
     if tokenizer is None:
         return _not_compared("no tokenizer that loads lies beside the checkpoint")
-    texts = {"the text that was run": text, **PROBES, **_special(tokenizer)}
+    texts = {TEXT_RUN: text, **PROBES, **_special(tokenizer)}
     path = local_path(location)
     try:
         (ours,) = tokenize(path, tuple(texts.values()))
@@ -128,16 +111,24 @@ def compare_token_ids(
     if theirs == ours:
         return TokenIds(None, len(texts), None, unstated)
     wrong = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
-    every = list(texts.values())
-    keys, left = _search(
-        path,
-        tokenizer.special_ids,
-        [every[i] for i in wrong],
-        [theirs[i] for i in wrong],
-        [ours[i] for i in wrong],
-    )
-    finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left)
+    # On all texts: what mends one may spoil those that are right.
+    keys, left = search(path, tokenizer.special_ids, list(texts.values()), theirs, ours)
+    if left >= len(wrong):  # nearer, and no text more is right
+        keys = Change()
+    again = _same_again(path, folder, keys)
+    finding = _finding(tokenizer, list(texts.items()), theirs, ours, wrong, keys, left, again)
     return TokenIds(finding, len(texts), None, unstated)
+
+
+def _same_again(path: Path, folder: str | os.PathLike[str] | None, change: Change) -> bool | None:
+    """Whether a new conversion would have the same ids; None where that is not known."""
+    if folder is None:
+        return None
+    try:
+        with open_model(path) as file, open_source(Path(folder)) as source:
+            return same_again(Configs(file, source), change.settings)
+    except InputError:  # a checkpoint whose other files cannot be read
+        return None
 
 
 def _with_bos(
@@ -208,104 +199,7 @@ def _special(tokenizer: Tokenizer) -> dict[str, str]:
     return {f"the special token {token}": token for token in tokens}
 
 
-def _parting(a: Ids, b: Ids) -> int:
-    """Position of the first other id."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
-
-
-def _distance(a: Ids, b: Ids) -> int:
-    """Ids that are not in the same place, from the beginning or from the end."""
-    if a == b:
-        return 0
-    start, end = _parting(a, b), _parting(a[::-1], b[::-1])
-    return max(1, max(len(a), len(b)) - min(start + end, len(a), len(b)))
-
-
-def _total(theirs: Sequence[Ids], ours: Sequence[Ids]) -> int:
-    return sum(map(_distance, theirs, ours))
-
-
-# -- which key ------------------------------------------------------------------------------
-
-
-def _candidates(path: str | os.PathLike[str], special: Mapping[str, int]) -> list[Change]:
-    with open_model(path) as file:
-        stated = file.metadata
-        flags = {f"tokenizer.ggml.{name}": stated.get(f"tokenizer.ggml.{name}") for name in _FLAGS}
-        ids = {
-            f"tokenizer.ggml.{_IDS[name]}": token
-            for name, token in special.items()
-            if name in _IDS and stated.get(f"tokenizer.ggml.{_IDS[name]}") != token
-        }
-        pre, kind = stated.get("tokenizer.ggml.pre"), stated.get("tokenizer.ggml.model")
-    found = [
-        Change({key: value})
-        for key, now in flags.items()
-        for value in (True, False)
-        if value != now
-    ]
-    found += [Change({}, {}, {key: token}) for key, token in ids.items()]
-    if kind == "gpt2":
-        found += [Change({}, {"tokenizer.ggml.pre": p}) for p in _PRE_TOKENIZERS if p != pre]
-    return found
-
-
-def _search(
-    path: str | os.PathLike[str],
-    special: Mapping[str, int],
-    texts: Sequence[str],
-    theirs: Sequence[Ids],
-    ours: Sequence[Ids],
-) -> tuple[Change, int]:
-    """The settings that bring the ids nearest to the source's, and how many texts are left."""
-    best, left = Change(), _total(theirs, ours)
-    n_left = len(texts)
-    candidates = _candidates(path, special)
-    for _ in range(_ROUNDS):
-        tried = _tried(path, texts, best, candidates)
-        sums = [_total(theirs, ids) if ids else left for ids in tried]
-        nearest = min(sums, default=left)
-        if nearest >= left:
-            break
-        i = sums.index(nearest)
-        best, left = best | candidates[i], nearest
-        n_left = sum(a != b for a, b in zip(theirs, tried[i], strict=True))
-        if not left:
-            break
-    return best, n_left
-
-
-def _tried(
-    path: str | os.PathLike[str], texts: Sequence[str], best: Change, candidates: Sequence[Change]
-) -> list[tuple[Ids, ...]]:
-    """Ids with each candidate beside the best; none where llama.cpp refuses it or crashes.
-
-    A pre-tokenizer whose pattern some text is too much for ends the child (``std::regex`` in
-    ``src/unicode.cpp``): those of the same child are tried again in halves.
-    """
-    if not candidates:
-        return []
-    try:
-        return list(tokenize(path, texts, (best, *(best | c for c in candidates)))[1:])
-    except EngineError:
-        if len(candidates) == 1:
-            return [()]
-    middle = len(candidates) // 2
-    return [
-        *_tried(path, texts, best, candidates[:middle]),
-        *_tried(path, texts, best, candidates[middle:]),
-    ]
-
-
 # -- in words -------------------------------------------------------------------------------
-
-
-def _settings(change: Change) -> Iterator[str]:
-    yield from (f"{key}=bool:{str(value).lower()}" for key, value in change.flags.items())
-    yield from (f"{key}=str:{value}" for key, value in change.names.items())
-    yield from (f"{key}=int:{value}" for key, value in change.numbers.items())
 
 
 def _finding(
@@ -316,14 +210,15 @@ def _finding(
     wrong: Sequence[int],
     change: Change,
     left: int,
+    again: bool | None,
 ) -> TokenizerFinding:
     at = wrong[0]
     probe, text = texts[at]
-    first = _parting(theirs[at], ours[at])
+    first = parting(theirs[at], ours[at])
     a, b = (ids[at][first : first + _SHOWN] for ids in (theirs, ours))
     start, end = tokenizer.span(text, first)
     around = text[max(0, start - _AROUND) : end + _AROUND]
-    keys = tuple(_settings(change)) if left < len(wrong) else ()  # nearer, and no text is right
+    keys = tuple(settings(change))
     message = (
         f"token ids differ in {len(wrong)} of {len(texts)} texts, first in {probe} at id {first},"
         f" in {around!r}: the source's tokenizer gives {list(a)}, the file's {list(b)}"
@@ -331,6 +226,20 @@ def _finding(
     if keys:
         rest = f", but for {left} of the texts" if left else ""
         message += f"; with {' and '.join(keys)} the file gives the source's ids{rest}"
+        message += "; llama.cpp's converter would write the same key again" if again else ""
     else:
-        message += "; no key that was tried explains it"
-    return TokenizerFinding(first, a, b, message, probe, around, len(wrong), keys, left)
+        message += _UNEXPLAINED[again]
+    return TokenizerFinding(
+        first, a, b, message, probe, around, len(wrong), len(texts), keys, left, again
+    )
+
+
+_UNEXPLAINED: Mapping[bool | None, str] = {
+    True: (
+        "; the file's tokens, scores, types and merges are the source's, and no key brings its ids:"
+        " it is llama.cpp's tokenizer that splits such texts otherwise"
+    ),
+    False: "; its tokens, scores, types or merges are not the source's",
+    None: "; no key that was tried explains it",
+}
+"""By whether a new conversion would be the same."""

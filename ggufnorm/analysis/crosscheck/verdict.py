@@ -114,6 +114,9 @@ def verdict(
     part = examined.token_ids
     if part is None:
         return said
+    if part.is_engines:
+        own = f"A known difference of llama.cpp, no mistake of the file: {part.message}."
+        return f"{said} {own}".strip()
     ids = f"Token ids are not the source's: {part.message}."
     if wrong is not None:
         return f"{said} {ids}"

@@ -96,6 +96,8 @@ class HFModel:
                 f"{self.folder}: Transformers cannot load it: {_line(error)}"
             ) from None
         missing = sorted(info["missing_keys"])
+        self._require_weights(model, missing)
+        self.unread = tuple(sorted(info["unexpected_keys"]))
         skipped = tuple(
             Skipped(name, "the checkpoint lacks it: Transformers gave it random values")
             for name in missing
@@ -132,6 +134,22 @@ class HFModel:
                 f"{self.folder}: config.json describes a network of {n:,} weights, and the"
                 f" safetensors hold {stored:,} bytes: keys are missing, or tensors are"
             )
+
+    def _require_weights(self, model: Any, missing: Sequence[str]) -> None:
+        """Refuse a checkpoint of which Transformers' class finds less than half.
+
+        Raises:
+            InputError: what would be run is mostly random values.
+        """
+        names = dict(model.named_parameters())
+        if 2 * sum(name in names for name in missing) <= len(names):
+            return
+        of = getattr(model.config, "auto_map", None)
+        code = ": it is made for code of its own; run it with --trust-remote-code" if of else ""
+        raise InputError(
+            f"{self.folder}: Transformers' {type(model).__name__} finds no values for"
+            f" {len(missing)} of its {len(names)} tensors there{code}"
+        )
 
     def _class(self, config: Any) -> Any:
         return class_for(

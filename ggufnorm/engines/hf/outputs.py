@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,26 @@ def source_output(model: HFModel, tokens: Tokens, logits: Array | None = None) -
         typed=None if score is None else _typed(model, scorer, tokens),
         labels=_labels(model),
         predicted=None if logits is None else logits[-1],
+        unread=_unread(model, head),
+        made_for=made_for[0] if made_for else None,
     )
+
+
+def _unread(model: HFModel, head: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tensors that neither the network nor the head that was run has.
+
+    A head for another purpose, such as the one of BERT's training, is none that users miss.
+    """
+    of_head = (*head, *_OF_TRAINING)
+    return tuple(n for n in model.unread if not n.endswith(of_head) and not _IS_HEAD.match(n))
+
+
+_OF_TRAINING = ("position_ids", "inv_freq", "masked_bias", "num_batches_tracked")
+"""Ends of names of what no result depends on."""
+_IS_HEAD = re.compile(
+    r"(.*\.)?(cls|lm_head|pooler|score|classifier|qa_outputs|vocab_transform|mtp)\."
+)
+"""What the classes for predictions, scores and answers have; those that matter are told apart."""
 
 
 def _scorer(model: HFModel) -> Any | None:

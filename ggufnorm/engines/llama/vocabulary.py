@@ -37,6 +37,14 @@ class Change:
         """All of them."""
         return {**self.flags, **self.names, **self.numbers}
 
+    def without(self, key: str) -> Change:
+        """All but one of the keys."""
+        return Change(
+            {k: v for k, v in self.flags.items() if k != key},
+            {k: v for k, v in self.names.items() if k != key},
+            {k: v for k, v in self.numbers.items() if k != key},
+        )
+
     def __or__(self, other: Change) -> Change:
         return Change(
             self.flags | other.flags, self.names | other.names, self.numbers | other.numbers

@@ -128,14 +128,18 @@ def _input(result: FrameworksReport) -> str:
 
 def _answer(comparison: EngineComparison) -> Status:
     padding = comparison.padding
-    if comparison.first_wrong or comparison.tokenizer or (padding and padding.in_engine):
+    ids = comparison.tokenizer
+    of_file = ids is not None and not ids.is_engines
+    if comparison.first_wrong or of_file or (padding and padding.in_engine):
         return "error"
-    return "warning" if comparison.not_compared or (padding and padding.in_source) else "ok"
+    left = comparison.not_compared or ids or (padding and padding.in_source)
+    return "warning" if left else "ok"
 
 
 def _headline(comparison: EngineComparison) -> str:
     wrong = comparison.first_wrong
-    if wrong is None and comparison.tokenizer is not None:
+    ids = comparison.tokenizer
+    if wrong is None and ids is not None and not ids.is_engines:
         return "Token ids are not the source's"
     if wrong is None and comparison.not_compared:
         left = "; ".join(f"{s.what} ({s.reason})" for s in comparison.not_compared)
@@ -150,6 +154,11 @@ def _headline(comparison: EngineComparison) -> str:
 def _beside(comparison: EngineComparison) -> str:
     """What changes a result that people use, though the file is right."""
     padding, said = comparison.padding, []
+    ids = comparison.tokenizer
+    if ids is not None and ids.is_engines:
+        said.append(
+            f"llama.cpp's tokenizer gives other ids in {ids.differing} of {ids.n_texts} texts"
+        )
     if padding is not None and padding.in_engine:
         said.append(f"llama.cpp's {padding.what} depends on what else is in the batch")
     if padding is not None and padding.in_source:

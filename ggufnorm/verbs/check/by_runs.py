@@ -10,7 +10,7 @@ from ggufnorm.analysis.drift.files import forward_keys, tokenizer_keys
 from ggufnorm.core.check import State, SuspectName
 from ggufnorm.core.diff import MetadataDifference
 from ggufnorm.core.drift import Culprit, DriftReport
-from ggufnorm.core.frameworks import EngineComparison, FrameworksReport
+from ggufnorm.core.frameworks import EngineComparison, FrameworksReport, TokenizerFinding
 from ggufnorm.core.logits import LogitStatistics
 from ggufnorm.core.severity import FEW_POSITIONS, severity
 from ggufnorm.formats.model_file import ModelFile
@@ -24,10 +24,7 @@ def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[J
     found = report.comparisons[0]
     compared = ", ".join(found.compared)
     if found.tokenizer is not None:
-        mends = found.tokenizer.remaining < found.tokenizer.differing
-        keys = " ".join(f"--override-kv {key}" for key in found.tokenizer.keys if mends)
-        do = f"run with {keys}, and convert again" if keys else "convert again"
-        yield Judgement("tokenizer", "guilty", found.tokenizer.message, do, command)
+        yield _ids_differ(found.tokenizer, command)
     elif any(words.startswith("token ids") for words in found.compared):
         ids = next(words for words in found.compared if words.startswith("token ids"))
         left = next((s for s in found.not_compared if s.what == BOS_ADDED), None)
@@ -49,6 +46,32 @@ def of_compare(report: FrameworksReport, case: Case, command: str) -> Iterator[J
         yield Judgement("engine and device", "partly", words, "", command)
 
 
+def _ids_differ(found: TokenizerFinding, command: str) -> Judgement:
+    """Who is to blame for other token ids, and what there is to do."""
+    if found.is_engines:
+        if found.is_common:
+            return Judgement("engine and device", "guilty", found.message, _REPORT_IDS, command)
+        words = (
+            f"only llama.cpp's own splitting differs, in {found.differing} of {found.n_texts} texts"
+        )
+        return Judgement("tokenizer", "partly", words, _REPORT_IDS, command, note=found.message)
+    keys = " ".join(f"--override-kv {key}" for key in found.keys)
+    again = "convert again with the source's tokenizer files"
+    if keys and found.same_again:
+        do = f"run with {keys}"
+    elif keys:
+        do = f"run with {keys}, and {again}"
+    elif found.same_again is None:
+        do = f"{again}; if the ids stay as they are, {_REPORT_IDS}"
+    else:
+        do = again
+    return Judgement("tokenizer", "guilty", found.message, do, command)
+
+
+_REPORT_IDS = (
+    "report it to llama.cpp with that text; where such texts matter, tokenize with the source's"
+    " tokenizer and pass ids"
+)
 _ASK_BOS = "look in the model card, or at add_bos_token of the tokenizer that it was trained with"
 
 

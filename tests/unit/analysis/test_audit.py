@@ -471,7 +471,7 @@ def test_every_rule_is_documented(rule: Rule) -> None:
     assert tuple(rule.sections) == SECTIONS
     assert all(rule.sections.values())
     assert rule.summary.endswith(".")
-    assert re.fullmatch(r"[NEHSTKMVIC]\d{3}", rule.id)
+    assert re.fullmatch(r"[NEHSTKMVILC]\d{3}", rule.id)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", rule.name)
 
 

@@ -26,13 +26,14 @@ EXPERTS = np.abs(np.random.default_rng(1).normal(size=(4, 64))).astype(np.float3
 
 
 def saved(
-    path: Path, arch: str, kind: str | None, tensors: dict[str, np.ndarray], **keys: str
+    path: Path, arch: str, kind: str | None, tensors: dict[str, np.ndarray], **keys: str | float
 ) -> Path:
     writer = gguf.GGUFWriter(path, arch)
     if kind is not None:
         writer.add_type(kind)
     for key, value in keys.items():
-        writer.add_string(key.replace("_", "."), value)
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(key.replace("_", "."), value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -43,9 +44,9 @@ def saved(
 
 
 def adapter(path: Path, kind: str | None = "adapter") -> Path:
-    rows = np.ones((4, 64), np.float32)
-    names = [f"blk.0.attn_q.weight.lora_{ab}" for ab in "ab"]
-    return saved(path, "llama", kind, dict.fromkeys(names, rows))
+    name = "blk.0.attn_q.weight.lora_"
+    pair = {f"{name}a": np.ones((4, 64), np.float32), f"{name}b": np.ones((64, 4), np.float32)}
+    return saved(path, "llama", kind, pair, adapter_type="lora", adapter_lora_alpha=8.0)
 
 
 def vocabulary(path: Path, kind: str | None = "vocab") -> Path:
@@ -71,8 +72,6 @@ def checkpoint(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "kind", "says"),
     [
-        (adapter, "adapter", "is a LoRA adapter: use `llama-export-lora -m MODEL --lora"),
-        (lambda p: adapter(p, None), "adapter", "is a LoRA adapter"),
         (vocabulary, "vocabulary", "is a vocabulary without weights: use ggufnorm inspect"),
         (lambda p: vocabulary(p, None), "vocabulary", "is a vocabulary without weights"),
         (checkpoint, "safetensors", "use ggufnorm audit MODEL --source"),
@@ -170,6 +169,17 @@ def test_a_spoilt_imatrix_is_found(
     assert says in finding.message
 
 
+@pytest.mark.parametrize("kind", ["adapter", None])
+def test_an_adapter_has_its_own_rules_and_no_others(tmp_path: Path, kind: str | None) -> None:
+    report = ggufnorm.audit(adapter(tmp_path / "lora.gguf", kind))
+
+    ran = set(report.summary.rules_run)
+    assert ran == {"N601", "L101", "L102"}  # N602 with --full, L2 with the adapter's folder
+    assert [f.message for f in report.findings] == (
+        [] if kind else ["general.type is missing, not 'adapter': llama.cpp refuses the adapter"]
+    )
+
+
 def test_sums_without_counts_are_found(tmp_path: Path) -> None:
     tensors = {"blk.1.attn_q.weight.in_sum2": SUMS}
     report = ggufnorm.audit(saved(tmp_path / "m.gguf", "", "imatrix", tensors))
@@ -199,11 +209,11 @@ def test_a_folder_of_mixed_files_has_no_false_errors(tmp_path: Path) -> None:
     found = ggufnorm.audit([tmp_path])
 
     split = next(tmp_path.glob("split-00001*")).name
-    names = ["broken-off.gguf", "imatrix.gguf", "mmproj.gguf", "model.gguf", split]
+    names = ["broken-off.gguf", "imatrix.gguf", "lora.gguf", "mmproj.gguf", "model.gguf", split]
     assert [Path(m.path).name for m in found.models] == names
     assert [Path(s.what).name for s in found.failed] == [lonely.name]
     assert "missing" in found.failed[0].reason
-    assert [Path(s.what).name for s in found.passed_over] == ["lora.gguf", "vocab.gguf"]
+    assert [Path(s.what).name for s in found.passed_over] == ["vocab.gguf"]
     wrong = [m for m in found.models if any(f.severity != "info" for f in m.findings)]
     assert [Path(m.path).name for m in wrong] == ["broken-off.gguf"]
     assert [f.rule for f in wrong[0].findings] == ["N601"]
@@ -211,18 +221,18 @@ def test_a_folder_of_mixed_files_has_no_false_errors(tmp_path: Path) -> None:
 
 def test_a_file_that_was_named_is_not_passed_over(tmp_path: Path) -> None:
     model = write(tmp_path / "model.gguf", build("llama"))
-    lora = adapter(tmp_path / "lora.gguf")
+    alone = vocabulary(tmp_path / "vocab.gguf")
 
-    found = ggufnorm.audit([str(model), str(lora)])
+    found = ggufnorm.audit([str(model), str(alone)])
 
-    assert [s.what for s in found.failed] == [str(lora)]
+    assert [s.what for s in found.failed] == [str(alone)]
     assert found.passed_over == ()
 
 
 def test_a_folder_without_any_model_is_no_good_news(tmp_path: Path) -> None:
-    adapter(tmp_path / "lora.gguf")
+    vocabulary(tmp_path / "vocab.gguf")
 
-    assert [Path(s.what).name for s in ggufnorm.audit([tmp_path]).failed] == ["lora.gguf"]
+    assert [Path(s.what).name for s in ggufnorm.audit([tmp_path]).failed] == ["vocab.gguf"]
 
 
 def test_a_truncated_model_says_how_much_of_it_is_there(tmp_path: Path) -> None:

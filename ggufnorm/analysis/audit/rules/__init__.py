@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ggufnorm.analysis.audit.registry import Rule
 from ggufnorm.analysis.audit.rules import (
+    adapters,
     capture,
     epsilon,
     hyperparameters,
@@ -33,22 +34,35 @@ FAMILIES: dict[str, str] = {
     "M": "The file beside a manifest (`--manifest`)",
     "V": "Vision encoders",
     "I": "Importance matrices",
+    "L": "LoRA adapters",
     "C": "What llama.cpp really computes (`--run`)",
 }
 """What each letter stands for, in the order in which families are shown."""
 
 RULES: tuple[Rule, ...] = (
     *norms.RULES, *epsilon.RULES, *hyperparameters.RULES, *source.RULES, *tensors.RULES,
-    *keys.RULES, *manifest.RULES, *vision.RULES, *imatrix.RULES, *capture.RULES,
+    *keys.RULES, *manifest.RULES, *vision.RULES, *imatrix.RULES, *adapters.RULES, *capture.RULES,
 )  # fmt: skip
+
+
+_OWN: dict[Kind, tuple[str, str]] = {
+    "imatrix": ("I", "an importance matrix"), "adapter": ("L", "a LoRA adapter"),
+}  # fmt: skip
+"""Kinds of files that have a family of their own, and what they are called."""
+
+_OF_VALUES = ("N602",)
+"""Rules on the values of all tensors, whatever they are."""
 
 
 def why_not_for(rule: Rule, kind: Kind) -> str | None:
     """Why a rule is not about files of this kind; None if it is."""
-    is_matrix = kind == "imatrix"
-    if rule.id.startswith("I") == is_matrix or rule is TENSOR_DATA:
+    if rule is TENSOR_DATA or (kind == "adapter" and rule.id in _OF_VALUES):
         return None
-    return "the file is an importance matrix" if is_matrix else "it is no importance matrix"
+    owner = next((k for k, (letter, _) in _OWN.items() if rule.id.startswith(letter)), None)
+    if owner == kind or (owner is None and kind not in _OWN):
+        return None
+    words = _OWN[kind if kind in _OWN else owner or kind][1]
+    return f"the file is {words}" if kind in _OWN else f"it is no {words.split(' ', 1)[1]}"
 
 
 BY_ID: dict[str, Rule] = {r.id: r for r in RULES}

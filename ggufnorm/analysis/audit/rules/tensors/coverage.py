@@ -33,7 +33,9 @@ _NO_WEIGHT = re.compile(
     r"|talker|token2wav|code2wav"
     r"|_scale(_inv)?$|\.(input|weight|k|v)_scale|\.lora_|tokens_per_expert"
 )
-_OF_ENCODERS = re.compile(r"visual\.|vision|audio|vit\.|vpm\.|resampler|projector|mlp1\.|connector")
+_OF_ENCODERS = re.compile(r"visual\.|vision|audio|vit\.|vpm\.")
+_BEHIND_ENCODERS = re.compile(r"resampler|projector|mlp1\.|connector")
+"""What leads from an encoder into the language model; without one it is something else."""
 
 # A head that a model for another purpose has beside the network, and that is not run.
 _HEADS = re.compile(r"^(cls\.|lm_head\.|pooler\.|bert\.pooler|roberta\.pooler|score\.|classifier)")
@@ -113,7 +115,16 @@ def _is_left_out(subject: Subject, name: str) -> bool:
     """Whether no file of this kind has such a tensor."""
     if _NO_WEIGHT.search(name) or _is_beyond(subject, name):
         return True
-    return subject.architecture != "clip" and _OF_ENCODERS.search(name) is not None
+    if subject.architecture == "clip":
+        return False
+    return _OF_ENCODERS.search(name) is not None or (
+        _BEHIND_ENCODERS.search(name) is not None and _has_encoder(source_of(subject))
+    )
+
+
+def _has_encoder(source: Source) -> bool:
+    """Whether the source takes pictures or sounds, by its config or its tensors."""
+    return any(_OF_ENCODERS.search(f"{n}.") for n in (*source.config, *source.tensors))
 
 
 def _lost(subject: Subject, group: list[tuple[str, str | None]]) -> Problem:

@@ -7,6 +7,7 @@ their types.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,10 +68,13 @@ class TypeDifference:
 
 
 def type_differences(c: Configs) -> list[TypeDifference] | None:
-    """Tokens of a wrong type; None where the source names no special tokens."""
+    """Tokens of a wrong type; None where the source names neither these nor words."""
     special = special_tokens(c)
     types, tokens = c.file.metadata.get(TYPES), c.file.metadata.get(TOKENS)
-    if not special or not isinstance(tokens, list):
+    if not isinstance(tokens, list):
+        return None
+    words = _ordinary(c, tokens)
+    if not special and (not words or not isinstance(types, list)):
         return None
     if not isinstance(types, list):
         first = min(special)
@@ -94,7 +98,6 @@ def type_differences(c: Configs) -> list[TypeDifference] | None:
             " pieces"
         )
         found.append(TypeDifference(message, len(plain), first, CONTROL, _kind(types[first])))
-    words = _ordinary(c, tokens)
     hidden = [i for i in words if i < len(types) and types[i] == CONTROL]
     if hidden:
         first = hidden[0]
@@ -132,7 +135,7 @@ def _ordinary(c: Configs, tokens: Sequence[object]) -> list[int]:
     model = (c.source.read_json("tokenizer.json") or {}).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):
-        return []
+        vocabulary = _ordinary_pieces(c)
     left_out = added_tokens(c)
     return sorted(
         i
@@ -140,6 +143,14 @@ def _ordinary(c: Configs, tokens: Sequence[object]) -> list[int]:
         if isinstance(i, int) and 0 <= i < len(tokens) and i not in left_out
         and not _LOOKS_SPECIAL.fullmatch(text)
     )  # fmt: skip
+
+
+def _ordinary_pieces(c: Configs) -> dict[str, int]:
+    """Ids of ordinary pieces of a SentencePiece model, where they are the file's."""
+    pieces = pieces_of(c)
+    if pieces is None or c.file.metadata.string("tokenizer.ggml.model") != "llama":
+        return {}
+    return {p.text: i for i, p in enumerate(pieces.pieces) if p.type == NORMAL}
 
 
 def end_differences(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDifference]:
@@ -170,13 +181,17 @@ def normalizer_differences(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDi
     if model != "t5":
         return
     pieces = pieces_of(c)
-    maps = [p for p in tokenizer.normalizers if p.get("type") == "Precompiled"]
     key = "tokenizer.ggml.precompiled_charsmap"
-    wanted = any(p.get("precompiled_charsmap") for p in maps) or bool(
-        pieces and pieces.has_charsmap
-    )
-    if wanted and key not in c.file.metadata:
+    wanted = [m for m in (pieces.charsmap if pieces else b"", _charsmap(tokenizer)) if m]
+    stated = c.file.metadata.get(key)
+    if wanted and stated is None:
         message = f"{key} is missing: letters that the source's tokenizer replaces stay as they are"
+        yield TokenDifference(key, message, None, None, "arr[u8]")
+    elif wanted and isinstance(stated, list) and _bytes(stated) not in wanted:
+        message = (
+            f"{key} is not the source's ({len(stated):,} bytes for {len(wanted[0]):,}): letters are"
+            " replaced by others"
+        )
         yield TokenDifference(key, message, None, None, "arr[u8]")
     key = "tokenizer.ggml.remove_extra_whitespaces"
     taken = c.file.metadata.get(key, False)
@@ -189,6 +204,22 @@ def normalizer_differences(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDi
         message = f"{start} {does} runs of spaces, and the source's tokenizer does not"
         right = pieces.remove_extra_whitespaces
         yield TokenDifference(key, message, right, actual, "bool")
+
+
+def _charsmap(tokenizer: Tokenizer) -> bytes:
+    """The map of tokenizer.json; empty where it has none."""
+    maps = (p.get("precompiled_charsmap") for p in tokenizer.normalizers
+            if p.get("type") == "Precompiled")  # fmt: skip
+    text = next((m for m in maps if isinstance(m, str)), "")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def _bytes(values: Sequence[object]) -> bytes:
+    """A list of numbers, of either sign, as bytes."""
+    return bytes(v % 256 if isinstance(v, int) else 0 for v in values)
 
 
 def _letters(c: Configs, tokenizer: Tokenizer) -> Iterator[TokenDifference]:
