@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from ggufnorm.engines.llama import binding
 from ggufnorm.formats import ggml
 from tests.unit.formats.test_dequantize import TYPES
 
@@ -47,3 +48,13 @@ def test_another_layout_of_the_structure_is_noticed(layout, monkeypatch):
     assert ggml._library.__wrapped__() is not None
     monkeypatch.setattr(ggml, "_TypeTraits", layout)
     assert ggml._library.__wrapped__() is None
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "IQ4_XS", "IQ2_XXS"])
+def test_threads_quantize_to_the_same_bits(name, monkeypatch):
+    rows = np.random.default_rng(3).standard_normal((33, 512), np.float32)
+    kind = GGMLQuantizationType[name]
+    monkeypatch.setattr(binding, "_QUANTIZED_AT_ONCE", 1 << 30)
+    at_once = binding.quantize_rows(rows, kind)
+    monkeypatch.setattr(binding, "_QUANTIZED_AT_ONCE", 2048)
+    assert np.array_equal(binding.quantize_rows(rows, kind), at_once)

@@ -10,6 +10,7 @@ numbers without a word.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
@@ -30,6 +31,7 @@ from ggufnorm.formats.llama_libraries import (
     MISSING,
     chosen_libraries,
 )
+from ggufnorm.formats.storage import in_parallel
 
 INSTALL_HINT = 'pip install "ggufnorm[llama]" (it compiles llama.cpp: a C++ compiler is needed)'
 
@@ -576,8 +578,12 @@ def is_contiguous(address: int) -> bool:
     return True
 
 
+_QUANTIZED_AT_ONCE = 1 << 15
+"""Values that one thread quantizes in one call, which takes it a few milliseconds."""
+
+
 def quantize_rows(rows: NDArray[np.float32], ggml_type: int) -> NDArray[np.uint8]:
-    """Quantize rows as llama-quantize does without an importance matrix.
+    """Quantize rows as llama-quantize does without an importance matrix, on all cores.
 
     Args:
         rows: ``(rows, columns)``; the columns divide into blocks of the type.
@@ -593,7 +599,19 @@ def quantize_rows(rows: NDArray[np.float32], ggml_type: int) -> NDArray[np.uint8
     out = np.empty((n_rows, ggml().ggml_row_size(ggml_type, n_columns)), np.uint8)
     # Some types insist on an importance matrix: an even one changes nothing.
     even = np.ones(n_columns, np.float32)
-    ggml().ggml_quantize_chunk(
-        ggml_type, data.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, even.ctypes.data
-    )
+
+    def quantize(some: slice) -> None:
+        ggml().ggml_quantize_chunk(
+            ggml_type,
+            data[some].ctypes.data,
+            out[some].ctypes.data,
+            0,
+            len(data[some]),
+            n_columns,
+            even.ctypes.data,
+        )
+
+    step = max(1, _QUANTIZED_AT_ONCE // n_columns)
+    parts = [slice(i, i + step) for i in range(0, n_rows, step)]
+    in_parallel(quantize, parts, os.cpu_count() or 1)
     return out
