@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.analysis.crosscheck.nodes import watch_nodes
+from ggufnorm.analysis.crosscheck.orders import in_source_order
 from ggufnorm.analysis.crosscheck.pinned import source_inputs
 from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import Array
@@ -54,15 +56,16 @@ def record_segment(
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
     source = watch_values(model, tokens, begin, stop, "decoder" if crosses else None)
+    belongs = _belongs(location, source)
     return Segment(
         engine=engine,
         source=source,
         goal=None if end is None else end.source.x,
         n_tokens=model.n_rows(tokens),
         tolerance=tolerance,
-        weights=_weights(location, engine),
+        weights=_weights(location, engine, model.config, source, belongs),
         numbers=model.numbers(),
-        belongs=_belongs(location, source),
+        belongs=belongs,
     )
 
 
@@ -96,11 +99,21 @@ def _part_at(pairs: Sequence[Pair], end: Pair | None) -> str | None:
     return part_of((end or pairs[-1]).engine.role)
 
 
-def _weights(location: str, operations: Iterable[Operation]) -> dict[str, Array]:
-    """What the operations read of a file, but for its embeddings."""
+def _weights(
+    location: str,
+    operations: Iterable[Operation],
+    config: Mapping[str, Any],
+    source: Sequence[Operation],
+    belongs: Mapping[str, str],
+) -> dict[str, Array]:
+    """What the operations read of a file, but for its embeddings, in the source's order."""
     names = {o.tensor for o in operations if o.tensor and o.op in ("MUL_MAT", "MUL_MAT_ID", "ADD")}
     with open_model(local_path(location)) as file:
-        return {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
+        weights = {name: np.squeeze(read_tensor(file, name)) for name in sorted(names)}
+        named = [(belongs.get(o.tensor or ""), o.weight) for o in source if o.weight is not None]
+        theirs = {name: weight for name, weight in named if name is not None}
+        others = [weight for name, weight in named if name is None]
+        return in_source_order(file, config, weights, theirs, others)
 
 
 def _belongs(location: str, operations: Iterable[Operation]) -> dict[str, str]:

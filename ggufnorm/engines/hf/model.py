@@ -211,9 +211,15 @@ class HFModel:
         """CPU threads that a run uses."""
         return self._n_threads or int(self._torch.get_num_threads())
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration, with what the class fills in."""
+        found: dict[str, Any] = self.model.config.to_dict()
+        return found
+
     def numbers(self) -> dict[str, float]:
         """Numbers of the config by their names, and the width of a head."""
-        found = _numbers(self.model.config.to_dict())
+        found = _numbers(self.config)
         heads, width = found.get("num_attention_heads"), found.get("hidden_size")
         if heads and width:
             found.setdefault("head_dim", width / heads)
