@@ -276,7 +276,7 @@ def noted(home: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[object
         (lambda: ggufnorm.trace("hf:x", "o", n_gpu_layers=1), "n_gpu_layers does not go with hf:x"),
         (lambda: ggufnorm.trace("m.onnx", "o", trust_remote_code=True), "trust_remote_code"),
         (lambda: ggufnorm.compare("a", "b", text="x"), "text does not go with traces"),
-        (lambda: ggufnorm.compare("hf:x", "b", n_gpu_layers=1), "n_gpu_layers does not go with"),
+        (lambda: ggufnorm.compare("hf:x", "b", budget=1), "budget does not go with"),
         (lambda: ggufnorm.compare("a", "b", "c"), "unexpected c"),
     ],
 )

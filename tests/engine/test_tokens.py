@@ -75,7 +75,7 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, long_text: str) -> 
 
 
 def test_a_setting_that_crashes_llama_cpp_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ggufnorm.analysis.crosscheck import token_ids
+    from ggufnorm.analysis.crosscheck import token_keys
     from ggufnorm.engines.llama.vocabulary import Change
     from ggufnorm.errors import EngineError
 
@@ -89,9 +89,9 @@ def test_a_setting_that_crashes_llama_cpp_hides_no_other(monkeypatch: pytest.Mon
             raise EngineError("llama.cpp crashed (SIGABRT)")
         return tuple(((len(name), int(name[1])),) if name[0] == "p" else () for name in chosen)
 
-    monkeypatch.setattr(token_ids, "tokenize", tokenize)
+    monkeypatch.setattr(token_keys, "tokenize", tokenize)
     candidates = [Change({}, {"tokenizer.ggml.pre": name}) for name in names]
-    found = token_ids._tried("m.gguf", ["text"], Change(), candidates)
+    found = token_keys._tried("m.gguf", ["text"], Change(), candidates)
     assert [ids[0][1] if ids else None for ids in found] == [0, 1, 2, None, 4, 5, 6, None, 8]
     assert len(asked) <= 13
 

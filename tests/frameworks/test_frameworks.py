@@ -571,7 +571,8 @@ def test_thresholds_decide_the_exit_code(files: tuple[str, str, str]) -> None:
     ("words", "message"),
     [
         (["hf:x"], "missing QUANT"),
-        (["hf:x", "y.gguf", "-ngl", "3"], "--gpu-layers does not go with hf: and .onnx"),
+        (["hf:x", "y.gguf", "--budget", "3"], "--budget does not go with hf: and .onnx"),
+        (["hf:x", "y.gguf", "-ctk", "q8_0"], "-k does not go with hf: and .onnx: llama.cpp runs"),
         (["a.trace", "b.trace", "--max-rel", "1"], "--max-rel does not go with traces"),
     ],
 )

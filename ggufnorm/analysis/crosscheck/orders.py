@@ -16,8 +16,14 @@ from ggufnorm.core.observed import Array
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming.names import layer_of
 
-_BY_GRAPH = ("heads interleaved",)
-"""What shows in the graph, as llama.cpp then turns neighbours."""
+_SHOWN = frozenset(
+    (
+        "heads interleaved", "transposed", "transposed within each expert",
+        "keys of each head, transposed",
+    )
+)  # fmt: skip
+"""Steps that what runs shows: llama.cpp turns neighbours, and Transformers' matrices are held as it
+multiplies by them."""
 
 
 def in_source_order(
@@ -56,7 +62,7 @@ def _orders(ours: Array, site: Site) -> Iterator[Array]:
     """As it is, and as the source had it if the converter gave it an order that it knows."""
     yield ours
     for steps in expected_orders(site.network.architecture, site.role):
-        if steps and steps != _BY_GRAPH:
+        if steps and not _SHOWN.intersection(steps):
             undone = _undone(ours, steps, site)
             if undone is not None:
                 yield undone
