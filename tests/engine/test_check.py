@@ -118,6 +118,7 @@ class without_engines:  # noqa: N801
 
     def __enter__(self) -> None:
         self._patch = pytest.MonkeyPatch()
+        self._patch.setattr("ggufnorm.verbs.check.steps.chosen_libraries", lambda: None)
         self._patch.setattr("ggufnorm.verbs.check.steps.missing_packages", lambda *names: names)
 
     def __exit__(self, *_: object) -> None:

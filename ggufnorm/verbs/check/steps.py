@@ -15,6 +15,7 @@ from ggufnorm.core.drift import DriftReport
 from ggufnorm.core.progress import OnProgress, Progress
 from ggufnorm.engines.chat import CHAT_TEMPLATE
 from ggufnorm.formats.files import open_regular
+from ggufnorm.formats.llama_libraries import chosen_libraries
 from ggufnorm.formats.location import open_model
 from ggufnorm.runs.options import PLAIN, placed
 from ggufnorm.verbs.check import by_rules, by_runs
@@ -158,8 +159,8 @@ def _beside_source(case: Case, _on_progress: OnProgress) -> Iterator[Judgement]:
 def _llama_lacks(case: Case) -> tuple[str, str] | None:
     if case.path is None:
         return "it is not on this machine", "download it first"
-    if missing_packages("llama_cpp"):
-        return "llama-cpp-python is not installed", "pip install 'ggufnorm[llama]'"
+    if chosen_libraries() is None:
+        return "there is no llama.cpp here", "pip install 'ggufnorm[prebuilt]'"
     if case.is_encoder:
         return "llama.cpp runs an encoder only with its model", ""
     return None

@@ -24,6 +24,7 @@ from tests.results import drift_report
 @pytest.fixture(autouse=True)
 def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """These models are headers and norms: nothing can run them."""
+    monkeypatch.setattr("ggufnorm.verbs.check.steps.chosen_libraries", lambda: None)
     monkeypatch.setattr("ggufnorm.verbs.check.steps.missing_packages", lambda *names: list(names))
 
 
