@@ -125,9 +125,15 @@ def compare_runs(
     if not source.norms and not anything:
         raise InputError(f"{source.location}: it has no norm that can be compared")
     if not anything:
+        weightless = all(n.effective_weight is None for n in source.norms)
         raise InputError(
             f"{location}: none of its {len(engine.norms)} norms is one of the"
-            f" {len(source.norms)} of {source.location}: they are not one network"
+            f" {len(source.norms)} of {source.location}: "
+            + (
+                "without weights nothing tells which is which, so nothing is compared"
+                if weightless
+                else "they are not one network"
+            )
         )
     weights = {p.key: w for p in joined.pairs if (w := p.source.effective_weight) is not None}
     moved = {
