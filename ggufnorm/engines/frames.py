@@ -77,7 +77,7 @@ def _fill(stream: IO[bytes], part: bytearray) -> bool:
     """Read what a buffer holds; whether there was so much."""
     left = memoryview(part)
     while left:
-        got = stream.readinto(left)  # type: ignore[attr-defined]
+        got = stream.readinto(left)  # type: ignore[attr-defined]  # which IO does not declare
         if not got:
             return False
         left = left[got:]

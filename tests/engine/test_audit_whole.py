@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gguf
@@ -841,6 +841,75 @@ def test_stacks_that_a_checkpoint_numbers_one_by_one_are_found(tmp_path: Path) -
     assert told(report) == []
     coverage = next(f for f in report.findings if f.rule == "T104")
     assert coverage.evidence["n_compared"] == len(made.tensors)
+
+
+K_HEADS, V_HEADS, LINEAR = 2, 6, 4
+
+
+def tiled(w: np.ndarray, axis: int = 0) -> np.ndarray:
+    """V heads of one K head apart (``_reorder_v_heads`` in conversion/qwen.py)."""
+    cut = (*w.shape[:axis], K_HEADS, V_HEADS // K_HEADS, -1, *w.shape[axis + 1 :])
+    return np.ascontiguousarray(w.reshape(cut).swapaxes(axis, axis + 1).reshape(w.shape))
+
+
+def behind_q_and_k(w: np.ndarray) -> np.ndarray:
+    begin = 2 * K_HEADS * LINEAR
+    return np.concatenate([w[:begin], tiled(w[begin:])])
+
+
+LINEAR_ATTENTION = {
+    "attn_qkv.weight": ("in_proj_qkv.weight", behind_q_and_k),
+    "attn_gate.weight": ("in_proj_z.weight", tiled),
+    "ssm_alpha.weight": ("in_proj_a.weight", tiled),
+    "ssm_beta.weight": ("in_proj_b.weight", tiled),
+    "ssm_a": ("A_log", lambda w: tiled(-np.exp(w))),
+    "ssm_dt.bias": ("dt_bias", tiled),
+    "ssm_conv1d.weight": ("conv1d.weight", behind_q_and_k),
+    "ssm_out.weight": ("out_proj.weight", lambda w: tiled(w, 1)),
+}  # fmt: skip
+
+
+def linear_attention(architecture: str) -> Whole:
+    """A network whose first layer has Qwen 3.5's linear attention."""
+    made = whole("qwen3")
+    made.network = replace(made.network, name=architecture)
+    sizes = {"linear_num_key_heads": K_HEADS, "linear_num_value_heads": V_HEADS,
+             "linear_key_head_dim": LINEAR, "linear_value_head_dim": LINEAR}  # fmt: skip
+    made.config |= sizes
+    values, all_rows = V_HEADS * LINEAR, (2 * K_HEADS + V_HEADS) * LINEAR
+    shapes = {
+        "in_proj_qkv.weight": (all_rows, WIDTH), "in_proj_z.weight": (values, WIDTH),
+        "in_proj_a.weight": (V_HEADS, WIDTH), "in_proj_b.weight": (V_HEADS, WIDTH),
+        "conv1d.weight": (all_rows, 4), "out_proj.weight": (WIDTH, values),
+    }  # fmt: skip
+    rng = np.random.default_rng(6)
+    for target, (name, convert) in LINEAR_ATTENTION.items():
+        w = rng.standard_normal(shapes.get(name, (V_HEADS,)), np.float32)
+        stored = w[:, None] if name == "conv1d.weight" else w
+        made.source[f"model.layers.0.linear_attn.{name}"] = stored
+        made.tensors[f"blk.0.{target}"] = convert(w).astype(np.float32)
+    return made
+
+
+@pytest.mark.parametrize("architecture", ["qwen35", "qwen35moe", "qwen4exp"])
+@pytest.mark.parametrize("left", [None, *LINEAR_ATTENTION])
+def test_heads_that_were_not_tiled_are_named(
+    architecture: str, left: str | None, tmp_path: Path
+) -> None:
+    """A converter that leaves V heads by their K heads: llama.cpp repeats K heads in turns."""
+    made = linear_attention(architecture)
+    if left is not None:
+        name, _convert = LINEAR_ATTENTION[left]
+        as_it_is = made.source[f"model.layers.0.linear_attn.{name}"]
+        as_it_is = -np.exp(as_it_is) if left == "ssm_a" else as_it_is
+        made.tensors[f"blk.0.{left}"] = as_it_is.reshape(made.tensors[f"blk.0.{left}"].shape)
+    model, checkpoint = made.write(tmp_path)
+
+    found = [f for f in audit(model, source=checkpoint, select=["T"]).findings
+             if f.severity == "error"]  # fmt: skip
+
+    assert len(found) == (left is not None)
+    assert all(f"blk.0.{left}" in f.message and f.rule in ("T201", "T202") for f in found)
 
 
 def test_tensors_without_an_origin_are_listed(tmp_path: Path) -> None:

@@ -384,5 +384,17 @@ def test_each_fault_of_a_conversion_is_laid_at_the_right_door(tmp_path: Path) ->
         assert of_document[suspect] == (n + in_runs, n + in_runs)
 
 
+def test_llama_cpp_s_steps_need_no_particular_package(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """xllamacpp's and fetched libraries do as well as llama-cpp-python, were it missing."""
+    steps = "ggufnorm.verbs.check.steps"
+    monkeypatch.setattr(f"{steps}.missing_packages", lambda *names: [*names])
+    ran = {step.name for step in ggufnorm.check(sample).steps if not step.skipped}
+    monkeypatch.setattr(f"{steps}.chosen_libraries", lambda: None)
+    lacking = {s.name for s in ggufnorm.check(sample).steps if "no llama.cpp here" in s.skipped}
+    assert lacking & ran
+
+
 if __name__ == "__main__":
     print(table())

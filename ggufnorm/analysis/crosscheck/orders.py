@@ -33,7 +33,7 @@ def in_source_order(
     theirs: Mapping[str, Array],
     others: Sequence[Array],
 ) -> dict[str, Array]:
-    """Undo the converter's order where that brings a matrix nearer to its source's.
+    """Undo the order that the converter gives a matrix: of several the one nearest to its source.
 
     Args:
         file: that the matrices were read from.
@@ -49,23 +49,19 @@ def in_source_order(
         known = [theirs[name]] if name in theirs else others
         wanted = [w for w in known if w.shape == ours.shape]
         orders = list(_orders(ours, site))
-        if wanted and len(orders) > 1:
-            found[name] = min(orders, key=lambda order: _nearest(order, wanted))
+        found[name] = min(orders, key=lambda order: _nearest(order, wanted))
     return found
 
 
 def _nearest(ours: Array, wanted: Sequence[Array]) -> float:
-    return min(distance(ours, w) for w in wanted)
+    return min((distance(ours, w) for w in wanted), default=0.0)
 
 
 def _orders(ours: Array, site: Site) -> Iterator[Array]:
-    """As it is, and as the source had it if the converter gave it an order that it knows."""
-    yield ours
+    """As the source had it if the converter gave it each of the orders that it may give."""
     for steps in expected_orders(site.network.architecture, site.role):
-        if steps and not _SHOWN.intersection(steps):
-            undone = _undone(ours, steps, site)
-            if undone is not None:
-                yield undone
+        undone = None if _SHOWN.intersection(steps) else _undone(ours, steps, site)
+        yield ours if undone is None else undone
 
 
 def _undone(ours: Array, steps: Steps, site: Site) -> Array | None:

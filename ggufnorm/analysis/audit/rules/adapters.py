@@ -104,8 +104,9 @@ def alpha(subject: Subject) -> Iterator[Problem]:
 
 def _alpha(subject: Subject) -> float | None:
     value = subject.metadata.get(ALPHA)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number else None  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def _peft(subject: Subject) -> Peft:

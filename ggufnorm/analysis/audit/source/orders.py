@@ -55,14 +55,17 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
     ("qwen3next", "attn_qkv", (("q, k, v of each K head",), _AS_IS)),
     ("qwen3next", "attn_gate", (("z of each K head",), _AS_IS)),
     *(
-        (name, role, orders)
+        (name, role, ((order,),))
         for name in ("qwen35*", "qwen4exp")  # _LinearAttentionVReorderBase of conversion/qwen.py
-        for role, orders in (
-            ("attn_qkv", (("V heads tiled behind q and k",), _AS_IS)),
-            ("attn_gate", (("V heads tiled",), _AS_IS)),
-            ("ssm_conv1d*", (("V heads tiled behind q and k",),)),
-            ("ssm_out", (("V heads tiled in the columns",),)),
-            ("ssm_*", (("V heads tiled",), _AS_IS)),
+        for role, order in (
+            ("attn_qkv", "V heads tiled behind q and k"),
+            ("attn_gate", "V heads tiled"),
+            ("ssm_conv1d*", "V heads tiled behind q and k"),
+            ("ssm_out", "V heads tiled in the columns"),
+            ("ssm_alpha", "V heads tiled"),
+            ("ssm_beta", "V heads tiled"),
+            ("ssm_a", "V heads tiled"),
+            ("ssm_dt*", "V heads tiled"),
         )
     ),
     ("dbrx", "ffn_down_exps", (("transposed within each expert",),)),
