@@ -279,14 +279,11 @@ def tracing(sample: Path, place: Path, tmp_path: Path) -> subprocess.Popen[bytes
     """A long ``trace``, which has begun to write."""
     text = tmp_path / "long.txt"
     text.write_text(Path(sample.parent / "heldout.txt").read_text())
-    command = [sys.executable, "-c", MAIN, "trace", sample, "-f", text, "-o", place / "t", "--yes"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # Under nohup the tests ignore it, and what they start would, too.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )
+    # Under nohup the tests ignore a hang-up, and what they start would, too.
+    script = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); {MAIN}"
+    options = ["-f", text, "-o", place / "t", "--yes"]
+    command = [sys.executable, "-c", script, "trace", sample, *options]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not any(p.stat().st_size > 1000 for p in place.glob(".ggufnorm-*")):
         assert process.poll() is None
