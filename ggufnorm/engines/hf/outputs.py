@@ -51,7 +51,7 @@ def source_output(model: HFModel, tokens: Tokens, logits: Array | None = None) -
         padded=padded_output(model, tokens, scorer) if pools else None,
         typed=None if score is None else _typed(model, scorer, tokens),
         labels=_labels(model),
-        predicted=None if logits is None else logits[-1],
+        predicted=None if logits is None else logits[-1].copy(),
         unread=_unread(model, head),
         made_for=made_for[0] if made_for else None,
     )
