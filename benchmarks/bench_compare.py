@@ -3,10 +3,11 @@
     python -m benchmarks.bench_compare [--tokens 64 128 256 512]
 
 A random BERT (12 layers of width 768), as a checkpoint and as GGUF in F16. For each length of
-text, each in processes of its own: the network in Transformers by itself and in llama.cpp by
-itself, nothing observed; then ``ggufnorm compare`` as a whole, the process that runs
-Transformers and the one that runs llama.cpp. Prints a Markdown table of peaks of resident
-memory, and beside it the largest temporary file.
+text, each in processes of its own: the largest call that a comparison makes, a batch of the text
+and of half of it (as servers pad it), in Transformers by itself and in llama.cpp by itself,
+nothing observed; then ``ggufnorm compare`` as a whole, the process that runs Transformers and
+the largest that runs llama.cpp. Prints a Markdown table of peaks of resident memory, and the
+size of the largest temporary file.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ _ALONE = {
     "transformers": """
 import sys, torch
 from ggufnorm.engines.hf.model import HFModel
-model = HFModel(sys.argv[1], n_threads=2)
+model, n = HFModel(sys.argv[1], n_threads=2), int(sys.argv[3])
+ids, mask = torch.arange(n)[None] % 2000, torch.ones(2, n, dtype=torch.long)
+mask[0, n // 2 :] = 0
+torch.set_num_threads(2)
 with torch.inference_mode():
-    model.model(input_ids=torch.arange(int(sys.argv[3]))[None] % 2000)
+    model.model(input_ids=ids)
+    model.model(input_ids=ids.repeat(2, 1), attention_mask=mask)
 """,
     "llama.cpp": """
 import sys, numpy as np
 from dataclasses import replace
 from ggufnorm.analysis.crosscheck.llama import EXACTLY
-from ggufnorm.engines.base import Batch
 from ggufnorm.engines.llama.session import LlamaContext, LlamaModel
 n = int(sys.argv[3])
 options = replace(EXACTLY.engine(n), n_threads=2)
 tokens = np.arange(n, dtype=np.int32) % 2000
-with LlamaModel(sys.argv[2], options) as model, LlamaContext(model, options, None) as context:
-    context.decode(Batch(tokens, 0, n, tokens[:0], 0, 0, 0, encode=True))
+with LlamaModel(sys.argv[2], options) as model:
+    with LlamaContext(model, options, None, 2, 1) as context:
+        context.decode_texts([tokens, tokens[: n // 2]])
 """,
 }
 
@@ -91,7 +96,7 @@ def measure(command: Sequence[str]) -> Peaks:
     peaks: dict[int, int] = {process.pid: 0}
     largest = 0
     while process.poll() is None:
-        for pid in (process.pid, *(child.pid for child in _children(process))):
+        for pid in (process.pid, *_workers(process)):
             peaks[pid] = max(peaks.get(pid, 0), _peak(pid))
             largest = max(largest, *_files(pid), 0)
         time.sleep(_INTERVAL)
@@ -102,10 +107,12 @@ def measure(command: Sequence[str]) -> Peaks:
     return Peaks(parent, max(peaks.values(), default=0), largest)
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _workers(process: psutil.Process) -> Iterator[int]:
+    """Children that have become programs of their own: before they hold their parent's memory."""
     with suppress(psutil.Error):
-        return list(process.children(recursive=True))
-    return []
+        for child in process.children(recursive=True):
+            if any("import worker" in part for part in child.cmdline()):
+                yield child.pid
 
 
 def _peak(pid: int) -> int:
