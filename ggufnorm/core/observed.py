@@ -280,6 +280,11 @@ class ObservedRun:
     own_feed: bool = False
     predicts_times: float = 1.0
 
+    @property
+    def predicts(self) -> bool:
+        """Whether there are logits; they are not read."""
+        return vars(self)["logits"] is not None
+
 
 @dataclass(frozen=True)
 class TypeCost:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from ggufnorm.analysis.crosscheck.join import Pair
 from ggufnorm.analysis.crosscheck.llama import RunJob, Tokens, planned
+from ggufnorm.analysis.crosscheck.logits import logits_off
 from ggufnorm.core.metrics import relative_l2
-from ggufnorm.core.observed import Array, by_token
+from ggufnorm.core.observed import Array, ObservedRun, by_token
 from ggufnorm.engines import worker
 from ggufnorm.engines.base import Activation, Batch, Graph, NormPlan, Runner
 from ggufnorm.engines.row_file import Place, RowFile
@@ -75,7 +76,7 @@ def own_errors(
     location: str,
     tokens: Tokens,
     pairs: Sequence[Pair],
-    logits: Array | None,
+    source: ObservedRun,
     how: RunSettings,
 ) -> OwnErrors:
     """Run a model on the source's values; see :func:`observe_pinned`.
@@ -84,7 +85,7 @@ def own_errors(
         location: of a GGUF model on this machine.
         tokens: ids.
         pairs: the norms of both.
-        logits: the source's; None without.
+        source: the source's run.
         how: it is run.
 
     Raises:
@@ -94,8 +95,9 @@ def own_errors(
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
     rows = RowFile()
     inputs = source_inputs(pairs, rows)
-    theirs = None if logits is None else rows.put(logits)
-    pinned = PinnedJob(job, rows.name, inputs, theirs)
+    logits = None if (found := source.logits) is None else rows.put(found)
+    del found  # the child's turn: what it needs is in the file
+    pinned = PinnedJob(job, rows.name, inputs, logits)
     run = worker.call(observe_pinned, pinned, descriptors=rows.descriptors)
     return OwnErrors(
         {p.key: float(run.sites[p.key]) for p in pairs if p.key in run.sites},
@@ -111,13 +113,6 @@ def source_inputs(pairs: Sequence[Pair], rows: RowFile) -> dict[str, Place]:
         if np.isfinite(x).all():
             found[pair.key] = rows.put(x)
     return found
-
-
-def _logits_off(source: Array | None, engine: Array | None) -> float | None:
-    if source is None or engine is None or len(source) != len(engine):
-        return None
-    n = min(source.shape[1], engine.shape[1])
-    return relative_l2(source[:, :n], engine[:, :n])
 
 
 def observe_pinned(job: PinnedJob, _channel: Channel) -> PinnedRun:
@@ -136,7 +131,7 @@ def observe_pinned(job: PinnedJob, _channel: Channel) -> PinnedRun:
         pins = [pins_of(graph, rows, job.inputs, run.n_rows) for graph, _ in run.parts]
         run_pinned(run.runner, run.batches, pins, [list(p) for p in pins], measure)
         theirs = None if job.logits is None else rows.get(job.logits)
-        off = _logits_off(theirs, run.logits())
+        off = logits_off(theirs, run.logits())
         return PinnedRun(sites, None if off is None else np.array(off))
 
 
