@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ggufnorm.core.engine import Engine
 from ggufnorm.core.model import Skipped
+from ggufnorm.core.observed import Array, by_token
 from ggufnorm.core.trace import NormFacts
 from ggufnorm.engines.base import Activation, Batch, Runner
 from ggufnorm.engines.row_file import Place, RowFile
@@ -55,3 +56,21 @@ def keep_norms(runner: Runner, rows: RowFile, *batches: Batch) -> KeptRun:
         skipped=tuple(s for graph in runner.graphs for s in graph.skipped),
         build=runner.info.build,
     )
+
+
+@dataclass(frozen=True)
+class ByToken:
+    """A node's value as ``(tokens, heads, channels)``, read anew at each call.
+
+    Raises:
+        ValueError: it has no axis of tokens.
+    """
+
+    file: RowFile
+    place: Place
+    n_tokens: int
+    channels: int
+
+    def __call__(self) -> Array:
+        """The value."""
+        return by_token(self.file.get(self.place), self.n_tokens, self.channels)

@@ -12,11 +12,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.analysis.crosscheck.kept import KeptRun, keep_norms
+from ggufnorm.analysis.crosscheck.kept import ByToken, KeptRun, keep_norms
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
+from ggufnorm.core.observed import ObservedNorm, ObservedRun
 from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING, quantized
 from ggufnorm.core.tokens import halves
 from ggufnorm.core.tolerances import PRODUCT_ON_DEVICE, STRETCH_OF_MATRICES
@@ -271,23 +271,6 @@ def observed_run(
     )
 
 
-@dataclass(frozen=True)
-class _ByToken:
-    """A node's value as ``(tokens, heads, channels)``, read anew at each call.
-
-    Raises:
-        ValueError: it has no axis of tokens.
-    """
-
-    file: RowFile
-    place: Place
-    n_tokens: int
-    channels: int
-
-    def __call__(self) -> Array:
-        return by_token(self.file.get(self.place), self.n_tokens, self.channels)
-
-
 def _norm(
     norm: NormFacts,
     rows: RowFile,
@@ -298,7 +281,7 @@ def _norm(
     shape = places[norm.input].shape
     # ggml's GroupNorm reaches over two axes: one token is one flat row.
     channels = math.prod(shape) // max(1, n_tokens) if norm.kind == "group" else shape[-1]
-    x, y = (_ByToken(rows, places[key], n_tokens, channels) for key in (norm.input, norm.output))
+    x, y = (ByToken(rows, places[key], n_tokens, channels) for key in (norm.input, norm.output))
     for value in (x, y):
         value()  # whether it can be laid out so
     weight, bias = (
