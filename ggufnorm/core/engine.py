@@ -93,6 +93,33 @@ class Placement:
     kv_offload: bool = True
     op_offload: bool = True
 
+    def options(self, n_gpu_layers: GpuLayers | None) -> list[tuple[str, ...]]:
+        """The options that ask for it, as llama.cpp spells them; none by default.
+
+        Args:
+            n_gpu_layers: ``-ngl``; None where it was not given.
+
+        Returns:
+            Each option with its value.
+        """
+        plain = Placement()
+        layers = "all" if n_gpu_layers == ALL else str(n_gpu_layers)
+        devices = None if self.offload_devices is None else ",".join(self.offload_devices) or "none"
+        experts = ("-cmoe",) if self.n_cpu_moe == ALL else ("-ncmoe", str(self.n_cpu_moe))
+        asked: list[tuple[object, tuple[str, ...]]] = [
+            (n_gpu_layers is not None, ("-ngl", layers)),
+            (devices, ("-dev", str(devices))),
+            (self.rpc, ("--rpc", ",".join(self.rpc))),
+            (self.split_mode != plain.split_mode, ("-sm", self.split_mode)),
+            (self.tensor_split, ("-ts", ",".join(f"{n:g}" for n in self.tensor_split))),
+            (self.main_gpu != plain.main_gpu, ("-mg", str(self.main_gpu))),
+            *((True, ("-ot", f"{name}={buffer}")) for name, buffer in self.tensor_overrides),
+            (self.n_cpu_moe, experts),
+            (not self.kv_offload, ("-nkvo",)),
+            (not self.op_offload, ("--no-op-offload",)),
+        ]
+        return [option for is_asked, option in asked if is_asked]
+
 
 @dataclass(frozen=True)
 class Circumstance:

@@ -98,7 +98,7 @@ def ran_section(engine: Engine | None) -> Section | None:
 def _engine(engine: Engine) -> str:
     b = engine.build
     ggml = "" if b.ggml in b.name else f", {b.ggml}"
-    asked = placement_words(engine)
+    asked = [" ".join(option) for option in engine.options(engine.n_gpu_layers or None)]
     weights = [f"{n / 1e6:,.1f} MB in {name}" for name, n in engine.weights]
     return (
         f"{b.name}{ggml}, by {b.origin}, libraries {b.digest[:12]}, structures by {b.layout}, on"
@@ -107,28 +107,6 @@ def _engine(engine: Engine) -> str:
         + (f"; {', '.join(engine.hardware)}" if engine.hardware else "")
         + (f"; asked for by {' '.join(asked)}" if asked else "")
     )
-
-
-def placement_words(engine: Engine) -> list[str]:
-    """The options that say where a model is put, as llama.cpp spells them; none by default."""
-    from ggufnorm.core.engine import ALL, Placement
-
-    e, plain = engine, Placement()
-    layers = "all" if e.n_gpu_layers == ALL else str(e.n_gpu_layers)
-    experts = "-cmoe" if e.n_cpu_moe == ALL else f"-ncmoe {e.n_cpu_moe}"
-    given = {
-        f"-ngl {layers}": e.n_gpu_layers,
-        f"-dev {','.join(e.offload_devices or ()) or 'none'}": e.offload_devices is not None,
-        f"--rpc {','.join(e.rpc)}": e.rpc,
-        f"-sm {e.split_mode}": e.split_mode != plain.split_mode,
-        f"-ts {','.join(f'{n:g}' for n in e.tensor_split)}": e.tensor_split,
-        f"-mg {e.main_gpu}": e.main_gpu != plain.main_gpu,
-        **{f"-ot {pattern}={buffer}": True for pattern, buffer in e.tensor_overrides},
-        experts: e.n_cpu_moe,
-        "-nkvo": not e.kv_offload,
-        "--no-op-offload": not e.op_offload,
-    }
-    return [words for words, is_given in given.items() if is_given]
 
 
 def _options(side: SideFacts) -> str:

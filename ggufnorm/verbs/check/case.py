@@ -7,12 +7,14 @@ import re
 import shlex
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from ggufnorm.core.engine import GpuLayers
 from ggufnorm.errors import InputError
 from ggufnorm.formats.forms import parse
 from ggufnorm.formats.hf import open_source
+from ggufnorm.formats.llama_libraries import VARIABLE
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.runs.options import PLAIN, SideOptions
 from ggufnorm.verbs.check.given import Evidence
@@ -103,6 +105,37 @@ class Case:
             "fix", self.evidence.model, *(("--source", source) if source else ()),
             "-o", f"{fixed}-fixed.gguf",
         )  # fmt: skip
+
+    @property
+    def build_words(self) -> list[str]:
+        """The options of a command line that runs the same llama.cpp on as many threads."""
+        n, build = self.options.n_threads, os.environ.get(VARIABLE)
+        words = [] if n is None else ["-t", str(n)]
+        return words if build is None else [*words, "--llama-cpp", build]
+
+    @property
+    def device_words(self) -> list[str]:
+        """The same, on the same devices and in batches of the same size."""
+        o = self.options
+        words = [*chain(*o.side.options(o.n_gpu_layers)), *self.build_words]
+        return words if o.side.n_ubatch == PLAIN.n_ubatch else [*words, "-ub", f"{o.side.n_ubatch}"]
+
+    @property
+    def text_words(self) -> list[str]:
+        """The option of a command line that runs the same text, where a file holds it."""
+        o = self.options
+        return ["-f", o.text_name] if o.text is not None and Path(o.text_name).is_file() else []
+
+    @property
+    def drift_words(self) -> list[str]:
+        """The options of a ``drift`` that runs the same chunks in the same way."""
+        o = self.options
+        words = self.text_words + ([] if o.n_ctx == RunOptions.n_ctx else ["-c", f"{o.n_ctx}"])
+        return [
+            *words,
+            *([] if o.chunks is None else ["--chunks", f"{o.chunks}"]),
+            *self.device_words,
+        ]
 
     def command(self, verb: str, *parts: str | None) -> str:
         """A command line."""

@@ -167,7 +167,8 @@ def _llama_lacks(case: Case) -> tuple[str, str] | None:
 
 
 def _run_command(case: Case) -> str:
-    return case.command("audit", case.evidence.model, "--run", "--select", "C")
+    words = case.device_words
+    return case.command("audit", case.evidence.model, "--run", "--select", "C", *words)
 
 
 def _run_cost(case: Case) -> str:
@@ -205,7 +206,11 @@ def _compare_lacks(case: Case) -> tuple[str, str] | None:
 
 
 def _compare_command(case: Case) -> str:
-    return case.command("compare", f"hf:{case.evidence.source or 'FOLDER'}", case.evidence.model)
+    files = (f"hf:{case.evidence.source or 'FOLDER'}", case.evidence.model)
+    image = case.evidence.image
+    pictured = [] if image is None else ["--image", image]
+    shown = pictured if case.is_encoder else case.text_words
+    return case.command("compare", *files, *shown, *case.build_words)
 
 
 def _compare_cost(case: Case) -> str:
@@ -258,7 +263,7 @@ def _side_words(case: Case) -> list[str]:
 
 def _cache_command(case: Case) -> str:
     model = case.evidence.model
-    return case.command("drift", model, model, *_side_words(case))
+    return case.command("drift", model, model, *_side_words(case), *case.drift_words)
 
 
 def _drift_cost(case: Case) -> str:
@@ -315,7 +320,8 @@ def _quantization_lacks(case: Case) -> tuple[str, str] | None:
 
 
 def _quantization_command(case: Case) -> str:
-    return case.command("drift", case.evidence.reference or "BETTER.gguf", case.evidence.model)
+    files = (case.evidence.reference or "BETTER.gguf", case.evidence.model)
+    return case.command("drift", *files, *case.drift_words)
 
 
 def _quantization(case: Case, on_progress: OnProgress) -> Iterator[Judgement]:

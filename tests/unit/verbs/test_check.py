@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
 import ggufnorm
+from ggufnorm.cli.main import cli
+from ggufnorm.cli.options import side_of
 from ggufnorm.core.check import SUSPECTS, CheckReport, State, Suspect, SuspectName
 from ggufnorm.errors import InputError
 from ggufnorm.report.formats import render
+from ggufnorm.runs.options import SideOptions
 from ggufnorm.verbs.check.by_runs import of_cache
+from ggufnorm.verbs.check.case import Case, RunOptions, open_case
 from ggufnorm.verbs.check.given import sort_evidence
+from ggufnorm.verbs.check.steps import STEPS
 from ggufnorm.verbs.check.suspects import Judgement, answer, next_command, weigh
 from tests.checkpoints import safetensors
 from tests.conversions import build, encoder, write
@@ -251,3 +258,74 @@ def test_what_the_cache_is_told_depends_on_what_is_not_its_default(
 
 
 PLAIN_SIDE = {"flash_attention": "auto", "cache_type_k": "f16", "cache_type_v": "f16"}
+
+
+# -- commands that do one step again ----------------------------------------------------------
+
+
+@pytest.fixture
+def case(model: Path, checkpoint: Path, tmp_path: Path) -> Case:
+    better = write(tmp_path / "better.gguf", build("llama", "f32"))
+    return open_case(sort_evidence([model, better, checkpoint]), RunOptions())
+
+
+def commands(case: Case) -> dict[str, list[str]]:
+    """The words of each command line by its verb; of ``drift`` those of the last."""
+    lines = [shlex.split(step.command(case)) for step in STEPS]
+    return {line[1]: line[2:] for line in lines if line[0] == "ggufnorm"}
+
+
+def test_commands_run_models_as_the_check_ran_them(case: Case, tmp_path: Path) -> None:
+    text = tmp_path / "my text.txt"
+    text.write_text("some text")
+    side = SideOptions(
+        offload_devices=("Vulkan0", "RPC0"),
+        rpc=("127.0.0.1:50052",),
+        tensor_split=(3, 1.5),
+        tensor_overrides=((r"blk\.\d+\.ffn .*", "CPU"),),
+        n_cpu_moe=2,
+        kv_offload=False,
+        op_offload=False,
+        n_ubatch=64,
+    )
+    options = RunOptions("some text", str(text), 128, 2, 3, "all", side)
+
+    found = commands(replace(case, options=options))
+
+    for verb in ("audit", "drift"):
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None
+        values = command.make_context(verb, [*found[verb]]).params
+        assert values["gpu_layers"] == "all"
+        assert values["threads"] == 3
+        assert replace(side_of(values), n_gpu_layers=None) == side
+    assert values["text_file"] == text
+    assert (values["ctx_size"], values["chunks"]) == (128, 2)
+
+
+def test_commands_say_nothing_of_what_was_left_to_llama_cpp(case: Case) -> None:
+    found = commands(case)
+
+    assert found["audit"] == [case.evidence.model, "--run", "--select", "C"]
+    assert found["compare"] == [f"hf:{case.evidence.source}", case.evidence.model]
+    assert found["drift"] == [case.evidence.reference, case.evidence.model, "--chunks", "4"]
+
+
+def test_a_build_of_llama_cpp_is_named_in_the_commands(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GGUFNORM_LLAMA_CPP", "/opt/a build/libllama.so")
+
+    for verb in ("compare", "drift"):
+        assert commands(case)[verb][-2:] == ["--llama-cpp", "/opt/a build/libllama.so"]
+
+
+def test_an_encoder_is_compared_on_the_picture_that_was_given(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    cat = tmp_path / "cat.png"
+    cat.write_bytes(b"\x89PNG\r\n\x1a\n")
+    mmproj = write(tmp_path / "mmproj.gguf", encoder())
+    case = open_case(sort_evidence([mmproj, checkpoint, cat]), RunOptions("text", str(cat)))
+
+    assert commands(case)["compare"] == [f"hf:{checkpoint}", str(mmproj), "--image", str(cat)]
