@@ -39,6 +39,7 @@ def call_here(
     on_progress: OnProgress = no_progress,
     *,
     cancellable: bool = False,
+    descriptors: tuple[int, ...] = (),
     cancel: threading.Event | None = None,
 ) -> Result:
     """:func:`ggufnorm.engines.worker.call` without a child.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,31 @@ Array = NDArray[np.float32]
 
 _FITTED_ROWS = 8
 """Rows from which a formula is told; the smallest among them tells epsilon."""
+_BLOCK = 1 << 18
+"""Values that are recomputed at a time: NumPy does so in float64, in several copies."""
+
+MaybeArray = TypeVar("MaybeArray", Array, "Array | None")
+
+
+class _Elsewhere(Generic[MaybeArray]):
+    """A field whose array may lie elsewhere than in memory.
+
+    Given is the array or a function that reads it, which is called whenever the field is looked
+    at: nothing holds what it returns but whoever looks.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, held: object | None, owner: type) -> MaybeArray:
+        if held is None:  # of the class itself: so a dataclass asks for a default
+            raise AttributeError(self._name)
+        value = vars(held)[self._name]
+        found: MaybeArray = value() if callable(value) else value
+        return found
+
+    def __set__(self, held: object, value: MaybeArray | Callable[[], Array]) -> None:
+        vars(held)[self._name] = value
 
 
 @dataclass(frozen=True)
@@ -35,7 +60,8 @@ class ObservedNorm:
             for none.
         bias: the same.
         x: what went in, ``(tokens, heads, channels)``; one head unless the norm is per head.
-            In an image encoder each row is a token.
+            In an image encoder each row is a token. Given as an array or as a function that
+            reads one, like ``y``.
         y: what came out, the same shape.
         weight_name: of the weight where it is stored, None for none.
         bias_name: the same of the bias.
@@ -51,8 +77,8 @@ class ObservedNorm:
     epsilon_stated: float | None
     weight: Array | None
     bias: Array | None
-    x: Array
-    y: Array
+    x: _Elsewhere[Array] = _Elsewhere()
+    y: _Elsewhere[Array] = _Elsewhere()
     weight_name: str | None = None
     bias_name: str | None = None
     dtype: str | None = None
@@ -67,6 +93,10 @@ class ObservedNorm:
             return None
         return self.weight + np.float32(self.formula.offset)
 
+    def loaded(self) -> ObservedNorm:
+        """The same with its rows in memory."""
+        return replace(self)
+
     def residual(self) -> float:
         """Relative L2 distance of the result from the formula's own."""
         return relative_l2(self.recompute(self.x), self.y)
@@ -77,7 +107,11 @@ class ObservedNorm:
         Raises:
             ValueError: its weight or bias do not broadcast to the shape of ``x``.
         """
-        return self.formula.recompute(x, self.weight, self.bias)
+        step = max(1, _BLOCK * len(x) // max(1, x.size))
+        if len(x) <= step:
+            return self.formula.recompute(x, self.weight, self.bias)
+        blocks = (x[i : i + step] for i in range(0, len(x), step))
+        return np.concatenate([self.formula.recompute(b, self.weight, self.bias) for b in blocks])
 
 
 @dataclass(frozen=True)
@@ -87,12 +121,12 @@ class Residual:
     Attributes:
         name: of the block.
         n_norms: how many norms were computed before.
-        value: ``(tokens, 1, channels)``.
+        value: ``(tokens, 1, channels)``; an array or a function that reads one.
     """
 
     name: str
     n_norms: int
-    value: Array
+    value: _Elsewhere[Array] = _Elsewhere()
 
 
 @dataclass(frozen=True)
@@ -212,7 +246,8 @@ class ObservedRun:
         engine: what ran it, with its version.
         location: of the model, as given.
         norms: in the order in which they were computed.
-        logits: ``(tokens, vocabulary)``; None if the model predicts no tokens.
+        logits: ``(tokens, vocabulary)``, an array or a function that reads one; None if the
+            model predicts no tokens.
         skipped: what was not observed, and why.
         rounding: relative rounding of the coarsest type that the model's matrices are
             stored in, or of the engine's own kernels: 0 for float32.
@@ -233,7 +268,7 @@ class ObservedRun:
     engine: str
     location: str
     norms: tuple[ObservedNorm, ...]
-    logits: Array | None
+    logits: _Elsewhere[Array | None] = _Elsewhere()
     skipped: tuple[Skipped, ...] = ()
     rounding: float = 0.0
     kernels: float = HALF_ULP["F16"]
@@ -244,6 +279,11 @@ class ObservedRun:
     build: Engine | None = None
     own_feed: bool = False
     predicts_times: float = 1.0
+
+    @property
+    def predicts(self) -> bool:
+        """Whether there are logits; they are not read."""
+        return vars(self)["logits"] is not None
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def call(
     on_progress: OnProgress = no_progress,
     *,
     cancellable: bool = False,
+    descriptors: tuple[int, ...] = (),
 ) -> Result:
     """Run ``task(job, channel)`` in a child process and return its result.
 
@@ -98,13 +99,15 @@ def call(
         on_progress: gets what the task emits.
         cancellable: whether the task ends early with what it has when it is asked to. The
             first Ctrl-C asks, and the second ends it; another task is ended by the first.
+        descriptors: of open files that the child inherits.
 
     Raises:
         GgufnormError: whatever the task raised of that tree, whole.
         EngineError: the child died, or raised anything else.
         KeyboardInterrupt: the task was ended.
     """
-    child = Child(start_process("worker", f"{task.__module__}:{task.__qualname__}"))
+    name = f"{task.__module__}:{task.__qualname__}"
+    child = Child(start_process("worker", name, descriptors=descriptors))
     try:
         return child.run(task, job, on_progress, cancellable)
     finally:

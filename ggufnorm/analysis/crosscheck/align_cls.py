@@ -29,7 +29,8 @@ def align_class_token(joined: Joined) -> Joined:
     if not joined.pairs:
         return joined
     source, engine = joined.pairs[0].source, joined.pairs[0].engine
-    as_they_lie, moved = (relative_l2(source.x, e.x) for e in (engine, _last_first(engine)))
+    theirs = source.x
+    as_they_lie, moved = (relative_l2(theirs, e.x) for e in (engine, _last_first(engine)))
     if not moved < NEARER_ORDER * as_they_lie:
         return joined
     n = len(engine.x)
@@ -42,4 +43,8 @@ def align_class_token(joined: Joined) -> Joined:
 
 
 def _last_first(norm: ObservedNorm) -> ObservedNorm:
-    return replace(norm, x=np.roll(norm.x, 1, axis=0), y=np.roll(norm.y, 1, axis=0))
+    return replace(
+        norm,
+        x=lambda: np.roll(norm.x, 1, axis=0),
+        y=lambda: np.roll(norm.y, 1, axis=0),
+    )

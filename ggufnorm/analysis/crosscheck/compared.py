@@ -22,6 +22,7 @@ from ggufnorm.analysis.crosscheck.graphs import (
 )
 from ggufnorm.analysis.crosscheck.join import Joined, Pair, join_gguf, join_names
 from ggufnorm.analysis.crosscheck.layers import layers_sentence
+from ggufnorm.analysis.crosscheck.logits import logits_off
 from ggufnorm.analysis.crosscheck.output import OutputComparison
 from ggufnorm.analysis.crosscheck.padding import padding_sentence
 from ggufnorm.analysis.crosscheck.pinned import OwnErrors
@@ -46,7 +47,7 @@ from ggufnorm.core.frameworks import (
     SiteComparison,
 )
 from ggufnorm.core.logits import LogitStatistics, LogitSum
-from ggufnorm.core.metrics import Difference, difference, relative_l2
+from ggufnorm.core.metrics import Difference, difference
 from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedRun, TypeCost
 from ggufnorm.core.operations import Segment
@@ -363,12 +364,8 @@ def _logits_off(
     """
     if alone.logits is not None:
         return alone.logits if alone.logits > allowed else None
-    a, b = source.logits, engine.logits
-    if a is None or b is None or len(a) != len(b):
-        return None
-    n = min(a.shape[1], b.shape[1])
-    off = relative_l2(a[:, :n], b[:, :n])
-    return off if off > explained else None
+    off = logits_off(source.logits, engine.logits)
+    return off if off is not None and off > explained else None
 
 
 def _logits(

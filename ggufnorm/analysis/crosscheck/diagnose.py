@@ -68,6 +68,7 @@ class Diagnoser:
         return tuple(found)
 
     def _site(self, pair: Pair) -> SiteComparison:
+        pair = replace(pair, source=pair.source.loaded(), engine=pair.engine.loaded())
         s, e = pair.source, pair.engine
         local = relative_l2(s.recompute(e.x), e.y)
         of_types = WEIGHT_ROUNDING.get(e.dtype or "", 0.0) + e.rounding

@@ -8,25 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.crosscheck.kept import KeptRun, keep_norms
 from ggufnorm.analysis.crosscheck.llama import observed_run
 from ggufnorm.core.observed import ObservedRun
 from ggufnorm.engines import worker
 from ggufnorm.engines.images import Levels
 from ggufnorm.engines.llama.encoder import EncoderRunner
 from ggufnorm.engines.llama.vision import picture_bitmap
+from ggufnorm.engines.row_file import RowFile
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path, open_model
 from ggufnorm.runs.checks import require_memory
-from ggufnorm.runs.values import KeptRun, keep_norms
 
 Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """A picture to encode; see :func:`run_encoder`."""
+    """A picture to encode, and the file that rows go to; see :func:`run_encoder`."""
 
     mmproj: str
+    rows: str
     picture: NDArray[np.uint8]
     pixels: Pixels | None
     n_threads: int | None
@@ -73,8 +75,10 @@ def run_encoder(
         if check_memory:
             require_memory([file], 0, 1)
         levels = np.ascontiguousarray(picture, np.uint8)
-        found = worker.call(encode, EncodeJob(os.fspath(path), levels, pixels, n_threads))
-        return observed_run(file, os.fspath(location), found.kept, 0), found.pixels
+        rows = RowFile()
+        job = EncodeJob(os.fspath(path), rows.name, levels, pixels, n_threads)
+        found = worker.call(encode, job, descriptors=rows.descriptors)
+        return observed_run(file, os.fspath(location), found.kept, rows, 0), found.pixels
 
 
 def encode(job: EncodeJob, _channel: Channel) -> EncoderRun:
@@ -87,4 +91,4 @@ def encode(job: EncodeJob, _channel: Channel) -> EncoderRun:
     ):
         (batch,) = runner.batches(np.empty(0, np.int32), 0)
         runner.plan([batch])
-        return EncoderRun(keep_norms(runner, batch), runner.pixels)
+        return EncoderRun(keep_norms(runner, RowFile(job.rows), batch), runner.pixels)

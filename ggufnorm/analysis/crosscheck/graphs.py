@@ -90,7 +90,7 @@ def compare_graphs(
         layers = compare_layers(source, engine, wrong)
     if are_the_same(outputs, SAME_FORMULA):
         folds, layers = harmless_folds(folds), harmless_layers(layers)
-    if outputs and tokens is not None and len(tokens) > 1 and source.logits is None:
+    if outputs and tokens is not None and len(tokens) > 1 and not source.predicts:
         outputs = (_with_tail(outputs[0], source, engine, tokens, names), *outputs[1:])
     front = _front(source, engine, names)
     return Graphs(folds, layers, outputs, _places(source), front)

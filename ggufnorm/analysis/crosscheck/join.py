@@ -181,9 +181,10 @@ def _joined(
 
 def _pair(key: str, parts: list[ObservedNorm], engine: ObservedNorm) -> Pair:
     source = parts[0] if len(parts) == 1 else _stacked(parts)
-    if source.x.shape != engine.x.shape:
+    ours, theirs = engine.x.shape, source.x.shape
+    if theirs != ours:
         raise ValueError(
-            f"its rows are {_shape(engine)} and in the source {_shape(source)}"
+            f"its rows are {_times(ours)} and in the source {_times(theirs)}"
             " (tokens, heads, channels)"
         )
     return Pair(key, source, engine)
@@ -203,12 +204,12 @@ def _stacked(parts: list[ObservedNorm]) -> ObservedNorm:
         epsilon_stated=first.epsilon_stated,
         weight=together([p.weight for p in parts]),
         bias=together([p.bias for p in parts]),
-        x=np.concatenate([p.x for p in parts], axis=1),
-        y=np.concatenate([p.y for p in parts], axis=1),
+        x=lambda: np.concatenate([p.x for p in parts], axis=1),
+        y=lambda: np.concatenate([p.y for p in parts], axis=1),
         weight_name=first.weight_name,
         bias_name=first.bias_name,
     )
 
 
-def _shape(norm: ObservedNorm) -> str:
-    return "×".join(map(str, norm.x.shape))
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))

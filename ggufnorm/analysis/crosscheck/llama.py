@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -11,10 +12,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.analysis.crosscheck.kept import ByToken, KeptRun, keep_norms
 from ggufnorm.core.floats import shortest_float32
 from ggufnorm.core.formula import Formula
 from ggufnorm.core.model import Skipped
-from ggufnorm.core.observed import ObservedNorm, ObservedRun, by_token
+from ggufnorm.core.observed import ObservedNorm, ObservedRun
 from ggufnorm.core.rounding import HALF_ULP, MATRIX_ROUNDING, quantized
 from ggufnorm.core.tokens import halves
 from ggufnorm.core.tolerances import PRODUCT_ON_DEVICE, STRETCH_OF_MATRICES
@@ -23,6 +25,7 @@ from ggufnorm.engines import worker
 from ggufnorm.engines.base import Batch, Graph
 from ggufnorm.engines.llama.runner import LlamaRunner
 from ggufnorm.engines.llama.session import MAX_BATCH, EngineOptions, LlamaModel
+from ggufnorm.engines.row_file import Place, RowFile, Rows
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineError, InputError
 from ggufnorm.formats.location import local_path, open_model
@@ -30,7 +33,6 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.options import EXACT, RunSettings, placed
 from ggufnorm.runs.placement import Side, on_host, settle
 from ggufnorm.runs.recompute import WeightCache
-from ggufnorm.runs.values import KeptRun, keep_norms
 
 KERNELS = HALF_ULP["F16"]
 """Relative rounding of llama.cpp's own kernels on the CPU: GELU is read from a table of half
@@ -57,6 +59,14 @@ class RunJob:
 
 
 @dataclass(frozen=True)
+class ObserveJob:
+    """A model to run once, and the name of the file that its norms' rows go to."""
+
+    run: RunJob
+    rows: str
+
+
+@dataclass(frozen=True)
 class LlamaRun:
     """What a run showed.
 
@@ -64,13 +74,13 @@ class LlamaRun:
         tokens: ids that were run.
         n_rows: tokens of one pass through the network: of an encoder-decoder half of them.
         kept: its norms.
-        logits: ``(n_rows, vocabulary)``; None of a model that predicts nothing.
+        logits: ``(n_rows, vocabulary)`` in the same file; None of a model that predicts nothing.
     """
 
     tokens: Tokens
     n_rows: int
     kept: KeptRun
-    logits: Array | None
+    logits: Place | None
 
 
 def exactly(how: RunSettings) -> RunSettings:
@@ -130,8 +140,10 @@ def run_llama(
         n_ctx = min(n_tokens if tokens is None else len(tokens), longest, MAX_BATCH)
         side = Side(file, how.engine(n_ctx), 1)
         (options,) = settle([side], check_memory=how.check_memory)
-        found = worker.call(observe, RunJob(os.fspath(path), options, text, tokens))
-        run = observed_run(file, os.fspath(location), found.kept, found.n_rows, found.logits)
+        rows = RowFile()
+        job = ObserveJob(RunJob(os.fspath(path), options, text, tokens), rows.name)
+        found = worker.call(observe, job, descriptors=rows.descriptors)
+        run = observed_run(file, os.fspath(location), found.kept, rows, found.n_rows, found.logits)
         layers = options.n_gpu_layers
         settled = replace(how, side=replace(how.side, n_gpu_layers=layers))
         return LlamaResult(run, found.tokens, settled)
@@ -196,11 +208,13 @@ def _whole(tokens: Tokens) -> Batch:
     return Batch(tokens, 0, len(tokens), tokens[:0], 0, 0, 0)
 
 
-def observe(job: RunJob, _channel: Channel) -> LlamaRun:
+def observe(job: ObserveJob, _channel: Channel) -> LlamaRun:
     """The child's part of :func:`run_llama`."""
-    with planned(job) as run:
-        kept = keep_norms(run.runner, *run.batches)
-        return LlamaRun(run.tokens, run.n_rows, kept, run.logits())
+    rows = RowFile(job.rows)
+    with planned(job.run) as run:
+        kept = keep_norms(run.runner, rows, *run.batches)
+        logits = run.logits()
+        return LlamaRun(run.tokens, run.n_rows, kept, None if logits is None else rows.put(logits))
 
 
 def _ids(job: RunJob, model: LlamaModel) -> Tokens:
@@ -220,7 +234,12 @@ def _ids(job: RunJob, model: LlamaModel) -> Tokens:
 
 
 def observed_run(
-    file: ModelFile, location: str, kept: KeptRun, n_tokens: int, logits: Array | None = None
+    file: ModelFile,
+    location: str,
+    kept: KeptRun,
+    rows: RowFile,
+    n_tokens: int,
+    logits: Place | None = None,
 ) -> ObservedRun:
     """What a child saw.
 
@@ -228,15 +247,16 @@ def observed_run(
         file: that it ran.
         location: of the model, as given.
         kept: its norms.
+        rows: holds their rows.
         n_tokens: of one pass through the network; 0 in an image encoder.
-        logits: where there are some.
+        logits: where they are, if there are some.
     """
     weights = WeightCache(file)
     kernels = KERNELS if on_host(kept.build) else PRODUCT_ON_DEVICE / STRETCH_OF_MATRICES
     norms, skipped = [], list(kept.skipped)
     for norm in kept.norms:
         try:
-            norms.append(_norm(norm, kept.values, weights, n_tokens))
+            norms.append(_norm(norm, rows, kept.places, weights, n_tokens))
         except (InputError, KeyError, ValueError) as error:
             skipped.append(Skipped(norm.key, str(error)))
     return ObservedRun(
@@ -244,7 +264,7 @@ def observed_run(
         build=kept.build,
         location=location,
         norms=tuple(norms),
-        logits=logits,
+        logits=None if logits is None else Rows(rows, logits),
         skipped=tuple(skipped),
         rounding=max(kernels, rounding(file)),
         kernels=kernels,
@@ -252,12 +272,18 @@ def observed_run(
 
 
 def _norm(
-    norm: NormFacts, values: dict[str, Array], weights: WeightCache, n_tokens: int
+    norm: NormFacts,
+    rows: RowFile,
+    places: Mapping[str, Place],
+    weights: WeightCache,
+    n_tokens: int,
 ) -> ObservedNorm:
-    x, y = values[norm.input], values[norm.output]
+    shape = places[norm.input].shape
     # ggml's GroupNorm reaches over two axes: one token is one flat row.
-    channels = x.size // max(1, n_tokens) if norm.kind == "group" else x.shape[-1]
-    x, y = (by_token(v, n_tokens, channels) for v in (x, y))
+    channels = math.prod(shape) // max(1, n_tokens) if norm.kind == "group" else shape[-1]
+    x, y = (ByToken(rows, places[key], n_tokens, channels) for key in (norm.input, norm.output))
+    for value in (x, y):
+        value()  # whether it can be laid out so
     weight, bias = (
         None if name is None else _per_head(weights.get(name), channels)
         for name in (norm.weight, norm.bias)

@@ -14,6 +14,7 @@ from ggufnorm.engines.base import Activation, Array, Graph, Node
 from ggufnorm.engines.llama.binding import is_readable
 from ggufnorm.engines.llama.graph import COPY_OPS, VIEW_OPS
 from ggufnorm.engines.llama.runner import operand
+from ggufnorm.engines.row_file import Place, RowFile
 from ggufnorm.engines.worker import Channel
 from ggufnorm.formats.location import local_path
 from ggufnorm.runs.options import RunSettings
@@ -26,13 +27,15 @@ class SegmentJob:
     """A model to run, and between which norms its nodes are kept.
 
     Attributes:
+        rows: name of the file that holds the source's rows.
         pins: the source's input of each norm, which the norm is given; by the norm's key.
     """
 
     run: RunJob
     start: str | None
     end: str | None
-    pins: dict[str, Array]
+    rows: str
+    pins: dict[str, Place]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def watch_nodes(
     start: str | None,
     end: str | None,
     *,
-    pins: Mapping[str, Array],
+    rows: RowFile,
+    pins: Mapping[str, Place],
     how: RunSettings,
 ) -> list[Operation]:
     """Run token ids and keep every result between two norms.
@@ -77,6 +81,7 @@ def watch_nodes(
         tokens: ids.
         start: key of the norm at whose input it begins; None for the graph's beginning.
         end: key of the norm at whose input it ends; None for the graph's end.
+        rows: the file that holds the source's rows.
         pins: the source's input of each norm, which it is given; by the norm's key.
         how: it is run.
 
@@ -88,7 +93,11 @@ def watch_nodes(
     """
     options = how.engine(len(tokens))
     job = RunJob(os.fspath(local_path(location)), options, None, tokens)
-    segment = worker.call(observe_nodes, SegmentJob(job, start, end, dict(pins)))
+    segment = worker.call(
+        observe_nodes,
+        SegmentJob(job, start, end, rows.name, dict(pins)),
+        descriptors=rows.descriptors,
+    )
     return [
         Operation(
             name=node.key,
@@ -148,14 +157,15 @@ def _values(
 
     Norms hold the source's values where they get those, but for the last node.
     """
-    pins = [pins_of(graph, job.pins, run.n_rows) for graph, _ in run.parts]
+    rows = RowFile(job.rows)
+    pins = [pins_of(graph, rows, job.pins, run.n_rows) for graph, _ in run.parts]
     known = {n.index: n for n in nodes if is_readable(n.dtype)}
     values: dict[int, Array] = {}
     given: dict[str, Array] = {}
 
     def keep(_part: int, index: int, value: Activation) -> None:
         own = index == nodes[-1].index or index not in pins[part]
-        values[index] = value.value.copy() if own else pins[part][index]
+        values[index] = value.value.copy() if own else pins[part][index]()
         leaf = _leaf(run, known[index])
         if leaf is not None and leaf not in given:
             given[leaf] = operand(value).product()[1]

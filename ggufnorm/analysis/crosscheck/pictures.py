@@ -166,11 +166,11 @@ class _Runs:
         run = model.run_picture(self.pixels)
         model.round_matrices()
         rounded = model.run_picture(self.pixels.astype(np.float16).astype(np.float32))
-        inputs = {norm.name: norm.x for norm in rounded.norms}
+        halved = {norm.name: norm for norm in rounded.norms}
         self._halved[location] = {
-            norm.name: relative_l2(norm.x, inputs[norm.name])
+            norm.name: relative_l2(norm.x, halved[norm.name].x)
             for norm in run.norms
-            if norm.name in inputs
+            if norm.name in halved
         }
         return run
 

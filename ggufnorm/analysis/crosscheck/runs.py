@@ -142,7 +142,9 @@ class Runs:
         run = model.run(self.tokens)
         from ggufnorm.engines.hf.outputs import source_output
 
-        self.outputs[location] = source_output(model, self.tokens, run.logits)
+        predicted = None if (logits := run.logits) is None else logits[-1].copy()
+        del logits
+        self.outputs[location] = source_output(model, self.tokens, predicted)
         return run
 
     def cost(self, source: str, engine: str) -> Callable[[], TypeCost] | None:
@@ -181,8 +183,7 @@ class Runs:
 
             assert self.tokens is not None
             self.on_progress(Progress(f"running {engine} on the values of {source}"))
-            logits = self.found[source].logits
-            return own_errors(engine, self.tokens, pairs, logits, self._how[engine])
+            return own_errors(engine, self.tokens, pairs, self.found[source], self._how[engine])
 
         return measure
 
@@ -226,7 +227,7 @@ class Runs:
             engine,
             self.tokens,
             self._how[engine],
-            predicts=all(self.found[side].logits is not None for side in (source, engine)),
+            predicts=all(self.found[side].predicts for side in (source, engine)),
         )
         return with_unread(compared, self.outputs[source])
 

@@ -15,6 +15,7 @@ from ggufnorm.core.frameworks import FirstWrong
 from ggufnorm.core.observed import Array
 from ggufnorm.core.operations import Operation, Segment
 from ggufnorm.engines.hf.model import HFModel, Tokens
+from ggufnorm.engines.row_file import RowFile
 from ggufnorm.formats.conversion import tensor_of
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.location import local_path, open_model
@@ -52,7 +53,9 @@ def record_segment(
     if crosses:
         start = None  # the decoder begins with its own tokens
     first, last = (None if p is None else p.engine.name for p in (start, end))
-    engine = watch_nodes(location, tokens, first, last, pins=source_inputs(pairs), how=how)
+    rows = RowFile()
+    pins = source_inputs(pairs, rows)
+    engine = watch_nodes(location, tokens, first, last, rows=rows, pins=pins, how=how)
     # Within a block the two may compute in another order: the source is followed to its end.
     begin, stop = (None if p is None else p.source.name for p in (start, _behind_block(pairs, end)))
     source = watch_values(model, tokens, begin, stop, "decoder" if crosses else None)

@@ -16,11 +16,12 @@ from ggufnorm.core.model import Skipped
 from ggufnorm.core.observed import ObservedNorm, ObservedRun, Residual, by_token
 from ggufnorm.core.tokens import halves
 from ggufnorm.engines.hf.classes import class_for, has_decoder
-from ggufnorm.engines.hf.norms import as_array, as_view, watch_norms
+from ggufnorm.engines.hf.norms import as_view, watch_norms
 from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
+from ggufnorm.engines.row_file import RowFile, Rows
 from ggufnorm.engines.tokenizer import Tokenizer
-from ggufnorm.errors import InputError
+from ggufnorm.errors import GgufnormError, InputError
 from ggufnorm.formats.hf import check_checkpoint, n_stored_bytes
 
 Array = NDArray[np.float32]
@@ -241,25 +242,27 @@ class HFModel:
                 f"{self.folder}: token {int(tokens.max())} is not in its vocabulary of"
                 f" {self.n_vocab}: it is another model"
             )
-        given, n_rows = self.inputs(tokens), self.n_rows(tokens)
-        with self._threads(), self._watched_blocks() as blocks:
-            output, norms, skipped = self._watched(lambda: self.model(**given), n_rows)
+        given, n_rows, file = self.inputs(tokens), self.n_rows(tokens), RowFile()
+        with self._threads(), self._watched_blocks(n_rows, file) as blocks:
+            output, norms, skipped = self._watched(lambda: self.model(**given), n_rows, file)
         logits = getattr(output, "logits", None)
         return ObservedRun(
             engine=self.engine,
             location=self.folder,
             norms=norms,
-            logits=None if logits is None else as_array(logits[0]),
+            logits=None if logits is None else file.keep(as_view(logits[0])),
             skipped=(*self.skipped, *skipped),
-            residuals=_residuals(blocks, norms, n_rows),
+            residuals=_residuals(blocks, norms),
             predicts_times=self.predicts_times,
         )
 
     def _watched(
-        self, call: Callable[[], Any], n_tokens: int
+        self, call: Callable[[], Any], n_tokens: int, file: RowFile
     ) -> tuple[Any, tuple[ObservedNorm, ...], tuple[Skipped, ...]]:
         try:
-            return watch_norms(self.model, call, n_tokens)
+            return watch_norms(self.model, call, n_tokens, file)
+        except GgufnormError:  # no room for its rows
+            raise
         except Exception as error:  # whatever a model's code raises
             raise InputError(f"{self.folder}: the model fails: {_line(error)}") from None
 
@@ -291,7 +294,7 @@ class HFModel:
             raise InputError(f"{self.folder}: {self.kind} has no image encoder")
         values = self._torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
         with self._threads():
-            _, norms, skipped = self._watched(lambda: encode(pixel_values=values), 0)
+            _, norms, skipped = self._watched(lambda: encode(pixel_values=values), 0, RowFile())
         return ObservedRun(
             engine=self.engine,
             location=self.folder,
@@ -308,7 +311,7 @@ class HFModel:
                     parameter.copy_(parameter.half().float())
 
     @contextmanager
-    def _watched_blocks(self) -> Iterator[dict[str, Any]]:
+    def _watched_blocks(self, n_tokens: int, file: RowFile) -> Iterator[dict[str, Rows]]:
         """What leaves each block, by the block's name: the largest list of modules holds them."""
         lists = [
             (name, module)
@@ -318,10 +321,19 @@ class HFModel:
         name, blocks = max(
             lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=("", ())
         )
-        seen: dict[str, Any] = {}
+        seen: dict[str, Rows] = {}
+
+        def keeper(name: str) -> Any:
+            def keep(_block: Any, _args: tuple[Any, ...], output: Any) -> None:
+                value = output[0] if isinstance(output, tuple) and output else output
+                if hasattr(value, "dim") and value.dim() == 3:
+                    rows = by_token(as_view(value), n_tokens, value.shape[-1])
+                    seen[name] = file.keep(rows)
+
+            return keep
+
         handles = [
-            block.register_forward_hook(_block_keeper(seen, f"{name}.{i}"))
-            for i, block in enumerate(blocks)
+            block.register_forward_hook(keeper(f"{name}.{i}")) for i, block in enumerate(blocks)
         ]
         try:
             yield seen
@@ -340,23 +352,11 @@ class HFModel:
             self._torch.set_num_threads(before)
 
 
-def _block_keeper(seen: dict[str, Any], name: str) -> Any:
-    def keep(_block: Any, _args: tuple[Any, ...], output: Any) -> None:
-        value = output[0] if isinstance(output, tuple) and output else output
-        if hasattr(value, "dim") and value.dim() == 3:
-            seen[name] = value.detach().clone()
-
-    return keep
-
-
-def _residuals(
-    blocks: Mapping[str, Any], norms: Sequence[ObservedNorm], n_tokens: int
-) -> tuple[Residual, ...]:
+def _residuals(blocks: Mapping[str, Rows], norms: Sequence[ObservedNorm]) -> tuple[Residual, ...]:
     found = []
-    for name, value in blocks.items():
+    for name, rows in blocks.items():
         inside = [i for i, norm in enumerate(norms) if norm.name.startswith(f"{name}.")]
-        array = by_token(as_view(value), n_tokens, value.shape[-1])
-        found.append(Residual(name, max(inside, default=-1) + 1, array))
+        found.append(Residual(name, max(inside, default=-1) + 1, rows))
     return tuple(found)
 
 

@@ -8,7 +8,7 @@ tiny, and the formula that explains its answers is the one that it applies.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ggufnorm.core.observed import ObservedNorm, applied_formula, by_token
 from ggufnorm.core.tolerances import MODULE_RESIDUAL
 from ggufnorm.engines.hf.packages import require_torch
 from ggufnorm.engines.pretrained import quiet
+from ggufnorm.engines.row_file import RowFile
 
 Array = NDArray[np.float32]
 
@@ -41,7 +42,7 @@ class _Seen:
 
 
 def watch_norms(
-    model: Any, call: Callable[[], Any], n_tokens: int
+    model: Any, call: Callable[[], Any], n_tokens: int, file: RowFile | None = None
 ) -> tuple[Any, tuple[ObservedNorm, ...], tuple[Skipped, ...]]:
     """Call a model and see what every norm in it does, at its first call.
 
@@ -49,13 +50,14 @@ def watch_norms(
         model: a ``torch.nn.Module`` in float32.
         call: runs it.
         n_tokens: length of the axis that holds the tokens; 0 for an image encoder.
+        file: keeps the norms' rows; None for one of their own.
 
     Returns:
         What the call returned; the norms in the order of their calls; modules that are
         called norms and compute none that is known.
     """
     torch, _ = require_torch()
-    watch = _Watch(n_tokens)
+    watch = _Watch(n_tokens, file or RowFile())
     handles = [
         module.register_forward_hook(watch.hook(name), with_kwargs=True)
         for name, module in model.named_modules()
@@ -87,10 +89,10 @@ def _is_named_norm(module: Any) -> bool:
 class _Watch:
     """Looks at each norm when it is called, so that nothing is kept of what is none."""
 
-    def __init__(self, n_tokens: int) -> None:
+    def __init__(self, n_tokens: int, file: RowFile) -> None:
         self.norms: list[ObservedNorm] = []
         self.skipped: list[Skipped] = []
-        self._n_tokens = n_tokens
+        self._n_tokens, self._file = n_tokens, file
         self._called: set[str] = set()
         # What one module of a class was found to do, the next one likely does too.
         self._usual: dict[type, Formula] = {}
@@ -107,13 +109,15 @@ class _Watch:
                 return
             self._called.add(name)
             if type(module) not in self._others:
-                self._look(_Seen(name, module, x.detach().clone(), y.detach().clone()))
+                self._look(_Seen(name, module, x.detach(), y.detach()))
 
         return see
 
     def _look(self, s: _Seen) -> None:
         try:
-            self.norms.append(_norm(s, self._n_tokens, self._usual))
+            norm = _norm(s, self._n_tokens, self._usual)
+            x, y = self._file.keep(norm.x), self._file.keep(norm.y)
+            self.norms.append(replace(norm, x=x, y=y))
         except ValueError as error:
             if _is_named_norm(s.module):
                 self.skipped.append(Skipped(s.name, str(error)))

@@ -21,13 +21,13 @@ _ANSWERS = ("yes", "no")
 """What a reranker that predicts answers (``_find_rerank_config`` in ``conversion/qwen.py``)."""
 
 
-def source_output(model: HFModel, tokens: Tokens, logits: Array | None = None) -> SourceOutput:
+def source_output(model: HFModel, tokens: Tokens, predicted: Array | None = None) -> SourceOutput:
     """The states of the last layer, how the checkpoint pools them, and its score.
 
     Args:
         model: to run.
         tokens: ids.
-        logits: that it predicts; None of a model that predicts nothing.
+        predicted: its logits behind the last token; None of a model that predicts nothing.
     """
     with quiet(), torch.inference_mode():
         found = model.model.base_model(**model.inputs(tokens))
@@ -38,7 +38,7 @@ def source_output(model: HFModel, tokens: Tokens, logits: Array | None = None) -
     scorer = _scorer(model) if scores else None
     score, head = (None, {}) if scorer is None else _score(scorer, model.inputs(tokens))
     # What only predicts is not used with padding.
-    pools = score is not None or behind.pooling is not None or logits is None
+    pools = score is not None or behind.pooling is not None or predicted is None
     return SourceOutput(
         states=None if states is None else as_array(states[0]),
         pooling=behind.pooling,
@@ -51,7 +51,7 @@ def source_output(model: HFModel, tokens: Tokens, logits: Array | None = None) -
         padded=padded_output(model, tokens, scorer) if pools else None,
         typed=None if score is None else _typed(model, scorer, tokens),
         labels=_labels(model),
-        predicted=None if logits is None else logits[-1],
+        predicted=predicted,
         unread=_unread(model, head),
         made_for=made_for[0] if made_for else None,
     )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ggufnorm.core.metrics import relative_l2
 from ggufnorm.core.observed import Array
 from ggufnorm.engines.hf.model import HFModel, Tokens
-from ggufnorm.engines.hf.norms import as_array
+from ggufnorm.engines.hf.norms import as_view
 from ggufnorm.engines.pretrained import quiet
+from ggufnorm.engines.row_file import RowFile
 
 
 @dataclass
@@ -21,12 +23,12 @@ class NormInputs:
     """What goes into norms, call by call, by the module's name.
 
     Attributes:
-        calls: of each module.
-        logits: ``(tokens, vocabulary)``; None without predictions.
+        calls: of each module, each read when it is called.
+        logits: ``(tokens, vocabulary)``, likewise; None without predictions.
     """
 
-    calls: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    logits: Array | None = None
+    calls: dict[str, list[Callable[[], Array]]] = field(default_factory=dict)
+    logits: Callable[[], Array] | None = None
 
 
 def norm_inputs(
@@ -45,18 +47,18 @@ def norm_inputs(
         pins: what each norm is given at its first call in the place of its own input; None for
             that itself.
     """
-    seen = NormInputs()
-    given: Mapping[str, Sequence[torch.Tensor]] = {} if pins is None else pins.calls
-    with _kept(model.model, names, seen, given), quiet(), torch.inference_mode():
+    seen, file = NormInputs(), RowFile()
+    given = {} if pins is None else pins.calls
+    with _kept(model.model, names, seen, given, file), quiet(), torch.inference_mode():
         logits = getattr(model.model(**model.inputs(tokens)), "logits", None)
-    seen.logits = None if logits is None else as_array(logits[0])
+    seen.logits = None if logits is None else file.keep(as_view(logits[0]))
     return seen
 
 
 def distances(plain: NormInputs, other: NormInputs) -> dict[str, float]:
     """Relative L2 distance of each norm's input at its first call, by name; of both runs."""
     return {
-        name: relative_l2(as_array(calls[0]), as_array(other.calls[name][0]))
+        name: relative_l2(calls[0](), other.calls[name][0]())
         for name, calls in plain.calls.items()
         if name in other.calls
     }
@@ -67,15 +69,20 @@ def _kept(
     model: torch.nn.Module,
     names: Iterable[str],
     seen: NormInputs,
-    given: Mapping[str, Sequence[torch.Tensor]],
+    given: Mapping[str, Sequence[Callable[[], Array]]],
+    file: RowFile,
 ) -> Iterator[None]:
-    replaced: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    # By address, for that is all that two norms' arguments have in common.
+    replaced: dict[int, tuple[Callable[[], Array], Callable[[], Array]]] = {}
 
-    def own(x: torch.Tensor) -> torch.Tensor:
+    def own(x: torch.Tensor) -> Callable[[], Array]:
         """What was in a tensor, which another norm's pin may have replaced."""
-        pin, before = replaced.get(x.data_ptr(), (None, x))
-        is_pinned = pin is not None and pin.shape == x.shape and torch.equal(pin, x)
-        return before if is_pinned else x.detach().clone()
+        value = as_view(x)
+        if x.data_ptr() in replaced:
+            pin, before = replaced[x.data_ptr()]
+            if np.array_equal(pin(), value):
+                return before
+        return file.keep(value)
 
     def keeper(name: str) -> Any:
         def keep(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -84,11 +91,13 @@ def _kept(
                 return
             calls = seen.calls.setdefault(name, [])
             calls.append(own(x))
-            others = given.get(name, ())[:1]
-            if len(calls) <= len(others) and others[len(calls) - 1].shape == x.shape:
-                pin = others[len(calls) - 1]
-                replaced[x.data_ptr()] = (pin, calls[-1])
-                x.copy_(pin)
+            if len(calls) > 1 or not given.get(name):
+                return
+            pin = given[name][0]
+            values = pin()
+            if values.shape == x.shape:
+                replaced[x.data_ptr()] = (pin, calls[0])
+                x.copy_(torch.from_numpy(values))
 
         return keep
 

@@ -75,7 +75,7 @@ def cost_of_types(
 def _logits_off(before: NormInputs, after: NormInputs) -> float:
     if before.logits is None or after.logits is None:
         return 0.0
-    return relative_l2(before.logits, after.logits)
+    return relative_l2(before.logits(), after.logits())
 
 
 class _RoundedProducts(TorchFunctionMode):
