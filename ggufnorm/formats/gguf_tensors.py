@@ -29,6 +29,8 @@ _MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
 
 
 _NUMBER = 0xFFFF_FFFF
+_RECENT = 256
+"""Tensors that are kept once they were asked for."""
 _AT_ONCE = 1 << 16
 """Names that are compared at once."""
 
@@ -79,7 +81,7 @@ class TensorTable(Mapping[str, Tensor]):
         self._places = places
         np.asarray(keys).sort()
         self._keys = keys
-        self._last: Tensor | None = None
+        self._recent: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -91,13 +93,14 @@ class TensorTable(Mapping[str, Tensor]):
         return isinstance(name, str) and self._find(name) is not None
 
     def __getitem__(self, name: str) -> Tensor:
-        last = self._last  # who reads a tensor piece by piece asks for it again and again
-        if last is not None and last.name == name:
-            return last
-        i = self._find(name)
-        if i is None:
-            raise KeyError(name)
-        self._last = found = self.at(i)
+        found = self._recent.get(name)  # threads that read tensors piece by piece ask again
+        if found is None:
+            i = self._find(name)
+            if i is None:
+                raise KeyError(name)
+            if len(self._recent) >= _RECENT:
+                self._recent = {}
+            self._recent[name] = found = self.at(i)
         return found
 
     def values(self) -> ValuesView[Tensor]:

@@ -19,12 +19,16 @@ from ggufnorm.analysis.audit.source.cost import (
 from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import Scratch
 
 _BLOCK = 1 << 19
 """Elements that are compared at a time: few enough for a processor's cache."""
 
 _COPIED = 1 << 20
 """The same of values whose bits are compared."""
+
+_FOUND, _EXPECTED = Scratch(), Scratch()
+"""Memory for those."""
 
 _SAMPLE = 24
 """Rows that are quantized afresh to tell what the type costs."""
@@ -139,8 +143,8 @@ def _is_copied(file: ModelFile, name: str, layout: Layout) -> bool:
     for rows in stored:
         for start in range(0, len(rows), step):
             stop = min(len(rows), start + step)
-            found = read_raw_rows(file, tensor, first + start, first + stop)
-            expected = np.ascontiguousarray(rows.read(start, stop)).view(np.uint8)
+            found = read_raw_rows(file, tensor, first + start, first + stop, _FOUND)
+            expected = np.ascontiguousarray(rows.read(start, stop, _EXPECTED)).view(np.uint8)
             if not _same_bytes(found, expected):
                 return False
         first += len(rows)

@@ -15,10 +15,12 @@ from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
 from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.formats.storage import in_parallel
+from ggufnorm.formats.storage import Scratch, in_parallel
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 """Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
+
+_SCRATCH = Scratch()
 
 _PART = 1 << 24
 """Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
@@ -128,7 +130,7 @@ def _count_non_finite(subject: Subject, name: str, rows: range) -> _NonFinite | 
     for start in range(rows.start, rows.stop, step):
         stop = min(rows.stop, start + step)
         try:
-            raw = read_raw_rows(file, tensor, start, stop)
+            raw = read_raw_rows(file, tensor, start, stop, _SCRATCH)
             if file.byte_order == "<" and are_finite(raw, tensor.ggml_type):
                 continue
             values = read_rows(file, name, start, stop)
