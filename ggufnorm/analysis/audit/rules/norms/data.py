@@ -74,7 +74,8 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     """
     if not subject.full:
         raise NotApplicableError("only the norms were read (--full reads all tensors)")
-    names = [name for name in subject.file.tensors if name not in subject.weights]
+    seen = subject.weights.keys() | subject.known_finite
+    names = [name for name in subject.file.tensors if name not in seen]
     parts = [(name, rows) for name in names for rows in _parts(subject, name)]
     found = in_parallel(lambda part: _count_non_finite(subject, *part), parts, _WORKERS)
     counts: dict[str, _NonFinite | None] = dict.fromkeys(names, _NonFinite(0, None))
