@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.floats import from_bf16, from_f16
+from ggufnorm.core.floats import F16_INFINITY, below, from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -41,10 +41,10 @@ def from_halves(
     values = np.empty(bits.shape, np.float32) if out is None else out
     if not values.flags.c_contiguous:
         return from_f16(bits, out)
+    if not below(bits, F16_INFINITY):
+        return from_f16(bits, values)  # which keeps the bits of every NaN
     convert(bits.view(np.uint8), values)
-    if values.max() < np.inf and values.min() > -np.inf:
-        return values
-    return from_f16(bits, values)  # which keeps the bits of every NaN
+    return values
 
 
 _HALVES = {"F16": from_halves, "BF16": from_bf16}

@@ -132,7 +132,7 @@ class Source:
     def read_flat(
         self, name: str, start: int, stop: int, scratch: Scratch | None = None
     ) -> NDArray[Any]:
-        """Some values of a tensor, as :meth:`read_stored`; see :meth:`SafetensorsFile.read_flat`."""
+        """Some values of a tensor as stored; see :meth:`SafetensorsFile.read_flat`."""
         if name not in self._quantized.tensors:
             self._check(name)
             return self._files[name].read_flat(name, start, stop, scratch)

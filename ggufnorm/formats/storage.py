@@ -42,9 +42,7 @@ class Storage(Protocol):
     name: str
     size: int
 
-    def read(
-        self, offset: int, n: int, into: memoryview | None = None
-    ) -> bytes | memoryview:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes | memoryview:
         """``n`` bytes from ``offset``; both lie within ``size``.
 
         Args:

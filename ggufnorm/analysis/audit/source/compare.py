@@ -22,11 +22,9 @@ from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import Scratch
 
-_BLOCK = 1 << 19
-"""Elements that are compared at a time: few enough for a processor's cache."""
-
-_COPIED = 1 << 20
-"""The same of values whose bits are compared."""
+_BLOCK = 1 << 20
+"""Elements that are compared at a time: few enough for the processors' common cache, and so many
+that a thread seldom waits for the interpreter."""
 
 _FOUND, _EXPECTED = Scratch(), Scratch()
 """Memory for those."""
@@ -144,7 +142,7 @@ def _copied(file: ModelFile, name: str, layout: Layout) -> Measured | None:
     if stored is None or file.byte_order == ">":
         return None
     is_finite = True
-    first, step = 0, max(1, _COPIED // max(1, layout.n_columns))
+    first, step = 0, max(1, _BLOCK // max(1, layout.n_columns))
     for rows in stored:
         for start in range(0, len(rows), step):
             stop = min(len(rows), start + step)
