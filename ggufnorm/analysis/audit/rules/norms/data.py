@@ -21,7 +21,7 @@ from ggufnorm.formats.storage import LocalStorage, Scratch, in_parallel
 _CHUNK = 1 << 22
 """Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
 
-_PART = 1 << 24
+_PART = 1 << 26
 """Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
 
 _SCRATCH = Scratch()
