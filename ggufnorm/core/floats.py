@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,27 @@ def from_f16(
         with np.errstate(invalid="ignore"):
             values[...] = bits.view(np.float16)
     return values
+
+
+def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
+    """Whether no exponent is the largest, by two passes that write nothing.
+
+    As signed numbers, positive values that are not finite are the largest; as unsigned ones,
+    negative ones are.
+
+    Args:
+        bits: of floating-point numbers, contiguous.
+        infinity: the bits of theirs.
+    """
+    if bits.size == 0:
+        return True
+    sign = 1 << (8 * bits.itemsize - 1)
+    signed = bits.view(f"i{bits.itemsize}")
+    return bool(signed.max() < infinity and bits.max() < sign + infinity)
+
+
+F16_INFINITY = 0x7C00
+"""The bits of half precision's."""
 
 
 def finite_float32(value: float | None) -> float | None:

@@ -11,17 +11,21 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.floats import from_bf16, from_f16
+from ggufnorm.core.floats import F16_INFINITY, below, from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import Scratch
 
 # What NumPy reads by itself: a cast, no block of several values.
 _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
 """Types without blocks: their bytes can be put in this machine's order."""
+
+_RAW = Scratch()
+"""What is read to be converted at once."""
 
 _MANY = 1 << 15
 """Halves that it pays to open ggml's library for."""
@@ -37,10 +41,10 @@ def from_halves(
     values = np.empty(bits.shape, np.float32) if out is None else out
     if not values.flags.c_contiguous:
         return from_f16(bits, out)
+    if not below(bits, F16_INFINITY):
+        return from_f16(bits, values)  # which keeps the bits of every NaN
     convert(bits.view(np.uint8), values)
-    if values.max() < np.inf and values.min() > -np.inf:
-        return values
-    return from_f16(bits, values)  # which keeps the bits of every NaN
+    return values
 
 
 _HALVES = {"F16": from_halves, "BF16": from_bf16}
@@ -148,23 +152,29 @@ def read_rows(
         TensorTypeError: its type cannot be read, or its rows are too long to be.
     """
     tensor = file.tensors[name]
-    raw = read_raw_rows(file, tensor, start, stop)
+    raw = read_raw_rows(file, tensor, start, stop, _RAW)
     return _values(file, tensor, raw, len(raw), out)
 
 
 def read_raw_rows(
-    file: ModelFile, tensor: Tensor, start: int = 0, stop: int | None = None
+    file: ModelFile,
+    tensor: Tensor,
+    start: int = 0,
+    stop: int | None = None,
+    scratch: Scratch | None = None,
 ) -> NDArray[np.uint8]:
     """The bytes of some rows of a tensor; see :func:`read_rows`.
 
     Returns:
-        ``(stop - start, bytes of a row)``, as they stand in the file.
+        ``(stop - start, bytes of a row)``, as they stand in the file; in ``scratch`` if that is
+        given, where the next that is read overwrites them.
     """
     if tensor.shape[0] > _MAX_ROW:
         raise TensorTypeError(f"{file.path}: {tensor.name}: rows of {tensor.shape[0]:,} values")
     rows = tensor.n_elements // tensor.shape[0] if tensor.shape[0] else 0
     n, size = (rows if stop is None else stop) - start, tensor.n_bytes // max(1, rows)
-    raw = file.read_part(tensor.name, start * size, n * size)
+    into = None if scratch is None else scratch.of(n * size)
+    raw = file.read_part(tensor.name, start * size, n * size, into)
     return np.frombuffer(raw, np.uint8).reshape(n, size)
 
 

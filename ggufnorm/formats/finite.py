@@ -8,11 +8,11 @@ written down here but asked of ggml: a NaN is put into each place of an empty bl
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core.floats import F16_INFINITY, below
 from ggufnorm.formats.dequantize import dequantize_rows
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -25,7 +25,7 @@ _SCALED_BY_HALVES = frozenset(
 """Types whose only floating-point fields are of type ``ggml_half`` (``ggml-common.h``)."""
 
 _INFINITY = {
-    "F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, F16_INFINITY), "BF16": (np.uint16, 0x7F80),
 }  # fmt: skip
 """The bits of an infinity, which are less than those of every NaN."""
 
@@ -45,27 +45,13 @@ def are_finite(raw: NDArray[np.uint8], ggml_type: int) -> bool | None:
     name = GGMLQuantizationType(ggml_type).name
     if name in _INFINITY:
         bits, infinity = _INFINITY[name]
-        return _below(raw.reshape(-1).view(bits), infinity)
+        return below(raw.reshape(-1).view(bits), infinity)
     places = _scales(ggml_type)
     if places is None:
         return None
     block = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][1]
     blocks = raw.reshape(-1).view(np.uint16).reshape(-1, block // 2)
-    return all(_below(blocks[:, p // 2], _INFINITY["F16"][1]) for p in places)
-
-
-def _below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
-    """Whether no exponent is the largest, by two passes that write nothing.
-
-    As signed numbers, positive values that are not finite are the largest; as unsigned ones,
-    negative ones are.
-    """
-    if bits.size == 0:
-        return True
-    bits = np.ascontiguousarray(bits)
-    sign = 1 << (8 * bits.itemsize - 1)
-    signed = bits.view(f"i{bits.itemsize}")
-    return bool(signed.max() < infinity and bits.max() < sign + infinity)
+    return all(below(np.ascontiguousarray(blocks[:, p // 2]), F16_INFINITY) for p in places)
 
 
 @cache

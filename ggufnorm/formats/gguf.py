@@ -179,15 +179,17 @@ class GGUFFile:
         """
         return self.read_many([name])[name]
 
-    def read_part(self, name: str, start: int, n: int) -> bytes | memoryview:
-        """``n`` bytes of a tensor from its byte ``start`` on.
+    def read_part(
+        self, name: str, start: int, n: int, into: memoryview | None = None
+    ) -> bytes | memoryview:
+        """``n`` bytes of a tensor from its byte ``start`` on, in the memory given if possible.
 
         Raises:
             KeyError: there is no such tensor.
             InputError: they cannot be had.
         """
         at = self.tensors[name].offset + start
-        return checked(self.storage.read(at, n), self.storage, at, n)
+        return checked(self.storage.read(at, n, into), self.storage, at, n)
 
     def read_many(
         self, names: Iterable[str]

@@ -29,6 +29,8 @@ _MAX_ELEMENTS = 2**60 - 1  # as many float64 can still be addressed
 
 
 _NUMBER = 0xFFFF_FFFF
+_RECENT = 2048
+"""Tensors that are kept once they were asked for: most models have fewer."""
 _AT_ONCE = 1 << 16
 """Names that are compared at once."""
 
@@ -63,9 +65,9 @@ class Tensor:
 class TensorTable(Mapping[str, Tensor]):
     """Name to :class:`Tensor`, in file order.
 
-    A header may tell of a million tensors, so none is kept: each is read off the header
-    when it is asked for. Kept are the place of each in the header and, sorted, a hash of
-    each name with the tensor's number: 12 bytes a tensor.
+    A header may tell of a million tensors, so few are kept (:data:`_RECENT`): each is read off
+    the header when it is asked for. Kept are the place of each in the header and, sorted, a
+    hash of each name with the tensor's number: 12 bytes a tensor.
 
     Args:
         front: of the file.
@@ -79,7 +81,7 @@ class TensorTable(Mapping[str, Tensor]):
         self._places = places
         np.asarray(keys).sort()
         self._keys = keys
-        self._last: Tensor | None = None
+        self._recent: dict[str | int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -91,14 +93,13 @@ class TensorTable(Mapping[str, Tensor]):
         return isinstance(name, str) and self._find(name) is not None
 
     def __getitem__(self, name: str) -> Tensor:
-        last = self._last  # who reads a tensor piece by piece asks for it again and again
-        if last is not None and last.name == name:
-            return last
+        found = self._recent.get(name)
+        if found is not None:
+            return found
         i = self._find(name)
         if i is None:
             raise KeyError(name)
-        self._last = found = self.at(i)
-        return found
+        return self.at(i)
 
     def values(self) -> ValuesView[Tensor]:
         """In file order, read one by one."""
@@ -110,8 +111,15 @@ class TensorTable(Mapping[str, Tensor]):
 
     def at(self, i: int) -> Tensor:
         """The i-th tensor of the file."""
-        t = _read_info(Cursor(self._front, self._places[i]), i)
-        return Tensor(t.name, t.shape, t.dtype, t.ggml_type, self._data + t.offset, t.n_bytes)
+        found = self._recent.get(i)
+        if found is None:
+            t = _read_info(Cursor(self._front, self._places[i]), i)
+            place = self._data + t.offset
+            found = Tensor(t.name, t.shape, t.dtype, t.ggml_type, place, t.n_bytes)
+            if len(self._recent) >= 2 * _RECENT:
+                self._recent = {}  # threads that hold the other may go on with it
+            self._recent[i] = self._recent[t.name] = found
+        return found
 
     @property
     def places(self) -> array[int]:

@@ -23,7 +23,7 @@ from ggufnorm.formats.location import source_folder
 from ggufnorm.formats.quantized import Quantization, entries, quantization
 from ggufnorm.formats.safetensors import SafetensorsFile, Stored
 from ggufnorm.formats.safetensors_header import Entry, parse_json, quoted
-from ggufnorm.formats.storage import Storage, in_parallel
+from ggufnorm.formats.storage import Scratch, Storage, in_parallel
 
 Config = Mapping[str, Any]
 """What a JSON file of a checkpoint says."""
@@ -116,7 +116,9 @@ class Source:
         self._check(name)
         return self._files[name].read_stored(name)
 
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_rows(
+        self, name: str, start: int, stop: int, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
         """Some rows of a tensor, as :meth:`read_stored`; see :meth:`SafetensorsFile.read_rows`."""
         made = self._quantized.tensors.get(name)
         if made is not None:
@@ -125,13 +127,15 @@ class Source:
             except (ValueError, IndexError) as error:
                 raise InputError(f"{name}: what it is quantized by does not fit: {error}") from None
         self._check(name)
-        return self._files[name].read_rows(name, start, stop)
+        return self._files[name].read_rows(name, start, stop, scratch)
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Some values of a tensor, as :meth:`read_stored`, all dimensions counted through."""
+    def read_flat(
+        self, name: str, start: int, stop: int, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
+        """Some values of a tensor as stored; see :meth:`SafetensorsFile.read_flat`."""
         if name not in self._quantized.tensors:
             self._check(name)
-            return self._files[name].read_flat(name, start, stop)
+            return self._files[name].read_flat(name, start, stop, scratch)
         columns = self.tensors[name].shape[-1]
         first, last = start // columns, -(-stop // columns)
         flat = self.read_rows(name, first, last).reshape(-1)

@@ -57,8 +57,10 @@ class ModelFile(Protocol):
             InputError: its bytes cannot be had.
         """
 
-    def read_part(self, name: str, start: int, n: int) -> bytes | memoryview:
-        """``n`` bytes of a tensor from its byte ``start`` on.
+    def read_part(
+        self, name: str, start: int, n: int, into: memoryview | None = None
+    ) -> bytes | memoryview:
+        """``n`` bytes of a tensor from its byte ``start`` on, in the memory given if possible.
 
         Raises:
             KeyError: there is no such tensor.

@@ -127,8 +127,9 @@ class RemoteStorage:
         self._etag: str | None = None
         self._front = self._fetch(0, front)
 
-    def read(self, offset: int, n: int) -> bytes | memoryview:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes | memoryview:
         """One request for what the front part does not hold."""
+        del into  # what comes over a network has memory already
         held = memoryview(self._front)[offset : offset + n]
         if len(held) == n:
             return held

@@ -31,7 +31,7 @@ from ggufnorm.formats.safetensors_header import (
     quoted,
     read_header,
 )
-from ggufnorm.formats.storage import Storage
+from ggufnorm.formats.storage import Scratch, Storage
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -102,7 +102,9 @@ class SafetensorsFile:
         kind = "<u2" if place.dtype == "BF16" else DTYPES[place.dtype]
         return raw.view(kind).reshape(place.shape)
 
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_rows(
+        self, name: str, start: int, stop: int, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
         """Some rows as they are stored, all dimensions but the last counted through.
 
         Returns:
@@ -114,20 +116,30 @@ class SafetensorsFile:
         """
         shape = self._readable_place(name).shape
         columns = shape[-1] if shape else 1
-        found = self.read_flat(name, start * columns, stop * columns)
+        found = self.read_flat(name, start * columns, stop * columns, scratch)
         return found.reshape(stop - start, columns)
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_flat(
+        self, name: str, start: int, stop: int, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
         """Some values as they are stored, all dimensions counted through; see :meth:`read_stored`.
+
+        Args:
+            name: of the tensor.
+            start: first value.
+            stop: the value after the last.
+            scratch: where to read them, until the next that is read there.
 
         Raises:
             KeyError: there is no such tensor.
             InputError: its dtype is not a float's, or its bytes cannot be had.
         """
         self._readable_place(name)
-        return self.raw_flat(name, start, stop)
+        return self.raw_flat(name, start, stop, scratch)
 
-    def raw_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def raw_flat(
+        self, name: str, start: int, stop: int, scratch: Scratch | None = None
+    ) -> NDArray[Any]:
         """The same of any type whose values have whole bytes; FP8 comes as ``uint8``.
 
         Raises:
@@ -139,7 +151,8 @@ class SafetensorsFile:
         if kind is None:
             raise InputError(f"{self.name}: {quoted(name)} is {quoted(place.dtype)}: not read")
         offset = place.offset + start * kind.itemsize
-        raw = self._storage.read(offset, (stop - start) * kind.itemsize)
+        n = (stop - start) * kind.itemsize
+        raw = self._storage.read(offset, n, None if scratch is None else scratch.of(n))
         return np.frombuffer(raw, np.uint8).view(kind)
 
     def why_unreadable(self, name: str) -> str | None:

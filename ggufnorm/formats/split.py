@@ -167,14 +167,16 @@ class SplitFile:
         """
         return self._home[name].read_bytes(name)
 
-    def read_part(self, name: str, start: int, n: int) -> bytes | memoryview:
-        """``n`` bytes of a tensor from its byte ``start`` on.
+    def read_part(
+        self, name: str, start: int, n: int, into: memoryview | None = None
+    ) -> bytes | memoryview:
+        """``n`` bytes of a tensor from its byte ``start`` on, in the memory given if possible.
 
         Raises:
             KeyError: there is no such tensor.
             InputError: they cannot be had.
         """
-        return self._home[name].read_part(name, start, n)
+        return self._home[name].read_part(name, start, n, into)
 
     def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
         """The raw bytes of several tensors, from several shards at a time.

@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
-from threading import RLock
+from threading import RLock, local
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -24,6 +24,9 @@ _MOST_AT_ONCE = 1 << 30
 _BATCH = 16
 """Items that a worker's queue holds: more would go on for long after a failure."""
 
+_MOST_KEPT = 1 << 23
+"""Bytes that a thread keeps to read into again."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -39,8 +42,13 @@ class Storage(Protocol):
     name: str
     size: int
 
-    def read(self, offset: int, n: int) -> bytes | memoryview:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes | memoryview:
         """``n`` bytes from ``offset``; both lie within ``size``.
+
+        Args:
+            offset: of the first.
+            n: how many.
+            into: ``n`` bytes of memory that may be used for them.
 
         Raises:
             InputError: they cannot be had.
@@ -51,6 +59,25 @@ class Storage(Protocol):
 
     def close(self) -> None:
         """Give back what is held open. Bytes already read stay valid."""
+
+
+class Scratch(local):
+    """Memory of a thread's own, to read into again and again.
+
+    Fresh memory costs more than a file's bytes: its pages are mapped and zeroed one by one, and
+    threads wait for each other meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._kept = np.empty(0, np.uint8)
+
+    def of(self, n: int) -> memoryview:
+        """``n`` bytes, of which nothing is said; the next call in this thread gives them again."""
+        if n > _MOST_KEPT:
+            return np.empty(n, np.uint8).data
+        if len(self._kept) < n:
+            self._kept = np.empty(n, np.uint8)
+        return self._kept[:n].data
 
 
 class LocalStorage:
@@ -76,9 +103,9 @@ class LocalStorage:
             self.close()
             raise GGUFError(self.name, 0, "magic", "the file is empty")
 
-    def read(self, offset: int, n: int) -> memoryview:
-        """A copy, in memory of its own."""
-        found = np.empty(n, np.uint8).data
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> memoryview:
+        """A copy, in memory of its own unless some is given."""
+        found = np.empty(n, np.uint8).data if into is None else into
         descriptor, done = self._opened(), 0
         try:
             while done < n:

@@ -768,6 +768,34 @@ def test_the_right_value_of_a_key_stands_in_the_evidence(tmp_path: Path) -> None
     assert finding.evidence["type"] == "u32"
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of gguf-py, which quantizes what it is given
+@pytest.mark.parametrize("select", [("N602", "T"), ("N602",)])
+@pytest.mark.parametrize("in_source", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("name", "dtype", "file_type"),
+    [("llama", "F32", "F32"), ("qwen3", "F16", "F16"), ("llama", "BF16", "BF16"),
+     ("qwen3", "BF16", "F16"), ("llama", "F32", "Q8_0")],
+)  # fmt: skip
+def test_what_is_not_finite_is_found_beside_the_source_too(
+    tmp_path: Path, name: str, dtype: str, file_type: str, value: float, *,
+    in_source: bool, select: tuple[str, ...]
+) -> None:  # fmt: skip
+    made = whole(name, dtype, file_type)
+    tensor = "blk.1.ffn_up.weight"
+    (source,) = made.sources[tensor]
+    made.tensors[tensor] = made.tensors[tensor].copy()
+    made.tensors[tensor][2, 3] = value
+    if in_source:
+        made.source[source][2, 3] = value
+    model, checkpoint = made.write(tmp_path)
+
+    report = audit(model, source=checkpoint, select=select)
+
+    found = [f for f in report.findings if f.rule == "N602"]
+    assert [(f.tensor, f.evidence["first_row"]) for f in found] == [(tensor, 2)]
+
+
 def test_names_without_their_suffix_are_right_too(tmp_path: Path) -> None:
     made = whole("qwen3")
     for layer in range(LAYERS):

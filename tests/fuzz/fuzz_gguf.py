@@ -46,7 +46,7 @@ class MemoryStorage:
         self.size = len(data)
         self.reads: list[tuple[int, int]] = []
 
-    def read(self, offset: int, n: int) -> bytes:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes:
         assert 0 <= offset <= offset + n <= self.size, "read outside the file"
         self.reads.append((offset, n))
         return self.data[offset : offset + n]

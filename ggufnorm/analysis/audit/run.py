@@ -14,7 +14,14 @@ from ggufnorm.analysis.audit.ignores import Ignore, split_ignored
 from ggufnorm.analysis.audit.manifest import read_manifest
 from ggufnorm.analysis.audit.mends import settled
 from ggufnorm.analysis.audit.registry import NotApplicableError, Rule
-from ggufnorm.analysis.audit.rules import RULES, TENSOR_DATA, names_rule, no_such_rule, why_not_for
+from ggufnorm.analysis.audit.rules import (
+    RULES,
+    TENSOR_DATA,
+    compares_tensors,
+    names_rule,
+    no_such_rule,
+    why_not_for,
+)
 from ggufnorm.analysis.audit.source.tensors import Progress
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.core.audit import (
@@ -216,7 +223,8 @@ def checked(
         )
     local = opened is not None and opened.is_local and not _is_remote(file)
     subject = open_subject(file, opened, full=options.full or local)
-    subject = replace(subject, on_progress=tell)
+    compares = compares_tensors(chosen, kind_of_model(file))
+    subject = replace(subject, on_progress=tell, compares=compares)
     if options.manifest is not None:
         subject = replace(subject, manifest=read_manifest(options.manifest))
     if options.run:

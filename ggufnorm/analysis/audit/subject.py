@@ -41,6 +41,7 @@ class Subject:
             was not asked for.
         manifest: what the file should hold; None if it was not given.
         on_progress: is told how far a long comparison is.
+        compares: whether some rule compares all tensors with the source's.
     """
 
     file: ModelFile
@@ -53,6 +54,7 @@ class Subject:
     run: Callable[[], Capture] | None = None
     manifest: Manifest | None = None
     on_progress: Progress = lambda _phase, _done, _total: None
+    compares: bool = False
 
     @property
     def architecture(self) -> str:
@@ -127,3 +129,13 @@ class Subject:
             raise TypeError("the source was not given")
         norms = {m.tensor for m in self.matches.found}
         return compare_tensors(self.file, self.source, norms, self.on_progress)
+
+    @cached_property
+    def known_finite(self) -> frozenset[str]:
+        """Tensors of which a comparison that some rule needs shows that all values are finite."""
+        if not (self.compares and self.full) or self.source is None:
+            return frozenset()
+        try:
+            return frozenset() if self.matches.different else self.tensors.finite
+        except GgufnormError:  # whose rules say so
+            return frozenset()

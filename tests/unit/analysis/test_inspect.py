@@ -116,6 +116,18 @@ def test_outliers_are_the_channels_far_from_the_others() -> None:
     )
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 255, 4096])
+def test_the_z_score_counts_from_numpys_median(n: int) -> None:
+    weight = RNG.normal(1, 0.05, n)
+    weight[-1] = 1e3
+    middle = np.median(weight)
+
+    found = find_outliers(weight)
+
+    spread = 1.4826 * np.median(abs(weight - middle))
+    assert [o.z for o in found] == ([(1e3 - middle) / spread] if n > 2 else [])
+
+
 def test_a_sound_weight_has_no_outlier() -> None:
     assert find_outliers(RNG.normal(1, 0.05, 8192)) == []
     assert find_outliers(np.ones(64)) == []

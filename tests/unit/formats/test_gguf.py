@@ -567,7 +567,7 @@ class SparseStorage(MemoryStorage):
         super().__init__(header)
         self.size = size
 
-    def read(self, offset: int, n: int) -> bytes:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes:
         found = super().read(offset, n)
         return found + bytes(n - len(found))
 
@@ -622,7 +622,7 @@ def test_the_last_value_is_fetched_too(monkeypatch):
 
 def test_a_short_read_is_an_error(monkeypatch):
     class Shrunk(MemoryStorage):
-        def read(self, offset: int, n: int) -> bytes:
+        def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes:
             return super().read(offset, n)[: max(0, 600 - offset)]
 
     monkeypatch.setattr(gguf_header, "_FIRST_READ", 500)

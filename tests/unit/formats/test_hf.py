@@ -329,7 +329,7 @@ class _Bytes:
     def __init__(self, content: bytes) -> None:
         self.content, self.size = content, len(content)
 
-    def read(self, offset: int, n: int) -> bytes:
+    def read(self, offset: int, n: int, into: memoryview | None = None) -> bytes:
         assert 0 <= offset <= offset + n <= self.size
         return self.content[offset : offset + n]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ggufnorm.analysis.audit.registry import Rule
 from ggufnorm.analysis.audit.rules import (
     adapters,
@@ -52,6 +54,11 @@ _OWN: dict[Kind, tuple[str, str]] = {
 
 _OF_VALUES = ("N602",)
 """Rules on the values of all tensors, whatever they are."""
+
+
+def compares_tensors(rules: Iterable[Rule], kind: Kind) -> bool:
+    """Whether some rule compares all tensors of a file of this kind with their source."""
+    return any(rule in tensors.RULES and why_not_for(rule, kind) is None for rule in rules)
 
 
 def why_not_for(rule: Rule, kind: Kind) -> str | None:

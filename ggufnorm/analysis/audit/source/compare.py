@@ -18,13 +18,16 @@ from ggufnorm.analysis.audit.source.cost import (
 )
 from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
+from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import Scratch
 
-_BLOCK = 1 << 19
-"""Elements that are compared at a time: few enough for a processor's cache."""
+_BLOCK = 1 << 20
+"""Elements that are compared at a time: few enough for the processors' common cache, and so many
+that a thread seldom waits for the interpreter."""
 
-_COPIED = 1 << 20
-"""The same of values whose bits are compared."""
+_FOUND, _EXPECTED = Scratch(), Scratch()
+"""Memory for those."""
 
 _SAMPLE = 24
 """Rows that are quantized afresh to tell what the type costs."""
@@ -48,6 +51,7 @@ class Measured:
         n_rows: rows.
         bad_rows: those that differ by more than their type explains, the first of them.
         n_bad_rows: how many there are.
+        is_finite: whether the comparison showed that all values of the file are finite.
     """
 
     error: float
@@ -55,6 +59,7 @@ class Measured:
     n_rows: int
     bad_rows: tuple[int, ...] = ()
     n_bad_rows: int = 0
+    is_finite: bool = False
 
     @property
     def is_right(self) -> bool:
@@ -119,32 +124,35 @@ def measure(file: ModelFile, name: str, layout: Layout) -> Measured:
     total = n_rows(file, name)
     if total != layout.n_rows:
         raise ValueError(f"{name}: {total} rows, its source has {layout.n_rows}")
+    copied = _copied(file, name, layout)
+    if copied is not None:
+        return copied
     rows = sample(total)
     expected = layout.pick(rows)
     costs = cost_of_rows(file.tensors[name].dtype, expected)
     cost = None if costs is None else _relative(costs, _powers(expected))
-    if cost is not None and _is_copied(file, name, layout):
-        return Measured(0.0, cost, total)
     screened = _screened(file, name, layout, cost)
     return screened or _measured(file, name, layout, cost)
 
 
-def _is_copied(file: ModelFile, name: str, layout: Layout) -> bool:
-    """Whether a tensor is the source's bit by bit, in a type that both have."""
+def _copied(file: ModelFile, name: str, layout: Layout) -> Measured | None:
+    """A tensor that is the source's bit by bit, in a type that both have; None if it is not."""
     tensor = file.tensors[name]
     stored = layout.as_stored(tensor.dtype) if tensor.dtype in WORST else None
     if stored is None or file.byte_order == ">":
-        return False
-    first, step = 0, max(1, _COPIED // max(1, layout.n_columns))
+        return None
+    is_finite = True
+    first, step = 0, max(1, _BLOCK // max(1, layout.n_columns))
     for rows in stored:
         for start in range(0, len(rows), step):
             stop = min(len(rows), start + step)
-            found = read_raw_rows(file, tensor, first + start, first + stop)
-            expected = np.ascontiguousarray(rows.read(start, stop)).view(np.uint8)
+            found = read_raw_rows(file, tensor, first + start, first + stop, _FOUND)
+            expected = np.ascontiguousarray(rows.read(start, stop, _EXPECTED)).view(np.uint8)
             if not _same_bytes(found, expected):
-                return False
+                return None
+            is_finite = is_finite and bool(are_finite(found, tensor.ggml_type))
         first += len(rows)
-    return True
+    return Measured(0.0, 0.0, layout.n_rows, is_finite=is_finite)
 
 
 def _same_bytes(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
@@ -189,7 +197,8 @@ def _screened(file: ModelFile, name: str, layout: Layout, cost: float | None) ->
         error += float(errors.sum(dtype=np.float64))
         power += float(powers.sum(dtype=np.float64))
     relative = float(np.sqrt(error / power)) if power else 0.0
-    measured = Measured(relative, cost, layout.n_rows)
+    # Whose distance from finite values is finite is finite, too.
+    measured = Measured(relative, cost, layout.n_rows, is_finite=True)
     return measured if relative <= _CLEAR * allowed(cost) else None
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ggufnorm.analysis.audit.source.rows import Rows
 from ggufnorm.core.floats import from_bf16
 from ggufnorm.formats.dequantize import from_halves
+from ggufnorm.formats.storage import Scratch
 
 Values = NDArray[np.float32]
 Change = Callable[[Values], Values]
@@ -48,6 +49,10 @@ def exponential(values: Values) -> Values:
     """``exp(A_log)`` (conversion/bailingmoe3.py)."""
     with np.errstate(over="ignore"):
         return np.asarray(np.exp(values), np.float32)
+
+
+_STORED = Scratch()
+"""What is read of a source to be converted at once."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Layout:
             part, first = self.parts[at], self._starts[at]
             end = min(stop, first + len(part.rows))
             if end > start:
-                stored = part.rows.read(start - first, end - first)
+                stored = part.rows.read(start - first, end - first, _STORED)
                 floats(stored, part.dtype, out[start - begin : end - begin])
                 start = end
             at += 1

@@ -27,6 +27,7 @@ from ggufnorm.analysis.audit.source.arrange import (
     apply,
 )
 from ggufnorm.formats.hf import Source
+from ggufnorm.formats.storage import Scratch
 
 BUDGET = 512 << 20
 """Bytes of source tensors that are held as wholes; one that is larger is held alone."""
@@ -38,6 +39,10 @@ _OVERREAD = 256
 """Rows that may be read besides twice those that are wanted: cheaper than many reads."""
 
 
+_SPAN = Scratch()
+"""What is read of a source to put its rows in order."""
+
+
 class Rows(Protocol):
     """Rows of a source tensor, in the file's order."""
 
@@ -47,8 +52,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> Stored:
+    def read(self, start: int, stop: int, scratch: Scratch | None = None) -> Stored:
         """Some of them, as stored: ``(stop - start, length of a row)``.
+
+        They may lie in ``scratch``, if that is given, until the next are read.
 
         Raises:
             InputError: their bytes cannot be had.
@@ -75,10 +82,10 @@ class Straight:
     def __len__(self) -> int:
         return self.n
 
-    def read(self, start: int, stop: int) -> Stored:
+    def read(self, start: int, stop: int, scratch: Scratch | None = None) -> Stored:
         """See :class:`Rows`."""
-        first, last = self.first + start, self.first + stop
-        found = self.source.read_flat(self.name, first * self.columns, last * self.columns)
+        first, last = ((self.first + n) * self.columns for n in (start, stop))
+        found = self.source.read_flat(self.name, first, last, scratch)
         return found.reshape(stop - start, self.columns)
 
 
@@ -98,7 +105,7 @@ class Moved:
     def __len__(self) -> int:
         return len(self.order)
 
-    def read(self, start: int, stop: int) -> Stored:
+    def read(self, start: int, stop: int, scratch: Scratch | None = None) -> Stored:
         """See :class:`Rows`."""
         wanted = self.order[start:stop] - 1
         is_there = wanted >= 0
@@ -107,7 +114,9 @@ class Moved:
             return np.zeros_like(self.source.read_rows(self.name, 0, 1), shape=self._shape(wanted))
         first, last = int(there.min()), int(there.max()) + 1
         if last - first <= 2 * len(there) + _OVERREAD:
-            found = self.source.read_rows(self.name, first, last)[there - first]
+            span = self.source.read_rows(self.name, first, last, _SPAN)
+            out = None if scratch is None else _like(span, len(there), scratch)
+            found = np.take(span, there - first, axis=0, out=out, mode="clip")
         else:
             ends = [*(np.flatnonzero(np.diff(there) != 1) + 1).tolist(), len(there)]
             starts = [0, *ends[:-1]]
@@ -147,9 +156,16 @@ class Made:
     def __len__(self) -> int:
         return self.n
 
-    def read(self, start: int, stop: int) -> Stored:
+    def read(self, start: int, stop: int, scratch: Scratch | None = None) -> Stored:
         """See :class:`Rows`."""
+        del scratch  # it is read from memory
         return self.held.get(self.key, self.make)[start:stop]
+
+
+def _like(rows: Stored, n: int, scratch: Scratch) -> Stored:
+    """Memory for so many rows of the same kind."""
+    n_bytes = n * rows.shape[1] * rows.itemsize
+    return np.frombuffer(scratch.of(n_bytes), rows.dtype).reshape(n, rows.shape[1])
 
 
 class Held:

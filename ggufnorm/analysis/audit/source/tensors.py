@@ -54,6 +54,7 @@ class Tensors:
             all their layers.
         unused: source tensors that became nothing, with the file's name where there is one.
         computed: tensors that the converter makes of the config.
+        finite: tensors of which the comparison showed that all their values are finite.
         n_weights: elements compared.
         knows_names: whether gguf-py knows the architecture.
         layout_of: gives what a tensor should have; None if that is not known.
@@ -65,6 +66,7 @@ class Tensors:
     unlearned: Mapping[str, Steps] = field(default_factory=dict)
     unused: tuple[tuple[str, str | None], ...] = ()
     computed: tuple[str, ...] = ()
+    finite: frozenset[str] = frozenset()
     n_weights: int = 0
     knows_names: bool = True
     layout_of: Callable[[str], Layout | None] = lambda _name: None
@@ -187,6 +189,7 @@ class _Comparison:
             unlearned=unlearned,
             unused=self._plan.unused,
             computed=self._plan.computed,
+            finite=frozenset(n for n, m in self._measured.items() if m.is_finite),
             n_weights=sum(self._file.tensors[n].n_elements for n in self._measured),
             knows_names=self._planner.named is not None,
             layout_of=partial(self._wanted, {d.making.tensor: d for d in differences}),

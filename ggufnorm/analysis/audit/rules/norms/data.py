@@ -14,17 +14,20 @@ from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
 from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.gguf_tensors import Tensor
+from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.formats.storage import in_parallel
+from ggufnorm.formats.storage import LocalStorage, Scratch, in_parallel
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 22
 """Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
 
-_PART = 1 << 24
+_PART = 1 << 26
 """Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
 
-_WORKERS = max(4, os.cpu_count() or 1)
-"""Threads that read."""
+_SCRATCH = Scratch()
+
+_CONNECTIONS = 4
+"""Threads that read, at least, of a file that is not on this machine."""
 
 
 @rule("N601", "tensor-data", "error")
@@ -72,9 +75,12 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     """
     if not subject.full:
         raise NotApplicableError("only the norms were read (--full reads all tensors)")
-    names = [name for name in subject.file.tensors if name not in subject.weights]
+    seen = subject.weights.keys() | subject.known_finite
+    names = [name for name in subject.file.tensors if name not in seen]
     parts = [(name, rows) for name in names for rows in _parts(subject, name)]
-    found = in_parallel(lambda part: _count_non_finite(subject, *part), parts, _WORKERS)
+    found = in_parallel(
+        lambda part: _count_non_finite(subject, *part), parts, _workers(subject.file)
+    )
     counts: dict[str, _NonFinite | None] = dict.fromkeys(names, _NonFinite(0, None))
     for (name, _), more in zip(parts, found, strict=True):
         counts[name] = _sum(counts[name], more)
@@ -91,6 +97,13 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
     if unread:
         others = f" and {len(unread) - 1} others" if len(unread) > 1 else ""
         raise NotApplicableError(f"{unread[0]}{others} cannot be dequantized here")
+
+
+def _workers(file: ModelFile) -> int:
+    """Threads that read; more than there are processors would wait for the interpreter."""
+    n = os.cpu_count() or 1
+    is_local = all(isinstance(shard.storage, LocalStorage) for shard in file.shards)
+    return n if is_local else max(_CONNECTIONS, n)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def _count_non_finite(subject: Subject, name: str, rows: range) -> _NonFinite | 
     for start in range(rows.start, rows.stop, step):
         stop = min(rows.stop, start + step)
         try:
-            raw = read_raw_rows(file, tensor, start, stop)
+            raw = read_raw_rows(file, tensor, start, stop, _SCRATCH)
             if file.byte_order == "<" and are_finite(raw, tensor.ggml_type):
                 continue
             values = read_rows(file, name, start, stop)
@@ -168,7 +181,7 @@ def zero(subject: Subject) -> Iterator[Problem]:
         for name, t in subject.file.tensors.items()
         if layer_of(name) is not None and len(t.shape) > 1 and name not in subject.weights
     ]
-    found = in_parallel(lambda name: _zero_parts(subject, name), names, _WORKERS)
+    found = in_parallel(lambda name: _zero_parts(subject, name), names, _workers(subject.file))
     for name, (zeros, n) in zip(names, found, strict=True):
         if not zeros:
             continue
