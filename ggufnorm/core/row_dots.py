@@ -1,4 +1,4 @@
-"""Inner products of the rows of two arrays, a block that fits into a core's cache at a time."""
+"""Inner products of the rows of two arrays, a block that fits into a cache at a time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 16
-"""Elements in a block: few enough that all passes but the first read a core's own cache."""
+_BLOCK = 1 << 18
+"""Elements in a block: few enough that all passes but the first read a cache."""
 
 _BLAS_ALONE = 10_000
 """Longer vectors OpenBLAS shares out to threads of its own (``kernel/x86_64/sdot.c``)."""

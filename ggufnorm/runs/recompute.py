@@ -12,8 +12,8 @@ from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
-_BLOCK = 1 << 15
-"""Elements normalized at a time: few enough to stay in a core's cache in float64."""
+_BLOCK = 1 << 17
+"""Elements normalized at a time: few enough to stay in a cache in float64."""
 
 
 class WeightCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,9 @@ __all__ = ["FLOOR", "FREE", "PINNED", "REFERENCE", "DriftSums"]
 _BY_CHANNEL = {"residual": FREE, "attention": PINNED}
 """Roles whose errors are wanted per channel, and of which replica."""
 
+_FEW_PROCESSORS = 2
+"""So many llama.cpp needs for itself: a thread beside its own costs it more than waiting."""
+
 _OF_EXPERTS, _STACKED = "MUL_MAT_ID", 3
 """ggml's product with stacked experts, whose weight has a third dimension: the experts."""
 
@@ -63,6 +67,7 @@ class DriftSums(Probe):
         n_sides: replicas to look at, from the first on: with the pinned one or without.
         recompute_rows: tokens of each batch for which norms are recomputed where the values
             would have to be fetched from a device; None for all.
+        beside: sum copies in a thread of its own while the replicas go on; otherwise they wait.
 
     Attributes:
         hooks: per hook point's key.
@@ -79,12 +84,13 @@ class DriftSums(Probe):
         half: bool = False,
         n_sides: int = FLOOR,
         recompute_rows: int | None = None,
+        beside: bool = (os.cpu_count() or 1) > _FEW_PROCESSORS,
     ) -> None:
         self.hooks: dict[str, HookSum] = {}
         self.skipped: dict[str, Skipped] = {}
         self._stride, self._half = stride, half
         self._n_sides = n_sides
-        self._behind = Behind()
+        self._behind = Behind() if beside else None
         self._readback = Readback()
         self._device = DeviceSums(self._readback)
         self._fetched: set[str] = set()
@@ -102,6 +108,9 @@ class DriftSums(Probe):
         """All replicas at a hook point; one beyond the sides is not looked at."""
         self.hooks.setdefault(hook.key, HookSum())
         sides = list(values[: self._n_sides])
+        if self._behind is None:
+            self._observe(hook, batch, sides)
+            return
         # Which expert made a row is read from the graph, while it is there.
         copies = None if hook.op == _OF_EXPERTS else copies_of(sides)
         if copies is None:
@@ -132,7 +141,8 @@ class DriftSums(Probe):
             keys of hook points with rows that float32 does not sum: their values are fetched,
             these and all later ones.
         """
-        self._behind.wait()  # before anybody reads the sums
+        if self._behind is not None:
+            self._behind.wait()  # before anybody reads the sums
         self._readback.settle()
         lost = frozenset(self._lost)
         self._fetched |= lost
