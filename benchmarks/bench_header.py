@@ -71,12 +71,12 @@ def write_many(path: Path, n: int) -> None:
 
 
 OPEN = """
-import resource, sys
+import sys
+from ggufnorm.engines.worker import peak_memory
 from ggufnorm.formats.gguf import GGUFFile
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
+before = peak_memory()
 file = GGUFFile(sys.argv[1])
-print(len(file.tensors), file.header_size, before, peak())
+print(len(file.tensors), file.header_size, before, peak_memory())
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -9,10 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 import ggufnorm
+from ggufnorm.analysis.drift import task
 from ggufnorm.cli.main import cli
+from ggufnorm.core.behind import Behind
 from ggufnorm.core.drift import DriftReport
 from ggufnorm.engines.llama import runner
 from ggufnorm.engines.llama.quantize import quantize
+from ggufnorm.runs.probes import drift
+from ggufnorm.runs.probes.drift import DriftSums
 from tests import in_process, models
 
 ARCHITECTURES = ["gpt2", "gemma3", "deepseek2", "rwkv7", "t5"]
@@ -32,19 +37,39 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("watch", ["norms", "residual", "none"])
 def test_what_is_watched_is_what_it_is_in_a_whole_run(pair: list[Path], watch: str) -> None:
-    whole, partial = run(*pair), run(*pair, watch)
-    assert partial.logits == whole.logits
-    assert partial.culprit is None
+    whole, part = run(*pair), run(*pair, watch)
+    assert part.logits == whole.logits
+    assert part.culprit is None
     cumulative = {o.node: o.cumulative.rel_l2 for o in whole.operations}
-    found = {o.node: o.cumulative.rel_l2 for o in partial.operations}
+    found = {o.node: o.cumulative.rel_l2 for o in part.operations}
     assert len(found) < len(cumulative)
     assert found == pytest.approx({node: cumulative[node] for node in found}, rel=1e-5)
-    assert "operations" in {s.what for s in partial.skipped}
+    assert "operations" in {s.what for s in part.skipped}
     if watch == "norms":
         own = {n.node: n.local.rel_l2 for n in whole.norms}
-        assert {n.node: n.local.rel_l2 for n in partial.norms} == pytest.approx(own, abs=1e-7)
+        assert {n.node: n.local.rel_l2 for n in part.norms} == pytest.approx(own, abs=1e-7)
     else:
-        assert not partial.norms
+        assert not part.norms
+
+
+def test_sums_beside_the_replicas_are_those_of_replicas_that_wait(
+    pair: list[Path],
+) -> None:
+    ran = mock.Mock(wraps=Behind)
+    reports = []
+    for beside in (False, True):
+        sums = partial(DriftSums, beside=beside)
+        with (
+            in_process.engine(),
+            mock.patch.object(task, "DriftSums", sums),
+            mock.patch.object(drift, "Behind", ran),
+        ):
+            reports.append(run(*pair, n_threads=1))
+        assert ran.called == beside
+    alone, shared = reports
+    assert alone.operations == shared.operations
+    assert alone.norms == shared.norms
+    assert alone.experts == shared.experts
 
 
 def test_a_norm_at_fault_is_found_among_norms_alone(tmp_path: Path) -> None:

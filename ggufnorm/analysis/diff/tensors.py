@@ -21,10 +21,10 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, parse_norm_name
 
 _BLOCK = 1 << 20
-"""Elements that a thread reads at a time: so many that it seldom waits for the interpreter."""
-_PIECE = 1 << 16
-"""Elements of them that are compared at a time: values, differences and raw bytes of so many
-stay in a core's own cache."""
+"""Elements that a thread is given at a time."""
+_PIECE = 1 << 19
+"""Elements of them that are compared at a time: few enough for a cache, and so many that a
+thread computes for longer than it waits for the interpreter."""
 
 
 def compare_norm(
@@ -123,7 +123,7 @@ def _compare_rows(a: ModelFile, b: ModelFile, name: str, rows: range, floor: flo
 def _finite_sums(
     a: ModelFile, b: ModelFile, name: str, rows: range, floor: float
 ) -> DifferenceSum | None:
-    """The sums of rows, a few of them in a core's cache at a time; None if any is doubtful.
+    """The sums of rows, a few of them in a cache at a time; None if any is doubtful.
 
     Values are read into memory that a thread keeps: fresh memory costs more than the sums.
     """
