@@ -8,6 +8,7 @@ the attention's softmax the scale and the mask; of a feed-forward network the fu
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -66,11 +67,19 @@ def changes(
         yield from _experts_weights(operation, inputs, numbers)
 
 
+_NO_FACTORS = frozenset(
+    {"ctx", "dropout", "eps", "epsilon", "id", "initializer", "pattern", "position", "positions",
+     "theta", "vocab", "window"}
+)  # fmt: skip
+"""Words in the names of numbers that no network multiplies with: that one of them, or its root, is
+the factor between two results is chance."""
+
+
 def named_factors(numbers: Mapping[str, float]) -> dict[str, float]:
     """Factors that the numbers of a configuration stand for: itself, 1/n, √n, 1/√n, by name."""
     found: dict[str, float] = {}
     for name, n in numbers.items():
-        if n > 0:
+        if n > 0 and _NO_FACTORS.isdisjoint(re.split(r"[^a-z]+", name.lower())):
             root = math.sqrt(n)
             found |= {name: n, f"1/{name}": 1 / n, f"√{name}": root, f"1/√{name}": 1 / root}
     return found
