@@ -37,6 +37,6 @@ def logits_off(source: Array | None, engine: Array | None) -> float | None:
             wide = a[block].astype(np.float64)
             size += float(np.linalg.norm(wide)) ** 2
             error += float(np.linalg.norm(b[block] - wide)) ** 2
-    if math.isnan(error) or math.isnan(size) or not size:
+    if math.isnan(error) or not math.isfinite(size) or not size:
         return 0.0 if np.array_equal(a, b) else math.inf
     return math.sqrt(error / size)

@@ -109,8 +109,9 @@ class Case:
     @property
     def build_words(self) -> list[str]:
         """The options of a command line that runs the same llama.cpp on as many threads."""
-        n, build = self.options.n_threads, os.environ.get(VARIABLE)
-        words = [] if n is None else ["-t", str(n)]
+        o, build = self.options, os.environ.get(VARIABLE)
+        words = [] if o.n_threads is None else ["-t", str(o.n_threads)]
+        words += [] if o.check_memory else ["--no-memory-check"]
         return words if build is None else [*words, "--llama-cpp", build]
 
     @property

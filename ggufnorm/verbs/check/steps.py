@@ -258,7 +258,9 @@ def _cache_lacks(case: Case) -> tuple[str, str] | None:
 def _side_words(case: Case) -> list[str]:
     side = case.options.side
     words = ["-ctk", side.cache_type_k, "-ctv", side.cache_type_v]
-    return [*words, "-fa", side.flash_attention]
+    words += ["-fa", side.flash_attention]
+    words += ["--repack"] if side.use_extra_bufts else []
+    return [*words, "--unfused-norms"] if side.unfused_norms else words
 
 
 def _cache_command(case: Case) -> str:

@@ -303,6 +303,20 @@ def test_commands_run_models_as_the_check_ran_them(case: Case, tmp_path: Path) -
     assert (values["ctx_size"], values["chunks"]) == (128, 2)
 
 
+def test_the_cache_types_are_run_again_with_the_kernels_of_the_check(case: Case) -> None:
+    side = SideOptions("on", "q4_0", "q8_0", use_extra_bufts=True, unfused_norms=True)
+    options = replace(case.options, side=side, check_memory=False)
+    step = next(s for s in STEPS if "cache types" in s.name)
+    command = cli.get_command(click.Context(cli), "drift")
+    assert command is not None
+
+    words = shlex.split(step.command(replace(case, options=options)))[2:]
+
+    values = command.make_context("drift", words).params
+    assert replace(side_of(values), n_gpu_layers=None) == side
+    assert values["no_memory_check"]
+
+
 def test_commands_say_nothing_of_what_was_left_to_llama_cpp(case: Case) -> None:
     found = commands(case)
 
