@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,14 +100,14 @@ def _same_length(before: Take, after: Take) -> Take:
     return replace(after, mel=replace(after.mel, n_samples=len(after.samples)))
 
 
-def _with_mel(**changed: object) -> Callable[[Take], Take]:
-    return lambda take: replace(take, mel=replace(take.mel, **changed))  # type: ignore[arg-type]
+def _with_mel(**changed: Any) -> Callable[[Take], Take]:
+    return lambda take: replace(take, mel=replace(take.mel, **changed))
 
 
-def _with_bank(**changed: object) -> Callable[[Take], Take]:
+def _with_bank(**changed: Any) -> Callable[[Take], Take]:
     return lambda take: replace(
         take,
-        mel=take.mel.with_bank(replace(take.mel.bank, **changed)),  # type: ignore[arg-type]
+        mel=take.mel.with_bank(replace(take.mel.bank, **changed)),
     )
 
 

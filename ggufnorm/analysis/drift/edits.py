@@ -62,7 +62,7 @@ def how_differs(reference: ModelFile, quant: ModelFile, name: str, cost: float) 
             return how
         before = quantized_before(q, quant.tensors[name].ggml_type)
         return before and f"rounded to {before} before: requantized"
-    except (InputError, NotImplementedError):
+    except (InputError, NotImplementedError):  # a type that ggml alone reads, and not here
         return None
 
 

@@ -123,7 +123,7 @@ def sampled_error(reference: ModelFile, quant: ModelFile, name: str) -> WeightEr
         )
         found, all_of_them = difference(values, observed), np.ones(len(values), np.bool_)
         return _judged(found, values, observed, all_of_them, _types(reference, quant, name))
-    except (InputError, NotImplementedError):
+    except (InputError, NotImplementedError):  # the same
         return None
 
 

@@ -92,7 +92,7 @@ def pair_values(ref: OnnxModel, quant: OnnxModel) -> Pairing:
         if _clips_later(ref.producers.get(other), quant.producers.get(name)):
             _after_rounding(quant, finder.found, name)
     order = {name: i for i, name in enumerate(quant.producers)}
-    found = {n: finder.found[n] for n in sorted(finder.found.keys() & order, key=order.get)}  # type: ignore[arg-type]
+    found = {n: finder.found[n] for n in sorted(finder.found.keys() & order, key=order.__getitem__)}
     return Pairing(found, inputs, outputs, by_name, weights)
 
 

@@ -58,7 +58,7 @@ def fresh(dtype: str, rows: Values) -> Values | None:
         return None
     try:
         return dequantize_rows(quantize(rows), kind)
-    except (ValueError, NotImplementedError):
+    except (ValueError, NotImplementedError):  # rows of a length that the type cannot hold
         return None
 
 
