@@ -27,7 +27,7 @@ from types import TracebackType
 
 import numpy as np
 
-from ggufnorm.formats.gguf_header import ARRAY, Value, read_header, value_of
+from ggufnorm.formats.gguf_header import ARRAY, Value, Values, read_header, value_of
 from ggufnorm.formats.storage import LocalStorage, Storage, checked
 
 _MAX_STRING = 1024
@@ -42,17 +42,18 @@ class Metadata(Mapping[str, Value]):
 
     Args:
         at: key to (value type, byte offset of the value).
-        decode: the value, from its type, its offset and what messages call it.
+        values_at: a cursor at a byte offset.
     """
 
     def __init__(
-        self, at: dict[str, tuple[int, int]], decode: Callable[[int, int, str], Value]
+        self, at: dict[str, tuple[int, int]], values_at: Callable[[int], Values]
     ) -> None:
         self._at = at
-        self._decode = decode
+        self._values_at = values_at
 
     def __getitem__(self, key: str) -> Value:
-        return self._decode(*self._at[key], value_of(key))
+        kind, at = self._at[key]
+        return self._values_at(at).value(kind, value_of(key))
 
     def __contains__(self, key: object) -> bool:
         return key in self._at
@@ -62,6 +63,18 @@ class Metadata(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return len(self._at)
+
+    def n_elements(self, key: str) -> int | None:
+        """How many elements the value has, if it is there and is an array; none is decoded."""
+        kind, at = self._at.get(key, (None, 0))
+        return self._values_at(at).array_head(value_of(key), 0)[1] if kind == ARRAY else None
+
+    def raw(self, key: str) -> tuple[int, bytes] | None:
+        """The value's type and its bytes, if it is there."""
+        if key not in self._at:
+            return None
+        kind, at = self._at[key]
+        return kind, self._values_at(at).raw(kind, value_of(key))
 
     def string(self, key: str) -> str | None:
         """The value, if it is there and is a string; cut where no name goes on for so long."""
@@ -130,7 +143,7 @@ class GGUFFile:
         self.alignment = header.alignment
         self.header_size = header.n_bytes
         self.raw_metadata_at = header.metadata_at
-        self.metadata = Metadata(header.metadata_at, header.decode)
+        self.metadata = Metadata(header.metadata_at, header.values_at)
         self.tensors = header.tensors
 
     def __enter__(self) -> GGUFFile:

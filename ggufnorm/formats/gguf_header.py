@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from operator import length_hint
 from typing import Any, cast
@@ -67,14 +68,14 @@ _MAX_DECODED = 1 << 22
 
 @dataclass(frozen=True)
 class Header:
-    """What a header says. ``decode`` is :class:`Metadata`'s."""
+    """What a header says. ``values_at`` gives a cursor at a byte offset."""
 
     version: int
     byte_order: ByteOrder
     alignment: int
     n_bytes: int
     metadata_at: dict[str, tuple[int, int]]
-    decode: Callable[[int, int, str], Value]
+    values_at: Callable[[int], Values]
     tensors: TensorTable
 
 
@@ -87,7 +88,7 @@ def read_header(storage: Storage) -> Header:
     """
     near = isinstance(storage, LocalStorage)
     front = Front(storage, _FIRST_READ, _MAX_FETCHED, near=near)
-    start = _Values(front, 0)
+    start = Values(front, 0)
     start.magic()
     version = start.integer("I", "version")
     # As gguf_init_from_reader: the low half of a version that is read the wrong way
@@ -97,7 +98,7 @@ def read_header(storage: Storage) -> Header:
     if version not in (2, 3):
         raise start.fail("version", f"version {version} is not 2 or 3", at=4)
 
-    cursor = _Values(front, start.pos)
+    cursor = Values(front, start.pos)
     n_tensors = cursor.count("tensor count", smallest=_SMALLEST_TENSOR)
     n_metadata = cursor.count("metadata count", smallest=_SMALLEST_METADATA)
     metadata_at = cursor.metadata(n_metadata)
@@ -113,7 +114,7 @@ def read_header(storage: Storage) -> Header:
         alignment=alignment,
         n_bytes=cursor.pos,
         metadata_at=metadata_at,
-        decode=lambda kind, at, field: _Values(front, at).value(kind, field),
+        values_at=partial(Values, front),
         tensors=tensors,
     )
 
@@ -130,7 +131,7 @@ def _with_facts(
         kind, at = metadata_at.get(found or "", (ARRAY, 0))
         if found is not None and kind != ARRAY:
             with suppress(GGUFError):
-                value = str(_Values(front, at).value(kind, value_of(found)))
+                value = str(Values(front, at).value(kind, value_of(found)))
                 said.append(words.format(printable(value, _MAX_SHOWN)))
     have, whole = _decimal(front.size), _decimal(error.whole)
     problem = f"{error.problem}: {have} of about {whole} are there"
@@ -160,7 +161,7 @@ def _alignment(front: Front, metadata_at: dict[str, tuple[int, int]]) -> int:
     return value
 
 
-class _Values(Cursor):
+class Values(Cursor):
     """A cursor that knows metadata, which it passes by or decodes."""
 
     decoded = 0
@@ -255,6 +256,13 @@ class _Values(Cursor):
         self.pos += int(heads[many])
         return many
 
+    def raw(self, kind: int, field: str) -> bytes:
+        """The bytes of a value, which is not decoded."""
+        start = self.pos
+        self.skip(kind, field)
+        self.fetched(0)
+        return bytes(self.front.buffer[start : self.pos])
+
     def walk_strings(self, n: int, field: str) -> int:
         """Pass by some of ``n`` strings, one by one; returns how many."""
         unpack, front = struct.Struct(self.front.order + "Q").unpack_from, self.front
@@ -293,7 +301,31 @@ class _Values(Cursor):
             raise self.fail(field, f"has more than the {_MAX_DECODED:,} elements that are read", at)
         if kind in _SCALARS:
             return self.scalars(kind, n, field)
+        found = self.strings(n) if kind == _STRING else None
+        if found is not None:
+            return found
         return [self.value(kind, field, depth + 1) for _ in repeat(None, n)]
+
+    def strings(self, n: int) -> list[Value] | None:
+        """Strings that were passed by before, decoded without a check for each.
+
+        Returns:
+            None if one is not all there or not UTF-8: the checked way says which.
+        """
+        unpack, buffer = struct.Struct(self.front.order + "Q").unpack_from, self.front.buffer
+        found: list[Value] = []
+        keep, pos = found.append, self.pos
+        try:
+            for _ in repeat(None, n):
+                (length,) = unpack(buffer, pos)
+                start, pos = pos + 8, pos + 8 + length
+                keep(str(buffer[start:pos], "utf-8"))
+        except (struct.error, OverflowError, UnicodeDecodeError):
+            return None
+        if pos > len(buffer):
+            return None
+        self.pos = pos
+        return found
 
     def scalars(self, kind: int, n: int, field: str) -> list[Value]:
         scalar = _SCALARS[kind].newbyteorder(self.front.order)

@@ -96,8 +96,7 @@ def free_memory() -> int:
 
 def vocabulary_size(file: ModelFile) -> int:
     """Tokens of a file's vocabulary, 0 if it has none."""
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    return len(tokens) if isinstance(tokens, list) else 0
+    return file.metadata.n_elements("tokenizer.ggml.tokens") or 0
 
 
 def require_memory(files: Sequence[ModelFile], n_ctx: int, n_replicas: int) -> None:

@@ -81,6 +81,8 @@ class Patcher:
         runner = LlamaRunner(single.model, single.options, single.file, n_seq)
         stack.enter_context(runner)
         runner.plan(chunk)
+        if n_seq > 1:
+            runner.decode(chunk)
         return runner
 
     def _agrees(self, single: LlamaRunner, last: Batch) -> bool:

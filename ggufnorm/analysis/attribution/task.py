@@ -147,8 +147,9 @@ class _Attribution:
         seconds = 0.0
         for runner in self.runners:
             runner.plan(first)
+            runner.decode(first)  # the first time llama.cpp also warms up
             begun = time.monotonic()
-            runner.plan(first)  # the first time llama.cpp also warms up
+            runner.decode(first)
             seconds = max(seconds, time.monotonic() - begun)
         warn_of_placement(self.runners[PINNED].info, self.channel.emit)
         return seconds

@@ -230,20 +230,30 @@ class LlamaRunner:
         return self._watch.ends_early
 
     def plan(self, chunk: Sequence[Batch]) -> None:
-        """Decode a chunk once and learn the graph of each of its batches."""
+        """Learn the graph of each of a chunk's batches; on the CPU nothing is computed for it."""
         self.begin_chunk()
         self.graphs.clear()
+        # Experts' weights that are sent to a device are chosen by the numbers that their router
+        # computed (ggml_backend_sched_compute_splits): there, they have to be right.
+        compute = self.options.n_gpu_layers != 0 and self._watch.layers is None
         for batch in chunk:
-            self._learn(batch)
+            self._learn(batch, compute=compute)
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, batch: Batch, *, compute: bool) -> None:
         """Decode a batch and learn its graph."""
         decode = functools.partial(self.context.decode, batch)
-        self.graphs.append(self._watch.plan(decode, "enc." if batch.encode else ""))
+        prefix = "enc." if batch.encode else ""
+        self.graphs.append(self._watch.plan(decode, prefix, compute=compute))
 
     def begin_chunk(self) -> None:
         """Forget all tokens."""
         self.context.clear()
+
+    def decode(self, chunk: Sequence[Batch]) -> None:
+        """Decode a chunk whose graphs are planned, and observe nothing."""
+        self.begin_chunk()
+        for k, batch in enumerate(chunk):
+            self.forward(k, batch, (), lambda _n, _value: True)
 
     def forward(self, k: int, batch: Batch, at: Sequence[int], on_activation: OnActivation) -> None:
         """Decode a batch; see :meth:`ggufnorm.engines.base.Runner.forward`.
@@ -251,7 +261,7 @@ class LlamaRunner:
         Where nothing is to be observed, a graph that was not planned is learned on the way.
         """
         if not at and k == len(self.graphs):
-            self._learn(batch)
+            self._learn(batch, compute=True)
             return
         entry = self._watch.entry_of(self.graphs[k])
 

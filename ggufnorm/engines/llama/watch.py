@@ -59,6 +59,7 @@ class GraphWatch:
         self._on_node = on_node
         self._error: BaseException | None = None
         self._views: list[NodeView] | None = None
+        self._computes = True
         self._next = 0
         self._wanted: dict[int, int] = {}
         self._graph: Graph | None = None
@@ -70,16 +71,20 @@ class GraphWatch:
         self.weights: tuple[tuple[str, int], ...] = ()
         self._on_node_done: Callable[[int, int], bool] = lambda _k, _address: True
 
-    def plan(self, run: Run, prefix: str = "") -> Graph:
+    def plan(self, run: Run, prefix: str = "", *, compute: bool = False) -> Graph:
         """Run once and learn the graph.
 
         Args:
             run: what to run.
             prefix: put before each node's key.
+            compute: compute its nodes, so that the run has results; otherwise they are empty
+                (:mod:`~ggufnorm.engines.llama.stretch`), and it takes no time.
         """
-        self._views = []
+        self._views, self._computes = [], compute
         run()
         self._raise()
+        for view in () if compute else self._views:  # llama.cpp may use the graph again
+            set_op(view.address, view.number)
         # The sources are read while the graph still exists.
         addresses = [view.address for view in self._views]
         self.devices = buffer_names(addresses)
@@ -136,8 +141,8 @@ class GraphWatch:
                 self._on_node(address)
             if self._views is not None:
                 self._views.append(NodeView.at(address))
-                if self.layers is not None:
-                    set_op(address, 0)  # nothing is computed to learn a graph
+                if not self._computes:
+                    set_op(address, 0)
                 return False
             if ask:
                 if self._range is not None and self._next < len(self._range.operations):

@@ -124,15 +124,15 @@ def _claims(subject: Subject) -> Iterator[_Claim]:
 
 def _vocabulary(subject: Subject) -> Iterator[_Claim]:
     tensors = subject.file.tensors
-    tokens = subject.metadata.get("tokenizer.ggml.tokens")
+    n_tokens = subject.metadata.n_elements("tokenizer.ggml.tokens")
     width = subject.integer("{arch}.embedding_length")
     embedding = tensors.get("token_embd.weight")
     if embedding is not None and width and len(embedding.shape) == 2:
         yield _Claim("token_embd.weight", None, "embedding_length", 0, (width,))
-    if isinstance(tokens, list) and tokens:
+    if n_tokens:
         for name in ("token_embd.weight", "output.weight"):
             if name in tensors and len(tensors[name].shape) == 2:
-                yield _Claim(name, None, "tokenizer.ggml.tokens", 1, (len(tokens),))
+                yield _Claim(name, None, "tokenizer.ggml.tokens", 1, (n_tokens,))
 
 
 _Length = tuple[str, int, tuple[int, ...]]
