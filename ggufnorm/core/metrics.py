@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
 
+_ROUNDED_UP = 1 + 2.0**-20
+"""A factor beyond what float32 rounds a sum of two values by."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -261,6 +264,10 @@ class PeakSum:
             row, channel = divmod(int(v.argmax() if value == high else v.argmin()), v.shape[1])
             self.peak = Peak(value, token(start + row), channel)
 
+    def exceeds(self, bound: float) -> bool:
+        """Whether no value of at most that magnitude, as float32 rounds it, is a larger one."""
+        return self.peak is not None and bound * _ROUNDED_UP < abs(self.peak.value)
+
     def add_peak(self, value: float, token: int, channel: int) -> None:
         """Take in the value of largest magnitude of an array."""
         if self.peak is None or abs(value) > abs(self.peak.value):
@@ -304,25 +311,26 @@ def compare(
     dots = [RowDots.beside(rr) for _ in observed]
     seen = [v for _peak, v in zip(peaks, (r, observed[0][1]), strict=False)]
 
-    def fill(block: slice) -> tuple[list[float], list[tuple[float, float]]]:
-        """A block's sums, its largest ``|d|`` of each array, and the extents of peaks."""
-        part = r[block]
-        with np.errstate(invalid="ignore", over="ignore"):
+    found = []
+    with np.errstate(invalid="ignore", over="ignore"):
+        for block in blocks_of(r):
+            part = r[block]
             # First what reads two arrays at once: it waits less for the memory.
             bounds = [
                 0.0 if q is r else sums.fill(block, part, q[block])
                 for (_sum, q), sums in zip(observed, dots, strict=True)
             ]
+            found.append(bounds)
             rr[block] = row_dot(part, part)
-            return bounds, [_range(v[block]) for v in seen]
-
-    blocks = list(blocks_of(r))
-    found = [fill(block) for block in blocks]
-    for block, (_bounds, extents) in zip(blocks, found, strict=True):
-        for peak, v, extent in zip(peaks, seen, extents, strict=True):
-            peak._add(v[block], extent, block.start, token)
+            of_reference = math.inf
+            for peak, v in zip(peaks, seen, strict=False):
+                # Nothing is farther from zero than the reference's largest and |d| together.
+                if not peak.exceeds(of_reference + bounds[0]):
+                    extent = _range(v[block])
+                    peak._add(v[block], extent, block.start, token)
+                    of_reference = max(map(abs, extent))
     for i, ((total, q), sums) in enumerate(zip(observed, dots, strict=True)):
-        total._add(r, q, sums, [bounds[i] for bounds, _extents in found], token)
+        total._add(r, q, sums, [bounds[i] for bounds in found], token)
 
 
 def token_of_row(rows: int, first_token: int, n_tokens: int, stride: int) -> Callable[[int], int]:

@@ -45,9 +45,9 @@ def rms_norm(
 
     Source: ``ggml_compute_forward_rms_norm_f32`` in ``ggml/src/ggml-cpu/ops.cpp``.
     """
-    v = _rows(x).astype(np.float64, copy=False)
-    mean_square = _sum_of_squares(v) / v.shape[-1]
-    return _affine(v * _inverse_root(mean_square, epsilon), weight, bias)
+    v = _rows(x).astype(np.float64)
+    v *= _inverse_root(_sum_of_squares(v) / v.shape[-1], epsilon)
+    return _affine(v, weight, bias)
 
 
 def layer_norm(
@@ -79,8 +79,8 @@ def layer_norm(
     # The mean stays in float64: rounding it to float32 would move a row with a large
     # common offset by more than its own spread.
     centred = v - v.mean(axis=-1, dtype=np.float64, keepdims=True)
-    variance = _sum_of_squares(centred) / v.shape[-1]
-    return _affine(centred * _inverse_root(variance, epsilon), weight, bias)
+    centred *= _inverse_root(_sum_of_squares(centred) / v.shape[-1], epsilon)
+    return _affine(centred, weight, bias)
 
 
 def group_norm(

@@ -58,11 +58,13 @@ def recompute(
     for block in (slice(i, i + step) for i in range(0, len(rows), step)):
         part = y[block]
         if grouped is None:
-            part[:] = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
+            normalized = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
         else:
-            part[:] = grouped[block]
-        if weight is not None:
-            part *= weight[block]
+            normalized = grouped[block]
+        if weight is None:
+            part[:] = normalized
+        else:
+            np.multiply(normalized, weight[block], out=part)
         if bias is not None:
             part += bias[block]
     return y.reshape(shape)

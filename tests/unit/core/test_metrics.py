@@ -220,3 +220,21 @@ def test_blocks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
         logits.add(r, q, np.zeros(300, np.int32))
         states.append([total.state(), [p.peak for p in peaks], logits.state()])
     assert states[0] == states[1]
+
+
+def test_peaks_are_those_of_all_values_whatever_their_order() -> None:
+    """What the reference's largest value and the difference rule out is not read."""
+    rng = np.random.default_rng(11)
+    for spoilt in (False, True):
+        beside = PeakSum(), PeakSum()
+        alone = PeakSum(), PeakSum()
+        for chunk in range(40):
+            r = (rng.standard_normal((3, 5)) * 10.0 ** rng.integers(-2, 3)).astype(np.float32)
+            q = r + (rng.standard_normal(r.shape) * 10.0 ** rng.integers(-4, 2)).astype(np.float32)
+            if spoilt:
+                q.flat[rng.integers(q.size)] = rng.choice([np.nan, np.inf, -np.inf, 1e30])
+                r.flat[rng.integers(r.size)] = rng.choice([np.nan, np.inf, 3e38])
+            compare(r, [(DifferenceSum(), q)], 3 * chunk, 3, peaks=beside)
+            for peak, values in zip(alone, (r, q), strict=True):
+                peak.add(values, 3 * chunk, 3)
+        assert [p.peak for p in beside] == [p.peak for p in alone]

@@ -182,13 +182,17 @@ def template_tokens(subject: Subject) -> Iterator[Problem]:
         ``tokenizer.chat_template marks turns with '<|im_start|>' and 1 more, which are no
         tokens of the vocabulary; '<|eot_id|>' and 5 more are``
     """
-    text, tokens = (subject.metadata.get(k) for k in ("tokenizer.chat_template", _KEY + "tokens"))
-    types = subject.metadata.get(_KEY + "token_type")
-    if not isinstance(text, str) or not isinstance(tokens, list):
+    text = subject.metadata.get("tokenizer.chat_template")
+    if not isinstance(text, str) or _KEY + "tokens" not in subject.metadata:
         raise NotApplicableError("the file has no chat template, or no vocabulary")
     used = sorted(set(_MARKER.findall(text)))
+    if not used:
+        return
+    tokens, types = (subject.metadata.get(_KEY + k) for k in ("tokens", "token_type"))
+    if not isinstance(tokens, list) or not isinstance(types, list):
+        return
     known = {str(t) for t in tokens}
-    if not used or any(marker in known for marker in used) or not isinstance(types, list):
+    if any(marker in known for marker in used):
         return
     own = [str(t) for t, kind in zip(tokens, types, strict=False)
            if kind == CONTROL and _MARKER.fullmatch(str(t))]  # fmt: skip
