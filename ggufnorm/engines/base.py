@@ -280,7 +280,7 @@ class Runner(Protocol):
         """
 
     def plan(self, chunk: Sequence[Batch]) -> None:
-        """Run a chunk once and learn the graph of each of its batches."""
+        """Learn the graph of each of a chunk's batches, by a run that need not have results."""
 
     def begin_chunk(self) -> None:
         """Forget all tokens."""

@@ -45,9 +45,7 @@ class Metadata(Mapping[str, Value]):
         values_at: a cursor at a byte offset.
     """
 
-    def __init__(
-        self, at: dict[str, tuple[int, int]], values_at: Callable[[int], Values]
-    ) -> None:
+    def __init__(self, at: dict[str, tuple[int, int]], values_at: Callable[[int], Values]) -> None:
         self._at = at
         self._values_at = values_at
 

@@ -162,12 +162,20 @@ def _alignment(front: Front, metadata_at: dict[str, tuple[int, int]]) -> int:
 
 
 class Values(Cursor):
-    """A cursor that knows metadata, which it passes by or decodes."""
+    """A cursor that knows metadata, which it passes by or decodes.
+
+    Every method raises a :class:`GGUFError` where the header is not well-formed.
+    """
 
     decoded = 0
     """Elements of the array that is being decoded."""
 
     def magic(self) -> None:
+        """Pass by the first four bytes.
+
+        Raises:
+            GGUFError: they are not ``GGUF``.
+        """
         n = min(4, self.front.size)
         self.fetched(n)
         found = bytes(self.front.buffer[:n])
@@ -208,6 +216,7 @@ class Values(Cursor):
             raise self.fail(field, f"unknown value type {kind}", self.pos - 4)
 
     def skip_array(self, field: str, depth: int) -> None:
+        """Pass by an array."""
         kind, n = self.array_head(field, depth)
         if kind in _SCALARS:
             self.pos += n * _SMALLEST[kind]
@@ -230,6 +239,7 @@ class Values(Cursor):
         return kind, n
 
     def skip_strings(self, n: int, field: str) -> None:
+        """Pass by ``n`` strings."""
         while n:
             many = self.skip_short_strings(n)
             n -= many
@@ -328,6 +338,7 @@ class Values(Cursor):
         return found
 
     def scalars(self, kind: int, n: int, field: str) -> list[Value]:
+        """``n`` numbers or truth values."""
         scalar = _SCALARS[kind].newbyteorder(self.front.order)
         n_bytes = n * scalar.itemsize
         self.need(n_bytes, field)

@@ -117,7 +117,7 @@ class EncoderRunner:
         return [Batch(tokens[:0], 0, 0, tokens[:0], 0, 0, 0)]
 
     def plan(self, chunk: Sequence[Batch]) -> None:
-        """Run the input once and learn the graph."""
+        """Learn the graph of the input."""
         graph = self._watch.plan(self._encode)
         if len(self._parts) > 1:
             n = len(self._parts)

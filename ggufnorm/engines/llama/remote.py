@@ -163,7 +163,7 @@ class RemoteRunner:
         return [from_plain(Batch, batch) for batch in plain]
 
     def plan(self, chunk: Sequence[Batch]) -> None:
-        """Decode a chunk once and learn the graph of each of its batches."""
+        """Learn the graph of each of a chunk's batches."""
         found: Planned = self._ask(Planned, {"do": "plan", "chunk": list(chunk)})
         self.graphs, self._facts = list(found.graphs), found.facts
         self._memory.grow(found.n_bytes)

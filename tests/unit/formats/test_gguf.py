@@ -219,6 +219,22 @@ def test_typed_access_to_metadata():
         assert file.metadata.string("u8") is None
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_arrays_are_counted_and_compared_without_being_decoded(order):
+    files = opened(rich_draft(order)), opened(rich_draft(order, alignment=64))
+    for first, second in (files, files[::-1]):
+        metadata = first.metadata
+        for key, value in metadata.items():
+            assert metadata.n_elements(key) == (len(value) if isinstance(value, list) else None)
+            alike = metadata.raw(key) == second.metadata.raw(key)
+            assert alike == (value == second.metadata[key])
+        assert metadata.n_elements("not there") is None
+        assert metadata.raw("not there") is None
+    bad = opened(draft([("texts", ARRAY, (STRING, ["fine", b"\xff"]))]))
+    assert bad.metadata.n_elements("texts") == 2
+    assert bad.metadata.raw("texts")[1].endswith(b"\xff")
+
+
 def test_nested_arrays_are_read():
     with opened(nested_draft()) as file:
         assert file.metadata["nested"] == [[1, 2], ["a", "b"], [[-1]]]
