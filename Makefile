@@ -11,6 +11,9 @@ PARALLEL := -n logical --dist loadfile
 # Unit tests share no engines: whoever is free takes the next.
 STEALING := -n logical --dist worksteal
 
+# Tests start thousands of processes, and each would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test unit lint bench browser coverage docs outputs schemas clean
 
 demo: $(READY)
