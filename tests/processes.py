@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -11,6 +14,29 @@ def ggufnorm(*arguments: str | Path, **options: object) -> subprocess.CompletedP
     command = [sys.executable, "-c", "from ggufnorm.cli.main import main; main()"]
     command += [str(a) for a in arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@contextlib.contextmanager
+def interruptible(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that goes on beside the test and heeds SIGINT, killed in the end."""
+    # A shell lets what it starts in the background ignore SIGINT, and Python keeps to that.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script = f"{heeding}; from ggufnorm.cli.main import main; main()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> str:
+    """What a command prints on stderr from Ctrl-C on, when it has ended as one that was stopped."""
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    return stderr.decode()
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

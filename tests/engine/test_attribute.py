@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -36,6 +34,7 @@ from ggufnorm.report.formats import render
 from ggufnorm.runs.placement import Side
 from ggufnorm.samples import default_text
 from tests import in_process, models
+from tests.processes import interrupt, interruptible
 
 TEXT = "the rain in spain stays mainly in the plain and so it is said to be in the end " * 4
 
@@ -426,22 +425,12 @@ def test_interrupting_the_command_reports_what_was_done(
     sample: Path, sample_q4: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.json"
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script = f"{heeding}; from ggufnorm.cli.main import main; main()"
-    command = [sys.executable, "-c", script, "attribute", sample, sample_q4, "-o", out, "-t", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ}) as process:
-        try:
-            assert process.stderr
-            while b"runs over" not in process.stderr.readline():
-                assert process.poll() is None
-            time.sleep(1)
-            process.send_signal(signal.SIGINT)
-            _, stderr = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
-    assert b"interrupted" in stderr
+    with interruptible("attribute", sample, sample_q4, "-o", out, "-t", "1") as process:
+        assert process.stderr
+        while b"runs over" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(1)
+        assert "interrupted" in interrupt(process)
     report = json.loads(out.read_text())
     assert report["interrupted"]
     assert report["total_kld"] > 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ from ggufnorm.formats.llama_libraries import VARIABLE
 from ggufnorm.runs.options import SideOptions
 from tests.models import edited, noise
 from tests.processes import ggufnorm as run
-from tests.processes import one_line_error
+from tests.processes import interrupt, interruptible, one_line_error
 from tests.rpc_plugin import build_with_rpc
 from tests.rpc_servers import Server, Traffic, counted, fake, free_port, greets, stalls
 
@@ -213,6 +215,32 @@ def test_a_killed_server_ends_a_run_that_goes_on_and_ends_equal(
         resumed = drift(tiny["llama"], other, text, **options)
     same(resumed, drift(tiny["llama"], other, text, chunks=4))
     assert resumed.run.n_chunks == 4
+
+
+def test_ctrl_c_finishes_the_chunk_and_leaves_the_server_to_the_next(
+    tiny: dict[str, Path], other: Path, text: str, build: Path, tmp_path: Path
+) -> None:
+    out, progress, file = (tmp_path / name for name in ("report.json", "progress", "text.txt"))
+    file.write_text(text * 4000)
+    with Server(build) as server:
+        on_server = ["--rpc", server.name, "--ref-rpc", server.name]
+        command = ["drift", tiny["llama"], other, "-f", file, "-c", "32", "-t", "1", *on_server]
+        command += ["-o", out, "--resume", progress]
+        with interruptible(*command) as process:
+            while not progress.exists() and process.poll() is None:
+                time.sleep(0.1)
+            said = interrupt(process)
+        assert "interrupted: finishing this chunk; once more ends it" in said
+        run = json.loads(out.read_text())["run"]
+        assert 0 < run["n_chunks"] < run["n_chunks_planned"]
+        kept = progress.read_bytes()
+        with interruptible(*command) as process:
+            while progress.read_bytes() == kept and process.poll() is None:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)  # two at once are one
+            assert "interrupted" in interrupt(process)
+        same(*(drift(tiny["llama"], other, text, **o) for o in (on(server.name), {})))
 
 
 def test_a_server_that_stops_answering_does_not_hang_a_run(
