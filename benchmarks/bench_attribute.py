@@ -80,7 +80,7 @@ def measure(job: AttributeJob, _channel: Channel) -> Shares:
         def shares() -> None:
             for i in range(0, len(patches), patcher.n_seq):
                 for found in patcher.run(chunk, patches[i : i + patcher.n_seq]):
-                    kl_divergences(expected, found[-1], job.threads)
+                    kl_divergences(expected, found[-1])
 
         totals = np.zeros((2, 2))
         for i in range(job.rounds + 1):

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -190,13 +191,13 @@ def main() -> None:
         checkpoint = Path(folder) / "checkpoint"
         write_checkpoint(models["F16"], checkpoint)
         for name, path in models.items():
-            show(f"{name}", [path], ("`audit --full`", lambda p=path: full(p)))
+            show(f"{name}", [path], ("`audit --full`", partial(full, path)))
         for name, path in models.items():
             paths = [path, checkpoint / "model.safetensors"]
             show(
                 f"{name} and its checkpoint",
                 paths,
-                ("`audit --source`", lambda p=path: beside(p, checkpoint)),
+                ("`audit --source`", partial(beside, path, checkpoint)),
             )
 
 

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -169,7 +170,7 @@ def measure(job: BenchJob, channel: Channel) -> Timings:
         seconds, cpu = dict.fromkeys(runs, 0.0), dict.fromkeys(runs, 0.0)
         for i, chunk in enumerate([cut[0], *cut]):
             for name, run in runs.items():
-                took, busy = timed(lambda run=run, chunk=chunk: run(chunk))
+                took, busy = timed(partial(run, chunk))
                 if i:  # the first time, pages are faulted in
                     seconds[name] += took
                     cpu[name] += busy

@@ -60,6 +60,7 @@ def by_tokens(folder: Path) -> list[Point]:
         report = ggufnorm.drift(sample_model(), quant, text=text, n_ctx=CHUNK, chunks=chunks)
         seconds = processor_time() - before
         tokens = report.run.n_chunks * CHUNK
+        assert report.cost
         memory = (report.cost.peak_memory or 0) / 1e6
         found.append(Point(tokens, {"`drift`": seconds}, memory))
     return found

@@ -66,6 +66,7 @@ def main() -> None:
         for chunks in (4, args.chunks):
             longer = text * (1 + chunks // 16)
             report = ggufnorm.drift(ref, quant, text=longer, n_ctx=N_CTX, chunks=chunks)
+            assert report.cost
             peak, n = report.cost.peak_memory or 0, report.run.n_chunks * N_CTX
             print(f"| `drift` | {n:,} | {peak / 1e6:.1f} MB | {(peak - plain) / 1e6:.1f} MB |")
 

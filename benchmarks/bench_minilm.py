@@ -26,7 +26,7 @@ from gguf.tensor_mapping import get_tensor_name_map
 from onnxruntime.quantization import quantize_dynamic
 
 from ggufnorm.analysis.crosscheck.run import compare_frameworks
-from ggufnorm.engines.tokenizer import quiet
+from ggufnorm.engines.pretrained import quiet
 
 
 def checkpoint() -> Path:
