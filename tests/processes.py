@@ -6,7 +6,8 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -30,8 +31,15 @@ def interruptible(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def interrupt(process: subprocess.Popen[bytes]) -> str:
-    """What a command prints on stderr from Ctrl-C on, when it has ended as one that was stopped."""
+def interrupt(process: subprocess.Popen[bytes], when: Callable[[], bool] = lambda: True) -> str:
+    """What a command prints on stderr when it has ended as one that Ctrl-C stopped.
+
+    Args:
+        process: the command.
+        when: tells that it has come so far.
+    """
+    while not when() and process.poll() is None:
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -61,7 +61,7 @@ class RowFile:
     def _make(self) -> None:
         try:
             if os.name == "posix":
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (the finalizer closes it)
                 self.descriptors = (self._file.fileno(),)
                 self.name = f"fd:{self._file.fileno()}"
                 return

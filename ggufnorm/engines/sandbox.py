@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError, Undefined, nodes
@@ -82,10 +83,10 @@ def _recording(unknown: Unknown) -> type[Undefined]:
 
 def _line() -> int | None:
     """The line that the innermost template is at."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         template = frame.f_globals.get("__jinja_template__")
         if template is not None:
             return int(template.get_corresponding_lineno(frame.f_lineno))
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -88,9 +87,7 @@ def test_interrupting_a_run_reports_what_was_done(
     file.write_text(Path(sample.parent / "heldout.txt").read_text() * 30)
     command = ["drift", sample, sample_q4, "-f", file, "-o", out, "--resume", checkpoint]
     with interruptible(*command) as process:
-        while not checkpoint.exists() and process.poll() is None:
-            time.sleep(0.1)
-        said = interrupt(process)
+        said = interrupt(process, checkpoint.exists)
     assert "drift: interrupted: finishing this chunk; once more ends it" in said
     run = json.loads(out.read_text())["run"]
     assert 0 < run["n_chunks"] < run["n_chunks_planned"]

@@ -81,7 +81,7 @@ class Patcher:
         runner = LlamaRunner(single.model, single.options, single.file, n_seq)
         stack.enter_context(runner)
         runner.plan(chunk)
-        if n_seq > 1:
+        if n_seq > 1:  # its logits are held against those of the run alone
             runner.decode(chunk)
         return runner
 

@@ -268,6 +268,32 @@ def test_the_rule_names_the_line(tmp_path: Path) -> None:
     assert audited(tmp_path, None) == []
 
 
+@pytest.mark.parametrize(
+    ("tokens", "reason"),
+    [(["<|eot_id|>"], "the file does not say which tokens are markers"),
+     ("<|eot_id|>", "the file has no chat template, or no vocabulary"),
+     (None, "the file has no chat template, or no vocabulary")],
+)  # fmt: skip
+def test_markers_are_not_looked_up_where_nothing_tells_which_tokens_are_some(
+    tmp_path: Path, tokens: list[str] | str | None, reason: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_chat_template("<|im_start|>{{ messages[0].content }}<|im_end|>")
+    if isinstance(tokens, list):
+        writer.add_token_list(tokens)
+    elif tokens is not None:
+        writer.add_string("tokenizer.ggml.tokens", tokens)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    report = audit(path, select=["H303"])
+
+    assert [n.reason for n in report.not_run if n.rule == "H303"] == [reason]
+    assert not report.findings
+
+
 _IN_PARTS = """{% for message in messages %}{{ message['role'] }}: {% for part in message['content']
 %}{%- if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"""
 

@@ -183,17 +183,18 @@ def template_tokens(subject: Subject) -> Iterator[Problem]:
         tokens of the vocabulary; '<|eot_id|>' and 5 more are``
     """
     text = subject.metadata.get("tokenizer.chat_template")
-    if not isinstance(text, str) or _KEY + "tokens" not in subject.metadata:
+    if not isinstance(text, str) or subject.metadata.n_elements(_KEY + "tokens") is None:
         raise NotApplicableError("the file has no chat template, or no vocabulary")
     used = sorted(set(_MARKER.findall(text)))
     if not used:
         return
     tokens, types = (subject.metadata.get(_KEY + k) for k in ("tokens", "token_type"))
-    if not isinstance(tokens, list) or not isinstance(types, list):
-        return
+    assert isinstance(tokens, list)
     known = {str(t) for t in tokens}
     if any(marker in known for marker in used):
         return
+    if not isinstance(types, list):
+        raise NotApplicableError("the file does not say which tokens are markers")
     own = [str(t) for t, kind in zip(tokens, types, strict=False)
            if kind == CONTROL and _MARKER.fullmatch(str(t))]  # fmt: skip
     if not own:
