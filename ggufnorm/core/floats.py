@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core import kernels
+
 F16_MAX = 65504.0
 """Largest finite half-precision number."""
 
@@ -77,17 +79,21 @@ def from_f16(
 
 
 def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
-    """Whether no exponent is the largest, by two passes that write nothing.
+    """Whether no exponent is the largest, by passes that write nothing.
 
     As signed numbers, positive values that are not finite are the largest; as unsigned ones,
     negative ones are.
 
     Args:
-        bits: of floating-point numbers, contiguous.
+        bits: of floating-point numbers, ``(n,)``.
         infinity: the bits of theirs.
     """
+    told = kernels.below(bits, infinity)
+    if told is not None:
+        return told
     if bits.size == 0:
         return True
+    bits = np.ascontiguousarray(bits)
     sign = 1 << (8 * bits.itemsize - 1)
     signed = bits.view(f"i{bits.itemsize}")
     return bool(signed.max() < infinity and bits.max() < sign + infinity)

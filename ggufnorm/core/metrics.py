@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core import kernels
 from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
 
 _ROUNDED_UP = 1 + 2.0**-20
@@ -122,6 +124,30 @@ class DifferenceSum:
         self._rr += float(dots.rr.sum())
         self._rows += len(dots.rr)
         if largest > self._max:
+            self._max, self._max_at = largest, (token(row), channel)
+
+    def add_pairs(
+        self,
+        sums: kernels.PairSums,
+        n_rows: int,
+        d_of_row: Callable[[int], NDArray[np.float32]],
+        token: Callable[[int], int],
+    ) -> None:
+        """Take in the sums of ``n_rows`` rows, of which none is doubtful.
+
+        Args:
+            sums: of them.
+            n_rows: how many they are.
+            d_of_row: gives a row's differences.
+            token: tells the number of a row's token.
+        """
+        self._dd += sums.dd
+        self._dr += sums.dr
+        self._rr += sums.rr
+        self._rows += n_rows
+        largest, row = sums.d
+        if largest > self._max:
+            channel = int(np.abs(d_of_row(row)).argmax())
             self._max, self._max_at = largest, (token(row), channel)
 
     def _find_max(
@@ -268,6 +294,11 @@ class PeakSum:
         """Whether no value of at most that magnitude, as float32 rounds it, is a larger one."""
         return self.peak is not None and bound * _ROUNDED_UP < abs(self.peak.value)
 
+    def add_row(self, rows: NDArray[np.float32], row: int, token: Callable[[int], int]) -> None:
+        """Take in the row in which the value of largest magnitude stands."""
+        channel = int(np.abs(rows[row]).argmax())
+        self.add_peak(float(rows[row, channel]), token(row), channel)
+
     def add_peak(self, value: float, token: int, channel: int) -> None:
         """Take in the value of largest magnitude of an array."""
         if self.peak is None or abs(value) > abs(self.peak.value):
@@ -307,6 +338,48 @@ def compare(
     if r.size == 0:
         return
     token = token_of_row(len(r), first_token, n_tokens, stride)
+    sums_of_pairs = _pairs(r, [q for _sum, q in observed])
+    if sums_of_pairs is None:
+        _compare_in_blocks(r, observed, token, peaks)
+        return
+    for (total, q), sums in zip(observed, sums_of_pairs, strict=True):
+        total.add_pairs(sums, len(r), partial(_difference_of_row, r, q), token)
+    first, (_sum, q) = sums_of_pairs[0], observed[0]
+    for peak, rows, largest in zip(peaks, (r, q), (first.r, first.q), strict=False):
+        if not peak.exceeds(largest.value):
+            peak.add_row(rows, largest.row, token)
+
+
+def _difference_of_row(
+    r: NDArray[np.float32], q: NDArray[np.float32], row: int
+) -> NDArray[np.float32]:
+    return np.asarray(q[row] - r[row])
+
+
+def _pairs(
+    r: NDArray[np.float32], observed: Sequence[NDArray[np.float32]]
+) -> list[kernels.PairSums] | None:
+    """The sums of all arrays by loops that read values once; None where those do not do."""
+    found: list[kernels.PairSums] = []
+    for q in observed:
+        if q is r and found:
+            sums = found[0]._replace(dd=0.0, dr=0.0, d=kernels.Peak(0.0, 0))
+        else:
+            told = kernels.sum_pairs(r, q)
+            if told is None or told.doubtful:
+                return None
+            sums = told
+        found.append(sums)
+    return found
+
+
+def _compare_in_blocks(
+    r: NDArray[np.float32],
+    observed: Sequence[tuple[DifferenceSum, NDArray[np.float32]]],
+    token: Callable[[int], int],
+    peaks: Sequence[PeakSum],
+) -> None:
+    """Compare in NumPy, a block of rows in a cache at a time; NaN and infinities are found."""
     rr = np.zeros(len(r))
     dots = [RowDots.beside(rr) for _ in observed]
     seen = [v for _peak, v in zip(peaks, (r, observed[0][1]), strict=False)]
@@ -351,8 +424,10 @@ class ChannelSum:
         with np.errstate(invalid="ignore", over="ignore"):
             for block in blocks_of(r):
                 part = r[block]
-                d = q[block] - part
-                error, reference = (np.einsum("ij,ij->j", v, v) for v in (d, part))
+                error, reference = np.zeros((2, r.shape[1]))
+                if not kernels.sum_columns(part, q[block], reference, error):
+                    d = q[block] - part
+                    error, reference = (np.einsum("ij,ij->j", v, v) for v in (d, part))
                 self.error += np.where(np.isfinite(error), error, 0.0)
                 self.reference += np.where(np.isfinite(reference), reference, 0.0)
 

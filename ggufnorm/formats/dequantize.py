@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core import kernels
 from ggufnorm.core.floats import F16_INFINITY, below, from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
@@ -23,6 +24,9 @@ from ggufnorm.formats.storage import Scratch
 _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
 _WORD = {"F16": "u2", "BF16": "u2", **_PLAIN}
 """Types without blocks: their bytes can be put in this machine's order."""
+
+_NO_BLOCKS = frozenset(_PLAIN) - {"F32"}
+"""Types that only NumPy reads."""
 
 _RAW = Scratch()
 """What is read to be converted at once."""
@@ -41,7 +45,7 @@ def from_halves(
     values = np.empty(bits.shape, np.float32) if out is None else out
     if not values.flags.c_contiguous:
         return from_f16(bits, out)
-    if not below(bits, F16_INFINITY):
+    if not below(bits.reshape(-1), F16_INFINITY):
         return from_f16(bits, values)  # which keeps the bits of every NaN
     convert(bits.view(np.uint8), values)
     return values
@@ -154,6 +158,36 @@ def read_rows(
     tensor = file.tensors[name]
     raw = read_raw_rows(file, tensor, start, stop, _RAW)
     return _values(file, tensor, raw, len(raw), out)
+
+
+def read_stored_rows(
+    file: ModelFile, name: str, start: int, stop: int, scratch: Scratch
+) -> kernels.Stored | None:
+    """Some rows of a tensor for loops that convert them on the way.
+
+    Args:
+        file: may be read by several threads.
+        name: of the tensor.
+        start: first row.
+        stop: the row after the last.
+        scratch: where they are put, until the next are.
+
+    Returns:
+        None where there are no such loops, or they do not read the type.
+
+    Raises:
+        KeyError: there is no such tensor.
+        TensorTypeError: its rows are too long to be read.
+    """
+    tensor = file.tensors[name]
+    kind = tensor.dtype if tensor.dtype in kernels.KINDS else "OTHER"
+    if kernels.library() is None or file.byte_order == ">" or tensor.dtype in _NO_BLOCKS:
+        return None
+    convert = ggml.converter_address(tensor.ggml_type) if kind == "OTHER" else 0
+    if convert is None:
+        return None
+    raw = read_raw_rows(file, tensor, start, stop, scratch)
+    return kernels.Stored(raw, kind, tensor.shape[0], convert)
 
 
 def read_raw_rows(

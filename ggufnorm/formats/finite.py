@@ -51,7 +51,7 @@ def are_finite(raw: NDArray[np.uint8], ggml_type: int) -> bool | None:
         return None
     block = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][1]
     blocks = raw.reshape(-1).view(np.uint16).reshape(-1, block // 2)
-    return all(below(np.ascontiguousarray(blocks[:, p // 2]), F16_INFINITY) for p in places)
+    return all(below(blocks[:, p // 2], F16_INFINITY) for p in places)
 
 
 @cache

@@ -119,6 +119,12 @@ def converter(ggml_type: int) -> Convert | None:
 
 
 @cache
+def converter_address(ggml_type: int) -> int | None:
+    """Where the function behind a :func:`converter` lies, for loops in C."""
+    return None if converter(ggml_type) is None else _traits(_library(), ggml_type).to_float
+
+
+@cache
 def half_converter() -> Convert | None:
     """Ggml's conversion of halves by the processor's own instruction; None where it has none.
 

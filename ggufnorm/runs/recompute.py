@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.norms import normalize
+from ggufnorm.core.norms import apply_affine, norm_rows, normalize
 from ggufnorm.engines.base import NormPlan
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
@@ -30,11 +30,34 @@ class WeightCache:
         return self._read[name]
 
 
+class Pool:
+    """Arrays to be used again and again: fresh pages cost more than the sums over them."""
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[Array]] = {}
+
+    def take(self, shape: tuple[int, ...]) -> Array:
+        """An array of which nothing is said."""
+        free = self._free.get(shape)
+        return free.pop() if free else np.empty(shape, np.float32)
+
+    def copy(self, array: Array) -> Array:
+        """A copy of an array."""
+        found = self.take(array.shape)
+        np.copyto(found, array)
+        return found
+
+    def give_back(self, array: Array) -> None:
+        """Nobody reads it any more."""
+        self._free.setdefault(array.shape, []).append(array)
+
+
 def recompute(
     plan: NormPlan,
     x: Array,
     shape: tuple[int, ...],
     weights: WeightCache,
+    out: Array | None = None,
 ) -> Array:
     """A norm's result in NumPy, from its input and the file's own weight and bias.
 
@@ -43,6 +66,7 @@ def recompute(
         x: the input, ``(ne[3], ne[2], ne[1], ne[0])``.
         shape: of the result, in the same order.
         weights: of the file.
+        out: gets the result if it is given; of its shape, contiguous.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -53,21 +77,16 @@ def recompute(
     weight = _as_used(weights, plan.weight, plan.weight_shape, shape, rows.shape)
     bias = _as_used(weights, plan.bias, plan.bias_shape, shape, rows.shape)
     grouped = _group_norm(plan, x).reshape(rows.shape) if plan.kind == "group" else None
-    y = np.empty(rows.shape, np.float32)
+    result = np.empty(shape, np.float32) if out is None else out
+    y = result.reshape(rows.shape)
     step = max(1, _BLOCK // rows.shape[1])
     for block in (slice(i, i + step) for i in range(0, len(rows), step)):
-        part = y[block]
+        w, b = (None if v is None else v[block] for v in (weight, bias))
         if grouped is None:
-            normalized = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
+            norm_rows(plan.kind, rows[block], w, b, epsilon=plan.epsilon, out=y[block])
         else:
-            normalized = grouped[block]
-        if weight is None:
-            part[:] = normalized
-        else:
-            np.multiply(normalized, weight[block], out=part)
-        if bias is not None:
-            part += bias[block]
-    return y.reshape(shape)
+            apply_affine(grouped[block], w, b, y[block])
+    return result
 
 
 def _as_used(

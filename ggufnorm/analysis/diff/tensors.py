@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ggufnorm.core import kernels
 from ggufnorm.core.diff import NonFinite, NormDifference, Side, TensorDifference
 from ggufnorm.core.metrics import DifferenceSum, difference, ulp_distance
-from ggufnorm.core.row_dots import RowDots, row_dot
-from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.dequantize import n_rows, read_rows, read_stored_rows
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of, parse_norm_name
+from ggufnorm.formats.storage import Scratch
 
 _BLOCK = 1 << 20
 """Elements that a thread is given at a time."""
@@ -107,62 +108,63 @@ class _Part:
 
 
 def _compare_rows(a: ModelFile, b: ModelFile, name: str, rows: range, floor: float) -> _Part:
-    found = _finite_sums(a, b, name, rows, floor)
-    if found is not None:
-        return _Part(len(rows), found, found.squared_error == 0, ())
-    r = read_rows(a, name, rows.start, rows.stop)
-    q = read_rows(b, name, rows.start, rows.stop)
-    total = DifferenceSum(floor)
-    total.add(r, q, rows.start, len(rows))
-    if not total.non_finite_rows:
-        return _Part(len(rows), total, total.squared_error == 0, ())
-    bad = _non_finite(a, b, name, rows.start, r, q)
-    return _Part(len(rows), total, np.array_equal(r, q, equal_nan=True), bad)
-
-
-def _finite_sums(
-    a: ModelFile, b: ModelFile, name: str, rows: range, floor: float
-) -> DifferenceSum | None:
-    """The sums of rows, a few of them in a cache at a time; None if any is doubtful.
+    """Sum some rows, a few of them in a cache at a time.
 
     Values are read into memory that a thread keeps: fresh memory costs more than the sums.
     """
     columns = a.tensors[name].shape[0]
     step = max(1, _PIECE // columns)
-    dots = RowDots.beside(np.zeros(len(rows)))
-    largest, at = floor, (0, 0)
+    total = DifferenceSum(floor)
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        r, q, d = _SCRATCH.arrays(stop - start, columns)
+        if _add_as_stored(total, a, b, name, start, stop):
+            continue
+        r, q = _SCRATCH.arrays(stop - start, columns)
         read_rows(a, name, start, stop, r)
         read_rows(b, name, start, stop, q)
-        some = slice(start - rows.start, stop - rows.start)
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.subtract(q, r, out=d)
-            dots.dd[some], dots.dr[some] = row_dot(d, d), row_dot(d, r)
-            dots.rr[some] = row_dot(r, r)
-        bound = float(max(d.max(), -d.min()))
-        if bound > largest:
-            row, column = divmod(int(np.abs(d).argmax()), columns)
-            largest, at = bound, (start + row, column)
-    if dots.doubtful().any():
-        return None
-    total = DifferenceSum(floor)
-    total.add_sums(dots, largest, *at, int)
-    return total
+        total.add(r, q, start, stop - start)
+    if not total.non_finite_rows:
+        return _Part(len(rows), total, total.squared_error == 0, ())
+    r = read_rows(a, name, rows.start, rows.stop)
+    q = read_rows(b, name, rows.start, rows.stop)
+    bad = _non_finite(a, b, name, rows.start, r, q)
+    return _Part(len(rows), total, np.array_equal(r, q, equal_nan=True), bad)
+
+
+def _add_as_stored(
+    total: DifferenceSum, a: ModelFile, b: ModelFile, name: str, start: int, stop: int
+) -> bool:
+    """Sum some rows while they are converted; False where that cannot be, or any is doubtful."""
+    r = read_stored_rows(a, name, start, stop, _RAW_A)
+    q = None if r is None else read_stored_rows(b, name, start, stop, _RAW_B)
+    if r is None or q is None:
+        return False
+    sums = kernels.sum_pairs(r, q)
+    if sums is None or sums.doubtful:
+        return False
+
+    def difference_of_row(row: int) -> NDArray[np.float32]:
+        of_a, of_b = (read_rows(f, name, start + row, start + row + 1)[0] for f in (a, b))
+        return np.asarray(of_b - of_a)
+
+    total.add_pairs(sums, stop - start, difference_of_row, lambda row: start + row)
+    return True
+
+
+_RAW_A, _RAW_B = Scratch(), Scratch()
 
 
 class _Scratch(threading.local):
     """Memory of a thread's own, used again and again."""
 
     def __init__(self) -> None:
-        self._values = np.empty((3, 0), np.float32)
+        self._values = np.empty((2, 0), np.float32)
 
     def arrays(self, n: int, columns: int) -> NDArray[np.float32]:
-        """Three arrays of ``n`` rows, of which nothing is said."""
+        """Two arrays of ``n`` rows, of which nothing is said."""
         if self._values.shape[1] < n * columns:
-            self._values = np.empty((3, n * columns), np.float32)
-        return self._values[:, : n * columns].reshape(3, n, columns)
+            self._values = np.empty((2, n * columns), np.float32)
+        return self._values[:, : n * columns].reshape(2, n, columns)
 
 
 _SCRATCH = _Scratch()

@@ -130,11 +130,11 @@ class Kept:
         """An array in this computer's memory."""
         return cls(lambda: array, n_tokens, part)
 
-    def held(self) -> Kept:
-        """The same for longer than the value is good."""
+    def held(self, copy: Callable[[Array], Array] = np.copy) -> Kept:
+        """The same for longer than the value is good; ``copy`` makes a copy of an array."""
         if self.is_away:
             return self
-        return Kept.here(self.read().copy(), self.n_tokens, self.part)
+        return Kept.here(copy(self.read()), self.n_tokens, self.part)
 
     def cut(self, part: range | None) -> Array:
         """The values of those tokens."""

@@ -8,14 +8,14 @@ from functools import cached_property, partial
 import numpy as np
 
 from ggufnorm.core.rows import Rows
-from ggufnorm.engines.base import Activation, Batch, Graph, HookPoint, NormPlan
+from ggufnorm.engines.base import Activation, Array, Batch, Graph, HookPoint, NormPlan
 from ggufnorm.engines.llama.places import Readback
 from ggufnorm.errors import InputError
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.runs.probes.copied import Copied
 from ggufnorm.runs.probes.device import Kept, Recomputed, kept_rows
 from ggufnorm.runs.probes.hook_sums import FREE, REFERENCE, NormSum
-from ggufnorm.runs.recompute import WeightCache, recompute
+from ggufnorm.runs.recompute import Pool, WeightCache, recompute
 
 
 class NormSplits:
@@ -42,6 +42,10 @@ class NormSplits:
         self._weights = {side: WeightCache(file) for side, file in files.items()}
         self._inputs: dict[int, dict[str, Kept]] = {REFERENCE: {}, FREE: {}}
         self._recomputed, self._readback = recomputed, readback
+        self._pool = Pool()
+        self._made: list[Array] = []
+        self._copies: dict[tuple[int, str], Array] = {}
+        self._read_later: set[str] = set()
         self._skip = skip
 
     def pair(self, reference: Graph, quant: Graph) -> None:
@@ -80,15 +84,32 @@ class NormSplits:
             for side in self._weights:
                 kept = self._recomputed.keep(plan, values[side])
                 is_copy = isinstance(values[side], Copied)
-                self._inputs[side][hook.key] = kept if is_copy else kept.held()
+                self._inputs[side][hook.key] = kept if is_copy else self._held(side, hook.key, kept)
             if self._recomputed.left_out:
                 self._skip("rows of norms", self._recomputed.left_out)
         for norm in self._by_output.get(hook.key, ()):
             if self._weights:
                 self._split_now_or_later(norm, batch, values)
             if self._last_use[norm.input_key] == hook.key:
-                for held in self._inputs.values():
-                    held.pop(norm.input_key, None)
+                self._forget(norm.input_key)
+
+    def _held(self, side: int, key: str, kept: Kept) -> Kept:
+        """An input for longer than its value is good."""
+
+        def copy(array: Array) -> Array:
+            self._copies[side, key] = self._pool.copy(array)
+            return self._copies[side, key]
+
+        return kept.held(copy)
+
+    def _forget(self, key: str) -> None:
+        """No other norm takes this input."""
+        for side, held in self._inputs.items():
+            held.pop(key, None)
+            copy = self._copies.pop((side, key), None)
+            if copy is not None and key not in self._read_later:
+                self._pool.give_back(copy)
+        self._read_later.discard(key)
 
     def _expect(
         self,
@@ -108,7 +129,8 @@ class NormSplits:
         chosen = norm.ref_plan if plan == REFERENCE else norm.plan
         try:
             x_part, of_file = inputs[x].cut(part), self._weights[weights]
-            found = recompute(chosen, x_part, shape, of_file)
+            self._made.append(self._pool.take(shape))
+            found = recompute(chosen, x_part, shape, of_file, self._made[-1])
             return kept_rows(found, part, batch)
         except (InputError, KeyError, ValueError) as error:
             self._skip(f"recompute of {chosen.key}", str(error))
@@ -125,12 +147,23 @@ class NormSplits:
             self._split(norm, batch, inputs, kept)
             return
         kept = {side: k.held() for side, k in kept.items()}
+        self._read_later.add(at)
         self._readback.then(lambda: self._split(norm, batch, inputs, kept))
 
     def _split(
         self, norm: NormSum, batch: Batch, inputs: Mapping[int, Kept], kept: Mapping[int, Kept]
     ) -> None:
         """Add to a norm's kernel residuals and to the parts of its drift."""
+        try:
+            self._compare_parts(norm, batch, inputs, kept)
+        finally:
+            for array in self._made:
+                self._pool.give_back(array)
+            self._made.clear()
+
+    def _compare_parts(
+        self, norm: NormSum, batch: Batch, inputs: Mapping[int, Kept], kept: Mapping[int, Kept]
+    ) -> None:
         # Input and result may lie on two devices.
         part = next((k.part for k in (*inputs.values(), *kept.values()) if k.part), None)
         results = {side: k.cut(part) for side, k in kept.items()}

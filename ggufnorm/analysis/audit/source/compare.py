@@ -17,7 +17,8 @@ from ggufnorm.analysis.audit.source.cost import (
     fresh,
 )
 from ggufnorm.analysis.audit.source.layout import Layout, Values
-from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
+from ggufnorm.core import kernels
+from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows, read_stored_rows
 from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import Scratch
@@ -25,6 +26,9 @@ from ggufnorm.formats.storage import Scratch
 _BLOCK = 1 << 20
 """Elements that are compared at a time: few enough for the processors' common cache, and so many
 that a thread seldom waits for the interpreter."""
+
+_PIECE = 1 << 20
+"""Elements that loops convert and compare at a time: their bytes fit a core's own cache."""
 
 _FOUND, _EXPECTED = Scratch(), Scratch()
 """Memory for those."""
@@ -187,10 +191,8 @@ def _screened(file: ModelFile, name: str, layout: Layout, cost: float | None) ->
         return None
     error = power = 0.0
     limit = np.float32((_CLEAR * ALLOWED_ROW * cost) ** 2)
-    for _, found, expected in _blocks(file, name, layout):
+    for errors, powers in _squares_of_rows(file, name, layout):
         with np.errstate(all="ignore"):
-            powers = _dots(expected)
-            errors = _dots(np.subtract(found, expected, out=found))
             # Where something is not finite, nothing is larger or smaller.
             if not ((errors <= limit * powers) & (powers < np.inf)).all():
                 return None
@@ -200,6 +202,30 @@ def _screened(file: ModelFile, name: str, layout: Layout, cost: float | None) ->
     # Whose distance from finite values is finite is finite, too.
     measured = Measured(relative, cost, layout.n_rows, is_finite=True)
     return measured if relative <= _CLEAR * allowed(cost) else None
+
+
+def _squares_of_rows(
+    file: ModelFile, name: str, layout: Layout
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
+    """Squared error and squared length of some rows after others; not finite where those are."""
+    total, columns = layout.n_rows, max(1, layout.n_columns)
+    step = min(total, max(1, (_PIECE if kernels.library() else _BLOCK) // columns))
+    memory: NDArray[np.float32] | None = None  # only where loops do not convert
+    for start in range(0, total, step):
+        stop = min(total, start + step)
+        found = read_stored_rows(file, name, start, stop, _FOUND)
+        expected = None if found is None else layout.stored(start, stop, _EXPECTED)
+        if found is not None and expected is not None:
+            errors, powers = np.empty((2, stop - start))
+            sums = kernels.sum_pairs(expected, found, errors, powers)
+            yield (errors if sums and not sums.doubtful else errors + np.inf), powers
+            continue
+        memory = np.empty((2, step, columns), np.float32) if memory is None else memory
+        a = read_rows(file, name, start, stop, memory[0, : stop - start])
+        b = layout.read(start, stop, memory[1, : stop - start])
+        with np.errstate(all="ignore"):
+            power = _dots(b)
+            yield _dots(np.subtract(a, b, out=a)), power
 
 
 def _dots(rows: Values) -> NDArray[np.float32]:

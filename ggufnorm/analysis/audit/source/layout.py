@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.source.rows import Rows
+from ggufnorm.core import kernels
 from ggufnorm.core.floats import from_bf16
 from ggufnorm.formats.dequantize import from_halves
 from ggufnorm.formats.storage import Scratch
@@ -123,6 +124,25 @@ class Layout:
                 start = end
             at += 1
         return out if self.change is None else self.change(out)
+
+    def stored(self, start: int, stop: int, scratch: Scratch) -> kernels.Stored | None:
+        """Some rows for loops that convert them on the way; None where these cannot.
+
+        Args:
+            start: the first.
+            stop: the one after the last.
+            scratch: where they may lie until the next are read.
+        """
+        at = bisect_right(self._starts, start) - 1
+        part, first = self.parts[at], self._starts[at]
+        if self.change is not None or stop > first + len(part.rows):
+            return None
+        if part.dtype not in kernels.KINDS:
+            return None
+        rows = part.rows.read(start - first, stop - first, scratch)
+        if rows.strides[-1] != rows.itemsize:
+            return None
+        return kernels.Stored(rows, part.dtype, self.n_columns)
 
     def pick(self, rows: NDArray[np.intp]) -> Values:
         """Single rows as float32, in the order given."""

@@ -1,0 +1,260 @@
+/* Loops that read their values once, where NumPy makes a pass for each operation.
+ *
+ * Nothing here knows Python: ggufnorm/core/kernels.py calls it through ctypes, which lets other
+ * threads run meanwhile. Sums are kept in LANES partial sums, which compilers turn into vectors
+ * without being allowed to reorder anything else.
+ */
+#include <math.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT
+#endif
+
+#if defined(__GNUC__)
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define ALWAYS_INLINE __forceinline
+#else
+#define ALWAYS_INLINE inline
+#endif
+
+/* Where the C library can choose at load time: once more for processors with AVX2 and FMA. */
+#if defined(__GNUC__) && defined(__x86_64__) && defined(__GLIBC__)
+#define KERNEL EXPORT __attribute__((target_clones("default", "arch=x86-64-v3")))
+#else
+#define KERNEL EXPORT
+#endif
+
+/* Few enough that the six rows of them in the busiest loop stay in AVX2's registers. */
+#define LANES 16
+/* Values after which sums in float32 are added to those in float64: whole blocks of all types. */
+#define RUN 2048
+
+EXPORT int ggufnorm_kernels_version(void) { return 1; }
+
+static ALWAYS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static ALWAYS_INLINE float larger(float a, float b) { return a > b ? a : b; }
+
+static ALWAYS_INLINE double sum_of(const float *lanes) {
+  double sums[4] = {0};
+  for (int k = 0; k < LANES; k += 4)
+    for (int i = 0; i < 4; i++) sums[i] += lanes[k + i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+static ALWAYS_INLINE double sum_of_wide(const double *lanes) {
+  double sums[4] = {0};
+  for (int k = 0; k < LANES; k += 4)
+    for (int i = 0; i < 4; i++) sums[i] += lanes[k + i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+/* The largest magnitude so far, and the first row in which it stands. */
+typedef struct {
+  double value;
+  int64_t row;
+} peak;
+
+/* Of all rows. Those are doubtful that are not finite, or where the square of q's length, which is
+ * rr + 2 dr + dd, cancels. */
+typedef struct {
+  double dd, dr, rr;
+  int64_t doubtful;
+  peak d, r, q;
+} totals;
+
+static ALWAYS_INLINE void raise_peak(peak *p, const float *lanes, int64_t row) {
+  float most[4] = {0};
+  for (int k = 0; k < LANES; k += 4)
+    for (int i = 0; i < 4; i++) most[i] = larger(lanes[k + i], most[i]);
+  const float value = larger(larger(most[0], most[1]), larger(most[2], most[3]));
+  if (value > p->value) {
+    p->value = value;
+    p->row = row;
+  }
+}
+
+/* How values are stored; kernels.py numbers them alike. */
+enum { F32, F16, BF16, OTHER };
+
+/* Turns so many values into float32: to_float of struct ggml_type_traits. */
+typedef void (*to_float)(const void *stored, float *values, int64_t n);
+
+/* Rows of values, so many bytes apart; the last field is read of those of no known kind. */
+typedef struct {
+  const char *data;
+  int64_t row_bytes;
+  int64_t kind;
+  to_float convert;
+} rows_of_values;
+
+/* Values of a row from start on, in place or in a buffer. A run of a type with blocks begins with
+ * one. Infinities and NaN of F16 come out as 2^16 and more: a half's exponent lacks 112. */
+static ALWAYS_INLINE const float *values_of(const rows_of_values *rows, int64_t row, int64_t start,
+                                            int64_t count, int64_t n, float *buffer) {
+  const char *data = rows->data + row * rows->row_bytes;
+  const uint16_t *bits = (const uint16_t *)data + start;
+  union {
+    uint32_t bits;
+    float value;
+  } wide;
+  switch (rows->kind) {
+    case F32:
+      return (const float *)data + start;
+    case F16:
+      for (int64_t j = 0; j < count; j++) {
+        wide.bits = (uint32_t)(bits[j] & 0x8000) << 16 | (uint32_t)(bits[j] & 0x7fff) << 13;
+        buffer[j] = wide.value * 0x1p112f;
+      }
+      return buffer;
+    case BF16:
+      for (int64_t j = 0; j < count; j++) {
+        wide.bits = (uint32_t)bits[j] << 16;
+        buffer[j] = wide.value;
+      }
+      return buffer;
+    default:
+      rows->convert(data + start * rows->row_bytes / n, buffer, count);
+      return buffer;
+  }
+}
+
+/* Of rows of r and q, with d = q - r: the sums of d*d, d*r and r*r, and the largest |d|, |r| and
+ * |q|, among which a NaN does not count. The sums of each row go to row_dd and row_rr unless those
+ * are NULL. */
+KERNEL void ggufnorm_sum_pairs(const rows_of_values *r, const rows_of_values *q, int64_t rows,
+                               int64_t n, double *row_dd, double *row_rr, totals *out) {
+  float of_r[RUN], of_q[RUN];
+  totals t = {0};
+  for (int64_t i = 0; i < rows; i++) {
+    double sum_dd = 0, sum_dr = 0, sum_rr = 0;
+    float most_d[LANES] = {0}, most_r[LANES] = {0}, most_q[LANES] = {0};
+    for (int64_t start = 0; start < n; start += RUN) {
+      const int64_t count = least(n - start, RUN);
+      const float *a = values_of(r, i, start, count, n, of_r);
+      const float *b = values_of(q, i, start, count, n, of_q);
+      float part_dd[LANES] = {0}, part_dr[LANES] = {0}, part_rr[LANES] = {0};
+      int64_t j = 0;
+#define PAIR(k)                                       \
+  const float x = a[j + k], y = b[j + k], d = y - x;  \
+  part_dd[k] += d * d;                                \
+  part_dr[k] += d * x;                                \
+  part_rr[k] += x * x;                                \
+  most_d[k] = larger(fabsf(d), most_d[k]);            \
+  most_r[k] = larger(fabsf(x), most_r[k]);            \
+  most_q[k] = larger(fabsf(y), most_q[k]);
+      for (; j + LANES <= count; j += LANES)
+        for (int k = 0; k < LANES; k++) { PAIR(k) }
+      for (int k = 0; j + k < count; k++) { PAIR(k) }
+#undef PAIR
+      sum_dd += sum_of(part_dd);
+      sum_dr += sum_of(part_dr);
+      sum_rr += sum_of(part_rr);
+    }
+    if (row_dd) row_dd[i] = sum_dd;
+    if (row_rr) row_rr[i] = sum_rr;
+    const double qq = sum_rr + 2 * sum_dr + sum_dd;
+    t.doubtful += !(qq >= sum_rr / 2 && isfinite(qq));
+    t.dd += sum_dd;
+    t.dr += sum_dr;
+    t.rr += sum_rr;
+    raise_peak(&t.d, most_d, i);
+    raise_peak(&t.r, most_r, i);
+    raise_peak(&t.q, most_q, i);
+  }
+  /* In a thread that flushes small numbers to zero F16 would be read wrongly, too. */
+  volatile float least_half = 0x1p-136f;
+  if ((r->kind == F16 && t.r.value >= 65536) || (q->kind == F16 && t.q.value >= 65536) ||
+      least_half * 0x1p112f == 0)
+    t.doubtful = rows;
+  *out = t;
+}
+
+/* Adds to each column's sums of r*r and d*d. */
+KERNEL void ggufnorm_sum_columns(const float *r, int64_t r_stride, const float *q,
+                                 int64_t q_stride, int64_t rows, int64_t n, double *rr,
+                                 double *dd) {
+  for (int64_t start = 0; start < n; start += LANES) {
+    const int64_t width = least(n - start, LANES);
+    double sum_rr[LANES] = {0}, sum_dd[LANES] = {0};
+#define COLUMN(k)                                           \
+  const float x = r[i * r_stride + start + k];              \
+  const float d = q[i * q_stride + start + k] - x;          \
+  sum_rr[k] += (double)x * x;                               \
+  sum_dd[k] += (double)d * d;
+    if (width == LANES)
+      for (int64_t i = 0; i < rows; i++)
+        for (int k = 0; k < LANES; k++) { COLUMN(k) }
+    else
+      for (int64_t i = 0; i < rows; i++)
+        for (int k = 0; k < width; k++) { COLUMN(k) }
+#undef COLUMN
+    for (int k = 0; k < width; k++) {
+      rr[start + k] += sum_rr[k];
+      dd[start + k] += sum_dd[k];
+    }
+  }
+}
+
+/* RMSNorm of rows, LayerNorm if they are to be centred, in float64, rounded once to float32; then
+ * times weight and plus bias in float32, unless those are NULL. */
+KERNEL void ggufnorm_norm_rows(const float *x, int64_t x_stride, int64_t rows, int64_t n,
+                               int centred, double epsilon, const float *weight,
+                               int64_t weight_stride, const float *bias, int64_t bias_stride,
+                               float *out) {
+  for (int64_t i = 0; i < rows; i++) {
+    const float *v = x + i * x_stride;
+    const int64_t whole = n - n % LANES;
+    float *y = out + i * n;
+    double mean = 0, lanes[LANES] = {0};
+    if (centred) {
+      for (int64_t j = 0; j < whole; j += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] += v[j + k];
+      for (int64_t j = whole; j < n; j++) lanes[j - whole] += v[j];
+      mean = sum_of_wide(lanes) / n;
+      for (int k = 0; k < LANES; k++) lanes[k] = 0;
+    }
+#define SQUARE(j, k)                  \
+  const double d = v[j] - mean;       \
+  lanes[k] += d * d;
+    for (int64_t j = 0; j < whole; j += LANES)
+      for (int k = 0; k < LANES; k++) { SQUARE(j + k, k) }
+    for (int64_t j = whole; j < n; j++) { SQUARE(j, j - whole) }
+#undef SQUARE
+    const double scale = 1.0 / sqrt(sum_of_wide(lanes) / n + epsilon);
+    for (int64_t j = 0; j < n; j++) y[j] = (float)((v[j] - mean) * scale);
+    if (weight)
+      for (int64_t j = 0; j < n; j++) y[j] *= weight[i * weight_stride + j];
+    if (bias)
+      for (int64_t j = 0; j < n; j++) y[j] += bias[i * bias_stride + j];
+  }
+}
+
+/* Whether all 16-bit numbers, so many of them apart, have an exponent below infinity's. */
+KERNEL int ggufnorm_below_16(const uint16_t *bits, int64_t n, int64_t stride, uint16_t infinity) {
+  uint16_t most = 0;
+  if (stride == 1)
+    for (int64_t i = 0; i < n; i++) {
+      const uint16_t b = bits[i] & 0x7fff;
+      most = b > most ? b : most;
+    }
+  else
+    for (int64_t i = 0; i < n; i++) {
+      const uint16_t b = bits[i * stride] & 0x7fff;
+      most = b > most ? b : most;
+    }
+  return most < infinity;
+}
+
+/* The same of 32-bit numbers, one after the other. */
+KERNEL int ggufnorm_below_32(const uint32_t *bits, int64_t n, uint32_t infinity) {
+  uint32_t most = 0;
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t b = bits[i] & 0x7fffffff;
+    most = b > most ? b : most;
+  }
+  return most < infinity;
+}

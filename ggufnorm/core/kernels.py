@@ -1,0 +1,246 @@
+"""Loops of ``kernels.c`` that read their values once, where NumPy makes a pass for each operation.
+
+``hatch_build.py`` compiles them when the package is built. Without a C compiler and in the wheel
+for all platforms there are none: each function then says so, and its callers compute in NumPy.
+Arrays that a loop does not take are NumPy's too: rows must hold contiguous float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ggufnorm.core as _package
+
+Array = NDArray[np.float32]
+Sums = NDArray[np.float64]
+
+LIBRARY = "libkernels.so"
+"""The file beside this one, of that name on all platforms."""
+
+_VERSION = 1
+"""Of ``kernels.c``: a library that says another one was left by another version."""
+
+_POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_ROWS = [_POINTER, _COUNT]
+"""Where rows begin, and how many values they lie apart."""
+_SIZES = [_COUNT, _COUNT]
+
+_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "sum_pairs": (None, [_POINTER, _POINTER, *_SIZES, _POINTER, _POINTER, _POINTER]),
+    "sum_columns": (None, [*_ROWS, *_ROWS, *_SIZES, _POINTER, _POINTER]),
+    "norm_rows": (
+        None,
+        [*_ROWS, *_SIZES, ctypes.c_int, ctypes.c_double, *_ROWS, *_ROWS, _POINTER],
+    ),
+    "below_16": (ctypes.c_int, [_POINTER, _COUNT, _COUNT, ctypes.c_uint16]),
+    "below_32": (ctypes.c_int, [_POINTER, _COUNT, ctypes.c_uint32]),
+}
+
+
+class Peak(NamedTuple):
+    """The largest magnitude in some rows.
+
+    Attributes:
+        value: 0 where no value is another number.
+        row: the first in which it stands.
+    """
+
+    value: float
+    row: int
+
+
+class PairSums(NamedTuple):
+    """Sums over all rows, with ``d = q - r``.
+
+    Attributes:
+        dd: ``Σ d²``.
+        dr: ``Σ d·r``.
+        rr: ``Σ r²``.
+        doubtful: rows that have to be summed again; see :class:`~ggufnorm.core.row_dots.RowDots`.
+        d: the largest ``|d|``; a NaN does not count.
+        r: the largest ``|r|``.
+        q: the largest ``|q|``.
+    """
+
+    dd: float
+    dr: float
+    rr: float
+    doubtful: int
+    d: Peak
+    r: Peak
+    q: Peak
+
+
+_TOTALS = struct.Struct("=dddq" + 3 * "dq")
+"""``totals`` of ``kernels.c``."""
+
+
+class Stored(NamedTuple):
+    """Rows of values as they are stored.
+
+    Attributes:
+        data: ``(rows, …)``, each row contiguous.
+        kind: of :data:`KINDS`.
+        columns: values of a row.
+        convert: address of a function of ggml's, ``to_float`` of ``struct ggml_type_traits``;
+            0 unless ``kind`` is ``OTHER``.
+    """
+
+    data: NDArray[Any]
+    kind: str
+    columns: int
+    convert: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the values."""
+        return len(self.data), self.columns
+
+
+KINDS = ("F32", "F16", "BF16", "OTHER")
+"""How values may be stored, as ``kernels.c`` numbers it."""
+
+
+class _Side(ctypes.Structure):
+    """``rows_of_values`` of ``kernels.c``."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
+        ("convert", ctypes.c_void_p),
+    )
+
+
+def _side(rows: Array | Stored) -> _Side | None:
+    """Rows for a loop; None for those that it does not take."""
+    if isinstance(rows, Stored):
+        data, kind, convert = rows.data, KINDS.index(rows.kind), rows.convert
+    elif _are_rows(rows):
+        data, kind, convert = rows, 0, 0
+    else:
+        return None
+    return _Side(data.__array_interface__["data"][0], data.strides[0], kind, convert)
+
+
+@cache
+def library() -> Any:
+    """The compiled loops, None where there are none."""
+    try:
+        found = ctypes.CDLL(f"{_package.__path__[0]}/{LIBRARY}")
+        if found.ggufnorm_kernels_version() != _VERSION:
+            return None
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = found[f"ggufnorm_{name}"]
+            function.restype, function.argtypes = result, arguments
+            setattr(found, name, function)
+    except (OSError, AttributeError):
+        return None
+    return found
+
+
+def _rows(rows: NDArray[Any]) -> tuple[int, int]:
+    return rows.__array_interface__["data"][0], rows.strides[0] // rows.itemsize
+
+
+def _are_rows(*arrays: NDArray[Any]) -> bool:
+    """Whether arrays are rows of contiguous float32, whole values apart."""
+    return all(
+        a.ndim == 2 and a.dtype == np.float32 and a.strides[1] == 4 and a.strides[0] % 4 == 0
+        for a in arrays
+    )
+
+
+def sum_pairs(
+    r: Array | Stored, q: Array | Stored, dd: Sums | None = None, rr: Sums | None = None
+) -> PairSums | None:
+    """Sum ``d²``, ``d·r`` and ``r²`` over rows, with ``d = q - r``.
+
+    Args:
+        r: reference, ``(rows, channels)``.
+        q: observation of the same shape.
+        dd: gets ``Σ d²`` of each row if it is given, contiguous.
+        rr: gets ``Σ r²`` of each row.
+
+    Returns:
+        None if nothing was computed.
+    """
+    lib = library()
+    of_r, of_q = _side(r), _side(q)
+    if lib is None or of_r is None or of_q is None:
+        return None
+    n_rows, columns = r.shape
+    found = np.empty(_TOTALS.size, np.uint8)
+    places = (None if v is None else _rows(v)[0] for v in (dd, rr, found))
+    lib.sum_pairs(ctypes.byref(of_r), ctypes.byref(of_q), n_rows, columns, *places)
+    sum_dd, sum_dr, sum_rr, doubtful, *peaks = _TOTALS.unpack(found.tobytes())
+    largest = (Peak(*peaks[i : i + 2]) for i in (0, 2, 4))
+    return PairSums(sum_dd, sum_dr, sum_rr, doubtful, *largest)
+
+
+def sum_columns(r: Array, q: Array, rr: Sums, dd: Sums) -> bool:
+    """Add ``r²`` and ``(q - r)²`` to the sums of each column.
+
+    Args:
+        r: reference, ``(rows, channels)``.
+        q: observation of the same shape.
+        rr: of each channel, contiguous.
+        dd: of each channel, contiguous.
+
+    Returns:
+        Whether it was computed.
+    """
+    lib = library()
+    if lib is None or not _are_rows(r, q):
+        return False
+    lib.sum_columns(*_rows(r), *_rows(q), *r.shape, _rows(rr)[0], _rows(dd)[0])
+    return True
+
+
+def norm_rows(
+    x: Array, epsilon: float, centred: bool, weight: Array | None, bias: Array | None, out: Array
+) -> bool:
+    """RMSNorm, or LayerNorm if ``centred``, of rows; see :mod:`ggufnorm.core.norms`.
+
+    Args:
+        x: ``(rows, channels)``.
+        epsilon: added to the mean square.
+        centred: whether each row's mean is subtracted.
+        weight: of the shape of ``x``, broadcast or not; None for none.
+        bias: the same.
+        out: gets the result, contiguous.
+
+    Returns:
+        Whether it was computed.
+    """
+    lib = library()
+    affine = [v for v in (weight, bias) if v is not None]
+    if lib is None or not _are_rows(x, out, *affine):
+        return False
+    of_weight, of_bias = ((None, 0) if v is None else _rows(v) for v in (weight, bias))
+    lib.norm_rows(*_rows(x), *x.shape, centred, epsilon, *of_weight, *of_bias, _rows(out)[0])
+    return True
+
+
+def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool | None:
+    """Whether no exponent is the largest; None if nothing was computed.
+
+    Args:
+        bits: of floating-point numbers of 16 or, contiguous, of 32 bits; ``(n,)``.
+        infinity: the bits of theirs.
+    """
+    lib = library()
+    if lib is None or bits.ndim != 1:
+        return None
+    where, apart = _rows(bits) if len(bits) else (None, 1)
+    if bits.itemsize == 2:
+        return bool(lib.below_16(where, len(bits), apart, infinity))
+    if bits.itemsize == 4 and apart == 1:
+        return bool(lib.below_32(where, len(bits), infinity))
+    return None
