@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from types import TracebackType
 
 import numpy as np
@@ -176,7 +177,7 @@ class GGUFFile:
         """The files that the model is in: this one."""
         return (self,)
 
-    @property
+    @cached_property
     def architecture(self) -> str:
         """``general.architecture``, or the empty string."""
         return self.metadata.string("general.architecture") or ""

@@ -18,7 +18,7 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.storage import LocalStorage, Scratch, in_parallel
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 21
 """Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
 
 _PART = 1 << 26
