@@ -7,6 +7,7 @@ READY := .venv/ready
 UNIT := .venv-unit$(if $(filter-out python3,$(PYTHON)),-$(notdir $(PYTHON)))
 TESTS ?=
 PIP := -m pip --quiet --disable-pip-version-check install
+BUILT_FROM := pyproject.toml hatch_build.py ggufnorm/core/kernels.c
 PARALLEL := -n logical --dist loadfile
 # Unit tests share no engines: whoever is free takes the next.
 STEALING := -n logical --dist worksteal
@@ -63,7 +64,7 @@ bench: $(READY)
 	@for b in header start remote fleet diff audit drift attribute memory compare growth; do \
 	  echo; echo "## $$b"; echo; $(BIN)/python -m benchmarks.bench_$$b || exit 1; done
 
-$(READY): pyproject.toml
+$(READY): $(BUILT_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "ggufnorm needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
 	@command -v c++ >/dev/null || command -v clang++ >/dev/null || command -v g++ >/dev/null || \
@@ -77,7 +78,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 # Bytecode is compiled when a module is first imported: most are not.
-$(UNIT)/ready: pyproject.toml
+$(UNIT)/ready: $(BUILT_FROM)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "ggufnorm needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(UNIT) || \

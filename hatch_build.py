@@ -32,20 +32,31 @@ class Kernels(BuildHookInterface):
     """Adds the library to wheels, and puts it beside its source for editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile; see :class:`BuildHookInterface`."""
+        """Compile; ``version`` is ``editable`` or ``standard``."""
+        self._folder = tempfile.TemporaryDirectory()
+        built = None if os.environ.get("GGUFNORM_PURE") else self._compile(self._folder.name)
+        if built is None:
+            self.app.display_warning("Built without compiled loops: sums are computed in NumPy.")
+        if version == "editable":
+            self._put_beside_its_source(built)
+        elif built is not None:
+            build_data["force_include"][str(built)] = LIBRARY
+        if built is not None:
+            build_data["pure_python"] = False
+            build_data["tag"] = f"py3-none-{_platform()}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was only needed to build."""
+        self._folder.cleanup()
+
+    def _put_beside_its_source(self, built: Path | None) -> None:
         library = Path(self.root, LIBRARY)
-        library.unlink(missing_ok=True)
-        if os.environ.get("GGUFNORM_PURE"):
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            built = self._compile(folder)
-            if built is None:
-                self.app.display_warning("No C compiler: sums are computed in NumPy alone.")
-                return
-            library.write_bytes(built.read_bytes())
-        build_data["artifacts"].append(f"/{LIBRARY}")
-        build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{_platform()}"
+        if built is None:
+            library.unlink(missing_ok=True)
+        else:  # at once: others may be opening it
+            copy = library.with_suffix(".new")
+            copy.write_bytes(built.read_bytes())
+            copy.replace(library)
 
     def _compile(self, folder: str) -> Path | None:
         flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-fno-trapping-math"]

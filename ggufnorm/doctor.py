@@ -12,6 +12,7 @@ from typing import Literal
 
 import psutil
 
+from ggufnorm.core import kernels
 from ggufnorm.engines import worker
 from ggufnorm.engines.worker import Channel
 from ggufnorm.errors import EngineMissingError, GgufnormError
@@ -63,6 +64,7 @@ def examine() -> Iterator[Examination]:
     packages = ("numpy", "gguf", "click", "rich")
     yield Examination("packages", "ok", ", ".join(f"{p} {metadata.version(p)}" for p in packages))
     yield _optional()
+    yield _loops()
     yield _try("inspect", _inspect_sample)
     yield _try("llama.cpp", _engine)
     yield _try("drift", _drift_sample)
@@ -81,6 +83,14 @@ def _optional() -> Examination:
         return Examination("optional", "ok", ", ".join(found))
     said = f"{', '.join(found) or 'none'}; not installed: {', '.join(missing)}"
     return Examination("optional", "absent", said)
+
+
+def _loops() -> Examination:
+    """Whether sums are computed by compiled loops."""
+    if kernels.library():
+        return Examination("compiled loops", "ok", "sums are computed in C")
+    why = "this package was built without a C compiler: sums take NumPy three times as long"
+    return Examination("compiled loops", "absent", why)
 
 
 def _try(what: str, look: Callable[[], str], failed: State = "broken") -> Examination:

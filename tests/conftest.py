@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
 
+from ggufnorm.core import kernels
 from ggufnorm.samples import sample_model
 from tests import models
 
@@ -29,6 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
     present = [name for name in ENGINES if importlib.util.find_spec(name)]
     if config.getoption("--no-engines") and present:
         raise pytest.UsageError(f"--no-engines, but {', '.join(present)} can be imported")
+
+
+@pytest.fixture(scope="module", params=["loops", "NumPy"])
+def computed_by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compute sums in compiled loops, then in NumPy, as where no compiler made them."""
+    if request.param == "loops":
+        if kernels.library() is None:
+            pytest.skip("the package was built without a C compiler")
+        yield
+    else:
+        with mock.patch.object(kernels, "library", return_value=None):
+            yield
 
 
 @pytest.fixture(scope="session")

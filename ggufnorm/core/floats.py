@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core import kernels
-
 F16_MAX = 65504.0
 """Largest finite half-precision number."""
 
@@ -88,6 +86,8 @@ def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
         bits: of floating-point numbers, ``(n,)``.
         infinity: the bits of theirs.
     """
+    from ggufnorm.core import kernels  # no business of a mere inspect
+
     told = kernels.below(bits, infinity)
     if told is not None:
         return told

@@ -21,9 +21,14 @@
 #define ALWAYS_INLINE inline
 #endif
 
-/* Where the C library can choose at load time: once more for processors with AVX2 and FMA. */
-#if defined(__GNUC__) && defined(__x86_64__) && defined(__GLIBC__)
+/* Where the C library can choose at load time: once more for processors with AVX2, and with FMA
+ * where the compiler knows how to ask for a level of features. arch=haswell would ask for Intel. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+#if __GNUC__ >= 12
 #define KERNEL EXPORT __attribute__((target_clones("default", "arch=x86-64-v3")))
+#else
+#define KERNEL EXPORT __attribute__((target_clones("default", "avx2")))
+#endif
 #else
 #define KERNEL EXPORT
 #endif
@@ -39,13 +44,6 @@ static ALWAYS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b;
 static ALWAYS_INLINE float larger(float a, float b) { return a > b ? a : b; }
 
 static ALWAYS_INLINE double sum_of(const float *lanes) {
-  double sums[4] = {0};
-  for (int k = 0; k < LANES; k += 4)
-    for (int i = 0; i < 4; i++) sums[i] += lanes[k + i];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-static ALWAYS_INLINE double sum_of_wide(const double *lanes) {
   double sums[4] = {0};
   for (int k = 0; k < LANES; k += 4)
     for (int i = 0; i < 4; i++) sums[i] += lanes[k + i];
@@ -90,6 +88,12 @@ typedef struct {
   int64_t kind;
   to_float convert;
 } rows_of_values;
+
+/* Whether this thread takes small numbers for zero, and so would read small halves wrongly. */
+static ALWAYS_INLINE int flushes_to_zero(void) {
+  volatile float least_half = 0x1p-136f;
+  return least_half * 0x1p112f == 0;
+}
 
 /* Values of a row from start on, in place or in a buffer. A run of a type with blocks begins with
  * one. Infinities and NaN of F16 come out as 2^16 and more: a half's exponent lacks 112. */
@@ -165,10 +169,8 @@ KERNEL void ggufnorm_sum_pairs(const rows_of_values *r, const rows_of_values *q,
     raise_peak(&t.r, most_r, i);
     raise_peak(&t.q, most_q, i);
   }
-  /* In a thread that flushes small numbers to zero F16 would be read wrongly, too. */
-  volatile float least_half = 0x1p-136f;
-  if ((r->kind == F16 && t.r.value >= 65536) || (q->kind == F16 && t.q.value >= 65536) ||
-      least_half * 0x1p112f == 0)
+  if ((r->kind == F16 && (t.r.value >= 65536 || flushes_to_zero())) ||
+      (q->kind == F16 && (t.q.value >= 65536 || flushes_to_zero())))
     t.doubtful = rows;
   *out = t;
 }
@@ -196,40 +198,6 @@ KERNEL void ggufnorm_sum_columns(const float *r, int64_t r_stride, const float *
       rr[start + k] += sum_rr[k];
       dd[start + k] += sum_dd[k];
     }
-  }
-}
-
-/* RMSNorm of rows, LayerNorm if they are to be centred, in float64, rounded once to float32; then
- * times weight and plus bias in float32, unless those are NULL. */
-KERNEL void ggufnorm_norm_rows(const float *x, int64_t x_stride, int64_t rows, int64_t n,
-                               int centred, double epsilon, const float *weight,
-                               int64_t weight_stride, const float *bias, int64_t bias_stride,
-                               float *out) {
-  for (int64_t i = 0; i < rows; i++) {
-    const float *v = x + i * x_stride;
-    const int64_t whole = n - n % LANES;
-    float *y = out + i * n;
-    double mean = 0, lanes[LANES] = {0};
-    if (centred) {
-      for (int64_t j = 0; j < whole; j += LANES)
-        for (int k = 0; k < LANES; k++) lanes[k] += v[j + k];
-      for (int64_t j = whole; j < n; j++) lanes[j - whole] += v[j];
-      mean = sum_of_wide(lanes) / n;
-      for (int k = 0; k < LANES; k++) lanes[k] = 0;
-    }
-#define SQUARE(j, k)                  \
-  const double d = v[j] - mean;       \
-  lanes[k] += d * d;
-    for (int64_t j = 0; j < whole; j += LANES)
-      for (int k = 0; k < LANES; k++) { SQUARE(j + k, k) }
-    for (int64_t j = whole; j < n; j++) { SQUARE(j, j - whole) }
-#undef SQUARE
-    const double scale = 1.0 / sqrt(sum_of_wide(lanes) / n + epsilon);
-    for (int64_t j = 0; j < n; j++) y[j] = (float)((v[j] - mean) * scale);
-    if (weight)
-      for (int64_t j = 0; j < n; j++) y[j] *= weight[i * weight_stride + j];
-    if (bias)
-      for (int64_t j = 0; j < n; j++) y[j] += bias[i * bias_stride + j];
   }
 }
 

@@ -20,6 +20,8 @@ import ggufnorm.core as _package
 Array = NDArray[np.float32]
 Sums = NDArray[np.float64]
 
+_FOLDER = _package.__path__[0]
+
 LIBRARY = "libkernels.so"
 """The file beside this one, of that name on all platforms."""
 
@@ -34,10 +36,6 @@ _SIZES = [_COUNT, _COUNT]
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sum_pairs": (None, [_POINTER, _POINTER, *_SIZES, _POINTER, _POINTER, _POINTER]),
     "sum_columns": (None, [*_ROWS, *_ROWS, *_SIZES, _POINTER, _POINTER]),
-    "norm_rows": (
-        None,
-        [*_ROWS, *_SIZES, ctypes.c_int, ctypes.c_double, *_ROWS, *_ROWS, _POINTER],
-    ),
     "below_16": (ctypes.c_int, [_POINTER, _COUNT, _COUNT, ctypes.c_uint16]),
     "below_32": (ctypes.c_int, [_POINTER, _COUNT, ctypes.c_uint32]),
 }
@@ -133,7 +131,7 @@ def _side(rows: Array | Stored) -> _Side | None:
 def library() -> Any:
     """The compiled loops, None where there are none."""
     try:
-        found = ctypes.CDLL(f"{_package.__path__[0]}/{LIBRARY}")
+        found = ctypes.CDLL(f"{_FOLDER}/{LIBRARY}")
         if found.ggufnorm_kernels_version() != _VERSION:
             return None
         for name, (result, arguments) in _FUNCTIONS.items():
@@ -200,31 +198,6 @@ def sum_columns(r: Array, q: Array, rr: Sums, dd: Sums) -> bool:
     if lib is None or not _are_rows(r, q):
         return False
     lib.sum_columns(*_rows(r), *_rows(q), *r.shape, _rows(rr)[0], _rows(dd)[0])
-    return True
-
-
-def norm_rows(
-    x: Array, epsilon: float, centred: bool, weight: Array | None, bias: Array | None, out: Array
-) -> bool:
-    """RMSNorm, or LayerNorm if ``centred``, of rows; see :mod:`ggufnorm.core.norms`.
-
-    Args:
-        x: ``(rows, channels)``.
-        epsilon: added to the mean square.
-        centred: whether each row's mean is subtracted.
-        weight: of the shape of ``x``, broadcast or not; None for none.
-        bias: the same.
-        out: gets the result, contiguous.
-
-    Returns:
-        Whether it was computed.
-    """
-    lib = library()
-    affine = [v for v in (weight, bias) if v is not None]
-    if lib is None or not _are_rows(x, out, *affine):
-        return False
-    of_weight, of_bias = ((None, 0) if v is None else _rows(v) for v in (weight, bias))
-    lib.norm_rows(*_rows(x), *x.shape, centred, epsilon, *of_weight, *of_bias, _rows(out)[0])
     return True
 
 

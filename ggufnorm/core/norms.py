@@ -17,7 +17,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ggufnorm.core import kernels
 from ggufnorm.core.model import NormKind
 
 Array = NDArray[np.float32]
@@ -155,43 +154,6 @@ def normalize(kind: NormKind, x: ArrayLike, *, epsilon: float, groups: int | Non
     if groups is None:
         raise ValueError("a group norm needs its number of groups")
     return group_norm(x, groups=groups, epsilon=epsilon)
-
-
-def norm_rows(
-    kind: NormKind,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    *,
-    epsilon: float,
-    out: Array,
-) -> None:
-    """A norm as llama.cpp's graphs have it: rounded to float32 before weight and bias are applied.
-
-    Args:
-        kind: ``rms``, ``layer`` or ``l2``.
-        x: ``(rows, channels)``.
-        weight: of that shape, broadcast or not; None for none.
-        bias: the same.
-        epsilon: see the functions above.
-        out: gets the result; of the shape of ``x``, contiguous.
-
-    Source: ``llm_graph_context::build_norm`` in ``src/llama-graph.cpp``.
-    """
-    centred = kind == "layer"
-    if kind != "l2" and kernels.norm_rows(x, epsilon, centred, weight, bias, out):
-        return
-    apply_affine(normalize(kind, x, epsilon=epsilon), weight, bias, out)
-
-
-def apply_affine(y: Array, weight: Array | None, bias: Array | None, out: Array) -> None:
-    """``y · weight + bias`` in float32; see :func:`norm_rows`."""
-    if weight is None:
-        out[:] = y
-    else:
-        np.multiply(y, weight, out=out)
-    if bias is not None:
-        out += bias
 
 
 def _rows(x: ArrayLike) -> NDArray[np.floating]:

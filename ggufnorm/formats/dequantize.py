@@ -7,11 +7,11 @@ factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads ru
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core import kernels
 from ggufnorm.core.floats import F16_INFINITY, below, from_bf16, from_f16
 from ggufnorm.errors import InputError, TensorTypeError
 from ggufnorm.formats import ggml
@@ -19,6 +19,9 @@ from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationTy
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import Scratch
+
+if TYPE_CHECKING:
+    from ggufnorm.core import kernels
 
 # What NumPy reads by itself: a cast, no block of several values.
 _PLAIN = {"F32": "f4", "F64": "f8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8"}
@@ -179,6 +182,8 @@ def read_stored_rows(
         KeyError: there is no such tensor.
         TensorTypeError: its rows are too long to be read.
     """
+    from ggufnorm.core import kernels  # no business of a mere inspect
+
     tensor = file.tensors[name]
     kind = tensor.dtype if tensor.dtype in kernels.KINDS else "OTHER"
     if kernels.library() is None or file.byte_order == ">" or tensor.dtype in _NO_BLOCKS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.norms import apply_affine, norm_rows, normalize
+from ggufnorm.core.norms import normalize
 from ggufnorm.engines.base import NormPlan
 from ggufnorm.formats.dequantize import read_tensor
 from ggufnorm.formats.model_file import ModelFile
@@ -81,11 +81,17 @@ def recompute(
     y = result.reshape(rows.shape)
     step = max(1, _BLOCK // rows.shape[1])
     for block in (slice(i, i + step) for i in range(0, len(rows), step)):
-        w, b = (None if v is None else v[block] for v in (weight, bias))
+        part = y[block]
         if grouped is None:
-            norm_rows(plan.kind, rows[block], w, b, epsilon=plan.epsilon, out=y[block])
+            normalized = normalize(plan.kind, rows[block], epsilon=plan.epsilon)
         else:
-            apply_affine(grouped[block], w, b, y[block])
+            normalized = grouped[block]
+        if weight is None:
+            part[:] = normalized
+        else:
+            np.multiply(normalized, weight[block], out=part)
+        if bias is not None:
+            part += bias[block]
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -14,14 +15,21 @@ import pytest
 
 from tests.paths import ROOT
 
+LIBRARY = "ggufnorm/core/libkernels.so"
+
+
+def built(folder: Path, **environment: str) -> Path:
+    """Build the wheel."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    command = [*pip, "--no-deps", "--wheel-dir", folder, ROOT]
+    subprocess.run(command, check=True, env={**os.environ, **environment})
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--wheel-dir", folder, ROOT], check=True)
-    (built,) = folder.glob("*.whl")
-    return built
+    return built(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +74,24 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"ggufnorm"}
     assert "ggufnorm/py.typed" in names
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
+def test_the_wheel_holds_the_compiled_loops_for_every_python(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert LIBRARY in archive.namelist()
+    assert wheel.name.split("-")[2:4] == ["py3", "none"]
+    assert not wheel.name.endswith("-any.whl")
+
+
+@pytest.mark.parametrize("environment", [{"GGUFNORM_PURE": "1"}, {"CC": "no-such-compiler"}])
+def test_without_a_compiler_the_wheel_is_for_all_platforms(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    here = Path(ROOT, LIBRARY)
+    before = here.stat().st_mtime_ns if here.exists() else None
+    wheel = built(tmp_path, **environment)
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".so")]
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert (here.stat().st_mtime_ns if here.exists() else None) == before

@@ -40,6 +40,8 @@ from tests.checkpoints import (
 )
 from tests.paths import DOCS
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
 DOCUMENT = DOCS / "detection-audit.md"
 HEADING = "## Rules of the source (S)"
 

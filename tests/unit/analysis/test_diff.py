@@ -17,6 +17,8 @@ from ggufnorm.core.metrics import DifferenceSum, ulp_distance
 from ggufnorm.engines.llama.binding import quantize_rows
 from ggufnorm.report.formats import render
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
 EPSILON = "llama.attention.layer_norm_rms_epsilon"
 METADATA = {
     "general.architecture": "llama",

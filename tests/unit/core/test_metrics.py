@@ -20,6 +20,8 @@ from ggufnorm.core.metrics import (
     difference,
 )
 
+pytestmark = pytest.mark.usefixtures("computed_by")
+
 seeds = st.integers(0, 2**32 - 1)
 
 
