@@ -89,7 +89,7 @@ def _loops() -> Examination:
     """Whether sums are computed by compiled loops."""
     if kernels.library():
         return Examination("compiled loops", "ok", "sums are computed in C")
-    why = "this package was built without a C compiler: sums take NumPy three times as long"
+    why = "this package was built without a C compiler: NumPy takes twice as long for sums"
     return Examination("compiled loops", "absent", why)
 
 

@@ -27,9 +27,6 @@ _BLOCK = 1 << 20
 """Elements that are compared at a time: few enough for the processors' common cache, and so many
 that a thread seldom waits for the interpreter."""
 
-_PIECE = 1 << 20
-"""Elements that loops convert and compare at a time: their bytes fit a core's own cache."""
-
 _FOUND, _EXPECTED = Scratch(), Scratch()
 """Memory for those."""
 
@@ -209,7 +206,7 @@ def _squares_of_rows(
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
     """Squared error and squared length of some rows after others; not finite where those are."""
     total, columns = layout.n_rows, max(1, layout.n_columns)
-    step = min(total, max(1, (_PIECE if kernels.library() else _BLOCK) // columns))
+    step = min(total, max(1, _BLOCK // columns))
     memory: NDArray[np.float32] | None = None  # only where loops do not convert
     for start in range(0, total, step):
         stop = min(total, start + step)

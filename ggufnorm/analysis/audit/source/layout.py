@@ -56,6 +56,10 @@ _STORED = Scratch()
 """What is read of a source to be converted at once."""
 
 
+_AS_STORED = {"F32": (np.float32,), "F16": (np.float16, np.uint16), "BF16": (np.uint16,)}
+"""How values come that loops convert; in safetensors' words, which are kernels.KINDS here."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Rows of one source tensor, in the file's order.
@@ -135,12 +139,11 @@ class Layout:
         """
         at = bisect_right(self._starts, start) - 1
         part, first = self.parts[at], self._starts[at]
-        if self.change is not None or stop > first + len(part.rows):
-            return None
-        if part.dtype not in kernels.KINDS:
+        kinds = _AS_STORED.get(part.dtype, ())
+        if self.change is not None or stop > first + len(part.rows) or not kinds:
             return None
         rows = part.rows.read(start - first, stop - first, scratch)
-        if rows.strides[-1] != rows.itemsize:
+        if rows.dtype not in kinds or rows.strides[-1] != rows.itemsize:
             return None
         return kernels.Stored(rows, part.dtype, self.n_columns)
 
