@@ -180,6 +180,26 @@ def test_a_hostile_name_in_an_error_is_escaped(tmp_path: Path) -> None:
 # -- signals ---------------------------------------------------------------------------------
 
 
+@fault("Processes", "Ctrl-C where Python ignores exceptions", then="exit code 130, no traceback")
+def test_a_ctrl_c_in_a_callback_is_not_lost(model: Path) -> None:
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import os, sys, time, weakref\n"
+        "import ggufnorm.cli.main as cli\n"
+        "class Gone: pass\n"
+        "kept = [Gone()]\n"
+        "r = weakref.ref(kept[0], lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "def run():\n"
+        "    kept.clear()\n"
+        "    for _ in range(6000): time.sleep(0.01)\n"
+        "cli._run = run\n" + MAIN
+    )
+    started = time.monotonic()
+    done = run("inspect", model, script=script)
+    assert (done.returncode, done.stderr) == (130, b"")
+    assert time.monotonic() - started < 30
+
+
 @fault("Processes", "Ctrl-C while modules are imported", then="exit code 130, no traceback")
 @pytest.mark.parametrize("module", ["click", "ggufnorm.cli.main", "ggufnorm.cli.process"])
 def test_a_ctrl_c_during_the_imports_is_no_traceback(model: Path, module: str) -> None:
