@@ -38,6 +38,9 @@
 /* Values after which sums in float32 are added to those in float64: whole blocks of all types. */
 #define RUN 2048
 
+/* Below that, squares of float32 are lost; row_dots.py has it, too. */
+#define LEAST_SQUARES 1e-34
+
 EXPORT int ggufnorm_kernels_version(void) { return 1; }
 
 static ALWAYS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -57,14 +60,15 @@ typedef struct {
 } peak;
 
 /* Of all rows. Those are doubtful that are not finite, or where the square of q's length, which is
- * rr + 2 dr + dd, cancels. */
+ * rr + 2 dr + dd, cancels, or squares are lost. */
 typedef struct {
   double dd, dr, rr;
   int64_t doubtful;
   peak d, r, q;
 } totals;
 
-static ALWAYS_INLINE void raise_peak(peak *p, const float *lanes, int64_t row) {
+/* A row's largest magnitude, taken in. */
+static ALWAYS_INLINE float raise_peak(peak *p, const float *lanes, int64_t row) {
   float most[4] = {0};
   for (int k = 0; k < LANES; k += 4)
     for (int i = 0; i < 4; i++) most[i] = larger(lanes[k + i], most[i]);
@@ -73,6 +77,7 @@ static ALWAYS_INLINE void raise_peak(peak *p, const float *lanes, int64_t row) {
     p->value = value;
     p->row = row;
   }
+  return value;
 }
 
 /* How values are stored; kernels.py numbers them alike. */
@@ -161,13 +166,13 @@ KERNEL void ggufnorm_sum_pairs(const rows_of_values *r, const rows_of_values *q,
     if (row_dd) row_dd[i] = sum_dd;
     if (row_rr) row_rr[i] = sum_rr;
     const double qq = sum_rr + 2 * sum_dr + sum_dd;
-    t.doubtful += !(qq >= sum_rr / 2 && isfinite(qq));
     t.dd += sum_dd;
     t.dr += sum_dr;
     t.rr += sum_rr;
-    raise_peak(&t.d, most_d, i);
-    raise_peak(&t.r, most_r, i);
+    const float of_d = raise_peak(&t.d, most_d, i), of_r = raise_peak(&t.r, most_r, i);
     raise_peak(&t.q, most_q, i);
+    const int lost = (of_d > 0 && sum_dd < LEAST_SQUARES) || (of_r > 0 && sum_rr < LEAST_SQUARES);
+    t.doubtful += lost || !(qq >= sum_rr / 2 && isfinite(qq));
   }
   if ((r->kind == F16 && (t.r.value >= 65536 || flushes_to_zero())) ||
       (q->kind == F16 && (t.q.value >= 65536 || flushes_to_zero())))

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ggufnorm.core import kernels
-from ggufnorm.core.row_dots import RowDots, blocks_of, row_dot
+from ggufnorm.core.row_dots import RowDots, blocks_of, mark_lost, row_dot
 
 _ROUNDED_UP = 1 + 2.0**-20
 """A factor beyond what float32 rounds a sum of two values by."""
@@ -395,6 +395,7 @@ def _compare_in_blocks(
             ]
             found.append(bounds)
             rr[block] = row_dot(part, part)
+            mark_lost(rr[block], part)
             of_reference = math.inf
             for peak, v in zip(peaks, seen, strict=False):
                 # Nothing is farther from zero than the reference's largest and |d| together.

@@ -15,6 +15,9 @@ _BLOCK = 1 << 18
 _BLAS_ALONE = 10_000
 """Longer vectors OpenBLAS shares out to threads of its own (``kernel/x86_64/sdot.c``)."""
 
+LEAST_SQUARES = 1e-34
+"""Below that, squares of float32 are lost: of values below 1e-19, say; kernels.c has it, too."""
+
 _LEAST = 1e-7
 """Share of ``‖r‖²`` below which the rounding of sums over rows shows in ``‖q‖²``."""
 
@@ -70,6 +73,7 @@ class RowDots:
         """
         d = q - r
         self.dd[block], self.dr[block] = row_dot(d, d), row_dot(d, r)
+        mark_lost(self.dd[block], d)
         return float(np.maximum(d.max(), -d.min()))
 
     def doubtful(self) -> NDArray[np.bool_]:
@@ -82,8 +86,8 @@ class RowDots:
     def settle(self, r: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Compute the sums of doubtful rows again, in float64.
 
-        Those are doubtful whose squares overflow, and where ``‖q‖² = Σr² + 2Σd·r + Σd²``
-        cancels because ``q`` is much smaller than ``r``.
+        Those are doubtful whose squares overflow or are lost, and where
+        ``‖q‖² = Σr² + 2Σd·r + Σd²`` cancels because ``q`` is much smaller than ``r``.
 
         Returns:
             which rows are finite in ``r``, ``q`` and ``d``.
@@ -103,6 +107,12 @@ class RowDots:
         d = np.where(np.isfinite(q - r), q.astype(np.float64) - wide, np.inf)
         self.dd[rows], self.dr[rows] = row_dot(d, d), row_dot(d, wide)
         self.rr[rows] = row_dot(wide, wide)
+
+
+def mark_lost(squares: NDArray[np.floating], rows: NDArray[np.float32]) -> None:
+    """Set to NaN the sums of squares that float32 does not hold, which makes a row doubtful."""
+    few = np.flatnonzero(squares < LEAST_SQUARES)
+    squares[few[rows[few].any(axis=1)]] = np.nan
 
 
 def blocks_of(rows: NDArray[np.float32]) -> Iterator[slice]:

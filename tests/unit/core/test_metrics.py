@@ -240,3 +240,14 @@ def test_peaks_are_those_of_all_values_whatever_their_order() -> None:
             for peak, values in zip(alone, (r, q), strict=True):
                 peak.add(values, 3 * chunk, 3)
         assert [p.peak for p in beside] == [p.peak for p in alone]
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-19, 1e-24, 1e-30])
+def test_values_whose_squares_float32_does_not_hold_are_told_apart(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    r, q = (rng.standard_normal((2, 9, 70)) * scale).astype(np.float32)
+    q[4], r[5], q[5] = r[4], 0, 0  # a row that is the same, and one of zeros
+    got, wide = difference(r, q), (q - r).astype(np.float64)
+    expected = np.linalg.norm(wide) / np.linalg.norm(r.astype(np.float64))
+    assert got.rel_l2 == pytest.approx(expected, rel=1e-5)
+    assert (got.rows, got.non_finite_rows) == (9, 0)

@@ -18,6 +18,7 @@ from ggufnorm.analysis.audit.source.cost import (
 )
 from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.core import kernels
+from ggufnorm.core.row_dots import mark_lost
 from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows, read_stored_rows
 from ggufnorm.formats.finite import are_finite
 from ggufnorm.formats.model_file import ModelFile
@@ -222,6 +223,7 @@ def _squares_of_rows(
         b = layout.read(start, stop, memory[1, : stop - start])
         with np.errstate(all="ignore"):
             power = _dots(b)
+            mark_lost(power, b)
             yield _dots(np.subtract(a, b, out=a)), power
 
 
