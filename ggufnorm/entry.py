@@ -31,7 +31,7 @@ def _interrupt_again(lost: UnraisableHookArgs) -> None:
 
     In a weak reference's callback, say, of which ``import`` makes some.
     """
-    if issubclass(lost.exc_type, Exception):
+    if issubclass(lost.exc_type, (Exception, GeneratorExit, SystemExit)):
         sys.__unraisablehook__(lost)
     else:
         _thread.start_new_thread(_interrupt_soon, ())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -119,7 +118,7 @@ def _compare_rows(a: ModelFile, b: ModelFile, name: str, rows: range, floor: flo
         stop = min(start + step, rows.stop)
         if _add_as_stored(total, a, b, name, start, stop):
             continue
-        r, q = _SCRATCH.arrays(stop - start, columns)
+        r, q = (_memory(scratch, stop - start, columns) for scratch in (_A, _B))
         read_rows(a, name, start, stop, r)
         read_rows(b, name, start, stop, q)
         total.add(r, q, start, stop - start)
@@ -135,8 +134,8 @@ def _add_as_stored(
     total: DifferenceSum, a: ModelFile, b: ModelFile, name: str, start: int, stop: int
 ) -> bool:
     """Sum some rows while they are converted; False where that cannot be, or any is doubtful."""
-    r = read_stored_rows(a, name, start, stop, _RAW_A)
-    q = None if r is None else read_stored_rows(b, name, start, stop, _RAW_B)
+    r = read_stored_rows(a, name, start, stop, _A)
+    q = None if r is None else read_stored_rows(b, name, start, stop, _B)
     if r is None or q is None:
         return False
     sums = kernels.sum_pairs(r, q)
@@ -151,23 +150,13 @@ def _add_as_stored(
     return True
 
 
-_RAW_A, _RAW_B = Scratch(), Scratch()
+_A, _B = Scratch(), Scratch()
+"""What is read of the two files: bytes as they are stored, or values."""
 
 
-class _Scratch(threading.local):
-    """Memory of a thread's own, used again and again."""
-
-    def __init__(self) -> None:
-        self._values = np.empty((2, 0), np.float32)
-
-    def arrays(self, n: int, columns: int) -> NDArray[np.float32]:
-        """Two arrays of ``n`` rows, of which nothing is said."""
-        if self._values.shape[1] < n * columns:
-            self._values = np.empty((2, n * columns), np.float32)
-        return self._values[:, : n * columns].reshape(2, n, columns)
-
-
-_SCRATCH = _Scratch()
+def _memory(scratch: Scratch, n: int, columns: int) -> NDArray[np.float32]:
+    """``n`` rows of values, of which nothing is said."""
+    return np.frombuffer(scratch.of(4 * n * columns), np.float32).reshape(n, columns)
 
 
 def _non_finite(
