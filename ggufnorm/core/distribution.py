@@ -52,8 +52,8 @@ def _histogram(values: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(int(n) for n in counts)
 
 
-def _median(values: NDArray[np.float64]) -> np.float64:
-    """As ``np.median`` of finite values, which loads ``numpy.ma`` for those that are not."""
+def median(values: NDArray[np.float64]) -> np.float64:
+    """As ``np.median`` of finite ``(n,)``, which loads ``numpy.ma`` for those that are not."""
     middle = len(values) // 2
     if len(values) % 2:
         return np.float64(np.partition(values, middle)[middle])
@@ -73,8 +73,8 @@ def find_outliers(values: NDArray[np.float64]) -> list[Outlier]:
     finite = np.isfinite(values)
     if not finite.any():
         return []
-    deviation = np.abs(values - _median(values[finite]))
-    spread = 1.4826 * _median(deviation[finite]) or 1.2533 * np.mean(deviation[finite])
+    deviation = np.abs(values - median(values[finite]))
+    spread = 1.4826 * median(deviation[finite]) or 1.2533 * np.mean(deviation[finite])
     if spread == 0:
         return []
     z = np.where(finite, deviation / spread, 0.0)

@@ -99,8 +99,8 @@ def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool:
     return bool(signed.max() < infinity and bits.max() < sign + infinity)
 
 
-F16_INFINITY = 0x7C00
-"""The bits of half precision's."""
+F32_INFINITY, F16_INFINITY, BF16_INFINITY = 0x7F80_0000, 0x7C00, 0x7F80
+"""The bits of infinities, which are less than those of every NaN."""
 
 
 def finite_float32(value: float | None) -> float | None:

@@ -4,12 +4,16 @@
  * threads run meanwhile. Sums are kept in LANES partial sums, which compilers turn into vectors
  * without being allowed to reorder anything else.
  */
+#define _FILE_OFFSET_BITS 64
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else
+#include <errno.h>
+#include <unistd.h>
 #define EXPORT
 #endif
 
@@ -41,7 +45,7 @@
 /* Below that, squares of float32 are lost; row_dots.py has it, too. */
 #define LEAST_SQUARES 1e-34
 
-EXPORT int ggufnorm_kernels_version(void) { return 1; }
+EXPORT int ggufnorm_kernels_version(void) { return 2; }
 
 static ALWAYS_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static ALWAYS_INLINE float larger(float a, float b) { return a > b ? a : b; }
@@ -230,4 +234,93 @@ KERNEL int ggufnorm_below_32(const uint32_t *bits, int64_t n, uint32_t infinity)
     most = b > most ? b : most;
   }
   return most < infinity;
+}
+
+/* Bytes of an open file. */
+typedef struct {
+  int64_t descriptor;
+  int64_t offset;
+} place;
+
+/* Numbers of so many bytes, 2 or 4, that stand at some places of each block of bytes. */
+typedef struct {
+  int64_t block;
+  int64_t width;
+  int64_t n_places;
+  const int64_t *places;
+  int64_t infinity;
+} numbers;
+
+/* Whether all the bytes came; what went wrong is for Python to tell, which reads them again. */
+static int read_at(const place *from, int64_t done, int64_t n, char *to) {
+#if defined(_WIN32)
+  (void)from, (void)done, (void)n, (void)to;
+  return 0;
+#else
+  while (n > 0) {
+    const ssize_t got = pread((int)from->descriptor, to, (size_t)n, from->offset + done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return 0;
+    done += got;
+    to += got;
+    n -= got;
+  }
+  return 1;
+#endif
+}
+
+static int all_below(const numbers *of, const char *data, int64_t n) {
+  const uint16_t infinity = (uint16_t)of->infinity;
+  if (of->width == 4)
+    return ggufnorm_below_32((const uint32_t *)data, n / 4, (uint32_t)of->infinity);
+  if (of->block == 2) return ggufnorm_below_16((const uint16_t *)data, n / 2, 1, infinity);
+  uint16_t most = 0;
+  for (const char *block = data; block < data + n; block += of->block)
+    for (int64_t i = 0; i < of->n_places; i++) {
+      const uint16_t b = *(const uint16_t *)(block + of->places[i]) & 0x7fff;
+      most = b > most ? b : most;
+    }
+  return most < infinity;
+}
+
+/* Reads whole blocks of a file, and as many bytes of another unless that is NULL, piece by piece
+ * into the buffer. Returns 1 if all numbers have an exponent below infinity's and the other file
+ * has the same bytes, 0 if not, -1 if they could not be read. 32-bit numbers are blocks. */
+EXPORT int ggufnorm_scan(const place *file, const place *other, int64_t n, const numbers *of,
+                         char *buffer, int64_t size) {
+  const int64_t piece = (other ? size / 2 : size) / of->block * of->block;
+  if (piece <= 0) return -1;
+  for (int64_t done = 0; done < n; done += piece) {
+    const int64_t count = least(n - done, piece);
+    if (!read_at(file, done, count, buffer)) return -1;
+    if (other) {
+      if (!read_at(other, done, count, buffer + piece)) return -1;
+      if (memcmp(buffer, buffer + piece, (size_t)count)) return 0;
+    }
+    if (!all_below(of, buffer, count)) return 0;
+  }
+  return 1;
+}
+
+/* Reads rows of two files piece by piece into the buffer, and sums them as ggufnorm_sum_pairs does,
+ * whose rows have no data yet. Returns how many are doubtful, -1 if they could not be read. */
+EXPORT int64_t ggufnorm_sum_files(const place *file_r, const place *file_q, rows_of_values *r,
+                                  rows_of_values *q, int64_t rows, int64_t n, double *row_dd,
+                                  double *row_rr, char *buffer, int64_t size) {
+  const int64_t apart = 64;
+  const int64_t piece = (size - apart) / (r->row_bytes + q->row_bytes);
+  int64_t doubtful = 0;
+  if (piece <= 0) return -1;
+  r->data = buffer;
+  q->data = buffer + (piece * r->row_bytes + apart - 1) / apart * apart;
+  for (int64_t done = 0; done < rows; done += piece) {
+    const int64_t count = least(rows - done, piece);
+    totals sums;
+    if (!read_at(file_r, done * r->row_bytes, count * r->row_bytes, buffer) ||
+        !read_at(file_q, done * q->row_bytes, count * q->row_bytes, (char *)q->data))
+      return -1;
+    ggufnorm_sum_pairs(r, q, count, n, row_dd + done, row_rr + done, &sums);
+    doubtful += sums.doubtful;
+  }
+  return doubtful;
 }

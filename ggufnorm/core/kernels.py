@@ -25,7 +25,7 @@ _FOLDER = _package.__path__[0]
 LIBRARY = "libkernels.so"
 """The file beside this one, of that name on all platforms."""
 
-_VERSION = 1
+_VERSION = 2
 """Of ``kernels.c``: a library that says another one was left by another version."""
 
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
@@ -38,6 +38,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sum_columns": (None, [*_ROWS, *_ROWS, *_SIZES, _POINTER, _POINTER]),
     "below_16": (ctypes.c_int, [_POINTER, _COUNT, _COUNT, ctypes.c_uint16]),
     "below_32": (ctypes.c_int, [_POINTER, _COUNT, ctypes.c_uint32]),
+    "sum_files": (_COUNT, [*4 * [_POINTER], *_SIZES, _POINTER, _POINTER, _POINTER, _COUNT]),
+    "scan": (ctypes.c_int, [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT]),
 }
 
 
@@ -217,3 +219,119 @@ def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool | None:
     if bits.itemsize == 4 and apart == 1:
         return bool(lib.below_32(where, len(bits), infinity))
     return None
+
+
+class Place(NamedTuple):
+    """Bytes of a file.
+
+    Attributes:
+        descriptor: of the open file.
+        offset: of the first.
+    """
+
+    descriptor: int
+    offset: int
+
+
+class Numbers(NamedTuple):
+    """Floating-point numbers that stand in each block of bytes.
+
+    Attributes:
+        block: bytes of one.
+        width: bytes of a number: 2, or 4 if a block is a number.
+        places: where in a block they begin.
+        infinity: the bits of theirs, which are less than those of every NaN.
+    """
+
+    block: int
+    width: int
+    places: tuple[int, ...]
+    infinity: int
+
+
+class _Numbers(ctypes.Structure):
+    """``numbers`` of ``kernels.c``."""
+
+    _fields_ = (
+        ("block", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("n_places", ctypes.c_int64),
+        ("places", ctypes.POINTER(ctypes.c_int64)),
+        ("infinity", ctypes.c_int64),
+    )
+
+
+def scan(
+    of: Numbers, n: int, buffer: memoryview, file: Place, other: Place | None = None
+) -> bool | None:
+    """Read a part of a file, and look at it piece by piece while a processor's cache holds it.
+
+    Args:
+        of: the numbers in it.
+        n: its bytes, which are whole blocks.
+        buffer: memory for one piece, or for two.
+        file: where it begins.
+        other: bytes that should be the same.
+
+    Returns:
+        Whether no exponent is the largest and the bytes are the same; None if nothing was told:
+        there are no loops, or something could not be read.
+    """
+    lib = library()
+    if lib is None:
+        return None
+    places = (ctypes.c_int64 * len(of.places))(*of.places)
+    numbers = _Numbers(of.block, of.width, len(of.places), places, of.infinity)
+    at, beside = _place(file), None if other is None else _place(other)
+    told = lib.scan(at, beside, n, ctypes.byref(numbers), *_memory(buffer))
+    return None if told < 0 else bool(told)
+
+
+class FileRows(NamedTuple):
+    """Rows of values in a file, one after the other.
+
+    Attributes:
+        place: where they begin.
+        row_bytes: bytes of one.
+        kind: as in :class:`Stored`.
+        convert: as in :class:`Stored`.
+    """
+
+    place: Place
+    row_bytes: int
+    kind: str
+    convert: int = 0
+
+
+def sum_files(
+    r: FileRows, q: FileRows, columns: int, dd: Sums, rr: Sums, buffer: memoryview
+) -> int | None:
+    """Sum rows of two files as :func:`sum_pairs`, piece by piece while a cache holds them.
+
+    Args:
+        r: reference.
+        q: observation.
+        columns: values of a row.
+        dd: gets ``Σ d²`` of each row, contiguous; so many rows are read.
+        rr: gets ``Σ r²`` of each row.
+        buffer: memory for the pieces.
+
+    Returns:
+        How many rows are doubtful; None if nothing was computed: there are no loops, or something
+        could not be read.
+    """
+    lib = library()
+    if lib is None:
+        return None
+    sides = (_Side(None, f.row_bytes, KINDS.index(f.kind), f.convert) for f in (r, q))
+    arguments = (_place(r.place), _place(q.place), *map(ctypes.byref, sides), len(dd), columns)
+    told = int(lib.sum_files(*arguments, _rows(dd)[0], _rows(rr)[0], *_memory(buffer)))
+    return None if told < 0 else told
+
+
+def _place(place: Place) -> Any:
+    return (ctypes.c_int64 * 2)(*place)
+
+
+def _memory(buffer: memoryview) -> tuple[Any, int]:
+    return (ctypes.c_char * len(buffer)).from_buffer(buffer), len(buffer)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -315,6 +316,7 @@ def _name_map(file: ModelFile) -> Mapping[str, tuple[object, str]] | None:
 _BLOCK = re.compile(r"(?:[a-z]+\.)?blk\.(\d{1,4})\.")
 
 
+@lru_cache(maxsize=4)
 def _names_of(architecture: MODEL_ARCH, blocks: int) -> Mapping[str, tuple[object, str]]:
     own = {"block_mappings_cfg": dict(_BLOCK_NAMES)}
     names: TensorNameMap = type("Names", (TensorNameMap,), own)(architecture, blocks)

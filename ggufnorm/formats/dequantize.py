@@ -6,7 +6,7 @@ factor of ten and more (``benchmarks/bench_diff.py``), and lets other threads ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -163,6 +163,13 @@ def read_rows(
     return _values(file, tensor, raw, len(raw), out)
 
 
+def pick_rows(file: ModelFile, name: str, rows: Sequence[int]) -> NDArray[np.float32]:
+    """Single rows of a tensor, in the order given; as :func:`read_rows`."""
+    tensor = file.tensors[name]
+    raw = [read_raw_rows(file, tensor, row, row + 1) for row in rows]
+    return _values(file, tensor, np.concatenate(raw), len(rows))
+
+
 def read_stored_rows(
     file: ModelFile, name: str, start: int, stop: int, scratch: Scratch
 ) -> kernels.Stored | None:
@@ -184,15 +191,31 @@ def read_stored_rows(
     """
     from ggufnorm.core import kernels  # no business of a mere inspect
 
+    how = how_stored(file, name)
+    if how is None:
+        return None
+    tensor = file.tensors[name]
+    raw = read_raw_rows(file, tensor, start, stop, scratch)
+    return kernels.Stored(raw, how[0], tensor.shape[0], how[1])
+
+
+def how_stored(file: ModelFile, name: str) -> tuple[str, int] | None:
+    """How loops convert a tensor's rows: ``kind`` and ``convert`` of Stored in core/kernels.py.
+
+    Returns:
+        None where there are no such loops, or they do not read the type.
+
+    Raises:
+        KeyError: there is no such tensor.
+    """
+    from ggufnorm.core import kernels  # no business of a mere inspect
+
     tensor = file.tensors[name]
     kind = tensor.dtype if tensor.dtype in kernels.KINDS else "OTHER"
     if kernels.library() is None or file.byte_order == ">" or tensor.dtype in _NO_BLOCKS:
         return None
     convert = ggml.converter_address(tensor.ggml_type) if kind == "OTHER" else 0
-    if convert is None:
-        return None
-    raw = read_raw_rows(file, tensor, start, stop, scratch)
-    return kernels.Stored(raw, kind, tensor.shape[0], convert)
+    return None if convert is None else (kind, convert)
 
 
 def read_raw_rows(

@@ -12,9 +12,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ggufnorm.core.floats import F16_INFINITY, below
-from ggufnorm.formats.dequantize import dequantize_rows
+from ggufnorm.core.floats import BF16_INFINITY, F16_INFINITY, F32_INFINITY, below
+from ggufnorm.core.kernels import Numbers
+from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_raw_rows
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import Scratch
+from ggufnorm.formats.streaming import scan
 
 _SCALED_BY_HALVES = frozenset(
     (
@@ -24,12 +28,16 @@ _SCALED_BY_HALVES = frozenset(
 )  # fmt: skip
 """Types whose only floating-point fields are of type ``ggml_half`` (``ggml-common.h``)."""
 
-_INFINITY = {
-    "F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, F16_INFINITY), "BF16": (np.uint16, 0x7F80),
-}  # fmt: skip
-"""The bits of an infinity, which are less than those of every NaN."""
+_VALUES = {
+    "F32": Numbers(4, 4, (0,), F32_INFINITY),
+    "F16": Numbers(2, 2, (0,), F16_INFINITY),
+    "BF16": Numbers(2, 2, (0,), BF16_INFINITY),
+}
+"""Types whose blocks are values."""
 
 _NAN = np.uint16(0x7E00)
+
+_SCRATCH = Scratch()
 
 
 def are_finite(raw: NDArray[np.uint8], ggml_type: int) -> bool | None:
@@ -42,24 +50,47 @@ def are_finite(raw: NDArray[np.uint8], ggml_type: int) -> bool | None:
     Returns:
         None if the values' bits do not tell, for want of knowledge of the type.
     """
-    name = GGMLQuantizationType(ggml_type).name
-    if name in _INFINITY:
-        bits, infinity = _INFINITY[name]
-        return below(raw.reshape(-1).view(bits), infinity)
-    places = _scales(ggml_type)
-    if places is None:
+    of = numbers(ggml_type)
+    if of is None:
         return None
-    block = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)][1]
-    blocks = raw.reshape(-1).view(np.uint16).reshape(-1, block // 2)
-    return all(below(blocks[:, p // 2], F16_INFINITY) for p in places)
+    flat = raw.reshape(-1)
+    bits = flat.view(np.uint16) if of.width == 2 else flat.view(np.uint32)
+    blocks = bits.reshape(-1, of.block // of.width)
+    return all(below(blocks[:, p // of.width], of.infinity) for p in of.places)
+
+
+def rows_are_finite(file: ModelFile, name: str, start: int, stop: int) -> bool | None:
+    """The same of some rows of a tensor, read for it.
+
+    Args:
+        file: may be read by several threads.
+        name: of the tensor.
+        start: first row.
+        stop: the row after the last.
+
+    Returns:
+        None if the values' bits do not tell.
+
+    Raises:
+        InputError: their bytes cannot be had.
+    """
+    tensor = file.tensors[name]
+    of = numbers(tensor.ggml_type) if file.byte_order == "<" else None
+    if of is None:
+        return None
+    size = tensor.n_bytes // max(1, n_rows(file, name))
+    told = scan(file.extent(name).part(start * size, (stop - start) * size), of)
+    if told is None:
+        return are_finite(read_raw_rows(file, tensor, start, stop, _SCRATCH), tensor.ggml_type)
+    return told
 
 
 @cache
-def _scales(ggml_type: int) -> tuple[int, ...] | None:
-    """Where a block has its scales; None if it may have something else."""
+def numbers(ggml_type: int) -> Numbers | None:
+    """The floating-point numbers of a type's blocks; None if it may have something else."""
     kind = GGMLQuantizationType(ggml_type)
     if kind.name not in _SCALED_BY_HALVES:
-        return None
+        return _VALUES.get(kind.name)
     n_bytes = GGML_QUANT_SIZES[kind][1]
     found = []
     for place in range(0, n_bytes - 1, 2):
@@ -71,4 +102,4 @@ def _scales(ggml_type: int) -> tuple[int, ...] | None:
             return None
         if not np.isfinite(values).all():
             found.append(place)
-    return tuple(found)
+    return Numbers(n_bytes, 2, tuple(found), F16_INFINITY)

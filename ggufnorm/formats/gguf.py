@@ -29,7 +29,7 @@ from types import TracebackType
 import numpy as np
 
 from ggufnorm.formats.gguf_header import ARRAY, Value, Values, read_header, value_of
-from ggufnorm.formats.storage import LocalStorage, Storage, checked
+from ggufnorm.formats.storage import Extent, LocalStorage, Storage, checked
 
 _MAX_STRING = 1024
 """Characters of a name that is shown: a file may give itself one of 20 MB."""
@@ -202,6 +202,15 @@ class GGUFFile:
         """
         at = self.tensors[name].offset + start
         return checked(self.storage.read(at, n, into), self.storage, at, n)
+
+    def extent(self, name: str) -> Extent:
+        """Where a tensor's bytes are.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        tensor = self.tensors[name]
+        return Extent(self.storage, tensor.offset, tensor.n_bytes)
 
     def read_many(
         self, names: Iterable[str]

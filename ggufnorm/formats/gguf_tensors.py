@@ -180,6 +180,8 @@ class TensorTable(Mapping[str, Tensor]):
         return min(found, default=None)
 
     def _name(self, i: int) -> str:
+        if len(self) <= _RECENT:  # all are kept
+            return self.at(i).name
         return Cursor(self._front, self._places[i]).name("")
 
     def _find(self, name: str) -> int | None:

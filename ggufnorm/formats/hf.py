@@ -23,7 +23,7 @@ from ggufnorm.formats.location import source_folder
 from ggufnorm.formats.quantized import Quantization, entries, quantization
 from ggufnorm.formats.safetensors import SafetensorsFile, Stored
 from ggufnorm.formats.safetensors_header import Entry, parse_json, quoted
-from ggufnorm.formats.storage import Scratch, Storage, in_parallel
+from ggufnorm.formats.storage import Extent, Scratch, Storage, in_parallel
 
 Config = Mapping[str, Any]
 """What a JSON file of a checkpoint says."""
@@ -140,6 +140,10 @@ class Source:
         first, last = start // columns, -(-stop // columns)
         flat = self.read_rows(name, first, last).reshape(-1)
         return flat[start - first * columns : stop - first * columns]
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor's bytes are; None if its values are made of several tensors'."""
+        return None if name in self._quantized.tensors else self._files[name].extent(name)
 
     def read_json(self, name: str) -> Config | None:
         """What another JSON file of the checkpoint says; None if there is none.

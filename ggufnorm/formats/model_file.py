@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ggufnorm.formats.gguf import GGUFFile, Metadata
     from ggufnorm.formats.gguf_header import ByteOrder, Tensor
+    from ggufnorm.formats.storage import Extent
 
 
 class ModelFile(Protocol):
@@ -65,6 +66,13 @@ class ModelFile(Protocol):
         Raises:
             KeyError: there is no such tensor.
             InputError: they cannot be had.
+        """
+
+    def extent(self, name: str) -> Extent:
+        """Where a tensor's bytes are.
+
+        Raises:
+            KeyError: there is no such tensor.
         """
 
     def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.uint8]]:

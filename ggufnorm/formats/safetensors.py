@@ -31,7 +31,7 @@ from ggufnorm.formats.safetensors_header import (
     quoted,
     read_header,
 )
-from ggufnorm.formats.storage import Scratch, Storage
+from ggufnorm.formats.storage import Extent, Scratch, Storage
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -136,6 +136,15 @@ class SafetensorsFile:
         """
         self._readable_place(name)
         return self.raw_flat(name, start, stop, scratch)
+
+    def extent(self, name: str) -> Extent:
+        """Where a tensor's bytes are.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        place = self.places[name]
+        return Extent(self._storage, place.offset, place.end - place.offset)
 
     def raw_flat(
         self, name: str, start: int, stop: int, scratch: Scratch | None = None

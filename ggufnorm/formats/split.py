@@ -24,7 +24,7 @@ from ggufnorm.formats.gguf import GGUFFile
 from ggufnorm.formats.gguf_cursor import quoted
 from ggufnorm.formats.gguf_header import Tensor
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.formats.storage import LocalStorage, Storage, in_parallel
+from ggufnorm.formats.storage import Extent, LocalStorage, Storage, in_parallel
 
 _SUFFIX = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _WORKERS = 8
@@ -177,6 +177,14 @@ class SplitFile:
             InputError: they cannot be had.
         """
         return self._home[name].read_part(name, start, n, into)
+
+    def extent(self, name: str) -> Extent:
+        """Where a tensor's bytes are.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        return self._home[name].extent(name)
 
     def read_many(self, names: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
         """The raw bytes of several tensors, from several shards at a time.

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from threading import RLock, local
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -96,7 +96,7 @@ class LocalStorage:
         self.name = os.fspath(path)
         self._key = next(_KEYS)
         self._is_closed = False
-        descriptor = self._opened()  # as long as there is a name for it, it stays open
+        descriptor = self.opened()  # as long as there is a name for it, it stays open
         found = os.fstat(descriptor.number)
         self.size, self._identity = found.st_size, (found.st_dev, found.st_ino)
         if self.size == 0:
@@ -106,7 +106,7 @@ class LocalStorage:
     def read(self, offset: int, n: int, into: memoryview | None = None) -> memoryview:
         """A copy, in memory of its own unless some is given."""
         found = np.empty(n, np.uint8).data if into is None else into
-        descriptor, done = self._opened(), 0
+        descriptor, done = self.opened(), 0
         try:
             while done < n:
                 part = found[done : done + _MOST_AT_ONCE]
@@ -133,7 +133,8 @@ class LocalStorage:
         if hasattr(self, "_key"):
             self.close()
 
-    def _opened(self) -> _Descriptor:
+    def opened(self) -> Descriptor:
+        """The file, open as long as this is referred to."""
         with _LOCK:
             descriptor = _OPEN.get(self._key)
             if descriptor is None:
@@ -143,11 +144,11 @@ class LocalStorage:
             _OPEN.move_to_end(self._key)
             return descriptor
 
-    def _open(self) -> _Descriptor:
+    def _open(self) -> Descriptor:
         if self._is_closed:
             raise InputError(f"cannot read {self.name}: it has been closed")
         try:
-            descriptor = _Descriptor(open_descriptor(self.name))
+            descriptor = Descriptor(open_descriptor(self.name))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise InputError(no_such_file(self.name)) from None
@@ -158,7 +159,7 @@ class LocalStorage:
         return descriptor
 
 
-class _Descriptor:
+class Descriptor:
     """An open file, closed with the last reference to it."""
 
     def __init__(self, number: int) -> None:
@@ -168,9 +169,27 @@ class _Descriptor:
         os.close(self.number)
 
 
-_OPEN: OrderedDict[int, _Descriptor] = OrderedDict()
+_OPEN: OrderedDict[int, Descriptor] = OrderedDict()
 _KEYS = count()  # unlike an id, a number is never used again
 _LOCK = RLock()  # the garbage collector may close a storage at any moment
+
+
+class Extent(NamedTuple):
+    """Bytes of a storage that follow each other.
+
+    Attributes:
+        storage: where they are.
+        offset: of the first.
+        n: how many.
+    """
+
+    storage: Storage
+    offset: int
+    n: int
+
+    def part(self, start: int, n: int) -> Extent:
+        """``n`` of them from the byte ``start`` on."""
+        return Extent(self.storage, self.offset + start, n)
 
 
 def _read_into(descriptor: int, buffer: memoryview, offset: int) -> int:
@@ -220,7 +239,7 @@ def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, i
 
 def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
     """Results in the order of the items; the first failure stops what has not begun."""
-    if len(items) <= 1:
+    if len(items) <= 1 or workers == 1:
         return [function(item) for item in items]
     from concurrent.futures import ThreadPoolExecutor
 

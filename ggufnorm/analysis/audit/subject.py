@@ -23,6 +23,9 @@ from ggufnorm.formats.model_file import ModelFile
 
 Array = NDArray[np.float32]
 
+_FEWEST_VALUES = 32
+"""Values from which a weight cannot be made of half-precision numbers by chance."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -77,6 +80,17 @@ class Subject:
             (s, self.weights[s.tensor], s.weight)
             for s in self.sites
             if s.tensor is not None and s.tensor in self.weights and s.weight is not None
+        )
+
+    @cached_property
+    def precise(self) -> tuple[tuple[NormSite, WeightStatistics], ...]:
+        """Norms with values enough to tell their precision by, and with all their digits."""
+        return tuple(
+            (site, statistics)
+            for site, values, statistics in self.weighted
+            if np.unique(values).size >= _FEWEST_VALUES
+            and not statistics.non_finite
+            and site.dtype == "F32"
         )
 
     @cached_property

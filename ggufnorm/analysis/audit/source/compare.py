@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,18 @@ from ggufnorm.analysis.audit.source.cost import (
 from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.core import kernels
 from ggufnorm.core.row_dots import mark_lost
-from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows, read_stored_rows
-from ggufnorm.formats.finite import are_finite
+from ggufnorm.formats.dequantize import (
+    how_stored,
+    n_rows,
+    pick_rows,
+    read_raw_rows,
+    read_rows,
+    read_stored_rows,
+)
+from ggufnorm.formats.finite import are_finite, numbers
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import Scratch
+from ggufnorm.formats.streaming import StoredRows, scan, sum_rows
 
 _BLOCK = 1 << 20
 """Elements that are compared at a time: few enough for the processors' common cache, and so many
@@ -74,6 +83,7 @@ def allowed(cost: float | None) -> float:
     return 0.6 if cost is None else ALLOWED * cost + 1e-7
 
 
+@cache
 def sample(n: int, most: int = _SAMPLE) -> NDArray[np.intp]:
     """Rows spread over a tensor, the first and the last among them, the same each time."""
     if n <= most:
@@ -84,7 +94,7 @@ def sample(n: int, most: int = _SAMPLE) -> NDArray[np.intp]:
 
 def pick(file: ModelFile, name: str, rows: NDArray[np.intp]) -> Values:
     """Single rows of a file's tensor, in the order given."""
-    return np.concatenate([read_rows(file, name, int(r), int(r) + 1) for r in rows])
+    return pick_rows(file, name, rows.tolist())
 
 
 def glance(file: ModelFile, name: str, layout: Layout) -> bool:
@@ -143,9 +153,15 @@ def _copied(file: ModelFile, name: str, layout: Layout) -> Measured | None:
     stored = layout.as_stored(tensor.dtype) if tensor.dtype in WORST else None
     if stored is None or file.byte_order == ">":
         return None
+    of, here = numbers(tensor.ggml_type), file.extent(name)
+    row_size = here.n // max(1, layout.n_rows)
     is_finite = True
     first, step = 0, max(1, _BLOCK // max(1, layout.n_columns))
     for rows in stored:
+        there, n = rows.extent(), len(rows) * row_size
+        if of and there and scan(here.part(first * row_size, n), of, there):
+            first += len(rows)
+            continue
         for start in range(0, len(rows), step):
             stop = min(len(rows), start + step)
             found = read_raw_rows(file, tensor, first + start, first + stop, _FOUND)
@@ -206,6 +222,10 @@ def _squares_of_rows(
     file: ModelFile, name: str, layout: Layout
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
     """Squared error and squared length of some rows after others; not finite where those are."""
+    streamed = _streamed(file, name, layout)
+    if streamed is not None:
+        yield streamed
+        return
     total, columns = layout.n_rows, max(1, layout.n_columns)
     step = min(total, max(1, _BLOCK // columns))
     memory: NDArray[np.float32] | None = None  # only where loops do not convert
@@ -225,6 +245,25 @@ def _squares_of_rows(
             power = _dots(b)
             mark_lost(power, b)
             yield _dots(np.subtract(a, b, out=a)), power
+
+
+def _streamed(
+    file: ModelFile, name: str, layout: Layout
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The same of all rows, by loops that read them; None where these do not tell."""
+    streams, how = layout.streams(), how_stored(file, name)
+    if streams is None or how is None:
+        return None
+    errors, powers = np.empty((2, layout.n_rows))
+    here, first = file.extent(name), 0
+    size = here.n // max(1, layout.n_rows)
+    for part, expected in zip(layout.parts, streams, strict=True):
+        some = slice(first, first + len(part.rows))
+        found = StoredRows(here.part(first * size, len(part.rows) * size), *how)
+        if not sum_rows(expected, found, layout.n_columns, errors[some], powers[some]):
+            return None
+        first = some.stop
+    return errors, powers
 
 
 def _dots(rows: Values) -> NDArray[np.float32]:

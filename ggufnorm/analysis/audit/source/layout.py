@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ggufnorm.core import kernels
 from ggufnorm.core.floats import from_bf16
 from ggufnorm.formats.dequantize import from_halves
 from ggufnorm.formats.storage import Scratch
+from ggufnorm.formats.streaming import StoredRows
 
 Values = NDArray[np.float32]
 Change = Callable[[Values], Values]
@@ -129,6 +131,19 @@ class Layout:
             at += 1
         return out if self.change is None else self.change(out)
 
+    def streams(self) -> list[StoredRows] | None:
+        """The bytes of all rows, part by part, for loops that read them; None where these cannot.
+
+        See :mod:`ggufnorm.formats.streaming`.
+        """
+        found: list[StoredRows] = []
+        for part in self.parts:
+            extent = part.rows.extent()
+            if self.change is not None or extent is None or part.dtype not in _AS_STORED:
+                return None
+            found.append(StoredRows(extent, part.dtype))
+        return found
+
     def stored(self, start: int, stop: int, scratch: Scratch) -> kernels.Stored | None:
         """Some rows for loops that convert them on the way; None where these cannot.
 
@@ -149,4 +164,11 @@ class Layout:
 
     def pick(self, rows: NDArray[np.intp]) -> Values:
         """Single rows as float32, in the order given."""
-        return np.concatenate([self.read(int(r), int(r) + 1) for r in rows])
+        out = np.empty((len(rows), self.n_columns), np.float32)
+        done = 0
+        for at, few in groupby(rows.tolist(), lambda row: bisect_right(self._starts, row) - 1):
+            part, first = self.parts[at], self._starts[at]
+            stored = [part.rows.read(row - first, row - first + 1) for row in few]
+            floats(np.concatenate(stored), part.dtype, out[done : done + len(stored)])
+            done += len(stored)
+        return out if self.change is None else self.change(out)

@@ -8,6 +8,7 @@ classes that share an architecture may differ.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cache
 
 from ggufnorm.analysis.audit.source.arrange import Steps
 
@@ -90,6 +91,7 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
 )
 
 
+@cache
 def expected_orders(architecture: str, role: str) -> tuple[Steps, ...]:
     """The orders that the converter may give a tensor, the usual one first."""
     found = _of_table(architecture, role)

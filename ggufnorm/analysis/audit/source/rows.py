@@ -27,7 +27,7 @@ from ggufnorm.analysis.audit.source.arrange import (
     apply,
 )
 from ggufnorm.formats.hf import Source
-from ggufnorm.formats.storage import Scratch
+from ggufnorm.formats.storage import Extent, Scratch
 
 BUDGET = 512 << 20
 """Bytes of source tensors that are held as wholes; one that is larger is held alone."""
@@ -61,6 +61,9 @@ class Rows(Protocol):
             InputError: their bytes cannot be had.
         """
 
+    def extent(self) -> Extent | None:
+        """Where the bytes of all of them are; None if they do not follow each other."""
+
 
 @dataclass(frozen=True)
 class Straight:
@@ -87,6 +90,15 @@ class Straight:
         first, last = ((self.first + n) * self.columns for n in (start, stop))
         found = self.source.read_flat(self.name, first, last, scratch)
         return found.reshape(stop - start, self.columns)
+
+    def extent(self) -> Extent | None:
+        """See :class:`Rows`."""
+        whole = self.source.extent(self.name)
+        if whole is None:
+            return None
+        size = whole.n // max(1, math.prod(self.source.tensors[self.name].shape))
+        start, n = (rows * self.columns * size for rows in (self.first, self.n))
+        return whole.part(start, n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +143,10 @@ class Moved:
         padded[is_there] = found
         return padded
 
+    def extent(self) -> Extent | None:
+        """See :class:`Rows`."""
+        return None
+
     def _shape(self, rows: NDArray[np.intp]) -> tuple[int, int]:
         return len(rows), self.source.tensors[self.name].shape[-1]
 
@@ -160,6 +176,10 @@ class Made:
         """See :class:`Rows`."""
         del scratch  # it is read from memory
         return self.held.get(self.key, self.make)[start:stop]
+
+    def extent(self) -> Extent | None:
+        """See :class:`Rows`."""
+        return None
 
 
 def _like(rows: Stored, n: int, scratch: Scratch) -> Stored:

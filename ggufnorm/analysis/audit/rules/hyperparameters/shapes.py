@@ -112,11 +112,14 @@ def _problem(
 
 def _claims(subject: Subject) -> Iterator[_Claim]:
     yield from _vocabulary(subject)
+    linear = any("ssm" in name or "shortconv" in name for name in subject.file.tensors)
     for name in subject.file.tensors:
         block = _BLOCK.fullmatch(name)
         if block is None:
             continue
         layer, role = int(block[1]), block[2]
+        if linear and role in ("attn_qkv", "attn_output"):
+            continue  # it may be a linear attention's, whose heads are others
         for key, dimension, expected in _of_block(subject, role, layer):
             if expected and all(e > 0 for e in expected):
                 yield _Claim(name, layer, key, dimension, expected)
@@ -162,7 +165,7 @@ def _of_block(subject: Subject, role: str, layer: int) -> Iterator[_Length]:
 def _heads(subject: Subject, role: str, layer: int) -> Iterator[_Length]:
     if role not in ("attn_q", "attn_k", "attn_v", "attn_output", "attn_qkv"):
         return
-    if _value(subject, "attention.kv_lora_rank", layer) or _linear(subject, role):
+    if _value(subject, "attention.kv_lora_rank", layer):
         return
     heads = _value(subject, "attention.head_count", layer)
     kv = _value(subject, "attention.head_count_kv", layer) or heads
@@ -181,13 +184,6 @@ def _heads(subject: Subject, role: str, layer: int) -> Iterator[_Length]:
     else:
         fused = tuple(heads * k + kv * k + kv * v for k in keys for v in values)
         yield "attention.head_count_kv", 1, fused
-
-
-def _linear(subject: Subject, role: str) -> bool:
-    """Whether a fused projection may be a linear attention's, whose heads are others."""
-    return role in ("attn_qkv", "attn_output") and any(
-        "ssm" in name or "shortconv" in name for name in subject.file.tensors
-    )
 
 
 def _sizes(subject: Subject, name: str, layer: int) -> tuple[int, ...]:

@@ -11,20 +11,18 @@ import numpy as np
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, rule
 from ggufnorm.analysis.audit.subject import Subject
 from ggufnorm.errors import TensorTypeError
-from ggufnorm.formats.dequantize import n_rows, read_raw_rows, read_rows
-from ggufnorm.formats.finite import are_finite
+from ggufnorm.formats.dequantize import n_rows, read_rows
+from ggufnorm.formats.finite import rows_are_finite
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
-from ggufnorm.formats.storage import LocalStorage, Scratch, in_parallel
+from ggufnorm.formats.storage import LocalStorage, in_parallel
 
-_CHUNK = 1 << 21
+_CHUNK = 1 << 24
 """Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
 
 _PART = 1 << 26
 """Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
-
-_SCRATCH = Scratch()
 
 _CONNECTIONS = 4
 """Threads that read, at least, of a file that is not on this machine."""
@@ -102,8 +100,11 @@ def non_finite(subject: Subject) -> Iterator[Problem]:
 def _workers(file: ModelFile) -> int:
     """Threads that read; more than there are processors would wait for the interpreter."""
     n = os.cpu_count() or 1
-    is_local = all(isinstance(shard.storage, LocalStorage) for shard in file.shards)
-    return n if is_local else max(_CONNECTIONS, n)
+    return n if _is_local(file) else max(_CONNECTIONS, n)
+
+
+def _is_local(file: ModelFile) -> bool:
+    return all(isinstance(shard.storage, LocalStorage) for shard in file.shards)
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ def _count_non_finite(subject: Subject, name: str, rows: range) -> _NonFinite | 
     for start in range(rows.start, rows.stop, step):
         stop = min(rows.stop, start + step)
         try:
-            raw = read_raw_rows(file, tensor, start, stop, _SCRATCH)
-            if file.byte_order == "<" and are_finite(raw, tensor.ggml_type):
+            if rows_are_finite(file, name, start, stop):
                 continue
             values = read_rows(file, name, start, stop)
         except TensorTypeError:
@@ -181,7 +181,9 @@ def zero(subject: Subject) -> Iterator[Problem]:
         for name, t in subject.file.tensors.items()
         if layer_of(name) is not None and len(t.shape) > 1 and name not in subject.weights
     ]
-    found = in_parallel(lambda name: _zero_parts(subject, name), names, _workers(subject.file))
+    # Where a row is at hand, handing it to a thread takes longer than reading it.
+    workers = 1 if _is_local(subject.file) else _workers(subject.file)
+    found = in_parallel(lambda name: _zero_parts(subject, name), names, workers)
     for name, (zeros, n) in zip(names, found, strict=True):
         if not zeros:
             continue

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.analysis.audit.subject import Array, Subject
+from ggufnorm.core.distribution import median
 from ggufnorm.core.model import NormSite, WeightStatistics
 
 _FEWEST_LAYERS = 8
@@ -27,9 +28,6 @@ _NARROWEST = 0.1
 
 _CUT = 0.05
 """Share of a weight's values at each end that does not count for its layer: outlier channels."""
-
-_FEWEST_VALUES = 32
-"""Values from which a weight cannot be made of half-precision numbers by chance."""
 
 _Peer = tuple[NormSite, Array]
 _Told = tuple[NormSite, WeightStatistics]
@@ -202,7 +200,7 @@ def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
         if _is_beside_a_worse(i, worst):
             continue
         value = float(figures[i, column])
-        around = float(np.exp(np.median(_around(courses[column], i))))
+        around = float(np.exp(median(_around(courses[column], i))))
         name = ("mean", "root mean square", "spread")[column]
         message = f"{peers[i][0].tensor}: its {name} is {value:.3g}, in the layers around it"
         evidence = {"figure": name, "value": value, "around": around, "factor": float(np.exp(off))}
@@ -211,12 +209,12 @@ def _outliers(peers: Sequence[_Peer]) -> Iterator[Problem]:
 
 def _out_of_line(course: NDArray[np.float64], i: int) -> float:
     """How far a layer's figure is from those around it, as a logarithm; 0 if that is usual."""
-    off = float(course[i] - np.median(_around(course, i)))
+    off = float(course[i] - median(_around(course, i)))
     if abs(off) < np.log(_OUTLIER_FACTOR):
         return 0.0
     rest = np.delete(course, i)
-    usual = [rest[j] - np.median(_around(rest, j)) for j in _inner(len(rest))]
-    spread = max(_NARROWEST, 1.4826 * float(np.median(np.abs(usual))))
+    usual = [rest[j] - median(_around(rest, j)) for j in _inner(len(rest))]
+    spread = max(_NARROWEST, 1.4826 * float(median(np.abs(usual))))
     return off if abs(off) >= _OUTLIER_Z * spread else 0.0
 
 
@@ -234,7 +232,9 @@ def _around(course: NDArray[np.float64], i: int) -> NDArray[np.float64]:
 def _figures(values: Array) -> tuple[float, float, float]:
     """Mean, root mean square and spread, with the largest and smallest twentieth cut."""
     wide = values.astype(np.float64)
-    wide = np.clip(wide, *np.quantile(wide, (_CUT, 1 - _CUT)))
+    ordered, last = np.sort(wide, axis=None), wide.size - 1
+    low, high = np.interp((_CUT * last, (1 - _CUT) * last), np.arange(wide.size), ordered)
+    wide = np.clip(wide, low, high)
     tiny = float(np.finfo(np.float32).tiny)
     rms = float(np.sqrt(np.mean(wide**2)))
     return max(abs(float(wide.mean())), tiny), max(rms, tiny), max(float(wide.std()), tiny)
@@ -280,18 +280,11 @@ def _repeated_blocks(
     }
 
 
-def _told(subject: Subject) -> list[_Told]:
+def _told(subject: Subject) -> tuple[_Told, ...]:
     """Norms with values enough to tell their precision by, and with all their digits."""
-    told = [
-        (site, statistics)
-        for site, values, statistics in subject.weighted
-        if np.unique(values).size >= _FEWEST_VALUES
-        and not statistics.non_finite
-        and site.dtype == "F32"
-    ]
-    if not told:
+    if not subject.precise:
         raise NotApplicableError("no norm has values enough to tell their precision by")
-    return told
+    return subject.precise
 
 
 def _is_from_bf16(statistics: WeightStatistics) -> bool:
