@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--no-engines, but {', '.join(present)} can be imported")
 
 
-@pytest.fixture(scope="module", params=["loops", "NumPy"])
+@pytest.fixture(params=["loops", "NumPy"])
 def computed_by(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compute sums in compiled loops, then in NumPy, as where no compiler made them."""
     if request.param == "loops":

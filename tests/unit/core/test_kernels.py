@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +160,110 @@ def test_exponents_are_looked_at(computed_by: None) -> None:
                         apart[:, 3] = spoilt
                         assert not below(apart[:, 3], infinity)
                         assert below(apart[:, 4], infinity)
+
+
+@contextmanager
+def opened(path: Path, data: bytes) -> Iterator[int]:
+    path.write_bytes(data)
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+HALVES = kernels.Numbers(18, 2, (0, 4), 0x7C00)
+"""As of a quantized type: two halves in each block, the rest of which may be anything."""
+
+
+@compiled
+@pytest.mark.parametrize(
+    "of",
+    [
+        kernels.Numbers(2, 2, (0,), 0x7C00),
+        kernels.Numbers(2, 2, (0,), 0x7F80),
+        kernels.Numbers(4, 4, (0,), 0x7F80_0000),
+        HALVES,
+    ],
+)
+def test_a_file_is_scanned_piece_by_piece(of: kernels.Numbers, tmp_path: Path) -> None:
+    n, before, buffer = 1000, 7, memoryview(bytearray(1000))
+    word = np.dtype(f"u{of.width}")
+    finite = np.full(n * of.block // of.width, 0xFFFF_FFFF >> 8 * (4 - of.width), word)
+    blocks = finite.reshape(n, -1)
+    for place in of.places:
+        blocks[:, place // of.width] = of.infinity - 1
+    for place in of.places:
+        for row in (0, 1, 55, 56, n - 1):
+            for bad in (None, of.infinity, of.infinity + 1):
+                blocks[row, place // of.width] = of.infinity - 1 if bad is None else bad
+                with opened(tmp_path / "file", bytes(before) + blocks.tobytes()) as number:
+                    told = kernels.scan(of, blocks.nbytes, buffer, kernels.Place(number, before))
+                assert told is (bad is None)
+            blocks[row, place // of.width] = of.infinity - 1
+
+
+@compiled
+def test_a_scan_compares_with_another_file(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(0, 0x7C00, 9000).astype(np.uint16).tobytes()
+    of, buffer = kernels.Numbers(2, 2, (0,), 0x7C00), memoryview(bytearray(1000))
+    with opened(tmp_path / "one", data) as one:
+        for place in (None, 0, 499, 500, 999, 1000, len(data) - 1):
+            other = bytearray(data)
+            if place is not None:
+                other[place] ^= 1
+            with opened(tmp_path / "other", b"12345" + bytes(other)) as two:
+                places = kernels.Place(one, 0), kernels.Place(two, 5)
+                assert kernels.scan(of, len(data), buffer, *places) is (place is None)
+
+
+@compiled
+def test_a_file_that_is_too_short_is_left_to_python(tmp_path: Path) -> None:
+    buffer = memoryview(bytearray(1000))
+    with opened(tmp_path / "file", bytes(2998)) as number:
+        assert kernels.scan(HALVES, 3006, buffer, kernels.Place(number, 0)) is None
+        rows = kernels.FileRows(kernels.Place(number, 0), 300, "F32")
+        dd, rr = np.empty((2, 10))
+        assert kernels.sum_files(rows, rows, 75, dd, rr, buffer) is None
+    of = kernels.Numbers(2, 2, (0,), 0x7C00)
+    with opened(tmp_path / "file", bytes(3000)) as number:
+        place = kernels.Place(number, 0)
+        assert kernels.scan(of, 3000, buffer, place, kernels.Place(number, 2)) is None
+        assert kernels.scan(of, 3000, buffer[:1], place) is None  # no piece fits
+
+
+@compiled
+@pytest.mark.parametrize(
+    "kinds", [("F32", "F32"), ("BF16", "F16"), ("F16", "F32"), ("F32", "BF16")]
+)
+@pytest.mark.parametrize("columns", [1, 33, 2049])
+def test_rows_of_files_are_summed_as_those_in_memory(
+    kinds: tuple[str, str], columns: int, tmp_path: Path
+) -> None:
+    n = 23
+    r, q = (
+        np.random.default_rng(i).integers(0, 0x4000, (n, columns)).astype(np.uint16)
+        if kind != "F32"
+        else np.random.default_rng(i).standard_normal((n, columns)).astype(np.float32)
+        for i, kind in enumerate(kinds)
+    )
+    wanted, found = np.empty((2, n)), np.empty((2, n))
+    sums = kernels.sum_pairs(
+        *(kernels.Stored(a, k, columns) for a, k in zip((r, q), kinds)), *wanted
+    )
+    assert sums is not None
+    size = r.itemsize + q.itemsize
+    with (
+        opened(tmp_path / "r", b"12345" + r.tobytes()) as of_r,
+        opened(tmp_path / "q", q.tobytes()) as of_q,
+    ):
+        sides = (
+            kernels.FileRows(kernels.Place(number, at), columns * a.itemsize, kind)
+            for number, at, a, kind in ((of_r, 5, r, kinds[0]), (of_q, 0, q, kinds[1]))
+        )
+        one, other = sides
+        for rows_at_once in (1, 5, 23, 50):
+            buffer = memoryview(bytearray(64 + rows_at_once * columns * size))
+            assert kernels.sum_files(one, other, columns, *found, buffer) == sums.doubtful
+            np.testing.assert_array_equal(found, wanted)
+        assert kernels.sum_files(one, other, columns, *found, memoryview(bytearray(64))) is None
