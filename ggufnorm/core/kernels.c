@@ -236,6 +236,20 @@ KERNEL int ggufnorm_below_32(const uint32_t *bits, int64_t n, uint32_t infinity)
   return most < infinity;
 }
 
+/* Passes by strings that lie in a buffer from *pos on, each so many bytes as the 64-bit number
+ * before them says. Returns how many, at most n. */
+EXPORT int64_t ggufnorm_skip_strings(const char *buffer, int64_t size, int64_t *pos, int64_t n) {
+  int64_t at = *pos, done = 0;
+  for (; done < n && size - at >= 8; done++) {
+    uint64_t length;
+    memcpy(&length, buffer + at, sizeof length);
+    if (length > (uint64_t)(size - at - 8)) break;
+    at += 8 + (int64_t)length;
+  }
+  *pos = at;
+  return done;
+}
+
 /* Bytes of an open file. */
 typedef struct {
   int64_t descriptor;

@@ -38,6 +38,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "sum_columns": (None, [*_ROWS, *_ROWS, *_SIZES, _POINTER, _POINTER]),
     "below_16": (ctypes.c_int, [_POINTER, _COUNT, _COUNT, ctypes.c_uint16]),
     "below_32": (ctypes.c_int, [_POINTER, _COUNT, ctypes.c_uint32]),
+    "skip_strings": (_COUNT, [_POINTER, _COUNT, _POINTER, _COUNT]),
     "sum_files": (_COUNT, [*4 * [_POINTER], *_SIZES, _POINTER, _POINTER, _POINTER, _COUNT]),
     "scan": (ctypes.c_int, [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT]),
 }
@@ -221,6 +222,22 @@ def below(bits: NDArray[np.unsignedinteger[Any]], infinity: int) -> bool | None:
     return None
 
 
+def skip_strings(buffer: bytearray, pos: int, n: int) -> tuple[int, int]:
+    """Pass by strings, each so many bytes as the 64-bit number before them says.
+
+    Args:
+        buffer: holds them, one after the other; numbers are in this machine's order.
+        pos: of the first.
+        n: how many to pass by.
+
+    Returns:
+        How many lie wholly in the buffer, and where the next one begins.
+    """
+    at = ctypes.c_int64(pos)
+    done = library().skip_strings(*_memory(buffer), ctypes.byref(at), n)
+    return int(done), at.value
+
+
 class Place(NamedTuple):
     """Bytes of a file.
 
@@ -333,5 +350,5 @@ def _place(place: Place) -> Any:
     return (ctypes.c_int64 * 2)(*place)
 
 
-def _memory(buffer: memoryview) -> tuple[Any, int]:
+def _memory(buffer: memoryview | bytearray) -> tuple[Any, int]:
     return (ctypes.c_char * len(buffer)).from_buffer(buffer), len(buffer)

@@ -9,7 +9,7 @@ import struct
 from typing import Literal
 
 from ggufnorm.errors import GGUFError
-from ggufnorm.formats.storage import Storage, checked
+from ggufnorm.formats.storage import Scratch, Storage, checked
 
 ByteOrder = Literal["<", ">"]
 """Little or big endian, as the struct module and NumPy write it."""
@@ -20,6 +20,8 @@ _STEP = 1 << 18
 """Bytes of a further read on this machine: small enough for the processor's cache."""
 _SPARE = 1 << 17
 """Bytes that a further request may take too many, beyond a fifth of what is surely needed."""
+
+_SCRATCH = Scratch()
 
 
 class Front:
@@ -68,7 +70,7 @@ class Front:
 
     def _read(self, end: int) -> None:
         have = len(self.buffer)
-        found = self._storage.read(have, end - have)
+        found = self._storage.read(have, end - have, _SCRATCH.of(end - have))
         self.buffer += checked(found, self._storage, have, end - have)
 
 

@@ -11,6 +11,7 @@ offset), padding to ``general.alignment``, tensor data.
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +65,15 @@ _WORTH_WHILE = 1024
 """Strings passed by at once for which looking for them took less time than a walk."""
 _MAX_DECODED = 1 << 22
 """Most elements of one array that become a list; the largest vocabularies have a tenth."""
+
+
+_NATIVE = "<" if sys.byteorder == "little" else ">"
+
+
+def _has_loops() -> bool:
+    from ggufnorm.core import kernels  # no business of a file with few strings
+
+    return kernels.library() is not None
 
 
 @dataclass(frozen=True)
@@ -240,11 +250,19 @@ class Values(Cursor):
 
     def skip_strings(self, n: int, field: str) -> None:
         """Pass by ``n`` strings."""
+        compiled = n > _WALKED and self.front.order == _NATIVE and _has_loops()
         while n:
-            many = self.skip_short_strings(n)
+            many = self.skip_compiled(n) if compiled else self.skip_short_strings(n)
             n -= many
-            if n and many < _WORTH_WHILE:
-                n -= self.walk_strings(n, field)
+            if n and (compiled or many < _WORTH_WHILE):
+                n -= self.walk_strings(n, field, 1 if compiled else _WALKED)
+
+    def skip_compiled(self, n: int) -> int:
+        """Pass by those of ``n`` strings that were read already; returns how many."""
+        from ggufnorm.core import kernels
+
+        many, self.pos = kernels.skip_strings(self.front.buffer, self.pos, n)
+        return many
 
     def skip_short_strings(self, n: int) -> int:
         """Pass by many at once of ``n`` strings; returns how many.
@@ -273,12 +291,12 @@ class Values(Cursor):
         self.fetched(0)
         return bytes(self.front.buffer[start : self.pos])
 
-    def walk_strings(self, n: int, field: str) -> int:
-        """Pass by some of ``n`` strings, one by one; returns how many."""
+    def walk_strings(self, n: int, field: str, most: int) -> int:
+        """Pass by ``most`` of ``n`` strings, one by one; returns how many."""
         unpack, front = struct.Struct(self.front.order + "Q").unpack_from, self.front
         # Neither a method call nor a comparison per string: unpack_from itself refuses to
         # read behind the buffer.
-        some = min(n, _WALKED)
+        some = min(n, most)
         last = pos = self.pos
         to_come = repeat(None, some)
         buffer = front.buffer

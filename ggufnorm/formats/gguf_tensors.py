@@ -155,12 +155,16 @@ class TensorTable(Mapping[str, Tensor]):
         """The i-th tensor of the file."""
         found = self._recent.get(i)
         if found is None:
-            t = _read_info(Cursor(self._front, self._places[i]), i)
-            place = self._data + t.offset
-            found = Tensor(t.name, t.shape, t.dtype, t.ggml_type, place, t.n_bytes)
-            if len(self._recent) >= 2 * _RECENT:
-                self._recent = {}  # threads that hold the other may go on with it
-            self._recent[i] = self._recent[t.name] = found
+            found = self.keep(i, _read_info(Cursor(self._front, self._places[i]), i))
+        return found
+
+    def keep(self, i: int, t: _TensorInfo) -> Tensor:
+        """The i-th tensor, which was just read, kept for a while."""
+        place = self._data + t.offset
+        found = Tensor(t.name, t.shape, t.dtype, t.ggml_type, place, t.n_bytes)
+        if len(self._recent) >= 2 * _RECENT:
+            self._recent = {}  # threads that hold the other may go on with it
+        self._recent[i] = self._recent[t.name] = found
         return found
 
     @property
@@ -222,15 +226,20 @@ def read_tensors(cursor: Cursor, n: int, alignment: int) -> TensorTable:
         TensorDataError: a tensor's data is not in the file, or lies where another's does.
     """
     places, keys = Places(cursor.front), array("Q")
+    read: list[_TensorInfo] = []
     end, in_order = 0, True
     for i in range(n):
         places.append(cursor.pos)
         info = _read_info(cursor, i, alignment)
         keys.append(_key(info.name, i))
+        if n <= _RECENT:
+            read.append(info)
         in_order = in_order and info.offset >= end
         end = max(end, info.offset + info.n_bytes)
     data = -(-cursor.pos // alignment) * alignment
     table = TensorTable(cursor.front, places, keys, data)
+    for i, info in enumerate(read):
+        table.keep(i, info)
     twice = table.first_repeated()
     if twice is not None:
         name = table.at(twice).name

@@ -243,13 +243,26 @@ def test_nested_arrays_are_read():
 
 @pytest.mark.parametrize("odd", ["", "\0", "\0" * 9, "a" * 255, "b" * 256, "c" * 70_000])
 @pytest.mark.parametrize("every", [1, 7, 5000])
-def test_many_strings_are_passed_by_whatever_they_are(odd, every):
+def test_many_strings_are_passed_by_whatever_they_are(odd, every, tmp_path, computed_by):
     n = 12_000 if len(odd) < 1000 or every > 1000 else 60
     texts = [odd if i % every == every - 1 else "token" * (i % 5) + str(i) for i in range(n)]
     written = draft([("texts", ARRAY, (STRING, texts)), ("last", STRING, "is found")])
-    with opened(written) as file:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(written.data)
+    for file in (opened(written), GGUFFile(path)):  # which are read in other steps
         assert file.metadata["last"] == "is found"
         assert file.metadata["texts"] == texts
+
+
+@pytest.mark.parametrize("length", [2**40, 2**63 - 8, 2**63, 2**64 - 9, 2**64 - 1])
+def test_a_string_that_cannot_fit_is_refused_among_many(length, computed_by):
+    written = bytearray(draft([("texts", ARRAY, (STRING, ["token"] * 9000))]).data)
+    at = written.rindex(struct.pack("<Q", 5) + b"token")
+    written[at : at + 8] = struct.pack("<Q", length)
+    error = refusal(written)
+    assert (error.offset, str(length) in str(error)) == (at, True)
+    error = refusal(written[: at - 3])  # in the midst of a length, and behind it
+    assert "needs 8 bytes" in str(error) or "cannot fit" in str(error)
 
 
 def test_arrays_outlive_the_file(tmp_path):
