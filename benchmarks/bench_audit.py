@@ -1,6 +1,6 @@
 """What auditing all tensors costs, beside reading the same bytes once with all cores.
 
-    python -m benchmarks.bench_audit [--layers 4] [--width 2048] [--ff 5632]
+    python -m benchmarks.bench_audit [--layers 16] [--width 2048] [--ff 5632]
 
 Writes a random Llama as a checkpoint (F16) and, of the same values, as GGUF in F16, Q8_0 and
 Q4_K_M to a temporary folder. Then times, in turns, the best of several:
@@ -8,6 +8,8 @@ Q4_K_M to a temporary folder. Then times, in turns, the best of several:
 - reading all bytes into a buffer that each thread keeps, nothing done with them;
 - the same with a SHA-256 of each piece, which is what telling two files apart would cost;
 - ``audit --full``, which looks for values that are not finite;
+- the same and a conversion of a quantized file's values by ggml, nothing done with them, which is
+  the least that comparing them takes;
 - ``audit --source`` of the whole file, which reads the checkpoint too.
 
 Prints Markdown tables of seconds and ratios, of the clock and of the processors: where others use
@@ -23,10 +25,11 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import local
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +37,14 @@ from numpy.typing import NDArray
 import ggufnorm
 from benchmarks.bench_drift import write_model
 from ggufnorm.engines.llama.quantize import quantize
-from ggufnorm.formats.dequantize import read_raw_rows
+from ggufnorm.formats.dequantize import dequantize_rows, read_raw_rows
 from ggufnorm.formats.gguf import GGUFFile
+from ggufnorm.formats.gguf_tensors import Tensor
+from ggufnorm.formats.storage import Scratch
 
 PIECE = 1 << 20
+CONVERTED = 1 << 18
+"""Values that are converted at once, which a core's own cache holds."""
 ROUNDS = 5
 N_VOCAB = 8192
 TYPES = ("F16", "Q8_0", "Q4_K_M")
@@ -130,6 +137,29 @@ def read_all(paths: Sequence[Path], use: Callable[[memoryview], object]) -> None
         os.close(number)
 
 
+def convert_all(path: Path) -> None:
+    """Have all tensors of a file turned into float32 by ggml, in all threads, and forget them."""
+    with GGUFFile(path) as file, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        parts = []
+        for t in file.tensors.values():
+            rows = t.n_elements // t.shape[0]
+            step = max(1, CONVERTED // t.shape[0])
+            parts += [(t, start, min(rows, start + step)) for start in range(0, rows, step)]
+        kept = local()
+
+        def work(part: tuple[Tensor, int, int]) -> None:
+            t, start, stop = part
+            if not hasattr(kept, "memory"):
+                kept.memory, kept.scratch = np.empty(CONVERTED, np.float32), Scratch()
+            raw = read_raw_rows(file, t, start, stop, kept.scratch)
+            n = (stop - start) * t.shape[0]
+            if n <= CONVERTED:
+                dequantize_rows(raw, t.ggml_type, kept.memory[:n].reshape(stop - start, -1))
+
+        for _ in pool.map(work, parts):
+            pass
+
+
 def copy_in_memory() -> float:
     """Bytes a second that all cores together read when they copy large arrays."""
     n = os.cpu_count() or 1
@@ -156,16 +186,10 @@ def measured(works: dict[str, Callable[[], object]]) -> dict[str, Cost]:
     return {name: (min(c for c, _ in v), min(p for _, p in v)) for name, v in found.items()}
 
 
-def show(title: str, paths: Sequence[Path], last: tuple[str, Callable[[], object]]) -> None:
-    """A table of one audit."""
+def show(title: str, paths: Sequence[Path], works: Mapping[str, Callable[[], object]]) -> None:
+    """A table of one audit, beside what else can be done with the same bytes."""
     size = sum(path.stat().st_size for path in paths)
-    costs = measured(
-        {
-            "reading": lambda: read_all(paths, len),
-            "reading and SHA-256": lambda: read_all(paths, lambda b: hashlib.sha256(b).digest()),
-            last[0]: last[1],
-        }
-    )
+    costs = measured({"reading": lambda: read_all(paths, len), **works})
     clock, processors = costs["reading"]
     print(f"\n{title}, {size / 1e6:,.0f} MB\n")
     print(
@@ -178,7 +202,7 @@ def show(title: str, paths: Sequence[Path], last: tuple[str, Callable[[], object
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--ff", type=int, default=5632)
     args = parser.parse_args()
@@ -191,14 +215,21 @@ def main() -> None:
         checkpoint = Path(folder) / "checkpoint"
         write_checkpoint(models["F16"], checkpoint)
         for name, path in models.items():
-            show(f"{name}", [path], ("`audit --full`", partial(full, path)))
+            hashing = partial(read_all, [path], lambda b: hashlib.sha256(b).digest())
+            works = {"reading and SHA-256": hashing, "`audit --full`": partial(full, path)}
+            show(name, [path], works)
         for name, path in models.items():
             paths = [path, checkpoint / "model.safetensors"]
-            show(
-                f"{name} and its checkpoint",
-                paths,
-                ("`audit --source`", partial(beside, path, checkpoint)),
-            )
+            works = {"`audit --source`": partial(beside, path, checkpoint)}
+            if name != "F16":
+                works = {"reading and converting": partial(converted, paths), **works}
+            show(f"{name} and its checkpoint", paths, works)
+
+
+def converted(paths: Sequence[Path]) -> None:
+    """Read files, and convert the first."""
+    convert_all(paths[0])
+    read_all(paths[1:], len)
 
 
 def full(path: Path) -> None:

@@ -250,6 +250,25 @@ EXPORT int64_t ggufnorm_skip_strings(const char *buffer, int64_t size, int64_t *
   return done;
 }
 
+/* Puts strings of such a buffer one after the other, a zero behind each, and returns how many bytes
+ * that took. -1 if they are not all there, or one has a zero itself. */
+EXPORT int64_t ggufnorm_join_strings(const char *buffer, int64_t size, int64_t pos, int64_t n,
+                                     char *joined) {
+  char *to = joined;
+  for (; n > 0; n--) {
+    uint64_t length;
+    if (size - pos < 8) return -1;
+    memcpy(&length, buffer + pos, sizeof length);
+    pos += 8;
+    if (length > (uint64_t)(size - pos) || memchr(buffer + pos, 0, (size_t)length)) return -1;
+    memcpy(to, buffer + pos, (size_t)length);
+    pos += (int64_t)length;
+    to += length;
+    *to++ = 0;
+  }
+  return to - joined;
+}
+
 /* Bytes of an open file. */
 typedef struct {
   int64_t descriptor;

@@ -39,6 +39,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "below_16": (ctypes.c_int, [_POINTER, _COUNT, _COUNT, ctypes.c_uint16]),
     "below_32": (ctypes.c_int, [_POINTER, _COUNT, ctypes.c_uint32]),
     "skip_strings": (_COUNT, [_POINTER, _COUNT, _POINTER, _COUNT]),
+    "join_strings": (_COUNT, [_POINTER, *3 * [_COUNT], _POINTER]),
     "sum_files": (_COUNT, [*4 * [_POINTER], *_SIZES, _POINTER, _POINTER, _POINTER, _COUNT]),
     "scan": (ctypes.c_int, [_POINTER, _POINTER, _COUNT, _POINTER, _POINTER, _COUNT]),
 }
@@ -236,6 +237,30 @@ def skip_strings(buffer: bytearray, pos: int, n: int) -> tuple[int, int]:
     at = ctypes.c_int64(pos)
     done = library().skip_strings(*_memory(buffer), ctypes.byref(at), n)
     return int(done), at.value
+
+
+def split_strings(buffer: bytearray, pos: int, end: int, n: int) -> list[str] | None:
+    """Strings as :func:`skip_strings` passes by, decoded together.
+
+    Args:
+        buffer: holds them, one after the other; numbers are in this machine's order.
+        pos: where the first begins.
+        end: where the last ends.
+        n: how many they are.
+
+    Returns:
+        None if they are not told apart so: one has a NUL character or is not UTF-8, or they do
+        not end there.
+    """
+    joined = bytearray(end - pos)
+    size = library().join_strings(*_memory(buffer), pos, n, _memory(joined)[0])
+    if size != end - pos - 7 * n:
+        return None
+    del joined[size - 1 :]
+    try:
+        return joined.decode("utf-8").split("\0")
+    except UnicodeDecodeError:
+        return None
 
 
 class Place(NamedTuple):

@@ -70,12 +70,6 @@ _MAX_DECODED = 1 << 22
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
-def _has_loops() -> bool:
-    from ggufnorm.core import kernels  # no business of a file with few strings
-
-    return kernels.library() is not None
-
-
 @dataclass(frozen=True)
 class Header:
     """What a header says. ``values_at`` gives a cursor at a byte offset."""
@@ -250,12 +244,20 @@ class Values(Cursor):
 
     def skip_strings(self, n: int, field: str) -> None:
         """Pass by ``n`` strings."""
-        compiled = n > _WALKED and self.front.order == _NATIVE and _has_loops()
+        compiled = self._has_loops_for(n)
         while n:
             many = self.skip_compiled(n) if compiled else self.skip_short_strings(n)
             n -= many
             if n and (compiled or many < _WORTH_WHILE):
                 n -= self.walk_strings(n, field, 1 if compiled else _WALKED)
+
+    def _has_loops_for(self, n: int) -> bool:
+        """Whether ``n`` strings are many enough for compiled loops, and there are such."""
+        if n <= _WALKED or self.front.order != _NATIVE:
+            return False
+        from ggufnorm.core import kernels  # no business of a file with few strings
+
+        return kernels.library() is not None
 
     def skip_compiled(self, n: int) -> int:
         """Pass by those of ``n`` strings that were read already; returns how many."""
@@ -340,6 +342,14 @@ class Values(Cursor):
         Returns:
             None if one is not all there or not UTF-8: the checked way says which.
         """
+        if self._has_loops_for(n):
+            from ggufnorm.core import kernels
+
+            _, end = kernels.skip_strings(self.front.buffer, self.pos, n)
+            together = kernels.split_strings(self.front.buffer, self.pos, end, n)
+            if together is not None:
+                self.pos = end
+                return cast("list[Value]", together)
         unpack, buffer = struct.Struct(self.front.order + "Q").unpack_from, self.front.buffer
         found: list[Value] = []
         keep, pos = found.append, self.pos

@@ -102,7 +102,8 @@ def _pieces(subject: Subject, model: str, tokens: list[Any]) -> Iterator[Problem
     types, scores = (subject.metadata.get(_KEY + k) for k in ("token_type", "scores"))
     if model != "llama" or not isinstance(types, list) or len(types) != len(tokens):
         return
-    bytes_ = [i for i, t in enumerate(tokens) if _BYTE.fullmatch(str(t))]
+    texts = map(str, tokens)
+    bytes_ = [i for i, t in enumerate(texts) if t.startswith("<0x") and _BYTE.fullmatch(t)]
     wrong = [i for i in bytes_ if types[i] != BYTE]
     if wrong:
         message = (
@@ -113,18 +114,18 @@ def _pieces(subject: Subject, model: str, tokens: list[Any]) -> Iterator[Problem
         yield Problem(message, evidence=evidence)
     if not isinstance(scores, list) or len(scores) != len(tokens):
         return
-    found = {s for s, t in zip(scores, types, strict=True) if t == NORMAL}
-    if len(found) == 1 and types.count(NORMAL) > _FEW:
+    normal = (s for s, t in zip(scores, types, strict=True) if t == NORMAL)
+    first = next(normal, None)
+    if all(s == first for s in normal) and types.count(NORMAL) > _FEW:
         message = (
-            f"{_KEY}scores are all {next(iter(found)):g}: nothing tells which pieces of a word are"
-            " joined first"
+            f"{_KEY}scores are all {first:g}: nothing tells which pieces of a word are joined first"
         )
         yield Problem(message, evidence={"key": _KEY + "scores"})
 
 
 def _repeated(tokens: list[Any]) -> Iterator[Problem]:
-    twice = [text for text, n in Counter(map(str, tokens)).items() if n > 1]
-    if twice:
+    if len(set(map(str, tokens))) < len(tokens):
+        twice = [text for text, n in Counter(map(str, tokens)).items() if n > 1]
         first = str(twice[0])
         places = [i for i, t in enumerate(tokens) if str(t) == first][:2]
         message = (
