@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,7 @@ def allowed(cost: float | None) -> float:
     return 0.6 if cost is None else ALLOWED * cost + 1e-7
 
 
-@cache
+@lru_cache(maxsize=256)
 def sample(n: int, most: int = _SAMPLE) -> NDArray[np.intp]:
     """Rows spread over a tensor, the first and the last among them, the same each time."""
     if n <= most:

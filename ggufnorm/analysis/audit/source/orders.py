@@ -8,7 +8,7 @@ classes that share an architecture may differ.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import lru_cache
 
 from ggufnorm.analysis.audit.source.arrange import Steps
 
@@ -91,7 +91,7 @@ _ORDERS: tuple[tuple[str, str, tuple[Steps, ...]], ...] = (
 )
 
 
-@cache
+@lru_cache(maxsize=1024)
 def expected_orders(architecture: str, role: str) -> tuple[Steps, ...]:
     """The orders that the converter may give a tensor, the usual one first."""
     found = _of_table(architecture, role)
