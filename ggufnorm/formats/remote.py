@@ -21,7 +21,7 @@ from ggufnorm.formats.connection import (
 )
 from ggufnorm.formats.safetensors_header import quoted
 from ggufnorm.formats.split import shard_name
-from ggufnorm.formats.storage import coalesce, in_parallel
+from ggufnorm.formats.storage import coalesce, heed_stop, in_parallel
 
 FRONT = 1 << 17
 """Bytes that opening a model fetches: most headers without a vocabulary end in them."""
@@ -193,6 +193,7 @@ class RemoteStorage:
             self._check_range(response, first)
             n = min(n, self.size - offset)
             for part in response.iter_raw():
+                heed_stop()
                 got += part
                 if len(got) > n:
                     raise InputError(f"cannot read {self.name}: the server sends more than asked")

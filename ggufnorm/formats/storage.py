@@ -5,21 +5,25 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
-from threading import RLock, local
-from typing import NamedTuple, Protocol, TypeVar
+from threading import Event, RLock, local
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from ggufnorm.errors import GGUFError, InputError
 from ggufnorm.formats.files import no_such_file, open_descriptor
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 _KEPT_OPEN = 64
 """Files that are held open: a model may have more shards than a process may have files."""
 
-_MOST_AT_ONCE = 1 << 30
-"""Bytes of one system call: Linux reads up to 2 GiB at once."""
+_MOST_AT_ONCE = 1 << 24
+"""Bytes of one system call, which nothing interrupts."""
 
 _BATCH = 16
 """Items that a worker's queue holds: more would go on for long after a failure."""
@@ -109,6 +113,7 @@ class LocalStorage:
         descriptor, done = self.opened(), 0
         try:
             while done < n:
+                heed_stop()
                 part = found[done : done + _MOST_AT_ONCE]
                 got = _read_into(descriptor.number, part, offset + done)
                 if got == 0:
@@ -237,15 +242,70 @@ def coalesce(ranges: Iterable[tuple[int, int]], spare: int) -> list[tuple[int, i
     return [(start, end - start) for start, end in whole]
 
 
-def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
-    """Results in the order of the items; the first failure stops what has not begun."""
-    if len(items) <= 1 or workers == 1:
-        return [function(item) for item in items]
+class _StoppedError(BaseException):
+    """Nobody waits any more for what this thread does."""
+
+
+class _Work(local):
+    """What a thread works for.
+
+    Attributes:
+        stopped: of its pool, and of the one that made that, and so on; one is set when nobody
+            waits any more.
+    """
+
+    stopped: tuple[Event, ...] = ()
+
+
+_WORK = _Work()
+
+
+def heed_stop() -> None:
+    """End a thread's work here if its pool was told to stop: see :func:`pool_of_readers`."""
+    if any(event.is_set() for event in _WORK.stopped):
+        raise _StoppedError
+
+
+def pool_of_readers(n: int) -> tuple[ThreadPoolExecutor, Event]:
+    """Threads that read files, and what stops each where it reads next.
+
+    Whoever sets that, a Ctrl-C being the usual reason, need not wait for them to finish what they
+    do; nor for threads that they have made by this function.
+
+    Args:
+        n: how many.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
+    stopped = Event()
+    all_of_them = (stopped, *_WORK.stopped)
+
+    def begin() -> None:
+        _WORK.stopped = all_of_them
+
+    return ThreadPoolExecutor(n, initializer=begin), stopped
+
+
+@contextmanager
+def readers(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read files, stopped by an error that leaves the block: a Ctrl-C above all."""
+    pool, stopped = pool_of_readers(n)
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def in_parallel(function: Callable[[A], B], items: Sequence[A], workers: int) -> list[B]:
+    """Results in the order of the items; the first failure stops all others."""
+    if len(items) <= 1 or workers == 1:
+        return [function(item) for item in items]
     results: list[B] = []
     batch = workers * _BATCH
-    with ThreadPoolExecutor(min(workers, len(items))) as pool:
+    with readers(min(workers, len(items))) as pool:
         for start in range(0, len(items), batch):
             results += pool.map(function, items[start : start + batch])
     return results

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ggufnorm.core import kernels
 from ggufnorm.core.kernels import Numbers, Place, Sums
-from ggufnorm.formats.storage import Extent, LocalStorage, Scratch
+from ggufnorm.formats.storage import Extent, LocalStorage, Scratch, heed_stop
 
 _CACHED = 1 << 20
 """Bytes of a core's own cache, as of most processors."""
@@ -40,6 +40,7 @@ def scan(extent: Extent, of: Numbers, other: Extent | None = None) -> bool | Non
         if places is None:
             return None
         for start in range(0, extent.n, step):
+            heed_stop()
             n = min(step, extent.n - start)
             told = kernels.scan(of, n, _BUFFER.of(_CACHED), *(_from(p, start) for p in places))
             if not told:
@@ -81,6 +82,7 @@ def sum_rows(r: StoredRows, q: StoredRows, columns: int, dd: Sums, rr: Sums) -> 
         for start in range(0, n, step):
             if places is None:
                 return False
+            heed_stop()
             some = slice(start, min(n, start + step))
             of_r, of_q = (
                 kernels.FileRows(_from(place, start * size), size, side.kind, side.convert)

@@ -200,6 +200,31 @@ def test_a_ctrl_c_in_a_callback_is_not_lost(model: Path) -> None:
     assert time.monotonic() - started < 30
 
 
+@fault("Processes", "Ctrl-C while a slow disk is read", then="exit code 130 at the next read")
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_ctrl_c_does_not_wait_for_a_tensor(model: Path, n: int) -> None:
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import os, time\n"
+        "from ggufnorm.core import kernels\n"
+        "from ggufnorm.formats import finite\n"
+        "kernels.library = lambda: None\n"
+        "finite._CHUNK = 1\n"
+        "read, calls = finite.read_raw_rows, []\n"
+        "def slow(*arguments):\n"
+        "    calls.append(arguments)\n"
+        "    if len(calls) == 1: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(1)\n"
+        "    return read(*arguments)\n"
+        "finite.read_raw_rows = slow\n" + MAIN
+    )
+    started = time.monotonic()
+    done = run("audit", "--full", *[model] * n, script=script)
+    assert done.returncode == 130
+    assert b"Traceback" not in done.stderr
+    assert time.monotonic() - started < 30
+
+
 @fault("Processes", "Ctrl-C while modules are imported", then="exit code 130, no traceback")
 @pytest.mark.parametrize("module", ["click", "ggufnorm.cli.main", "ggufnorm.cli.process"])
 def test_a_ctrl_c_during_the_imports_is_no_traceback(model: Path, module: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ggufnorm.core.manifest import SCHEMA, VERSION, Manifest, TensorDigest, digest_of_all
@@ -16,6 +15,7 @@ from ggufnorm.formats.files import read_regular
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.output import write_text
+from ggufnorm.formats.storage import readers
 
 _PART = 1 << 22
 _MOST_BYTES = 1 << 28
@@ -45,14 +45,11 @@ def make_manifest(
         return TensorDigest(name, str(tensor.dtype), tuple(tensor.shape), found.hexdigest())
 
     tensors: list[TensorDigest] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        try:
-            for made in pool.map(one, file.tensors):
-                tensors.append(made)
-                done += file.tensors[made.name].n_bytes
-                tell("digesting tensors", done, total)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with readers(os.cpu_count() or 1) as pool:
+        for made in pool.map(one, file.tensors):
+            tensors.append(made)
+            done += file.tensors[made.name].n_bytes
+            tell("digesting tensors", done, total)
     keys = {key: _digest_of_value(file.metadata[key]) for key in file.metadata}
     return Manifest(file.path, digest_of_all(tuple(tensors)), tuple(tensors), keys)
 

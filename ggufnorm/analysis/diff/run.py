@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from ggufnorm.analysis.diff.metadata import metadata_differences
@@ -26,6 +26,7 @@ from ggufnorm.errors import TensorTypeError
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import parse_norm_name
+from ggufnorm.formats.storage import readers
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def diff(
         on_progress(DiffProgress("reading metadata", 0, 0, 0.0))
         metadata = metadata_differences(first, second)
         compared = _Comparison(first, second, on_progress)
-        with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+        with readers(n_threads or os.cpu_count() or 1) as pool:
             compared.run(pool)
         findings = Findings(
             metadata=metadata,
@@ -132,7 +133,7 @@ class _Comparison:
         self._on_progress = on_progress
         self._started = time.perf_counter()
 
-    def run(self, pool: ThreadPoolExecutor) -> None:
+    def run(self, pool: Executor) -> None:
         for name in self._names:
             try:
                 self._compare(name, pool)
@@ -141,7 +142,7 @@ class _Comparison:
                 self.skipped.append(Skipped(name, str(error)))
                 self._advance(self.a.tensors[name].n_elements)
 
-    def _compare(self, name: str, pool: ThreadPoolExecutor) -> None:
+    def _compare(self, name: str, pool: Executor) -> None:
         if parse_norm_name(name) is None:
             tensor, bad = compare_tensor(self.a, self.b, name, pool, self._advance)
             self.tensors.append(tensor)

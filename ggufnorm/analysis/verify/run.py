@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from ggufnorm.analysis.diff.metadata import metadata_differences
@@ -21,6 +20,7 @@ from ggufnorm.formats import ggml
 from ggufnorm.formats.imatrix import read_imatrix
 from ggufnorm.formats.location import open_model
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import readers
 
 _WRITTEN = ("general.file_type", "general.quantization_version")
 _WRITTEN_PREFIXES = ("quantize.imatrix.", "split.")
@@ -146,7 +146,7 @@ def _proofs(
         except (TensorTypeError, ValueError) as error:
             return Skipped(name, str(error))
 
-    with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+    with readers(n_threads or os.cpu_count() or 1) as pool:
         results = list(pool.map(one, names))
     return (
         [r for r in results if isinstance(r, TensorProof)],

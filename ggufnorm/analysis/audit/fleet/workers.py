@@ -19,6 +19,7 @@ from ggufnorm.analysis.audit.run import Location
 from ggufnorm.core.plain import to_plain
 from ggufnorm.engines.peer import Peer
 from ggufnorm.errors import ConfigError, EngineError, MissingPackageError
+from ggufnorm.formats.storage import pool_of_readers
 
 
 class Pending(Protocol):
@@ -47,7 +48,7 @@ class Threads:
     """
 
     def __init__(self, n: int, audit: Callable[[Location], Outcome]) -> None:
-        self._pool = ThreadPoolExecutor(n)
+        self._pool, self._stopped = pool_of_readers(n)
         self._audit = audit
 
     def submit(self, location: Location) -> Future[Outcome]:
@@ -56,6 +57,7 @@ class Threads:
 
     def end(self) -> None:
         """See :class:`Workers`."""
+        self._stopped.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,6 +18,7 @@ from ggufnorm.analysis.audit.source.rows import Gate
 from ggufnorm.errors import GgufnormError
 from ggufnorm.formats.hf import Source
 from ggufnorm.formats.model_file import ModelFile
+from ggufnorm.formats.storage import readers
 
 Progress = Callable[[str, int, int], None]
 """Is told of a phase, and how many of how many weights are done."""
@@ -96,7 +96,7 @@ def compare_tensors(
     plan = planner.plan()
     run = _Comparison(file, planner, plan, on_progress)
     largest_first = sorted(plan.makings, key=lambda n: -file.tensors[n].n_elements)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with readers(os.cpu_count() or 1) as pool:
         for _ in pool.map(run.one, largest_first):
             pass
     return run.result()

@@ -18,8 +18,8 @@ from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.naming import layer_of
 from ggufnorm.formats.storage import LocalStorage, in_parallel
 
-_CHUNK = 1 << 24
-"""Bytes that are looked at at once: so many that a thread seldom waits for the interpreter."""
+_CHUNK = 1 << 21
+"""Bytes whose values are counted at once."""
 
 _PART = 1 << 26
 """Bytes of a tensor that one thread reads, so that the largest keeps none waiting."""
@@ -139,18 +139,16 @@ def _count_non_finite(subject: Subject, name: str, rows: range) -> _NonFinite | 
     file, tensor = subject.file, subject.file.tensors[name]
     step = _rows_in(_CHUNK, tensor, n_rows(file, name))
     total, first = 0, None
-    for start in range(rows.start, rows.stop, step):
-        stop = min(rows.stop, start + step)
-        try:
-            if rows_are_finite(file, name, start, stop):
-                continue
-            values = read_rows(file, name, start, stop)
-        except TensorTypeError:
-            return None
-        bad = ~np.isfinite(values)
-        if bad.any():
-            total += int(bad.sum())
-            first = start + int(bad.any(axis=1).argmax()) if first is None else first
+    try:
+        if rows_are_finite(file, name, rows.start, rows.stop):
+            return _NonFinite(0, None)
+        for start in rows[::step]:
+            bad = ~np.isfinite(read_rows(file, name, start, min(rows.stop, start + step)))
+            if bad.any():
+                total += int(bad.sum())
+                first = start + int(bad.any(axis=1).argmax()) if first is None else first
+    except TensorTypeError:
+        return None
     return _NonFinite(total, first)
 
 
