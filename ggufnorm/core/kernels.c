@@ -273,7 +273,7 @@ EXPORT int64_t ggufnorm_join_strings(const char *buffer, int64_t size, int64_t p
 typedef struct {
   int64_t descriptor;
   int64_t offset;
-} place;
+} position;
 
 /* Numbers of so many bytes, 2 or 4, that stand at some places of each block of bytes. */
 typedef struct {
@@ -285,7 +285,7 @@ typedef struct {
 } numbers;
 
 /* Whether all the bytes came; what went wrong is for Python to tell, which reads them again. */
-static int read_at(const place *from, int64_t done, int64_t n, char *to) {
+static int read_at(const position *from, int64_t done, int64_t n, char *to) {
 #if defined(_WIN32)
   (void)from, (void)done, (void)n, (void)to;
   return 0;
@@ -319,7 +319,7 @@ static int all_below(const numbers *of, const char *data, int64_t n) {
 /* Reads whole blocks of a file, and as many bytes of another unless that is NULL, piece by piece
  * into the buffer. Returns 1 if all numbers have an exponent below infinity's and the other file
  * has the same bytes, 0 if not, -1 if they could not be read. 32-bit numbers are blocks. */
-EXPORT int ggufnorm_scan(const place *file, const place *other, int64_t n, const numbers *of,
+EXPORT int ggufnorm_scan(const position *file, const position *other, int64_t n, const numbers *of,
                          char *buffer, int64_t size) {
   const int64_t piece = (other ? size / 2 : size) / of->block * of->block;
   if (piece <= 0) return -1;
@@ -337,7 +337,7 @@ EXPORT int ggufnorm_scan(const place *file, const place *other, int64_t n, const
 
 /* Reads rows of two files piece by piece into the buffer, and sums them as ggufnorm_sum_pairs does,
  * whose rows have no data yet. Returns how many are doubtful, -1 if they could not be read. */
-EXPORT int64_t ggufnorm_sum_files(const place *file_r, const place *file_q, rows_of_values *r,
+EXPORT int64_t ggufnorm_sum_files(const position *file_r, const position *file_q, rows_of_values *r,
                                   rows_of_values *q, int64_t rows, int64_t n, double *row_dd,
                                   double *row_rr, char *buffer, int64_t size) {
   const int64_t apart = 64;

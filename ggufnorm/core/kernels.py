@@ -263,7 +263,7 @@ def split_strings(buffer: bytearray, pos: int, end: int, n: int) -> list[str] | 
         return None
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Bytes of a file.
 
     Attributes:
@@ -304,7 +304,7 @@ class _Numbers(ctypes.Structure):
 
 
 def scan(
-    of: Numbers, n: int, buffer: memoryview, file: Place, other: Place | None = None
+    of: Numbers, n: int, buffer: memoryview, file: Position, other: Position | None = None
 ) -> bool | None:
     """Read a part of a file, and look at it piece by piece while a processor's cache holds it.
 
@@ -324,7 +324,7 @@ def scan(
         return None
     places = (ctypes.c_int64 * len(of.places))(*of.places)
     numbers = _Numbers(of.block, of.width, len(of.places), places, of.infinity)
-    at, beside = _place(file), None if other is None else _place(other)
+    at, beside = _position(file), None if other is None else _position(other)
     told = lib.scan(at, beside, n, ctypes.byref(numbers), *_memory(buffer))
     return None if told < 0 else bool(told)
 
@@ -333,13 +333,13 @@ class FileRows(NamedTuple):
     """Rows of values in a file, one after the other.
 
     Attributes:
-        place: where they begin.
+        position: where they begin.
         row_bytes: bytes of one.
         kind: as in :class:`Stored`.
         convert: as in :class:`Stored`.
     """
 
-    place: Place
+    position: Position
     row_bytes: int
     kind: str
     convert: int = 0
@@ -366,13 +366,19 @@ def sum_files(
     if lib is None:
         return None
     sides = (_Side(None, f.row_bytes, KINDS.index(f.kind), f.convert) for f in (r, q))
-    arguments = (_place(r.place), _place(q.place), *map(ctypes.byref, sides), len(dd), columns)
+    arguments = (
+        _position(r.position),
+        _position(q.position),
+        *map(ctypes.byref, sides),
+        len(dd),
+        columns,
+    )
     told = int(lib.sum_files(*arguments, _rows(dd)[0], _rows(rr)[0], *_memory(buffer)))
     return None if told < 0 else told
 
 
-def _place(place: Place) -> Any:
-    return (ctypes.c_int64 * 2)(*place)
+def _position(position: Position) -> Any:
+    return (ctypes.c_int64 * 2)(*position)
 
 
 def _memory(buffer: memoryview | bytearray) -> tuple[Any, int]:

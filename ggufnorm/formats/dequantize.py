@@ -18,7 +18,7 @@ from ggufnorm.formats import ggml
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.gguf_tensors import Tensor
 from ggufnorm.formats.model_file import ModelFile
-from ggufnorm.formats.storage import Scratch
+from ggufnorm.formats.storage import Extent, Scratch
 
 if TYPE_CHECKING:
     from ggufnorm.core import kernels
@@ -161,6 +161,13 @@ def read_rows(
     tensor = file.tensors[name]
     raw = read_raw_rows(file, tensor, start, stop, _RAW)
     return _values(file, tensor, raw, len(raw), out)
+
+
+def extent_of_rows(file: ModelFile, name: str, start: int, stop: int) -> Extent:
+    """Where the bytes of some rows of a tensor are; see :func:`read_rows`."""
+    whole = file.extent(name)
+    size = whole.n // max(1, n_rows(file, name))
+    return whole.part(start * size, (stop - start) * size)
 
 
 def pick_rows(file: ModelFile, name: str, rows: Sequence[int]) -> NDArray[np.float32]:

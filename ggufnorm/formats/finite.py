@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ggufnorm.core.floats import BF16_INFINITY, F16_INFINITY, F32_INFINITY, below
 from ggufnorm.core.kernels import Numbers
-from ggufnorm.formats.dequantize import dequantize_rows, n_rows, read_raw_rows
+from ggufnorm.formats.dequantize import dequantize_rows, extent_of_rows, read_raw_rows
 from ggufnorm.formats.gguf_constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from ggufnorm.formats.model_file import ModelFile
 from ggufnorm.formats.storage import Scratch
@@ -81,11 +81,11 @@ def rows_are_finite(file: ModelFile, name: str, start: int, stop: int) -> bool |
     of = numbers(tensor.ggml_type) if file.byte_order == "<" else None
     if of is None:
         return None
-    size = tensor.n_bytes // max(1, n_rows(file, name))
-    told = scan(file.extent(name).part(start * size, (stop - start) * size), of)
+    extent = extent_of_rows(file, name, start, stop)
+    told = scan(extent, of)
     if told is not None:
         return told
-    step = max(1, _CHUNK // max(1, size))
+    step = max(1, _CHUNK * (stop - start) // max(1, extent.n))
     chunks = ((first, min(stop, first + step)) for first in range(start, stop, step))
     raw = (read_raw_rows(file, tensor, *chunk, _SCRATCH) for chunk in chunks)
     return all(are_finite(some, tensor.ggml_type) for some in raw)
@@ -108,4 +108,5 @@ def numbers(ggml_type: int) -> Numbers | None:
             return None
         if not np.isfinite(values).all():
             found.append(place)
-    return Numbers(n_bytes, 2, tuple(found), F16_INFINITY)
+    # Nothing to look at is not the same as nothing wrong.
+    return Numbers(n_bytes, 2, tuple(found), F16_INFINITY) if found else None

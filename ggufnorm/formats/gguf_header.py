@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from operator import length_hint
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -65,8 +66,6 @@ _WORTH_WHILE = 1024
 """Strings passed by at once for which looking for them took less time than a walk."""
 _MAX_DECODED = 1 << 22
 """Most elements of one array that become a list; the largest vocabularies have a tenth."""
-
-
 _NATIVE = "<" if sys.byteorder == "little" else ">"
 
 
@@ -244,27 +243,23 @@ class Values(Cursor):
 
     def skip_strings(self, n: int, field: str) -> None:
         """Pass by ``n`` strings."""
-        compiled = self._has_loops_for(n)
+        loops = self._loops_for(n)
         while n:
-            many = self.skip_compiled(n) if compiled else self.skip_short_strings(n)
+            if loops is not None:  # they pass by all that were read already
+                many, self.pos = loops.skip_strings(self.front.buffer, self.pos, n)
+            else:
+                many = self.skip_short_strings(n)
             n -= many
-            if n and (compiled or many < _WORTH_WHILE):
-                n -= self.walk_strings(n, field, 1 if compiled else _WALKED)
+            if n and (loops is not None or many < _WORTH_WHILE):
+                n -= self.walk_strings(n, field, _WALKED if loops is None else 1)
 
-    def _has_loops_for(self, n: int) -> bool:
-        """Whether ``n`` strings are many enough for compiled loops, and there are such."""
+    def _loops_for(self, n: int) -> ModuleType | None:
+        """The module of compiled loops, if there are such and ``n`` strings are worth them."""
         if n <= _WALKED or self.front.order != _NATIVE:
-            return False
+            return None
         from ggufnorm.core import kernels  # no business of a file with few strings
 
-        return kernels.library() is not None
-
-    def skip_compiled(self, n: int) -> int:
-        """Pass by those of ``n`` strings that were read already; returns how many."""
-        from ggufnorm.core import kernels
-
-        many, self.pos = kernels.skip_strings(self.front.buffer, self.pos, n)
-        return many
+        return None if kernels.library() is None else kernels
 
     def skip_short_strings(self, n: int) -> int:
         """Pass by many at once of ``n`` strings; returns how many.
@@ -342,11 +337,10 @@ class Values(Cursor):
         Returns:
             None if one is not all there or not UTF-8: the checked way says which.
         """
-        if self._has_loops_for(n):
-            from ggufnorm.core import kernels
-
-            _, end = kernels.skip_strings(self.front.buffer, self.pos, n)
-            together = kernels.split_strings(self.front.buffer, self.pos, end, n)
+        loops = self._loops_for(n)
+        if loops is not None:
+            _, end = loops.skip_strings(self.front.buffer, self.pos, n)
+            together = loops.split_strings(self.front.buffer, self.pos, end, n)
             if together is not None:
                 self.pos = end
                 return cast("list[Value]", together)

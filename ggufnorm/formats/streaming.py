@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ggufnorm.core import kernels
-from ggufnorm.core.kernels import Numbers, Place, Sums
+from ggufnorm.core.kernels import Numbers, Position, Sums
 from ggufnorm.formats.storage import Extent, LocalStorage, Scratch, heed_stop
 
 _CACHED = 1 << 20
 """Bytes of a core's own cache, as of most processors."""
 
-_UNTOLD = 1 << 24
+_STEP = 1 << 24
 """Bytes that are read before the interpreter can stop it."""
 
 _BUFFER = Scratch()
@@ -35,14 +35,16 @@ def scan(extent: Extent, of: Numbers, other: Extent | None = None) -> bool | Non
         Whether they are finite, and the bytes the same; None where that cannot be told: they are
         not on this machine, there are no loops, or something could not be read.
     """
-    step = _UNTOLD // of.block * of.block
-    with _places([extent] if other is None else [extent, other]) as places:
-        if places is None:
+    if other is not None and other.n != extent.n:
+        return False
+    step = _STEP // of.block * of.block
+    with _positions([extent] if other is None else [extent, other]) as positions:
+        if positions is None:
             return None
         for start in range(0, extent.n, step):
             heed_stop()
             n = min(step, extent.n - start)
-            told = kernels.scan(of, n, _BUFFER.of(_CACHED), *(_from(p, start) for p in places))
+            told = kernels.scan(of, n, _BUFFER.of(_CACHED), *(_from(p, start) for p in positions))
             if not told:
                 return told
     return True
@@ -77,16 +79,16 @@ def sum_rows(r: StoredRows, q: StoredRows, columns: int, dd: Sums, rr: Sums) -> 
     """
     n = len(dd)
     sizes = [side.extent.n // max(1, n) for side in (r, q)]
-    step = max(1, _UNTOLD // max(1, sum(sizes)))
-    with _places([r.extent, q.extent]) as places:
+    step = max(1, _STEP // max(1, sum(sizes)))
+    with _positions([r.extent, q.extent]) as positions:
+        if positions is None:
+            return False
         for start in range(0, n, step):
-            if places is None:
-                return False
             heed_stop()
             some = slice(start, min(n, start + step))
             of_r, of_q = (
-                kernels.FileRows(_from(place, start * size), size, side.kind, side.convert)
-                for place, size, side in zip(places, sizes, (r, q), strict=True)
+                kernels.FileRows(_from(position, start * size), size, side.kind, side.convert)
+                for position, size, side in zip(positions, sizes, (r, q), strict=True)
             )
             buffer = _BUFFER.of(max(_CACHED, 2 * sum(sizes)))
             if kernels.sum_files(of_r, of_q, columns, dd[some], rr[some], buffer) != 0:
@@ -94,12 +96,12 @@ def sum_rows(r: StoredRows, q: StoredRows, columns: int, dd: Sums, rr: Sums) -> 
     return True
 
 
-def _from(place: Place, start: int) -> Place:
-    return Place(place.descriptor, place.offset + start)
+def _from(position: Position, start: int) -> Position:
+    return Position(position.descriptor, position.offset + start)
 
 
 @contextmanager
-def _places(extents: Sequence[Extent]) -> Iterator[list[Place] | None]:
+def _positions(extents: Sequence[Extent]) -> Iterator[list[Position] | None]:
     """Where bytes are, their files held open; None where loops cannot read them."""
     storages = [e.storage for e in extents]
     local = [s for s in storages if isinstance(s, LocalStorage)]
@@ -107,4 +109,4 @@ def _places(extents: Sequence[Extent]) -> Iterator[list[Place] | None]:
         yield None
         return
     held = [s.opened() for s in local]
-    yield [Place(h.number, e.offset) for h, e in zip(held, extents, strict=True)]
+    yield [Position(h.number, e.offset) for h, e in zip(held, extents, strict=True)]

@@ -198,7 +198,7 @@ def test_a_file_is_scanned_piece_by_piece(of: kernels.Numbers, tmp_path: Path) -
             for bad in (None, of.infinity, of.infinity + 1):
                 blocks[row, place // of.width] = of.infinity - 1 if bad is None else bad
                 with opened(tmp_path / "file", bytes(before) + blocks.tobytes()) as number:
-                    told = kernels.scan(of, blocks.nbytes, buffer, kernels.Place(number, before))
+                    told = kernels.scan(of, blocks.nbytes, buffer, kernels.Position(number, before))
                 assert told is (bad is None)
             blocks[row, place // of.width] = of.infinity - 1
 
@@ -213,7 +213,7 @@ def test_a_scan_compares_with_another_file(tmp_path: Path) -> None:
             if place is not None:
                 other[place] ^= 1
             with opened(tmp_path / "other", b"12345" + bytes(other)) as two:
-                places = kernels.Place(one, 0), kernels.Place(two, 5)
+                places = kernels.Position(one, 0), kernels.Position(two, 5)
                 assert kernels.scan(of, len(data), buffer, *places) is (place is None)
 
 
@@ -221,14 +221,14 @@ def test_a_scan_compares_with_another_file(tmp_path: Path) -> None:
 def test_a_file_that_is_too_short_is_left_to_python(tmp_path: Path) -> None:
     buffer = memoryview(bytearray(1000))
     with opened(tmp_path / "file", bytes(2998)) as number:
-        assert kernels.scan(HALVES, 3006, buffer, kernels.Place(number, 0)) is None
-        rows = kernels.FileRows(kernels.Place(number, 0), 300, "F32")
+        assert kernels.scan(HALVES, 3006, buffer, kernels.Position(number, 0)) is None
+        rows = kernels.FileRows(kernels.Position(number, 0), 300, "F32")
         dd, rr = np.empty((2, 10))
         assert kernels.sum_files(rows, rows, 75, dd, rr, buffer) is None
     of = kernels.Numbers(2, 2, (0,), 0x7C00)
     with opened(tmp_path / "file", bytes(3000)) as number:
-        place = kernels.Place(number, 0)
-        assert kernels.scan(of, 3000, buffer, place, kernels.Place(number, 2)) is None
+        place = kernels.Position(number, 0)
+        assert kernels.scan(of, 3000, buffer, place, kernels.Position(number, 2)) is None
         assert kernels.scan(of, 3000, buffer[:1], place) is None  # no piece fits
 
 
@@ -258,7 +258,7 @@ def test_rows_of_files_are_summed_as_those_in_memory(
         opened(tmp_path / "q", q.tobytes()) as of_q,
     ):
         sides = (
-            kernels.FileRows(kernels.Place(number, at), columns * a.itemsize, kind)
+            kernels.FileRows(kernels.Position(number, at), columns * a.itemsize, kind)
             for number, at, a, kind in ((of_r, 5, r, kinds[0]), (of_q, 0, q, kinds[1]))
         )
         one, other = sides

@@ -101,7 +101,7 @@ def test_readers_stop_where_they_read_next(zeros: LocalStorage) -> None:
 def test_loops_that_read_stop_between_their_steps(
     zeros: LocalStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "_UNTOLD", 1000)
+    monkeypatch.setattr(streaming, "_STEP", 1000)
     of = kernels.Numbers(2, 2, (0,), 0x7C00)
     rows = streaming.StoredRows(Extent(zeros, 0, zeros.size), "F16")
     sums = np.empty((2, 1024))
@@ -110,6 +110,8 @@ def test_loops_that_read_stop_between_their_steps(
         lambda: streaming.sum_rows(rows, rows, 512, *sums),
     ]
     assert seconds_to_interrupt(passes) < LONG / 2
+    assert streaming.scan(rows.extent, of, rows.extent) is True
+    assert streaming.scan(rows.extent, of, rows.extent.part(0, 1000)) is False
 
 
 def test_an_error_in_one_thread_stops_the_others(zeros: LocalStorage) -> None:

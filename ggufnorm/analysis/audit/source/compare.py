@@ -21,6 +21,7 @@ from ggufnorm.analysis.audit.source.layout import Layout, Values
 from ggufnorm.core import kernels
 from ggufnorm.core.row_dots import mark_lost
 from ggufnorm.formats.dequantize import (
+    extent_of_rows,
     how_stored,
     n_rows,
     pick_rows,
@@ -153,13 +154,11 @@ def _copied(file: ModelFile, name: str, layout: Layout) -> Measured | None:
     stored = layout.as_stored(tensor.dtype) if tensor.dtype in WORST else None
     if stored is None or file.byte_order == ">":
         return None
-    of, here = numbers(tensor.ggml_type), file.extent(name)
-    row_size = here.n // max(1, layout.n_rows)
-    is_finite = True
+    of, is_finite = numbers(tensor.ggml_type), True
     first, step = 0, max(1, _BLOCK // max(1, layout.n_columns))
     for rows in stored:
-        there, n = rows.extent(), len(rows) * row_size
-        if of and there and scan(here.part(first * row_size, n), of, there):
+        here, there = extent_of_rows(file, name, first, first + len(rows)), rows.extent()
+        if of and there and scan(here, of, there):
             first += len(rows)
             continue
         for start in range(0, len(rows), step):
@@ -255,11 +254,10 @@ def _streamed(
     if streams is None or how is None:
         return None
     errors, powers = np.empty((2, layout.n_rows))
-    here, first = file.extent(name), 0
-    size = here.n // max(1, layout.n_rows)
+    first = 0
     for part, expected in zip(layout.parts, streams, strict=True):
         some = slice(first, first + len(part.rows))
-        found = StoredRows(here.part(first * size, len(part.rows) * size), *how)
+        found = StoredRows(extent_of_rows(file, name, some.start, some.stop), *how)
         if not sum_rows(expected, found, layout.n_columns, errors[some], powers[some]):
             return None
         first = some.stop

@@ -9,7 +9,7 @@ import numpy as np
 from ggufnorm.analysis.audit.registry import NotApplicableError, Problem, Rule, at, rule
 from ggufnorm.analysis.audit.subject import Array, Subject
 from ggufnorm.core.audit import Severity
-from ggufnorm.core.distribution import median as median_of
+from ggufnorm.core.distribution import median
 from ggufnorm.core.model import NormSite
 
 _HUGE = 30.0
@@ -126,11 +126,11 @@ def huge_channel(subject: Subject) -> Iterator[Problem]:
     _readable(subject)
     for site, values, _ in subject.weighted:
         sizes = np.abs(values[np.isfinite(values)].astype(np.float64))
-        median = float(median_of(sizes)) if sizes.size else 0.0
-        if median == 0 or sizes.max() <= _HUGE * median:
+        middle = float(median(sizes)) if sizes.size else 0.0
+        if middle == 0 or sizes.max() <= _HUGE * middle:
             continue
         flat = np.where(np.isfinite(values), np.abs(values), 0).ravel()
-        channel, times = int(flat.argmax()), float(sizes.max()) / median
+        channel, times = int(flat.argmax()), float(sizes.max()) / middle
         value = float(values.flat[channel])
         message = f"{site.tensor}: channel {channel} is {value:.4g}, {times:.0f} times the median"
         yield at(site, message, channel=channel, value=value, times_median=times)
